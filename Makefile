@@ -1,0 +1,66 @@
+# One way to do each thing. Every target builds .venv first when it is not there: it needs python3 >= 3.11 and the
+# package index, nothing else.
+#
+#   make demo                      raw dialogue -> a preference-aligned chat model in runs/demo
+#   make demo ARGS='--seed 2'      any option of `tutelage demo`
+#   make test                      everything but what is slow by nature
+#   make PYTHON=/path/to/python3.12 test
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check bench lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+help:
+	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
+	@echo "  also: install, test-slow, check, bench, lock, clean"
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	@$(BIN)/tutelage demo $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	for bench in benchmarks/*.py; do $(BIN)/python $$bench; done
+
+lock:
+	scripts/lock.sh
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp comes last, so an interrupted install is taken up again. The first Python that is new enough and can make
+# environments wins; `-c` is run for real because a name on the PATH may be a shim for nothing.
+$(INSTALLED): requirements.lock pyproject.toml
+	@for python in "$(PYTHON)" python3.13 python3.12 python3.11 python3.14; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "tutelage needs Python >= 3.11 with its venv module, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1):" \
+		"install it (Debian, Ubuntu: apt install python3-venv) or say make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+	@echo "installing into $(VENV) (once; some minutes)"
+	@$(PIP) install --no-deps --requirement requirements.lock
+	@# On Linux the index may serve torch for CUDA, whose libraries the lock leaves out: then torch says which it needs.
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@

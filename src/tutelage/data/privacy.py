@@ -1,0 +1,81 @@
+"""What identifies a person -> a placeholder: [EMAIL], [PHONE], [URL], with counts.
+
+English and Chinese alike. A word boundary (backslash b) is no use next to Chinese characters, which count as letters;
+what may stand beside a match is said in ASCII instead. Full-width digits and letters are read as their plain twins,
+character by character, so that places in the text stay the same. Phone numbers beyond the Chinese mobile pattern
+are recognised by the library `phonenumbers`, which knows each country's numbering plan.
+Names, addresses and identity numbers are not looked for yet.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+
+from tutelage.errors import InputError
+
+PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "url": "[URL]"}
+PHONE_REGIONS = ("US", "CN")  # how to read a number without a country code; with one, any country's is found
+
+_ADDRESS = r"[!#-;=?-~]*[0-9A-Za-z/_=#&~-]"  # ASCII without space, quotes and < >; a full stop at the end is the text's
+_URL = re.compile(
+    rf"(?<![0-9A-Za-z])(?:https?://|ftp://|www\.(?=[0-9a-z-]+\.[a-z])){_ADDRESS}",
+    re.IGNORECASE,
+)
+_DOMAIN = re.compile(
+    r"(?<![0-9A-Za-z@._-])(?:[0-9a-z-]+\.)+(?:com|org|net|edu|gov|io|cn)(?![0-9A-Za-z@])" + f"(?:/{_ADDRESS})?",
+    re.IGNORECASE,
+)
+_EMAIL = re.compile(
+    r"(?<![0-9A-Za-z._%+-])[0-9A-Za-z][0-9A-Za-z._%+-]*@(?:[0-9A-Za-z-]+\.)+[A-Za-z]{2,}(?![0-9A-Za-z])"
+)
+_CN_MOBILE = re.compile(r"(?<![0-9A-Za-z])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![0-9A-Za-z])", re.ASCII)
+_SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")  # with fewer it is no number worth the slower look
+_SUSPECT = re.compile(r"[@:]|\.[0-9A-Za-z]|" + _SEVEN_DIGITS.pattern)  # every match of the others holds one of these
+
+Span = tuple[int, int, str]
+
+
+def redact(text: str) -> tuple[str, Counter[str]]:
+    """Replace what identifies a person. Returns the text and how often each kind was found."""
+    spans = find(text)
+    for start, end, kind in reversed(spans):
+        text = text[:start] + PLACEHOLDERS[kind] + text[end:]
+    return text, Counter(kind for _, _, kind in spans)
+
+
+def find(text: str) -> list[Span]:
+    """Spans (start, end, kind) in order, none touching another."""
+    if text.isascii() and not _SUSPECT.search(text):
+        return []  # nearly every line of chat
+    plain = text if text.isascii() else "".join(_plain(c) for c in text)
+    spans: list[Span] = []
+    for start, end, kind in _candidates(plain):
+        if all(end <= s or start >= e for s, e, _ in spans):  # the first recogniser to claim a character keeps it
+            spans.append((start, end, kind))
+    return sorted(spans)
+
+
+def _candidates(text: str) -> Iterator[Span]:
+    for kind, pattern in (("url", _URL), ("email", _EMAIL), ("url", _DOMAIN), ("phone", _CN_MOBILE)):
+        if kind == "email" and "@" not in text:
+            continue
+        for match in pattern.finditer(text):
+            yield match.start(), match.end(), kind
+    if _SEVEN_DIGITS.search(text):
+        yield from _phone_numbers(text)
+
+
+def _phone_numbers(text: str) -> Iterator[Span]:
+    try:
+        from phonenumbers import Leniency, PhoneNumberMatcher
+    except ImportError:
+        raise InputError('the package phonenumbers is not installed; run: pip install "tutelage[demo]"') from None
+    for region in PHONE_REGIONS:
+        for number in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
+            yield number.start, number.end, "phone"
+
+
+def _plain(character: str) -> str:
+    plain = unicodedata.normalize("NFKC", character)
+    return plain if len(plain) == 1 else character

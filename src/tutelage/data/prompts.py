@@ -1,0 +1,92 @@
+"""Conversations -> prompts: what an assistant is asked to answer in ranking, PPO and evaluation.
+
+Every user turn with the turns before it is one prompt. Which prompts are used is decided by a hash of their text,
+so that the choice is the same in every process and does not change when conversations are added elsewhere.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from tutelage.data.records import Messages, Prompt
+from tutelage.data.sources import CHITCHAT, Conversation
+from tutelage.data.splits import unit_hash
+from tutelage.errors import InputError
+from tutelage.text.chat import encode_chat
+from tutelage.text.tokenizer import Tokenizer
+
+CONTEXT_MESSAGES = 6  # a chat is rarely about what was said earlier, and 128 tokens seldom hold more
+
+_WORD = re.compile(r"[A-Za-z]{2,}|[\u3400-\u9fff]")
+
+
+def from_conversation(conversation: Conversation, split: str) -> Iterator[Prompt]:
+    """One prompt for each user turn that has a real word in it."""
+    for turn, message in enumerate(conversation.messages):
+        if message["role"] == "user" and _WORD.search(message["content"]):
+            context = conversation.messages[max(0, turn + 1 - CONTEXT_MESSAGES) : turn + 1]
+            yield Prompt(_from_user(context), CHITCHAT, split, conversation.id)
+
+
+def fit(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int) -> Prompt | None:
+    """Drop the oldest turns until the prompt has at most `max_tokens`; None if the last user turn alone has more.
+
+    The generation prompt counts. What is left starts with a user turn, after the system turn if there is one.
+    """
+    messages = prompt.prompt
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    rest = _from_user(messages[len(system) :])
+    while rest:
+        if len(encode_chat(tokenizer, system + rest, add_generation_prompt=True).ids) <= max_tokens:
+            return replace(prompt, prompt=system + rest)
+        rest = _from_user(rest[1:])
+    return None
+
+
+def choose(prompts: Iterable[Prompt], n: int, per_conversation: int, salt: str) -> list[Prompt]:
+    """The `n` prompts with the smallest hash, at most so many from one conversation, in the order of the hash.
+
+    Salts make independent choices of the same pool. Prompts without a conversation do not limit each other.
+    """
+    ordered = sorted(
+        ((unit_hash(salt, p.conversation or "", key(p.prompt)), i, p) for i, p in enumerate(prompts)),
+        key=lambda entry: entry[:2],
+    )
+    taken: Counter[str] = Counter()
+    chosen: list[Prompt] = []
+    for _, _, prompt in ordered:
+        if len(chosen) == n:
+            break
+        if prompt.conversation is None or taken[prompt.conversation] < per_conversation:
+            chosen.append(prompt)
+            taken[prompt.conversation or ""] += 1
+    return chosen
+
+
+def choose_fitting(
+    pool: Sequence[Prompt], tokenizer: Tokenizer, count: int, max_tokens: int, salt: str, per_conversation: int = 0
+) -> list[Prompt]:
+    """Up to `count` prompts by hash, each cut to `max_tokens`; those whose last turn alone is longer are passed over.
+
+    At most `per_conversation` from one conversation; 0 is no limit. Raises InputError when none is left.
+    """
+    chosen: list[Prompt] = []
+    for prompt in choose(pool, len(pool), per_conversation or len(pool), salt):
+        if len(chosen) == count:
+            break
+        if (fitted := fit(prompt, tokenizer, max_tokens)) is not None:
+            chosen.append(fitted)
+    if not chosen:
+        raise InputError(f"prompts: none of {len(pool)} fits {max_tokens} tokens; give shorter ones or raise the limit")
+    return chosen
+
+
+def key(messages: Messages) -> str:
+    """A text that two prompts share only if they are the same."""
+    return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)
+
+
+def _from_user(messages: Messages) -> Messages:
+    start = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    return messages[start:]

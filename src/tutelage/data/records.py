@@ -1,0 +1,282 @@
+"""The records that travel between stages, one JSON object a line, and their readers and writers.
+
+    a JSONL file -> Document, Demonstration, Comparison or Prompt, checked field by field
+    records      -> a JSONL file, whole or absent
+
+The shapes are those of files, database export and API alike. Unknown fields are ignored, so that other people's files
+can be read; whatever is missing or wrongly typed is an `InputError` that names file, line and the next move.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tutelage.atomic import atomic_write
+from tutelage.errors import InputError
+
+Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
+
+ROLES = ("system", "user", "assistant")
+MIN_RESPONSES, MAX_RESPONSES = 2, 9  # InstructGPT ranks 4 to 9 answers; 2 is the classical pair
+
+Record = TypeVar("Record")
+
+
+class _Record:
+    """What the four records share: the JSON object of a record leaves out the fields that are None."""
+
+    def to_record(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Document(_Record):
+    """Text to pretrain on: either plain `text` or the `messages` of a conversation."""
+
+    text: str | None
+    messages: Messages | None
+    source: str
+    lang: str | None = None
+    conversation: str | None = None
+
+    def plain_text(self) -> str:
+        """The text to pretrain on; a conversation becomes lines of `role: text`."""
+        if self.text is not None:
+            return self.text
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages or [])
+
+
+@dataclass(frozen=True)
+class Demonstration(_Record):
+    """A conversation whose assistant turns are to be imitated."""
+
+    messages: Messages
+    source: str
+    annotator: str | None = None
+    lang: str | None = None
+    conversation: str | None = None
+    ratings: dict[str, float] | None = None  # what people said of the whole conversation, if anybody did
+
+
+@dataclass(frozen=True)
+class Comparison(_Record):
+    """One annotator's whole ranking of the K responses to one prompt."""
+
+    prompt: Messages
+    responses: list[str]
+    ranks: list[int]  # 1 is best, ties are equal
+    annotator: str
+    source: str
+    conversation: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt(_Record):
+    """What an assistant is to answer: a context that ends with a user turn."""
+
+    prompt: Messages
+    source: str
+    split: str
+    conversation: str | None = None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for each line that is not blank. A file without a single one is refused."""
+    empty = True
+    for number, line in _lines(path):
+        if line.strip():
+            empty = False
+            yield number, _parse(line, f"{path}, line {number}")
+    if empty:
+        raise InputError(f"{path}: the file is empty; give a JSONL file with at least one record")
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Write one object a line, whole or not at all. Returns how many."""
+    count = 0
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def read_documents(paths: Iterable[Path]) -> list[Document]:
+    return _read(paths, document_from)
+
+
+def read_demonstrations(paths: Iterable[Path]) -> list[Demonstration]:
+    return _read(paths, demonstration_from)
+
+
+def read_comparisons(paths: Iterable[Path]) -> list[Comparison]:
+    return _read(paths, comparison_from)
+
+
+def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
+    return _read(paths, prompt_from)
+
+
+def document_from(record: dict[str, Any], where: str) -> Document:
+    """Check one corpus record; `where` (file and line) opens the error message."""
+    if "text" in record:
+        text, messages = text_field(record, "text", where), None
+    elif "messages" in record:
+        text, messages = None, messages_field(record, "messages", where)
+    else:
+        raise InputError(f'{where}: a document needs "text" or "messages", this one has {_names(record)}')
+    (source,) = _labels(record, where, "source")
+    return Document(text, messages, source, **_optional(record, where, "lang", "conversation"))
+
+
+def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
+    messages = messages_field(record, "messages", where)
+    asked = False
+    for message in messages:
+        asked = asked or message["role"] == "user"
+        if asked and message["role"] == "assistant" and message["content"].strip():
+            break
+    else:
+        raise InputError(
+            f"{where}: the conversation has no assistant turn after a user turn, so there is nothing to imitate; "
+            "add the answer or remove the line"
+        )
+    ratings = record.get("ratings")
+    if ratings is not None and not (isinstance(ratings, dict) and all(_is_number(v) for v in ratings.values())):
+        raise InputError(f'{where}: "ratings" must be an object of numbers, it is {_kind(ratings)}')
+    (source,) = _labels(record, where, "source")
+    optional = _optional(record, where, "annotator", "lang", "conversation")
+    return Demonstration(messages=messages, source=source, ratings=ratings, **optional)
+
+
+def comparison_from(record: dict[str, Any], where: str) -> Comparison:
+    prompt = prompt_field(record, where)
+    responses, ranks = record.get("responses"), record.get("ranks")
+    if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+        raise InputError(f'{where}: "responses" must be a list of texts, it is {_kind(responses)}')
+    for response in responses:
+        check_text(response, where)
+    if not MIN_RESPONSES <= len(responses) <= MAX_RESPONSES:
+        raise InputError(
+            f"{where}: a ranking holds {MIN_RESPONSES} to {MAX_RESPONSES} responses, this one {len(responses)}"
+        )
+    if not isinstance(ranks, list) or not all(type(r) is int and r >= 1 for r in ranks):
+        raise InputError(f'{where}: "ranks" must be a list of whole numbers from 1 (best), it is {json.dumps(ranks)}')
+    if len(ranks) != len(responses):
+        raise InputError(f"{where}: {len(responses)} responses but {len(ranks)} ranks; give each response one rank")
+    labels = _labels(record, where, "annotator", "source")
+    return Comparison(prompt, responses, ranks, *labels, **_optional(record, where, "conversation"))
+
+
+def prompt_from(record: dict[str, Any], where: str) -> Prompt:
+    labels = _labels(record, where, "source", "split")
+    return Prompt(prompt_field(record, where), *labels, **_optional(record, where, "conversation"))
+
+
+def prompt_field(record: dict[str, Any], where: str) -> Messages:
+    prompt = messages_field(record, "prompt", where)
+    if prompt[-1]["role"] != "user":
+        raise InputError(f"{where}: the prompt ends with a {prompt[-1]['role']} turn; end it with the user's")
+    return prompt
+
+
+def messages_field(record: dict[str, Any], name: str, where: str) -> Messages:
+    messages = record.get(name)
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f'{where}: "{name}" must be a list of messages with at least one, it is {_kind(messages)}')
+    for turn, message in enumerate(messages, start=1):
+        spot = f"{where}, message {turn}"
+        if not isinstance(message, dict):
+            raise InputError(f'{spot}: must be an object with "role" and "content", it is {_kind(message)}')
+        if message.get("role") not in ROLES:
+            given = json.dumps(message.get("role"))
+            raise InputError(f'{spot}: "role" must be one of {", ".join(ROLES)}, it is {given}')
+        text_field(message, "content", spot)
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def text_field(record: dict[str, Any], name: str, where: str) -> str:
+    text = record.get(name)
+    if not isinstance(text, str):
+        raise InputError(f'{where}: "{name}" must be a text, it is {_kind(text)}')
+    return check_text(text, where)
+
+
+def check_text(text: str, where: str) -> str:
+    """Half a surrogate pair is legal in JSON but in no encoding of text: every later step would fail on it."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: the text holds half a surrogate pair at character {error.start}; "
+                "save the file again with a tool that writes whole characters"
+            ) from None
+    return text
+
+
+def parse_json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error}); write one JSON object a line") from None
+
+
+def read_text(path: Path) -> str:
+    """A whole file as text, with the line of the first byte that is not UTF-8 in the error."""
+    return "".join(line for _, line in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    # Decoded line by line, so that the error can name the line; bytes split at \n only, as JSONL wants it.
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8"
+                    ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    record = parse_json(line, where)
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: must be a JSON object, it is {_kind(record)}; write one object a line")
+    return record
+
+
+def _read(paths: Iterable[Path], check: Callable[[dict[str, Any], str], Record]) -> list[Record]:
+    return [check(record, f"{path}, line {number}") for path in paths for number, record in read_jsonl(path)]
+
+
+def _labels(record: dict[str, Any], where: str, *names: str) -> list[str]:
+    """Short texts that say where a record comes from; a hand-written file may leave them out."""
+    return [text_field({name: record.get(name, "unknown")}, name, where) for name in names]
+
+
+def _optional(record: dict[str, Any], where: str, *names: str) -> dict[str, Any]:
+    return {name: text_field(record, name, where) for name in names if record.get(name) is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "missing"
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    number = "a number"
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: number, float: number}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _names(record: dict[str, Any]) -> str:
+    return ", ".join(f'"{name}"' for name in record) or "no field at all"

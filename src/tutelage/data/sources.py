@@ -1,0 +1,152 @@
+"""Packages with real conversations -> conversations with two speakers, and questions with answers.
+
+`chitchat-dataset` (MIT): 7,168 conversations between strangers, with ratings by the people themselves. Only those in
+which two people speak are kept; what one person wrote in a row is one turn; who opens is the user, the partner the
+assistant. `chatterbot-corpus` (BSD): questions and answers; an entry with more than two items is one question with
+alternative answers. Both packages are the extra [demo], imported only when asked for; nothing is downloaded.
+"""
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.clean import clean_line
+from tutelage.data.records import Messages
+from tutelage.data.splits import normalised
+from tutelage.errors import InputError
+
+CHITCHAT = "chitchat-dataset"
+CHATTERBOT = "chatterbot-corpus"
+LANGUAGES = {"english": "en", "chinese": "zh"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Two people talking."""
+
+    id: str
+    people: tuple[str, str]  # the opener, the partner
+    messages: Messages  # user and assistant in turn, cleaned, beginning with the user
+    ratings: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class QuestionAnswers:
+    question: str
+    answers: tuple[str, ...]
+    lang: str
+
+
+def read_chitchat(limit: int = 0) -> tuple[list[Conversation], Counter[str]]:
+    """The conversations with two speakers, the first `limit` of them if that is not 0, and what was dropped why."""
+    raw = json.loads((_package("chitchat_dataset") / "dataset.json").read_text(encoding="utf-8"))
+    conversations: list[Conversation] = []
+    counts: Counter[str] = Counter()
+    for id, conversation in raw.items():
+        if limit and len(conversations) == limit:
+            break
+        counts["conversations"] += 1
+        people, messages = _turns(message for group in conversation["messages"] for message in group)
+        if len(people) != 2:
+            counts["dropped_not_two_speakers"] += 1
+        elif len(messages) < 2:
+            counts["dropped_empty"] += 1
+        else:
+            conversations.append(Conversation(id, (people[0], people[1]), messages, conversation.get("ratings")))
+    counts["kept"] = len(conversations)
+    return conversations, counts
+
+
+def read_chatterbot(limit: int = 0) -> tuple[list[QuestionAnswers], Counter[str]]:
+    """English, then Chinese; the first `limit` entries of each language if that is not 0."""
+    import yaml
+
+    folder = _package("chatterbot_corpus") / "data"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster, where it was built in
+    counts: Counter[str] = Counter()
+    entries: list[QuestionAnswers] = []
+    for language, lang in LANGUAGES.items():
+        raw = [
+            entry
+            for path in sorted((folder / language).glob("*.yml"))
+            for entry in yaml.load(path.read_text(encoding="utf-8"), Loader=loader).get("conversations") or []
+        ]
+        entries += _merged((_entry(entry, lang, counts) for entry in raw[: limit or None]), lang, counts)
+    return entries, counts
+
+
+def _turns(messages: Iterable[dict[str, Any]]) -> tuple[list[str], Messages]:
+    """Speakers in the order of their first word, and the messages with each run of one speaker joined to one turn."""
+    people: list[str] = []
+    runs: list[tuple[str, list[str]]] = []
+    for message in messages:
+        sender, text = message["sender"], clean_line(message["text"])
+        if not text:
+            continue
+        if sender not in people:
+            people.append(sender)
+        if runs and runs[-1][0] == sender:
+            runs[-1][1].append(text)
+        else:
+            runs.append((sender, [text]))
+    role = dict(zip(people, ("user", "assistant"), strict=False))
+    if len(people) != 2:
+        return people, []
+    return people, [{"role": role[sender], "content": " ".join(texts)} for sender, texts in runs]
+
+
+def _entry(entry: Any, lang: str, counts: Counter[str]) -> list[str]:
+    """Question and answers, or nothing if either is missing."""
+    texts = [clean_line(text) for text in _texts(entry, lang, counts)]
+    counts[f"{lang}.entries"] += 1
+    if len(texts) < 2 or not all(texts):
+        counts[f"{lang}.dropped_entries"] += 1
+        return []
+    return texts
+
+
+def _merged(entries: Iterable[list[str]], lang: str, counts: Counter[str]) -> list[QuestionAnswers]:
+    """One entry for each question: some stand in the files more than a hundred times, answer and all."""
+    questions: dict[str, str] = {}
+    answers: dict[str, dict[str, None]] = {}
+    given = 0
+    for question, *alternatives in filter(None, entries):
+        same = normalised(question)
+        questions.setdefault(same, question)
+        answers.setdefault(same, {}).update(dict.fromkeys(alternatives))
+        given += len(alternatives)
+    merged = [QuestionAnswers(question, tuple(answers[same]), lang) for same, question in questions.items()]
+    counts[f"{lang}.questions"] = len(merged)
+    counts[f"{lang}.pairs"] = sum(len(entry.answers) for entry in merged)
+    counts[f"{lang}.duplicate_pairs"] = given - counts[f"{lang}.pairs"]
+    return merged
+
+
+def _texts(entry: Any, lang: str, counts: Counter[str]) -> Iterator[str]:
+    # YAML reads an unquoted 1984, Yes or "a: b" as number, truth value or mapping.
+    for item in entry if isinstance(entry, list) else []:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, bool):
+            counts[f"{lang}.coerced_items"] += 1
+            yield "Yes" if item else "No"
+        elif isinstance(item, int | float):
+            counts[f"{lang}.coerced_items"] += 1
+            yield str(item)
+        elif isinstance(item, dict) and len(item) == 1 and all(isinstance(v, str) for v in item.values()):
+            counts[f"{lang}.coerced_items"] += 1
+            yield ": ".join(str(part) for pair in item.items() for part in pair)
+        else:
+            counts[f"{lang}.dropped_items"] += 1
+
+
+def _package(name: str) -> Path:
+    """Where a package lies; finding it does not run it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise InputError(f'the package {name.replace("_", "-")} is not installed; run: pip install "tutelage[demo]"')
+    return Path(spec.origin).parent

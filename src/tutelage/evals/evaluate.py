@@ -1,0 +1,253 @@
+"""Models side by side on the same held-out prompts.
+
+    base, SFT, reward model, policies -> one answer per prompt and model -> the table, and samples to read
+
+Every model gets the same token ids, one answer each at temperature 1, seeded per prompt. Best-of-n takes the answer
+of the SFT model that the reward model likes best. Gold is the simulated panel's utility without noise (`data/panel.py`):
+win rates against SFT, ties one half, bootstrapped by conversation. KL is the mean of log pi(y|x) - log pi_SFT(y|x) over
+the model's own answers; for best-of-n it is the bound log n - (n-1)/n (Stiennon et al. 2020), marked as such.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from tutelage.atomic import atomic_write
+from tutelage.data.packing import stream
+from tutelage.data.panel import Panel, constants_hash
+from tutelage.data.prompts import choose_fitting
+from tutelage.data.records import Prompt, read_documents, read_prompts
+from tutelage.errors import InputError
+from tutelage.evals.perplexity import bits_per_byte
+from tutelage.evals.preference import win_rate
+from tutelage.evals.text_statistics import distinct
+from tutelage.learning.kl import best_of_n_kl_bound
+from tutelage.model.gpt import GPT
+from tutelage.model.heads import ScalarGPT
+from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
+from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.sampling.rollout import pad_responses, response_logprobs
+from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
+from tutelage.text.chat import encode_chat
+from tutelage.text.tokenizer import Tokenizer
+
+BATCH = 64  # prompts per sampled batch
+SCORED_AT_ONCE = 128  # answers per forward pass
+DISTINCT_TOKENS = 12  # of each answer, for distinct-n
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """What is asked and how long the answers may be."""
+
+    prompts: int = 300
+    """Held-out prompts, chosen by hash."""
+    per_conversation: int = 2
+    """At most so many prompts from one conversation."""
+    max_tokens: int = 40
+    """Longest answer in tokens."""
+    max_prompt: int = 128
+    """Longest prompt in tokens; older turns are dropped until it fits."""
+    best_of: tuple[int, ...] = (4, 16)
+    """Best-of-n baselines: the reward model's favourite of n answers of the SFT model."""
+    samples: int = 12
+    """Prompts whose answers are printed: the first ones."""
+    heldout_windows: int = 256
+    """Windows of held-out pretraining text for bits per byte."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every model is measured with."""
+
+    words: Tokenizer
+    prompts: list[Prompt]
+    asked: list[list[int]]  # the prompts, encoded
+    sft: GPT
+    scorer: ScalarGPT
+    panel: Panel
+    config: EvaluateConfig
+
+
+def evaluate(
+    policies: tyro.conf.Positional[tuple[Path, ...]],
+    base: Path,
+    sft: Path,
+    reward: Path,
+    panel: Path,
+    prompts: tuple[Path, ...],
+    heldout: tuple[Path, ...],
+    out: Path,
+    config: EvaluateConfig = EvaluateConfig(),
+) -> None:
+    """Compare models on held-out prompts: base, SFT, best-of-n, and the policies given, by their folder's name.
+
+    Example: tutelage evaluate runs/demo/ppo runs/demo/ppo-ptx --base runs/demo/base --sft runs/demo/sft --reward runs/demo/reward --panel data/panel.json --prompts data/prompts.test.jsonl --heldout data/corpus.valid.jsonl --out runs/demo/evaluate
+    """
+    folders = {"base": base, "sft": sft} | {path.name: path for path in policies}
+    if len(folders) != 2 + len(policies):
+        raise InputError("evaluate: two of the models have the same folder name; rename one, the table goes by names")
+    inputs = {"policies": policies, "base": base, "sft": sft, "reward": reward, "panel": panel}
+    inputs |= {"prompts": prompts, "heldout": heldout}
+    with Run(out, stage="evaluate", config=config, inputs=inputs) as run:
+        if run.finished:
+            return
+        for folder in [*folders.values(), reward]:
+            same_tokenizer(sft, folder)
+        bench, unseen = lay_out(run, sft, reward, panel, prompts, heldout)
+        measured = measure_all(run, bench, folders, unseen)
+        report = compare(bench, measured)
+        with atomic_write(out / "evaluation.json") as file:
+            json.dump(report, file, indent=2, ensure_ascii=False)
+        run.finish({name: row["gold_win_rate"] for name, row in report["models"].items()})
+
+
+def lay_out(
+    run: Run, sft: Path, reward: Path, panel: Path, prompts: Sequence[Path], heldout: Sequence[Path]
+) -> tuple[Bench, Any]:
+    """Load what all models share, and the held-out text as a token stream."""
+    config: EvaluateConfig = run.config  # type: ignore[assignment]
+    model, words = load_policy(sft, run.device)
+    scorer, _ = load_scorer(reward, run.device)
+    pool = read_prompts(prompts)
+    chosen = choose_fitting(pool, words, config.prompts, config.max_prompt, "evaluate", config.per_conversation)
+    asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
+    texts = [document.plain_text() for document in read_documents(heldout)]
+    unseen = stream(words.encode_batch(texts), words.end_of_text_id)
+    return Bench(words, chosen, asked, inference_copy(model), scorer, Panel.load(panel), config), unseen
+
+
+def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -> dict[str, dict[str, Any]]:
+    """Each model's answers with what can be said of them; goes on after the last model that was finished."""
+    state = run.restore()
+    measured: dict[str, dict[str, Any]] = state["measured"] if state else {}
+    sizes = bench.words.token_bytes()
+    ladder = ["base", "sft", *(f"best-of-{n}" for n in bench.config.best_of), *list(folders)[2:]]
+    for i, name in enumerate(ladder):
+        if name in measured:
+            continue
+        run.progress.update(i / len(ladder), model=name)
+        if name.startswith("best-of-") and name not in folders:
+            measured[name] = measure_best_of(bench, int(name.removeprefix("best-of-")))
+        else:
+            trained, _ = load_policy(folders[name], run.device)
+            model = inference_copy(trained)
+            answers = sample(bench, model, 1)
+            measured[name] = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
+            measured[name]["bits_per_byte"] = bits_per_byte(trained, unseen, sizes, bench.config.heldout_windows)
+        run.checkpoint(i + 1, lambda: {"measured": measured})
+    run.progress.update(1.0)
+    return measured
+
+
+def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
+    """`count` answers to each prompt. The first one has the same chance numbers for every model and count."""
+    answers: list[list[Answer]] = []
+    sampling = SamplingConfig(max_tokens=bench.config.max_tokens)
+    for at in range(0, len(bench.asked), BATCH):
+        batch = bench.asked[at : at + BATCH]
+        seeds = [seed_for(bench.config.seed, f"evaluate/{at + i}/{k}") for i in range(len(batch)) for k in range(count)]
+        answers += generate(model, batch, seeds, bench.words.end_of_turn_id, sampling, count)
+    return answers
+
+
+def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
+    """One answer per prompt -> what it says, gold, reward, length, diversity."""
+    texts = [bench.words.decode(answer.ids) for answer in answers]
+    ids = [answer.ids[:-1] if answer.ended else answer.ids for answer in answers]
+    gold = [bench.panel.utility(p.prompt, text) for p, text in zip(bench.prompts, texts, strict=True)]
+    return {
+        "texts": texts,
+        "golds": gold,
+        "gold": sum(gold) / len(gold),
+        "reward": float(rewards(bench, bench.asked, answers).mean()),
+        "length": sum(len(answer.ids) for answer in answers) / len(answers),
+        "end_of_turn_rate": sum(answer.ended for answer in answers) / len(answers),
+        "distinct_1": distinct(ids, 1, DISTINCT_TOKENS),
+        "distinct_2": distinct(ids, 2, DISTINCT_TOKENS),
+        "answer_fit": answer_fit(bench, answers),
+    }
+
+
+def measure_best_of(bench: Bench, n: int) -> dict[str, Any]:
+    """The reward model's favourite of n SFT answers. Its KL is a bound, and it has no weights of its own to tax."""
+    candidates = sample(bench, bench.sft, n)
+    asked = [prompt for prompt in bench.asked for _ in range(n)]
+    scores = rewards(bench, asked, [answer for answers in candidates for answer in answers]).view(-1, n)
+    chosen = [answers[i] for answers, i in zip(candidates, scores.argmax(1).tolist(), strict=True)]
+    return describe(bench, chosen) | {"kl": best_of_n_kl_bound(n), "kl_is_bound": True, "bits_per_byte": None}
+
+
+@torch.inference_mode()
+def rewards(bench: Bench, asked: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Tensor:
+    """(N,) reward-model scores, read at the end-of-turn token: cut answers get one, so that all can be compared."""
+    closed = [a if a.ended else Answer([*a.ids, bench.words.end_of_turn_id], [], True) for a in answers]
+    scores = []
+    for at in range(0, len(closed), SCORED_AT_ONCE):
+        batch = pad_responses(
+            asked[at : at + SCORED_AT_ONCE], closed[at : at + SCORED_AT_ONCE], bench.words.pad_id,
+            bench.scorer.score.weight.device,
+        )  # fmt: skip
+        scores.append(bench.scorer.at(batch.ids, batch.last))
+    return torch.cat(scores)
+
+
+def kl_to_sft(bench: Bench, model: GPT, answers: Sequence[Sequence[Answer]]) -> float:
+    """Mean over responses of log pi(y|x) - log pi_SFT(y|x), in nats."""
+    own = logprobs(bench, model, bench.asked, [a for (a,) in answers])
+    theirs = logprobs(bench, bench.sft, bench.asked, [a for (a,) in answers])
+    return float((own - theirs).mean())
+
+
+@torch.inference_mode()
+def logprobs(bench: Bench, model: GPT, asked: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Tensor:
+    """(N,): log pi(answer | prompt), summed over the answer's tokens."""
+    sums = []
+    for at in range(0, len(answers), SCORED_AT_ONCE):
+        batch = pad_responses(
+            asked[at : at + SCORED_AT_ONCE], answers[at : at + SCORED_AT_ONCE], bench.words.pad_id,
+            model.embedding.weight.device,
+        )  # fmt: skip
+        sums.append(response_logprobs(model, batch).sum(1))
+    return torch.cat(sums)
+
+
+def answer_fit(bench: Bench, answers: Sequence[Answer]) -> float:
+    """How often SFT finds an answer likelier after its own prompt than after another one's (a fixed shuffle)."""
+    generator = torch.Generator().manual_seed(seed_for(bench.config.seed, "answer-fit"))
+    order = torch.randperm(len(answers), generator=generator).tolist()
+    other: list[Sequence[int]] = [[]] * len(answers)
+    for here, there in zip(order, [*order[1:], order[0]], strict=True):  # one cycle: nobody keeps their own prompt
+        other[here] = bench.asked[there]
+    own, shuffled = (logprobs(bench, bench.sft, asked, answers) for asked in (bench.asked, other))
+    return float((own > shuffled).float().mean())
+
+
+def compare(bench: Bench, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The table: every model's figures, and its win rate against SFT; and the samples."""
+    clusters = [p.conversation or str(i) for i, p in enumerate(bench.prompts)]
+    models = {}
+    for name, row in measured.items():
+        figures = {"kl_is_bound": False} | {k: v for k, v in row.items() if k not in ("texts", "golds")}
+        if name == "sft":
+            figures |= {"gold_win_rate": 0.5, "gold_win_rate_ci": None, "kl": 0.0}
+        else:
+            pairs = zip(row["golds"], measured["sft"]["golds"], strict=True)
+            rate, interval = win_rate([_preference(a, b) for a, b in pairs], clusters, bench.config.seed)
+            figures |= {"gold_win_rate": rate, "gold_win_rate_ci": list(interval)}
+        models[name] = figures
+    samples = [
+        {"prompt": p.prompt, "answers": {name: row["texts"][i] for name, row in measured.items()}}
+        for i, p in enumerate(bench.prompts[: bench.config.samples])
+    ]
+    return {"models": models, "samples": samples, "prompts": len(bench.prompts), "panel": constants_hash()}
+
+
+def _preference(mine: float, theirs: float) -> float:
+    return 0.5 if abs(mine - theirs) < 1e-9 else float(mine > theirs)

@@ -1,0 +1,35 @@
+"""How well a model predicts text it has not seen, in bits per byte: comparable across tokenizers.
+
+    model, held-out windows -> sum of -log2 p(token) / bytes of text
+
+A document's end has no bytes but its loss counts, so the figure is never flattered.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tutelage.data.packing import window, window_count
+from tutelage.learning.losses import next_token_loss
+from tutelage.model.gpt import GPT
+
+BATCH = 32  # windows per forward pass
+
+
+@torch.no_grad()
+def bits_per_byte(model: GPT, ids: np.ndarray, token_bytes: Sequence[int], windows: int) -> float:
+    """Bits per byte on the first `windows` windows of a token stream (fewer if it is shorter)."""
+    length = model.config.context
+    rows = np.arange(min(windows, window_count(ids, length)))
+    sizes = torch.tensor(token_bytes)
+    nats, bytes_seen = 0.0, 0
+    for some in np.array_split(rows, math.ceil(len(rows) / BATCH)):
+        batch = window(ids, some, length)
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        device = model.embedding.weight.device
+        hidden = model.trunk(inputs.to(device)).flatten(0, 1)
+        nats += float(next_token_loss(hidden, model.head_weight, targets.flatten().to(device), total=1.0))
+        bytes_seen += int(sizes[targets].sum())
+    return nats / math.log(2) / bytes_seen

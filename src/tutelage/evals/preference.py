@@ -1,0 +1,24 @@
+"""Whose answers are preferred, and how sure that is.
+
+    one preference per prompt (1 won, .5 tie, 0 lost) -> win rate and a 95 % interval
+
+Prompts of one conversation are alike, so the bootstrap draws conversations, not prompts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 2_000
+
+
+def win_rate(preferences: Sequence[float], clusters: Sequence[str], seed: int) -> tuple[float, tuple[float, float]]:
+    """Mean preference with ties one half, and the 2.5th and 97.5th percentile over resampled clusters."""
+    wins = np.asarray(preferences, dtype=np.float64)
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(member, weights=wins, minlength=len(names))
+    sizes = np.bincount(member, minlength=len(names))
+    drawn = np.random.Generator(np.random.Philox(seed)).integers(len(names), size=(RESAMPLES, len(names)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(wins.mean()), (float(low), float(high))

@@ -1,0 +1,297 @@
+"""The decoder: token ids in, one hidden state and one row of logits per token out.
+
+    ids (B, L) -> trunk -> hidden (B, L, C) -> logits (B, L, V)
+
+One class, and its configuration makes it a GPT-1 (Radford et al. 2018: post-norm, learned positions), a GPT-2 (2019:
+pre-norm, scaled residual init), a GPT-3 (Brown et al. 2020: every other layer attends to a band) or a model of today
+(Qwen3: RMSNorm, rotary positions, grouped queries, normalised queries and keys, SwiGLU). Ours: query, key and value
+share one matrix, and so do gate and up, because one large product is faster than three small ones; `families.py`
+splits them for other libraries. Residual scaling counts two additions per block (nanoGPT's reading of GPT-2).
+
+B sequences, L tokens, C width, H heads, D width of a head, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tutelage.model.kv_cache import KVCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The shape of one decoder. Raises ValueError where the numbers disagree."""
+
+    vocab_size: int
+    """Rows of the embedding: V."""
+    width: int
+    """Channels of the residual stream: C."""
+    layers: int
+    """Blocks."""
+    heads: int
+    """Query heads: H."""
+    kv_heads: int
+    """Key and value heads; fewer than `heads` is grouped-query attention."""
+    head_width: int
+    """Channels of a head: D."""
+    hidden: int
+    """Channels inside the MLP."""
+    context: int
+    """Longest sequence in tokens."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with gain and bias."""
+    post_norm: bool = False
+    """Normalise after the residual addition (GPT-1), without a final norm, instead of before each branch."""
+    norm_eps: float = 1e-6
+    """Added to the variance."""
+    learned_positions: bool = False
+    """A trained vector per position instead of rotary positions."""
+    rope_theta: float = 10_000.0
+    """Longest wavelength of the rotary positions, in radians."""
+    mlp: Literal["swiglu", "gelu", "relu2"] = "swiglu"
+    """Gated SiLU, GELU in its tanh form, or squared ReLU."""
+    qk_norm: bool = False
+    """RMS-normalise each head's queries and keys (Qwen3)."""
+    biases: bool = False
+    """Additive biases in every linear map of the blocks (GPT-1 to 3)."""
+    tied: bool = True
+    """The embedding is also the output head."""
+    band: int = 0
+    """In odd layers, attend only to the last `band` tokens (GPT-3); 0 is dense attention everywhere."""
+
+    def __post_init__(self) -> None:
+        if self.learned_positions and self.heads * self.head_width != self.width:
+            raise ValueError(f"{self.heads} heads of {self.head_width} make {self.heads * self.head_width}, not {self.width}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
+        if self.head_width % 2 and not self.learned_positions:
+            raise ValueError(f"rotary positions turn pairs of channels; a head has {self.head_width}")
+
+
+class Linear(nn.Linear):
+    """A linear map computed in its input's precision; the weights themselves stay as they are (fp32 to train)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x^2 + eps) * gain over the last axis, in the input's precision outside and fp32 inside."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in its input's precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(
+            input, self.normalized_shape, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps
+        )
+
+
+def make_norm(config: GPTConfig, width: int) -> nn.Module:
+    return RMSNorm(width, config.norm_eps) if config.norm == "rms" else LayerNorm(width, config.norm_eps)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021): channel i of a head turns with channel i + D/2, as in Llama and Qwen."""
+
+    def __init__(self, head_width: int, context: int, theta: float):
+        super().__init__()
+        frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
+        sign = torch.cat([-torch.ones(head_width // 2), torch.ones(head_width // 2)])
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", (angle.sin() * sign).float(), persistent=False)
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines for positions (L,) or (B, L), with an axis for the heads."""
+        cos, sin = self.get_buffer("cos")[positions], self.get_buffer("sin")[positions]
+        return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels of x (B, L, H, D) by its position's angle."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+def attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of a single new token per row: q (B, H, 1, D), k and v (B, kv_heads, S, D) -> (B, H, 1, D).
+
+    Heads that share keys are rows of one product, so nothing is repeated; on CPUs three times the fused kernel's speed.
+    """
+    B, H, _, D = q.shape
+    kv_heads = k.shape[1]
+    scores = (q.view(B, kv_heads, H // kv_heads, D) @ k.transpose(2, 3)).float() * D**-0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (scores.softmax(-1).to(v.dtype) @ v).view(B, H, 1, D)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.qkv = Linear(config.width, q + 2 * kv, bias=config.biases)
+        self.qkv.weight.parts = [q, kv, kv]  # type: ignore[attr-defined]  # rows of the three maps stored as one
+        self.out = Linear(q, config.width, bias=config.biases)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_width, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_width, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        B, L, _ = x.shape
+        c = self.config
+        qkv = self.qkv(x).view(B, L, c.heads + 2 * c.kv_heads, c.head_width)
+        q, k, v = qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=2)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, L, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        y = attend_once(q, k, v, mask) if cache is not None and L == 1 else F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and L > 1, enable_gqa=c.heads != c.kv_heads
+        )  # fmt: skip
+        return self.out(y.transpose(1, 2).reshape(B, L, -1))
+
+
+class MLP(nn.Module):
+    """The position-wise half of a block."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.kind = config.mlp
+        rows = [config.hidden] * (2 if config.mlp == "swiglu" else 1)
+        self.up = Linear(config.width, sum(rows), bias=config.biases)
+        self.up.weight.parts = rows  # type: ignore[attr-defined]  # gate, then up
+        self.down = Linear(config.hidden, config.width, bias=config.biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        if self.kind == "swiglu":
+            gate, up = h.chunk(2, dim=-1)
+            return self.down(F.silu(gate) * up)
+        return self.down(F.gelu(h, approximate="tanh") if self.kind == "gelu" else F.relu(h).square())
+
+
+class Block(nn.Module):
+    """x + attention, then x + MLP; the norm stands before each branch, or after each addition (GPT-1)."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.post_norm = config.post_norm
+        self.attention_norm = make_norm(config, config.width)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = make_norm(config, config.width)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        if self.post_norm:
+            x = self.attention_norm(x + self.attention(x, rope, mask, cache))
+            return self.mlp_norm(x + self.mlp(x))
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT(nn.Module):
+    """The decoder. Weights are fp32; `compute_dtype` is the precision of activations and products."""
+
+    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        if config.learned_positions:
+            self.positions = nn.Embedding(config.context, config.width)
+        else:
+            self.rotary = Rotary(config.head_width, config.context, config.rope_theta)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
+        self.final_norm = nn.Identity() if config.post_norm else make_norm(config, config.width)
+        if not config.tied:
+            self.head = Linear(config.width, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C): the matrix that turns a hidden state into logits."""
+        return self.embedding.weight if self.config.tied else self.head.weight
+
+    def initialise(self, generator: torch.Generator) -> "GPT":
+        """Normal weights of std .02; branches that write to the residual stream are scaled by 1/sqrt(2 layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
+                continue
+            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            std = 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
+            nn.init.normal_(parameter, std=std, generator=generator)
+        return self
+
+    def trunk(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, C) after the final norm.
+
+        ids (B, L); positions (L,) or (B, L), default 0..L-1 after what the cache holds; mask (B, 1, L, S), True where
+        a token may look, default plain causal (enough for right-padded rows, whose pads nobody real looks at).
+        """
+        if positions is None:
+            start = 0 if cache is None else cache.length
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        x = self.embedding(ids).to(self.compute_dtype)
+        if self.config.learned_positions:
+            x, rope = x + self.positions(positions).to(self.compute_dtype), None
+        else:
+            rope = self.rotary.at(positions, self.compute_dtype)
+        if mask is None and cache is not None and cache.length and ids.shape[1] > 1:
+            # A further piece of a prompt: the kernel's own "causal" would align its first token with the cache's first.
+            seen = torch.ones(ids.shape[1], cache.length + ids.shape[1], dtype=torch.bool, device=ids.device)
+            mask = seen.tril(cache.length)[None, None]
+        banded = self._banded(ids, mask, cache) if self.config.band else mask
+        for i, block in enumerate(self.blocks):
+            x = block(x, rope, banded if i % 2 else mask, cache)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return self.final_norm(x)
+
+    def _banded(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """The mask of odd layers: j <= i and i - j < band, within what `mask` already allows."""
+        past = 0 if cache is None else cache.length
+        i = torch.arange(past, past + ids.shape[1], device=ids.device)[:, None]
+        j = torch.arange(past + ids.shape[1], device=ids.device)[None, :]
+        near = (j <= i) & (i - j < self.config.band)
+        return near[None, None] if mask is None else mask & near
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V), in the precision of `hidden`."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V); row t predicts token t + 1."""
+        return self.logits(self.trunk(ids, positions, mask))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers to learn; a tied head counts once."""
+    return sum(p.numel() for p in model.parameters())

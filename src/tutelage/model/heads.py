@@ -1,0 +1,38 @@
+"""A decoder that ends in one number: the reward model and the value network.
+
+    ids (B, L) -> trunk -> hidden (B, L, C) -> score of each prefix (B, L)
+
+As a reward model (Ouyang et al. 2022, section 3.5) only the score at the last token of the response is read, less
+`mean`, the average score of demonstrations, so that these score 0. As a value network every position is read.
+The head has no bias: transformers' sequence-classification heads have none.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.model.gpt import GPT, Linear
+
+
+class ScalarGPT(nn.Module):
+    """A GPT trunk and a vector: one number per token. The trunk's own output head is not used."""
+
+    def __init__(self, trunk: GPT, mean: float = 0.0):
+        super().__init__()
+        self.trunk = trunk
+        self.score = Linear(trunk.config.width, 1, bias=False)
+        self.mean = mean
+
+    def initialise(self, generator: torch.Generator) -> "ScalarGPT":
+        """Head weights of std 1/sqrt(C + 1) (Stiennon et al. 2020, appendix B); the trunk stays as it is."""
+        nn.init.normal_(self.score.weight, std=(self.trunk.config.width + 1) ** -0.5, generator=generator)
+        return self
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, L) right-padded ids -> (B, L) scores less the mean, fp32."""
+        hidden = self.trunk.trunk(ids)
+        return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean
+
+    def at(self, ids: Tensor, last: Tensor) -> Tensor:
+        """(B,): the score of each row read at index `last` (B,), where its end-of-turn token stands."""
+        hidden = self.trunk.trunk(ids)[torch.arange(len(ids), device=ids.device), last]
+        return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean

@@ -1,0 +1,71 @@
+"""The demo's sizes and budgets: tokens and iterations, never minutes.
+
+    PRESETS[name] -> a config for every stage
+
+`demo` is the real thing for two CPU cores; `toy` runs every stage in seconds, to test the plumbing. The seconds beside
+each stage are what it took where the demo was tuned (LOG.md): they only split the progress bar.
+"""
+
+from dataclasses import dataclass, replace
+
+from tutelage.evals.evaluate import EvaluateConfig
+from tutelage.runs.run import RunConfig
+from tutelage.stages.collect import CollectConfig
+from tutelage.stages.ppo import PPOConfig
+from tutelage.stages.pretrain import PretrainConfig
+from tutelage.stages.rank import RankConfig
+from tutelage.stages.reward import RewardConfig
+from tutelage.stages.sft import SFTConfig
+from tutelage.stages.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One config per stage."""
+
+    collect: CollectConfig
+    tokenizer: TokenizerConfig
+    pretrain: PretrainConfig
+    sft: SFTConfig
+    rank: RankConfig
+    reward: RewardConfig
+    ppo: PPOConfig
+    evaluate: EvaluateConfig
+
+
+DEMO = Preset(
+    collect=CollectConfig(),
+    tokenizer=TokenizerConfig(vocab_size=4_096),
+    pretrain=PretrainConfig(tokens=1_000_000),
+    sft=SFTConfig(tokens=500_000),
+    rank=RankConfig(prompts=600, answers=4),
+    reward=RewardConfig(),
+    ppo=PPOConfig(iterations=30, batch=64),
+    evaluate=EvaluateConfig(),
+)
+
+TOY = Preset(
+    collect=CollectConfig(limit=1_200),
+    tokenizer=TokenizerConfig(vocab_size=512),
+    pretrain=PretrainConfig(
+        width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64, tokens=32_768, batch=8, evaluate_every=8,
+        heldout_windows=4,
+    ),
+    sft=SFTConfig(tokens=16_384, batch=4, evaluate_every=8, heldout_rows=4),
+    rank=RankConfig(prompts=24, answers=4, max_tokens=12),
+    reward=RewardConfig(batch=8, demonstrations=16),
+    ppo=PPOConfig(iterations=3, batch=8, minibatch=4, max_tokens=12, ptx_windows=2, ptx_calibration=1, kl_budget=1e3),
+    evaluate=EvaluateConfig(prompts=12, max_tokens=12, best_of=(4, 16), samples=12, heldout_windows=4),
+)  # fmt: skip
+
+PRESETS = {"demo": DEMO, "toy": TOY}
+
+SECONDS = {
+    "data": 10, "tokenizer": 7, "pretrain": 130, "sft": 75, "rank": 20, "reward": 35, "ppo": 90, "ppo-ptx": 110,
+    "evaluate": 40, "report": 6,
+}  # fmt: skip
+
+
+def seeded(config: RunConfig, seed: int) -> RunConfig:
+    """The same stage with another seed, free to replace a run made with other settings."""
+    return replace(config, seed=seed, overwrite=True)

@@ -1,0 +1,106 @@
+"""Prompts to scored responses: everything PPO needs to know about what the policy did.
+
+    prompts -> generate -> Responses -> log-probabilities, values, score -> Rollout
+
+The log-probabilities used for learning are recomputed with the training forward, so that the ratio is 1 before the
+first step; the sampler's own are never used. A response that was cut at the limit has no end-of-turn: its score is
+replaced (default -1, Huang et al. 2024), for demonstrations score 0 on average.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tutelage.learning.losses import token_logprobs
+from tutelage.model.gpt import GPT
+from tutelage.model.heads import ScalarGPT
+from tutelage.sampling.sampler import Answer
+
+
+@dataclass(frozen=True)
+class Responses:
+    """B prompts with one response each; L tokens in all, T of a response."""
+
+    ids: Tensor  # (B, L) prompt, response, then PAD: plain causal attention needs no mask
+    starts: Tensor  # (B,) index of the first response token
+    tokens: Tensor  # (B, T) response ids, right-padded
+    mask: Tensor  # (B, T) True up to and including end-of-turn
+    ended: Tensor  # (B,) True where the end-of-turn came
+
+    @property
+    def last(self) -> Tensor:
+        """(B,): index in `ids` of each response's last token."""
+        return self.starts + self.mask.sum(1) - 1
+
+    def rows(self, chosen: Tensor) -> "Responses":
+        """Some of the rows, the padding cut to what they need."""
+        longest, widest = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
+        ids, tokens, mask = self.ids[chosen, :longest], self.tokens[chosen, :widest], self.mask[chosen, :widest]
+        return Responses(ids, self.starts[chosen], tokens, mask, self.ended[chosen])
+
+
+def pad_responses(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Answer], pad: int, device: torch.device
+) -> Responses:
+    """Right-pad prompts with their answers into one batch."""
+    whole = [torch.tensor([*p, *a.ids]) for p, a in zip(prompts, answers, strict=True)]
+    tokens = pad_sequence([torch.tensor(a.ids) for a in answers], batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(a.ids) for a in answers])
+    return Responses(
+        ids=pad_sequence(whole, batch_first=True, padding_value=pad).to(device),
+        starts=torch.tensor([len(p) for p in prompts], device=device),
+        tokens=tokens.to(device),
+        mask=(torch.arange(tokens.shape[1]) < lengths[:, None]).to(device),
+        ended=torch.tensor([a.ended for a in answers], device=device),
+    )
+
+
+def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
+    """Rows and columns of `ids` whose hidden state predicts each response token, in the order of mask.nonzero()."""
+    rows, steps = responses.mask.nonzero(as_tuple=True)
+    return rows, responses.starts[rows] - 1 + steps
+
+
+def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
+    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on responses only."""
+    rows, columns = response_positions(responses)
+    logits = policy.logits(policy.trunk(responses.ids)[rows, columns])
+    logprobs = token_logprobs(logits, responses.tokens[responses.mask], temperature)
+    return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
+
+
+def response_values(value: ScalarGPT, responses: Responses) -> Tensor:
+    """(B, T): V(prefix) just before each response token, 0 outside the mask."""
+    rows, columns = response_positions(responses)
+    values = value(responses.ids)[rows, columns]
+    return torch.zeros(responses.mask.shape, device=values.device).masked_scatter(responses.mask, values)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What one iteration of PPO learns from. (B, T) like the responses' tokens."""
+
+    responses: Responses
+    logprobs: Tensor  # (B, T) log pi_old(token | prefix): the policy that sampled
+    ref_logprobs: Tensor  # (B, T) log pi_SFT(token | prefix)
+    values: Tensor  # (B, T) V(prefix)
+    scores: Tensor  # (B,) reward model, one per whole response; missing_end where it has no end
+
+
+@torch.no_grad()
+def score_rollout(
+    policy: GPT, reference: GPT, value: ScalarGPT, reward: ScalarGPT, responses: Responses, *, missing_end: float,
+    temperature: float,
+) -> Rollout:  # fmt: skip
+    """Run the four models over sampled responses."""
+    scores = reward.at(responses.ids, responses.last)
+    return Rollout(
+        responses=responses,
+        logprobs=response_logprobs(policy, responses, temperature),
+        ref_logprobs=response_logprobs(reference, responses, temperature),
+        values=response_values(value, responses),
+        scores=torch.where(responses.ended, scores, missing_end),
+    )

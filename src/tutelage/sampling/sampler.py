@@ -1,0 +1,193 @@
+"""A model and prompts in, answers out: the one sampler of PPO, evaluation, ranking, chat and server.
+
+    prompts (ids) -> prefill -> one token per row and step -> answers that end at end-of-turn, or are cut at the limit
+
+Prompts are left-padded in the cache, each row keeps its own positions, and finished rows leave the batch. Several
+answers to one prompt share its prefill. Chance: every answer has a seed, from which one uniform number per token is
+drawn before the first step (Philox, counter-based); the token is where that number falls in the cumulative
+distribution. So an answer does not depend on what else is in the batch.
+Order of filters: temperature, top-k, top-p (Holtzman et al. 2020; the token that crosses p is kept).
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.model.gpt import GPT
+from tutelage.model.kv_cache import KVCache
+
+KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are still being written
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a token is chosen from the model's distribution."""
+
+    max_tokens: int
+    """Longest answer in tokens, end-of-turn included."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0 is all."""
+    top_p: float = 1.0
+    """Only the smallest set of tokens whose mass reaches p; 1 is all."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled response."""
+
+    ids: list[int]  # up to and including end-of-turn, if it came
+    logprobs: list[float]  # of each token under the filtered distribution it was drawn from
+    ended: bool  # False: cut at max_tokens
+
+
+def inference_copy(model: GPT) -> GPT:
+    """A frozen copy with its weights stored in the compute precision: no cast per step."""
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    return frozen.to(model.compute_dtype)
+
+
+def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """(B, V) logits -> (B, V) probabilities after temperature, top-k and top-p, in fp32."""
+    logits = logits.float()
+    if config.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    probabilities = (logits / config.temperature).softmax(-1)
+    if 0 < config.top_k < logits.shape[-1]:
+        smallest = probabilities.topk(config.top_k, dim=-1).values[:, -1:]
+        probabilities = probabilities.where(probabilities >= smallest, 0.0)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    if config.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # mass of what is more likely: the crossing token has less than p
+        kept = ordered.where(before < config.top_p, 0.0)
+        probabilities = torch.zeros_like(kept).scatter(-1, order, kept)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """(B, V), (B,) numbers in [0, 1) -> (B,): the token in whose slice of the cumulative sum the number falls."""
+    cumulative = probabilities.cumsum(-1)
+    at = torch.searchsorted(cumulative, (uniform[:, None] * cumulative[:, -1:]).to(cumulative.dtype), right=True)
+    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return at.clamp(max=last).squeeze(-1)  # rounding may point past the last token that has any mass
+
+
+def uniforms(seed: int, count: int) -> np.ndarray:
+    """The numbers of one answer: the same for a seed wherever and whenever it is drawn."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32)
+
+
+class Decoding:
+    """A batch of answers being written. Rows are the prompts, each repeated `samples` times, in order."""
+
+    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, room: int):
+        device = model.embedding.weight.device
+        width = max(len(p) for p in prompts)
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        real = torch.zeros(len(prompts), width, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            real[row, width - len(prompt) :] = True
+        c = model.config
+        self.model = model
+        self.cache = KVCache(
+            layers=c.layers, batch=len(prompts), kv_heads=c.kv_heads, size=width + room, head_width=c.head_width,
+            dtype=model.compute_dtype, device=device,
+        )  # fmt: skip
+        self.real, self.pads = real.to(device), (~real).sum(1).to(device)
+        self.hidden = self._prefill(ids.to(device))
+        self.cache.repeat(samples)
+        self.real = self.real.repeat_interleave(samples, 0)
+        self.pads = self.pads.repeat_interleave(samples)
+        self.hidden = self.hidden.repeat_interleave(samples, 0)
+
+    def _prefill(self, ids: Tensor) -> Tensor:
+        positions = (torch.arange(ids.shape[1], device=ids.device) - self.pads[:, None]).clamp(min=0)
+        if not self.pads.any():
+            return self.model.trunk(ids, positions, None, self.cache)[:, -1]
+        causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
+        look = causal & self.real[:, None, :]
+        look |= torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)  # a pad sees itself: no empty softmax
+        return self.model.trunk(ids, positions, look[:, None], self.cache)[:, -1]
+
+    def logits(self) -> Tensor:
+        """(rows, V): what comes next."""
+        return self.model.logits(self.hidden)
+
+    def push(self, tokens: Tensor) -> None:
+        """Append one token to every row."""
+        self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], dim=1)
+        positions = self.cache.length - self.pads[:, None]
+        mask = self.real[:, None, None] if self.pads.any() else None
+        self.hidden = self.model.trunk(tokens[:, None], positions, mask, self.cache)[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but these."""
+        self.cache.keep(rows)
+        self.real, self.pads, self.hidden = self.real[rows], self.pads[rows], self.hidden[rows]
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    end: int,
+    config: SamplingConfig,
+    samples: int = 1,
+) -> list[list[Answer]]:
+    """`samples` answers to each prompt: [prompt][sample]. `seeds` has one per answer, prompt by prompt.
+
+    `end` is the end-of-turn id. Raises ValueError when prompt and answer together exceed the model's context.
+    """
+    longest = max(len(p) for p in prompts) + config.max_tokens
+    if longest > model.config.context:
+        raise ValueError(f"prompt and answer need {longest} tokens, the model's context is {model.config.context}")
+    decoding = Decoding(model, prompts, samples, config.max_tokens)
+    device = model.embedding.weight.device
+    chance = torch.from_numpy(np.stack([uniforms(seed, config.max_tokens) for seed in seeds])).to(device)
+    written = torch.full((len(seeds), config.max_tokens), end, dtype=torch.long, device=device)
+    logprobs = torch.zeros(written.shape, device=device)
+    alive = torch.arange(len(seeds), device=device)  # which answer each row of the decoding batch writes
+    done = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+    for step in range(config.max_tokens):
+        probabilities = filtered_probabilities(decoding.logits(), config)
+        tokens = draw(probabilities, chance[alive, step])
+        logprobs[alive, step] = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
+        tokens = torch.where(done[alive], end, tokens)
+        written[alive, step] = tokens
+        done[alive] |= tokens == end
+        open_rows = (~done[alive]).nonzero().squeeze(1)
+        if len(open_rows) == 0 or step + 1 == config.max_tokens:
+            break
+        if len(open_rows) < KEEP_WHEN_ALIVE * len(alive):
+            decoding.keep(open_rows)
+            alive, tokens = alive[open_rows], tokens[open_rows]
+        decoding.push(tokens)
+    answers = [_answer(*row, end) for row in zip(written.tolist(), logprobs.tolist(), strict=True)]
+    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+
+
+def _answer(ids: list[int], logprobs: list[float], end: int) -> Answer:
+    length = ids.index(end) + 1 if end in ids else len(ids)
+    return Answer(ids[:length], logprobs[:length], end in ids)
+
+
+@torch.inference_mode()
+def stream(model: GPT, prompt: Sequence[int], seed: int, end: int, config: SamplingConfig) -> Iterator[int]:
+    """Yield the tokens of one answer as they are chosen, without the end-of-turn."""
+    decoding = Decoding(model, [prompt], 1, config.max_tokens)
+    for number in uniforms(seed, config.max_tokens):
+        chance = torch.tensor([number], device=decoding.hidden.device)
+        token = draw(filtered_probabilities(decoding.logits(), config), chance)
+        if token.item() == end:
+            return
+        yield int(token.item())
+        decoding.push(token)

@@ -1,0 +1,166 @@
+"""Real dialogues -> everything the recipe reads: corpus, demonstrations, prompts, and the panel that will rank.
+
+    packages of the extra [demo] -> out/{corpus,demonstrations,prompts}.<split>.jsonl, panel.json, report.json
+
+Read, clean, redact, split, write. No person and no question is in two splits; the conversations that would make it so
+are dropped. The panel counts its words on the training dialogues alone. Every count is in report.json.
+InstructGPT's prompts came from customers and its demonstrations from hired labelers; ours are people chatting.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tutelage.atomic import atomic_write
+from tutelage.data import corpus, demonstrations, prompts, sources, splits
+from tutelage.data.clean import distinct
+from tutelage.data.panel import Panel, constants_hash, rating_correlation
+from tutelage.data.privacy import redact
+from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
+from tutelage.data.sources import Conversation, QuestionAnswers
+from tutelage.errors import InputError
+
+SPLITS = ("train", "valid", "test")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What is taken from the sources. The splits depend on none of it but `limit`: all runs share their test set."""
+
+    seed: int = 0
+    """Which pseudonyms the speakers get in the corpus."""
+    limit: int = 0
+    """Use only the first so many conversations with two speakers, and question entries of each language; 0 is all."""
+    train_prompts: int = 8_192
+    """How many training prompts to keep, chosen by hash; ranking and PPO draw from them."""
+    prompts_per_conversation: int = 8
+    """At most so many training prompts from one conversation, so that the long ones do not crowd out the rest."""
+
+
+def collect(out: Path, config: CollectConfig) -> dict[str, Any]:
+    """Write the data files to `out`, each whole or not at all, and return the report.
+
+    Example: tutelage collect --out runs/demo/data
+    """
+    conversations, counts = sources.read_chitchat(config.limit)
+    entries, entry_counts = sources.read_chatterbot(config.limit)
+    redactions: Counter[str] = Counter()
+    conversations = [_redacted_conversation(c, redactions) for c in conversations]
+    entries = [_redacted_entry(e, redactions) for e in entries]
+    sides = splits.split_people([c.people for c in conversations])
+    talks = {split: [c for c, side in zip(conversations, sides, strict=True) if side == split] for split in SPLITS}
+    asked = {split: [e for e in entries if splits.split_question(e.question) == split] for split in SPLITS}
+    _check_splits(talks)
+    written, duplicates = _write_records(out, talks, asked, config)
+    panel = Panel.fit(_exchanges(talks["train"]))
+    panel.save(out / "panel.json")
+    report = {
+        "chitchat": dict(counts),
+        "chatterbot": dict(entry_counts),
+        "redactions": dict(redactions),
+        "conversations": dict(Counter(sides)),
+        "people": {split: len({person for c in talks[split] for person in c.people}) for split in SPLITS},
+        "questions": {split: dict(Counter(e.lang for e in asked[split])) for split in SPLITS},
+        "duplicates": duplicates,
+        "written": written,
+        "panel": {
+            "constants": constants_hash(),
+            "rating_correlation": rating_correlation(panel, _rated(talks["train"])),
+        },
+    }
+    _write_json(out / "report.json", report)
+    return report
+
+
+def _write_records(
+    out: Path, talks: dict[str, list[Conversation]], asked: dict[str, list[QuestionAnswers]], config: CollectConfig
+) -> tuple[dict[str, int], dict[str, int]]:
+    """All JSONL files. Returns records per file, and duplicates dropped per file."""
+    written: dict[str, int] = {}
+    duplicates: dict[str, int] = {}
+
+    def write(name: str, records: Sequence[T], key: Callable[[T], str]) -> None:
+        kept = list(distinct(records, key))
+        duplicates[name] = len(records) - len(kept)
+        written[name] = write_jsonl(out / f"{name}.jsonl", (record.to_record() for record in kept))  # type: ignore[attr-defined]
+
+    for split in SPLITS:
+        if split != "test":  # nothing reads test text as a corpus: the alignment tax is measured on valid
+            write(f"corpus.{split}", _documents(talks[split], asked[split], str(config.seed)), _document_key)
+        write(f"demonstrations.{split}", _demonstrations(talks[split], asked[split]), lambda d: prompts.key(d.messages))
+        write(f"prompts.{split}", _prompts(talks[split], split, config), lambda p: prompts.key(p.prompt))
+    return written, duplicates
+
+
+def _documents(talks: list[Conversation], asked: list[QuestionAnswers], salt: str) -> list[Document]:
+    answered = [document for entry in asked for document in corpus.from_questions(entry, salt)]
+    return [corpus.from_conversation(c, salt) for c in talks] + answered
+
+
+def _document_key(document: Document) -> str:
+    """What is said, without the names: those differ from one copy to the next."""
+    return "\n".join(line.partition(": ")[2] for line in (document.text or "").split("\n"))
+
+
+def _demonstrations(talks: list[Conversation], asked: list[QuestionAnswers]) -> list[Demonstration]:
+    found = [demonstrations.from_conversation(c) for c in talks]
+    return [d for d in found if d is not None] + [d for e in asked for d in demonstrations.from_questions(e)]
+
+
+def _prompts(talks: list[Conversation], split: str, config: CollectConfig) -> list[Prompt]:
+    """All prompts of valid and test; of train as many as are wanted."""
+    pool = [p for c in talks for p in prompts.from_conversation(c, split)]
+    if split != "train":
+        return pool
+    return prompts.choose(pool, config.train_prompts, config.prompts_per_conversation, "train")
+
+
+def _exchanges(talks: Iterable[Conversation]) -> Iterator[tuple[str, str]]:
+    """(user turn, next assistant turn)."""
+    for conversation in talks:
+        for turn, answer in pairwise(conversation.messages):
+            if turn["role"] == "user":
+                yield turn["content"], answer["content"]
+
+
+def _rated(talks: Iterable[Conversation]) -> Iterator[tuple[list[dict[str, str]], dict[str, float]]]:
+    return ((c.messages, c.ratings) for c in talks if c.ratings)
+
+
+def _redacted_conversation(conversation: Conversation, counts: Counter[str]) -> Conversation:
+    messages = []
+    for message in conversation.messages:
+        content, found = redact(message["content"])
+        if found:
+            message = {**message, "content": content}
+            counts += found
+        messages.append(message)
+    return replace(conversation, messages=messages)
+
+
+def _redacted_entry(entry: QuestionAnswers, counts: Counter[str]) -> QuestionAnswers:
+    texts = []
+    for text in (entry.question, *entry.answers):
+        redacted, found = redact(text)
+        counts += found
+        texts.append(redacted)
+    return replace(entry, question=texts[0], answers=tuple(texts[1:]))
+
+
+def _check_splits(talks: dict[str, list[Conversation]]) -> None:
+    for split in SPLITS:
+        if not talks[split]:
+            raise InputError(
+                f"no conversation is left for the {split} split: too few people, too closely knit; raise the limit"
+            )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

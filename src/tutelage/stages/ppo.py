@@ -1,0 +1,385 @@
+"""A reward model's taste to a policy: step 3 of InstructGPT, PPO-ptx (Ouyang et al. 2022, section 3.5, eq. 2).
+
+    repeat: prompts -> sampled responses -> score - beta KL(pi || pi_SFT) per token -> advantages
+            -> clipped policy step + clipped value step + a share of the pretraining loss, the "ptx"
+
+The value network starts as the reward model and has an optimizer of its own. `--no-ptx` is plain PPO. Where the paper
+is silent: lambda .95, value clip .2, score -1 without an end of turn, advantages whitened over the rollout, and the
+pretraining coefficient is not 27.8 but what makes both gradients equally long over the first iterations.
+Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
+policy stays within a budget of nats per response, and a gradient that is not finite stops the run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.data.packing import stream, window, window_count
+from tutelage.data.prompts import choose_fitting
+from tutelage.data.records import read_documents, read_prompts
+from tutelage.errors import InputError
+from tutelage.learning.advantages import gae, shaped_rewards, whiten
+from tutelage.learning.kl import kl_per_response, mean_k3
+from tutelage.learning.losses import masked_mean, next_token_loss, policy_loss, value_loss
+from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
+from tutelage.model.gpt import GPT
+from tutelage.model.heads import ScalarGPT
+from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
+from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.sampling.rollout import (
+    Rollout,
+    pad_responses,
+    response_logprobs,
+    response_values,
+    score_rollout,
+)
+from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
+from tutelage.text.chat import encode_chat
+from tutelage.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(RunConfig):
+    """One PPO-ptx run. Defaults suit a laptop; the paper's numbers (appendix C.4) stand beside them."""
+
+    iterations: int = 30
+    """Rollouts; the paper has 500."""
+    batch: int = 64
+    """Responses per rollout; the paper has 512."""
+    minibatch: int = 64
+    """Responses per optimizer step."""
+    epochs: int = 1
+    """Passes over each rollout (paper: 1)."""
+    max_tokens: int = 40
+    """Longest response in tokens."""
+    max_prompt: int = 128
+    """Longest prompt in tokens; older turns are dropped until it fits."""
+    temperature: float = 1.0
+    """Of the sampled responses and of every log-probability."""
+    lr: float = 2e-4
+    """Peak rate of the policy's AdamW, for a few million parameters; the paper sweeps 2.55e-6 to 2.55e-5 at 1.3B."""
+    value_lr: float = 3e-4
+    """Peak rate of the value network's AdamW; 9e-6 in the paper."""
+    warmup: int = 3
+    """Iterations in which both rates rise from a tenth; 10 in the paper. Constant afterwards."""
+    kl_coef: float = 0.02
+    """Price of one nat of drift from the SFT policy: beta in eq. 2 (paper: .02)."""
+    kl_budget: float = 8.0
+    """Nats per response at which training stops; the last policy within it is kept."""
+    gamma: float = 1.0
+    """Discount (paper: 1)."""
+    lam: float = 0.95
+    """GAE's lambda; not printed in the paper."""
+    clip: float = 0.2
+    """How far the ratio may move before the policy's gradient stops (paper: .2)."""
+    value_clip: float = 0.2
+    """The same for values, in units of reward."""
+    missing_end: float = -1.0
+    """Score of a response without an end of turn; demonstrations score 0."""
+    grad_clip: float = 1.0
+    """Largest gradient norm of either network."""
+    ema: float = 0.9
+    """Decay per step of the averaged policy that is saved; .992 in the paper, over 4,000 steps."""
+    ptx: bool = True
+    """Mix in the pretraining loss; without it this is plain PPO."""
+    ptx_windows: int = 16
+    """Pretraining windows per minibatch; the paper has 8 per response."""
+    ptx_calibration: int = 5
+    """Iterations over which the coefficient makes both gradients equally long; fixed afterwards."""
+
+
+@dataclass
+class Learner:
+    """What changes while PPO runs."""
+
+    policy: GPT
+    value: ScalarGPT
+    policy_optimizer: torch.optim.Optimizer
+    value_optimizer: torch.optim.Optimizer
+    average: EMA
+    ptx_ratios: list[float] = field(default_factory=list)  # |PPO gradient| / |ptx gradient|, one per calibration step
+    windows_used: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "policy": training_state(self.policy, [self.policy_optimizer]),
+            "value": training_state(self.value, [self.value_optimizer]),
+            "average": dict(self.average.weights),
+            "ptx_ratios": self.ptx_ratios,
+            "windows_used": self.windows_used,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        load_training_state(state["policy"], self.policy, [self.policy_optimizer])
+        load_training_state(state["value"], self.value, [self.value_optimizer])
+        self.average.load(state["average"])
+        self.ptx_ratios, self.windows_used = state["ptx_ratios"], state["windows_used"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pretraining text for the mix: a token stream and the order of its windows."""
+
+    ids: np.ndarray
+    order: np.ndarray
+
+    def batch(self, start: int, count: int, length: int) -> Tensor:
+        """(count, length + 1): the windows start .. start + count of the order, which repeats when it ends."""
+        return window(self.ids, self.order[np.arange(start, start + count) % len(self.order)], length)
+
+
+def ppo(
+    policy: Path,
+    reward: Path,
+    prompts: tuple[Path, ...],
+    out: Path,
+    corpus: tuple[Path, ...] = (),
+    config: PPOConfig = PPOConfig(),
+) -> None:
+    """Optimise a policy against a reward model, held to where it came from.
+
+    Example: tutelage ppo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --corpus corpus.jsonl --out runs/ppo-ptx
+    """
+    if config.ptx and not corpus:
+        raise InputError("ppo: PPO-ptx mixes in pretraining text; give --corpus FILE, or --no-ptx for plain PPO")
+    inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
+    with Run(out, stage="ppo", config=config, inputs=inputs) as run:
+        if run.finished:
+            return
+        same_tokenizer(policy, reward)
+        trained, words = load_policy(policy, run.device)
+        scorer, _ = load_scorer(reward, run.device)
+        value, _ = load_scorer(reward, run.device)
+        pool = choose_fitting(read_prompts(prompts), words, config.iterations * config.batch, config.max_prompt, "ppo")
+        asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in pool]
+        mix = read_mix(words, corpus, trained.config.context, run.generator("mix")) if config.ptx else None
+        learner = make_learner(trained, value, config)
+        results = train(run, learner, inference_copy(trained), scorer.requires_grad_(False), asked, mix, words)
+        learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
+        save_scorer(out / "value", learner.value, words)
+        save_policy(out, learner.policy, words)
+        run.finish(results | {"prompts": len(asked)})
+
+
+def train(
+    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], mix: Corpus | None,
+    words: Tokenizer,
+) -> dict[str, Any]:  # fmt: skip
+    """The algorithm box: roll out, shape rewards, estimate advantages, improve. Returns the weights to keep."""
+    config: PPOConfig = run.config  # type: ignore[assignment]
+    first, kept, stopped = 0, dict(learner.average.weights), None
+    if state := run.restore():
+        learner.load(state["learner"])
+        first, kept = state["step"], state["kept"]
+    for iteration in range(first, config.iterations):
+        set_rates(learner, iteration, config)
+        rollout, gap = roll_out(run, learner, reference, scorer, asked, words, iteration)
+        rewards = shaped_rewards(
+            rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.responses.mask, kl_coef=config.kl_coef
+        )
+        advantages, returns = gae(
+            rewards, rollout.values, rollout.responses.mask, gamma=config.gamma, lam=config.lam
+        )
+        measured = describe(rollout, returns, config) | {"sampler_gap": gap}
+        if measured["kl"] > config.kl_budget:
+            stopped = f"KL {measured['kl']:.1f} exceeded the budget of {config.kl_budget} nats at iteration {iteration}"
+            run.progress.say(f"{run.out}: {stopped}; the policy before it is kept")
+            break
+        kept = {name: weight.clone() for name, weight in learner.average.weights.items()}
+        advantages = whiten(advantages, rollout.responses.mask)  # after returns: these stay in units of reward
+        order = run_generator(config.seed, f"minibatches/{iteration}")
+        measured |= improve(learner, rollout, advantages, returns, mix, config, order, iteration)
+        rate = (iteration + 1) * config.batch / run.seconds
+        run.log(iteration + 1, **measured, responses_per_second=rate)
+        run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
+        run.checkpoint(iteration + 1, lambda: {"learner": learner.state(), "kept": kept})
+    else:
+        kept = learner.average.weights
+    coefficient = ptx_coefficient(learner) if mix else 0.0
+    return {"weights": kept, "ptx_coef": coefficient, "stopped": stopped}
+
+
+def roll_out(
+    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], words: Tokenizer, iteration: int
+) -> tuple[Rollout, float]:
+    """Sample a response to each of the next prompts and run the four models over them.
+
+    Also returns the mean gap between the sampler's log-probabilities and the training forward's: a wrong sampler shows
+    here, though not in the ratio.
+    """
+    config: PPOConfig = run.config  # type: ignore[assignment]
+    which = [(iteration * config.batch + i) % len(asked) for i in range(config.batch)]
+    seeds = [seed_for(config.seed, f"ppo/{iteration}/{i}") for i in range(config.batch)]
+    sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
+    sampler = inference_copy(learner.policy)
+    prompts = [asked[i] for i in which]
+    answers = [a for (a,) in generate(sampler, prompts, seeds, words.end_of_turn_id, sampling)]
+    responses = pad_responses(prompts, answers, words.pad_id, run.device.torch_device)
+    rollout = score_rollout(
+        learner.policy, reference, learner.value, scorer, responses,
+        missing_end=config.missing_end, temperature=config.temperature,
+    )  # fmt: skip
+    return rollout, sampler_gap(answers, rollout)
+
+
+def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
+    """Mean |log p of the sampler - log p of the training forward| over the response tokens."""
+    mask = rollout.responses.mask
+    sampled = torch.tensor([p for answer in answers for p in answer.logprobs], device=mask.device)
+    return float((sampled - rollout.logprobs[mask]).abs().mean())
+
+
+def improve(
+    learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, mix: Corpus | None, config: PPOConfig,
+    order: torch.Generator, iteration: int,
+) -> dict[str, float]:  # fmt: skip
+    """Epochs of minibatches over one rollout. Returns what to log, averaged over the steps."""
+    logged: list[dict[str, float]] = []
+    for _ in range(config.epochs):
+        for rows in torch.randperm(config.batch, generator=order).split(config.minibatch):
+            rows = rows.sort().values.to(advantages.device)
+            step = policy_step(learner, rollout, advantages, rows, mix, config, iteration, first=not logged)
+            step |= value_step(learner, rollout, returns, rows, config)
+            logged.append(step)
+    mean = {key: sum(step[key] for step in logged) / len(logged) for key in logged[0]}
+    return mean | {"ratio_error": logged[0]["ratio_error"], "lr": learner.policy_optimizer.param_groups[0]["lr"]}
+
+
+def policy_step(
+    learner: Learner, rollout: Rollout, advantages: Tensor, rows: Tensor, mix: Corpus | None, config: PPOConfig,
+    iteration: int, first: bool,
+) -> dict[str, float]:  # fmt: skip
+    """One step of the policy on one minibatch, with the pretraining gradient added to PPO's."""
+    responses = rollout.responses.rows(rows)
+    wide = responses.mask.shape[1]
+    old, mask = rollout.logprobs[rows, :wide], responses.mask
+    logprobs = response_logprobs(learner.policy, responses, config.temperature)
+    ratio_error = float(torch.where(mask, ((logprobs - old).exp() - 1).abs(), 0.0).max())
+    if first:
+        check_ratio(ratio_error, learner.policy.compute_dtype)
+    loss, clipped = policy_loss(logprobs, old, advantages[rows, :wide], mask, clip=config.clip)
+    loss.backward()
+    logged = {"policy_loss": loss.item(), "clip_fraction": clipped.item(), "ratio_error": ratio_error}
+    if mix:
+        logged |= add_ptx_gradient(learner, mix, config, calibrate=iteration < config.ptx_calibration)
+    logged["grad_norm"] = clipped_step([learner.policy_optimizer], learner.policy.parameters(), config.grad_clip)
+    learner.average.update(learner.policy)
+    return logged
+
+
+def add_ptx_gradient(learner: Learner, mix: Corpus, config: PPOConfig, calibrate: bool) -> dict[str, float]:
+    """Add coefficient * gradient of the pretraining loss (token mean) to the PPO gradient that is already there."""
+    parameters = list(learner.policy.parameters())
+    ppo_gradients = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    batch = mix.batch(learner.windows_used, config.ptx_windows, learner.policy.config.context)
+    batch = batch.to(learner.policy.embedding.weight.device)
+    learner.windows_used += config.ptx_windows
+    loss = next_token_loss(
+        learner.policy.trunk(batch[:, :-1]).flatten(0, 1), learner.policy.head_weight, batch[:, 1:].flatten()
+    )
+    loss.backward()
+    ppo_norm = norm([g for g in ppo_gradients if g is not None])
+    ptx_norm = norm([p.grad for p in parameters if p.grad is not None])
+    if calibrate:
+        learner.ptx_ratios.append(ppo_norm / max(ptx_norm, 1e-12))
+    coefficient = ptx_coefficient(learner)
+    for p, gradient in zip(parameters, ppo_gradients, strict=True):
+        if p.grad is not None:
+            p.grad.mul_(coefficient)
+            p.grad.add_(gradient if gradient is not None else 0.0)
+    ratio = coefficient * ptx_norm / max(ppo_norm, 1e-12)
+    return {"ptx_loss": loss.item(), "ptx_coef": coefficient, "ptx_gradient_ratio": ratio}
+
+
+def value_step(
+    learner: Learner, rollout: Rollout, returns: Tensor, rows: Tensor, config: PPOConfig
+) -> dict[str, float]:
+    """One step of the value network on one minibatch."""
+    responses = rollout.responses.rows(rows)
+    wide = responses.mask.shape[1]
+    values = response_values(learner.value, responses)
+    loss = value_loss(
+        values, rollout.values[rows, :wide], returns[rows, :wide], responses.mask, clip=config.value_clip
+    )
+    loss.backward()
+    clipped_step([learner.value_optimizer], learner.value.parameters(), config.grad_clip)
+    return {"value_loss": loss.item()}
+
+
+def check_ratio(error: float, dtype: torch.dtype) -> None:
+    """Before the first step of an iteration old and new policy are the same: anything but ratio 1 is a bug upstream."""
+    limit = 1e-4 if dtype == torch.float32 else 5e-2
+    if not error <= limit:
+        raise InputError(
+            f"ppo: before the first step the ratio is off 1 by {error:.2g}, at most {limit:g} is rounding; "
+            "dropout, another temperature or other positions are at work: run with --dtype fp32 to tell"
+        )
+
+
+def describe(rollout: Rollout, returns: Tensor, config: PPOConfig) -> dict[str, float]:
+    """What one rollout says about the policy that made it."""
+    mask = rollout.responses.mask
+    score = float(rollout.scores.mean())
+    kl = float(kl_per_response(rollout.logprobs, rollout.ref_logprobs, mask).mean())
+    error = masked_mean((returns - rollout.values).square(), mask)
+    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    return {
+        "score": score,
+        "kl": kl,
+        "kl_k3": float(mean_k3(rollout.logprobs, rollout.ref_logprobs, mask)),
+        "objective": score - config.kl_coef * kl,
+        "entropy": float(-masked_mean(rollout.logprobs, mask)),
+        "explained_variance": float(1 - error / spread.clamp(min=1e-8)),
+        "length": float(mask.sum(1).float().mean()),
+        "end_of_turn_rate": float(rollout.responses.ended.float().mean()),
+    }
+
+
+def ptx_coefficient(learner: Learner) -> float:
+    """The mean ratio of the gradients' norms so far; no longer changes once calibration is over."""
+    return sum(learner.ptx_ratios) / max(1, len(learner.ptx_ratios))
+
+
+def norm(gradients: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(g.square().sum()) for g in gradients))
+
+
+def set_rates(learner: Learner, iteration: int, config: PPOConfig) -> None:
+    """Rise from a tenth of the peak over the warm-up, then constant (Ouyang et al. 2022, appendix C.4)."""
+    factor = min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup))
+    set_learning_rate(learner.policy_optimizer, factor)
+    set_learning_rate(learner.value_optimizer, factor)
+
+
+def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
+    """Two AdamW with eps 1e-5, as RLHF has used since lm-human-preferences; no weight decay."""
+    return Learner(
+        policy=policy,
+        value=value,
+        policy_optimizer=adamw(policy.named_parameters(), lr=config.lr, weight_decay=0.0, eps=1e-5),
+        value_optimizer=adamw(value.named_parameters(), lr=config.value_lr, weight_decay=0.0, eps=1e-5),
+        average=EMA(policy, config.ema),
+    )
+
+
+def read_mix(words: Tokenizer, corpus: Sequence[Path], context: int, generator: torch.Generator) -> Corpus:
+    """Raises InputError when the corpus does not fill one window."""
+    texts = [document.plain_text() for document in read_documents(corpus)]
+    ids = stream(words.encode_batch(texts), words.end_of_text_id)
+    count = window_count(ids, context)
+    if count == 0:
+        raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {context + 1}; give more text")
+    return Corpus(ids, torch.randperm(count, generator=generator).numpy())
+
+
+def run_generator(seed: int, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_for(seed, purpose))

@@ -1,0 +1,174 @@
+"""Documents to a base model: self-supervised next-token prediction.
+
+    corpus -> one token stream -> windows in random order -> L = -mean log p(u_t | u_<t)
+
+GPT (Radford et al. 2018, eq. 1), windows packed as for GPT-3 (Brown et al. 2020, section 2.2): several documents in
+one, a separator between, no special masking. Warm-up and cosine as in its appendix B. Ours: Muon (Jordan et al. 2024)
+for the hidden matrices, about half the tokens to the same loss; `--optimizer adamw` is the recipe of 2020.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from tutelage.data.packing import stream, window, window_count
+from tutelage.data.records import read_documents
+from tutelage.errors import InputError
+from tutelage.evals.perplexity import bits_per_byte
+from tutelage.learning.losses import next_token_loss
+from tutelage.learning.optim import adamw, clipped_step, muon_and_adamw, set_learning_rate, warmup_cosine
+from tutelage.model.gpt import GPT, GPTConfig, parameter_count
+from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.folder import save_policy
+from tutelage.runs.run import Run, RunConfig
+from tutelage.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """One pretraining run: the model's shape and the budget. Defaults suit a laptop without a GPU."""
+
+    width: int = 256
+    """Channels of the residual stream."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 2
+    """Key/value heads, shared by the query heads."""
+    head_width: int = 64
+    """Channels of a head."""
+    hidden: int = 768
+    """Channels inside the gated MLP: 3 times the width."""
+    context: int = 256
+    """Longest sequence in tokens, and the length of a training window."""
+    tokens: int = 1_000_000
+    """Tokens to train on; more than the corpus holds means further epochs in new orders."""
+    batch: int = 16
+    """Windows per optimizer step."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the hidden matrices with AdamW for the rest, or AdamW alone."""
+    muon_lr: float = 0.02
+    """Peak rate of Muon (Jordan et al. 2024)."""
+    lr: float = 3e-3
+    """Peak rate of AdamW, for models of this size; GPT-3's smallest uses 6e-4."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices (GPT-3, appendix B)."""
+    warmup: float = 0.02
+    """Share of the steps in which the rate rises linearly."""
+    floor: float = 0.1
+    """The cosine ends at this share of the peak rate (GPT-3)."""
+    clip: float = 1.0
+    """Largest gradient norm (GPT-3)."""
+    evaluate_every: int = 50
+    """Steps between two held-out evaluations."""
+    heldout_windows: int = 64
+    """Windows of held-out text per evaluation."""
+
+    def shape(self, vocab_size: int) -> GPTConfig:
+        """The decoder these numbers describe. Raises InputError where they disagree."""
+        try:
+            return GPTConfig(
+                vocab_size=vocab_size, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
+                head_width=self.head_width, hidden=self.hidden, context=self.context, qk_norm=True,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(f"pretrain: {error}; change --heads, --kv-heads, --head-width or --width") from None
+
+
+def pretrain(
+    tokenizer: Path,
+    corpus: tuple[Path, ...],
+    out: Path,
+    heldout: tuple[Path, ...] = (),
+    config: PretrainConfig = PretrainConfig(),
+) -> None:
+    """Pretrain a GPT from scratch on plain documents.
+
+    Example: tutelage pretrain --tokenizer runs/tokenizer --corpus data/corpus.train.jsonl --out runs/base
+    """
+    inputs = {"tokenizer": tokenizer, "corpus": corpus, "heldout": heldout}
+    with Run(out, stage="pretrain", config=config, inputs=inputs) as run:
+        if run.finished:
+            return
+        words = Tokenizer.load(tokenizer)
+        ids, unseen = token_stream(words, corpus), token_stream(words, heldout)
+        order = window_order(ids, config, run.generator("order"))
+        model = GPT(config.shape(words.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
+        model.to(run.device.torch_device)
+        optimizers = make_optimizers(model, config)
+        steps = len(order) // config.batch
+        results = train(run, model, optimizers, ids, order, unseen, words, steps)
+        save_policy(out, model, words)
+        run.finish(results | {"parameters": parameter_count(model), "corpus_tokens": len(ids), "steps": steps})
+
+
+def train(
+    run: Run,
+    model: GPT,
+    optimizers: list[torch.optim.Optimizer],
+    ids: np.ndarray,
+    order: np.ndarray,
+    unseen: np.ndarray,
+    words: Tokenizer,
+    steps: int,
+) -> dict[str, float]:
+    """The loop: next windows, loss, gradient, step. Returns the last held-out figure."""
+    config: PretrainConfig = run.config  # type: ignore[assignment]
+    first, results = 0, {}
+    if state := run.restore():
+        load_training_state(state["training"], model, optimizers)
+        first = state["step"]
+    for step in range(first, steps):
+        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, factor)
+        rows = order[step * config.batch : (step + 1) * config.batch]
+        batch = window(ids, rows, config.context).to(run.device.torch_device)
+        loss = next_token_loss(
+            model.trunk(batch[:, :-1]).flatten(0, 1), model.head_weight, batch[:, 1:].flatten()
+        )
+        loss.backward()
+        norm = clipped_step(optimizers, model.parameters(), config.clip)
+        seen = (step + 1) * config.batch * config.context
+        logged = {"loss": loss.item(), "lr": config.lr * factor, "grad_norm": norm, "tokens": seen}
+        logged["tokens_per_second"] = seen / run.seconds
+        if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+            results = {"heldout_bits_per_byte": bits_per_byte(model, unseen, words.token_bytes(), config.heldout_windows)}
+        run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
+        run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{seen / run.seconds:,.0f}/s")
+        run.checkpoint(step + 1, lambda: {"training": training_state(model, optimizers)})
+    return results
+
+
+def token_stream(words: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
+    """All documents of the files as one stream of ids."""
+    texts = [document.plain_text() for document in read_documents(paths)]
+    return stream(words.encode_batch(texts), words.end_of_text_id)
+
+
+def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Generator) -> np.ndarray:
+    """Which window comes when: each epoch is a new permutation. Raises InputError if the corpus fills no batch."""
+    available, wanted = window_count(ids, config.context), config.tokens // config.context
+    wanted -= wanted % config.batch
+    if available < config.batch or wanted < config.batch:
+        raise InputError(
+            f"pretrain: the corpus holds {available} windows of {config.context} tokens and the budget {wanted}, one "
+            f"batch needs {config.batch}; give more text, more --tokens or a smaller --batch"
+        )
+    epochs = math.ceil(wanted / available)
+    return torch.cat([torch.randperm(available, generator=generator) for _ in range(epochs)])[:wanted].numpy()
+
+
+def make_optimizers(model: GPT, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon with AdamW, or AdamW alone."""
+    if config.optimizer == "adamw":
+        return [adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)]
+    return muon_and_adamw(
+        model, muon_lr=config.muon_lr, lr=config.lr, weight_decay=config.weight_decay, dtype=model.compute_dtype
+    )

@@ -1,0 +1,226 @@
+"""Rankings to a reward model: step 2 of InstructGPT (Ouyang et al. 2022, section 3.5, eq. 1).
+
+    SFT model -> trunk and a fresh scalar head -> -log sigmoid(r_w - r_l) over all pairs of a ranking at once
+
+One ranking is one element of a batch: its K answers are K forward passes, whatever the number of pairs, and the pairs
+of one prompt never become separate updates. Ties are dropped. After training the scores are shifted so that
+demonstrations score 0 on average. Rankings of some prompts are held out, and accuracy on them is printed beside the
+accuracy that the panel's own gold order reaches on the same pairs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tutelage.data.comparisons import strict_pairs
+from tutelage.data.demonstrations import windows
+from tutelage.data.panel import Panel
+from tutelage.data.records import Comparison, Messages, read_comparisons, read_demonstrations
+from tutelage.data.splits import unit_hash
+from tutelage.errors import InputError
+from tutelage.learning.losses import ranking_loss
+from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.model.heads import ScalarGPT
+from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.folder import load_policy, save_scorer
+from tutelage.runs.run import Run, RunConfig
+from tutelage.text.chat import encode_chat
+from tutelage.text.tokenizer import Tokenizer
+
+SCORED_AT_ONCE = 64  # answers per forward pass outside training
+MATCHED = 0.1  # answers whose lengths differ by at most this share count as length-matched
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(RunConfig):
+    """One reward model. Defaults suit a small model on a laptop."""
+
+    epochs: int = 1
+    """Passes over the rankings; InstructGPT: more than one over-fits (appendix C.2)."""
+    batch: int = 16
+    """Prompts per optimizer step, each with all its answers; InstructGPT uses 64."""
+    lr: float = 3e-4
+    """Peak rate of AdamW; InstructGPT's 6B uses 9e-6."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; the paper prints none."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises."""
+    floor: float = 0.1
+    """The cosine ends at this share of the peak rate (appendix C.2)."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    heldout: float = 0.15
+    """Share of the prompts whose rankings are kept from training."""
+    demonstrations: int = 256
+    """Demonstrations whose mean score becomes 0."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One comparison, encoded."""
+
+    answers: list[list[int]]  # K times prompt, answer, end-of-turn
+    ranks: list[int]
+
+
+def reward(
+    base: Path,
+    comparisons: tuple[Path, ...],
+    demos: tuple[Path, ...],
+    out: Path,
+    panel: Path | None = None,
+    config: RewardConfig = RewardConfig(),
+) -> None:
+    """Train a reward model on rankings, starting from the SFT model.
+
+    Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
+    """
+    inputs = {"base": base, "comparisons": comparisons, "demos": demos, "panel": panel}
+    with Run(out, stage="reward", config=config, inputs=inputs) as run:
+        if run.finished:
+            return
+        trunk, words = load_policy(base, run.device)
+        model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device)
+        told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
+        held = [c for c in told if held_out(c, config.heldout)]
+        kept = [c for c in told if not held_out(c, config.heldout)]
+        if not kept:
+            raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
+        train(run, model, [encode(c, words, trunk.config.context) for c in kept], words.pad_id)
+        model.mean = demonstration_mean(model, words, demos, config, run.generator("demonstrations"))
+        results = accuracy_report(model, words, held, Panel.load(panel) if panel else None)
+        save_scorer(out, model, words)
+        run.finish(results | {"reward_mean": model.mean, "rankings": len(kept), "rankings_held_out": len(held)})
+
+
+def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
+    """The loop: next prompts with all their answers, ranking loss, gradient, step."""
+    config: RewardConfig = run.config  # type: ignore[assignment]
+    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    generator = run.generator("order")
+    order = [i for _ in range(config.epochs) for i in torch.randperm(len(rankings), generator=generator).tolist()]
+    steps, first = math.ceil(len(order) / config.batch), 0
+    if state := run.restore():
+        load_training_state(state["training"], model, [optimizer])
+        first = state["step"]
+    for step in range(first, steps):
+        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
+        set_learning_rate(optimizer, factor)
+        some = [rankings[i] for i in order[step * config.batch : (step + 1) * config.batch]]
+        scores, ranks, mask = score_rankings(model, some, pad)
+        loss = ranking_loss(scores, ranks, mask)
+        loss.backward()
+        norm = clipped_step([optimizer], model.parameters(), config.clip)
+        right = pairs_right(scores.detach(), ranks, mask)
+        run.log(step + 1, loss=loss.item(), accuracy=right, lr=config.lr * factor, grad_norm=norm)
+        run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=right)
+        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
+
+
+def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(P, K) scores, ranks, and which answers exist, K being the longest ranking's."""
+    device = model.score.weight.device
+    flat = score_answers(model, [answer for ranking in some for answer in ranking.answers], pad)
+    sizes = [len(ranking.answers) for ranking in some]
+    scores = pad_sequence(list(flat.split(sizes)), batch_first=True)
+    ranks = pad_sequence([torch.tensor(ranking.ranks) for ranking in some], batch_first=True).to(device)
+    mask = torch.arange(scores.shape[1]) < torch.tensor(sizes)[:, None]
+    return scores, ranks, mask.to(device)
+
+
+def score_answers(model: ScalarGPT, answers: Sequence[list[int]], pad: int) -> Tensor:
+    """(N,): the score of each text, read at its last token, in one forward pass."""
+    device = model.score.weight.device
+    ids = pad_sequence([torch.tensor(a) for a in answers], batch_first=True, padding_value=pad).to(device)
+    return model.at(ids, torch.tensor([len(a) - 1 for a in answers], device=device))
+
+
+def pairs_right(scores: Tensor, ranks: Tensor, mask: Tensor) -> float:
+    """Share of the strict pairs that the scores order as the ranks do."""
+    pairs = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    right = (scores[:, :, None] > scores[:, None, :]) & pairs
+    return float(right.sum() / pairs.sum().clamp(min=1))
+
+
+def held_out(comparison: Comparison, share: float) -> bool:
+    """Decided by the conversation, so that no conversation is on both sides."""
+    return unit_hash("reward", comparison.conversation or comparison.prompt[-1]["content"]) < share
+
+
+def encode(comparison: Comparison, words: Tokenizer, context: int) -> Ranking:
+    """Raises InputError when prompt and answer do not fit the context."""
+    answers = [encode_answer(comparison.prompt, response, words) for response in comparison.responses]
+    longest = max(len(a) for a in answers)
+    if longest > context:
+        raise InputError(
+            f"reward: prompt and answer of a ranking need {longest} tokens, the model's context is {context}; "
+            f"shorten the prompt that ends {comparison.prompt[-1]['content'][-40:]!r}"
+        )
+    return Ranking(answers, comparison.ranks)
+
+
+def encode_answer(prompt: Messages, answer: str, words: Tokenizer) -> list[int]:
+    """Ids that end exactly at the end-of-turn token, where the score is read."""
+    encoded = encode_chat(words, [*prompt, {"role": "assistant", "content": answer}])
+    last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
+    return encoded.ids[: last + 1]
+
+
+@torch.no_grad()
+def demonstration_mean(
+    model: ScalarGPT, words: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
+) -> float:
+    """The mean score of demonstrations: last answers of windows that fit half the context."""
+    told = read_demonstrations(demos)
+    texts: list[list[int]] = []
+    for i in torch.randperm(len(told), generator=generator).tolist():
+        if len(texts) >= config.demonstrations:
+            break
+        limit = model.trunk.config.context // 2  # prompts of the length that rankings and PPO have
+        pieces, _ = windows(told[i].messages, lambda messages: encode_chat(words, messages), limit)
+        texts += [encode_answer(piece[:-1], piece[-1]["content"], words) for piece in pieces[:1]]
+    if not texts:
+        raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
+    batches = [texts[i : i + SCORED_AT_ONCE] for i in range(0, len(texts), SCORED_AT_ONCE)]
+    return float(torch.cat([score_answers(model, batch, words.pad_id) for batch in batches]).mean())
+
+
+@torch.no_grad()
+def accuracy_report(
+    model: ScalarGPT, words: Tokenizer, held: Sequence[Comparison], panel: Panel | None
+) -> dict[str, float | None]:
+    """Accuracy on held-out strict pairs; the panel's own accuracy on the same; both on pairs of equal length."""
+    right: list[bool] = []
+    gold: list[float] = []
+    matched: list[bool] = []
+    losses: list[float] = []
+    for comparison in held:
+        ranking = encode(comparison, words, model.trunk.config.context)
+        scores = score_answers(model, ranking.answers, words.pad_id)
+        lengths = [len(a) - len(ranking.answers[0]) for a in ranking.answers]
+        sizes = [len(words.encode(r)) for r in comparison.responses]
+        losses.append(float(ranking_loss(scores[None], torch.tensor([comparison.ranks], device=scores.device))))
+        for winner, loser in strict_pairs(comparison.ranks):
+            right.append(bool(scores[winner] > scores[loser]))
+            matched.append(abs(lengths[winner] - lengths[loser]) <= MATCHED * max(sizes[winner], sizes[loser]))
+            if panel:
+                answers = comparison.responses
+                gold.append(panel.gold_preference(comparison.prompt, answers[winner], answers[loser]))
+    accuracy, ceiling = mean(right), mean(gold)
+    return {
+        "accuracy": accuracy,
+        "ceiling": ceiling,
+        "accuracy_of_ceiling": accuracy / ceiling if accuracy is not None and ceiling else None,
+        "length_matched_accuracy": mean([r for r, m in zip(right, matched, strict=True) if m]),
+        "heldout_loss": mean(losses),
+        "heldout_pairs": len(right),
+    }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

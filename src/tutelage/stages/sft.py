@@ -1,0 +1,160 @@
+"""Demonstrations to an assistant: step 1 of InstructGPT (Ouyang et al. 2022, section 3.5).
+
+    conversations -> windows that fit -> packed rows -> L = -mean log p(token), over the assistant's tokens only
+
+What is learnt is each answer and the end of its turn; the paper does not say whether it also learnt the prompts, and we
+do not. Conversations share rows but cannot see each other (`data/packing.py`). The head runs on supervised tokens only.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tutelage.data.demonstrations import windows
+from tutelage.data.packing import Example, Packed, pack, pack_rows
+from tutelage.data.records import read_demonstrations
+from tutelage.errors import InputError
+from tutelage.learning.losses import next_token_loss
+from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.model.gpt import GPT
+from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.folder import load_policy, save_policy
+from tutelage.runs.run import Run, RunConfig
+from tutelage.text.chat import encode_chat
+from tutelage.text.tokenizer import Tokenizer
+
+CHUNK = 512  # conversations packed together: enough to fill rows, few enough to keep their order random
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(RunConfig):
+    """One fine-tuning run on demonstrations. Defaults suit a small model on a laptop."""
+
+    tokens: int = 500_000
+    """Tokens of packed rows to train on; more than the demonstrations hold means further epochs."""
+    batch: int = 16
+    """Rows per optimizer step."""
+    lr: float = 1e-3
+    """Peak rate of AdamW, for models of a few million parameters; InstructGPT's 1.3B uses 9.65e-6 (appendix C.1)."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; the paper prints none."""
+    warmup: float = 0.03
+    """Share of the steps in which the rate rises; the fresh marker tokens need it."""
+    floor: float = 0.1
+    """The cosine ends at this share of the peak rate (appendix C.1)."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    evaluate_every: int = 25
+    """Steps between two held-out evaluations."""
+    heldout_rows: int = 32
+    """Packed rows of held-out demonstrations per evaluation."""
+
+
+def sft(
+    base: Path,
+    demos: tuple[Path, ...],
+    out: Path,
+    heldout: tuple[Path, ...] = (),
+    config: SFTConfig = SFTConfig(),
+) -> None:
+    """Fine-tune a pretrained GPT on demonstrations.
+
+    Example: tutelage sft --base runs/base --demos data/demonstrations.train.jsonl --out runs/sft
+    """
+    with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos, "heldout": heldout}) as run:
+        if run.finished:
+            return
+        model, words = load_policy(base, run.device)
+        length = model.config.context
+        examples, dropped = read_examples(demos, words, length)
+        if not examples:
+            raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
+        unseen, _ = read_examples(heldout, words, length)
+        held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
+        rows = training_rows(examples, config, length, run.generator("order"))
+        results = train(run, model, words, rows, held)
+        save_policy(out, model, words)
+        run.finish(results | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch})
+
+
+def train(
+    run: Run, model: GPT, words: Tokenizer, rows: list[list[Example]], held: list[list[Example]]
+) -> dict[str, float]:
+    """The loop: next rows, loss on the assistant's tokens, gradient, step. Returns the last held-out loss."""
+    config: SFTConfig = run.config  # type: ignore[assignment]
+    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    steps, first, results = len(rows) // config.batch, 0, {}
+    if state := run.restore():
+        load_training_state(state["training"], model, [optimizer])
+        first = state["step"]
+    for step in range(first, steps):
+        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
+        set_learning_rate(optimizer, factor)
+        some = rows[step * config.batch : (step + 1) * config.batch]
+        loss = supervised_loss(model, pack(some, model.config.context, words.pad_id))
+        loss.backward()
+        norm = clipped_step([optimizer], model.parameters(), config.clip)
+        rate = (step + 1) * config.batch * model.config.context / run.seconds
+        evaluated = {}
+        if held and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+            evaluated = results = {"heldout_loss": heldout_loss(model, words, held)}
+        run.log(step + 1, loss=loss.item(), lr=config.lr * factor, grad_norm=norm, tokens_per_second=rate, **evaluated)
+        run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
+        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
+    return results
+
+
+def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> torch.Tensor:
+    """Mean of -log p over the batch's supervised tokens, each predicted from the token before it."""
+    device = model.embedding.weight.device
+    hidden = model.trunk(batch.ids.to(device), batch.positions.to(device), batch.mask().to(device))
+    rows, columns = batch.supervised.to(device).nonzero(as_tuple=True)
+    return next_token_loss(hidden[rows, columns - 1], model.head_weight, batch.ids.to(device)[rows, columns], total)
+
+
+@torch.no_grad()
+def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]]) -> float:
+    """Token mean over held-out rows."""
+    nats, count = 0.0, 0
+    for i in range(0, len(rows), 16):
+        batch = pack(rows[i : i + 16], model.config.context, words.pad_id)
+        nats += float(supervised_loss(model, batch, total=1.0))
+        count += int(batch.supervised.sum())
+    return nats / max(1, count)
+
+
+def read_examples(paths: Sequence[Path], words: Tokenizer, length: int) -> tuple[list[Example], int]:
+    """Windows of the demonstrations that fit the context, encoded; and how many turns were dropped as too long."""
+    examples, dropped = [], 0
+    for demonstration in read_demonstrations(paths):
+        pieces, lost = windows(demonstration.messages, lambda messages: encode_chat(words, messages), length)
+        dropped += lost
+        for piece in pieces:
+            encoded = encode_chat(words, piece)
+            examples.append(Example(encoded.ids, encoded.supervised))
+    return examples, dropped
+
+
+def packed_rows(examples: list[Example], length: int, generator: torch.Generator) -> list[list[Example]]:
+    """One epoch: the examples in random order, packed chunk by chunk, the rows of each chunk in random order."""
+    rows: list[list[Example]] = []
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    for at in range(0, len(order), CHUNK):
+        chunk = [examples[i] for i in order[at : at + CHUNK]]
+        packed = pack_rows([len(e.ids) for e in chunk], length)
+        rows += [[chunk[i] for i in packed[r]] for r in torch.randperm(len(packed), generator=generator).tolist()]
+    return rows
+
+
+def training_rows(
+    examples: list[Example], config: SFTConfig, length: int, generator: torch.Generator
+) -> list[list[Example]]:
+    """As many epochs as the budget of tokens asks for, cut to whole batches."""
+    wanted = max(1, config.tokens // length // config.batch) * config.batch
+    rows: list[list[Example]] = []
+    while len(rows) < wanted:
+        rows += packed_rows(examples, length, generator)
+    return rows[:wanted]

@@ -1,0 +1,61 @@
+"""Documents to a tokenizer, and a report of how well it fits each language.
+
+    corpus -> byte-level BPE (Radford et al. 2019) -> tokenizer.json, tokenizer_config.json, bytes per token
+
+A small share of one language would get almost no tokens of its own; its documents can be counted several times here,
+for the tokenizer only.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.data.records import Document, read_documents
+from tutelage.runs.run import Run, RunConfig
+from tutelage.text.tokenizer import Tokenizer, train_bpe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig(RunConfig):
+    """How the tokenizer is trained."""
+
+    vocab_size: int = 4_096
+    """Tokens, with the 256 bytes and the special ones."""
+    copies_zh: int = 40
+    """How often each Chinese document counts: the demo's 30 kB would otherwise earn hardly a token."""
+
+
+def tokenizer(corpus: tuple[Path, ...], out: Path, config: TokenizerConfig = TokenizerConfig()) -> None:
+    """Train a byte-level BPE tokenizer on documents.
+
+    Example: tutelage tokenizer --corpus data/corpus.train.jsonl --out runs/tokenizer --vocab-size 4096
+    """
+    with Run(out, stage="tokenizer", config=config, inputs={"corpus": corpus}) as run:
+        if run.finished:
+            return
+        run.progress.update(0.0)
+        documents = read_documents(corpus)
+        trained = train_bpe(weighted(documents, config.copies_zh), config.vocab_size)
+        trained.save(out)
+        run.finish({"vocab_size": trained.vocab_size, "languages": fit_report(trained, documents)})
+        run.progress.update(1.0)
+
+
+def weighted(documents: list[Document], copies_zh: int) -> list[str]:
+    """Every document's text, the Chinese ones `copies_zh` times."""
+    return [d.plain_text() for d in documents for _ in range(copies_zh if d.lang == "zh" else 1)]
+
+
+def fit_report(tokenizer: Tokenizer, documents: list[Document]) -> dict[str, dict[str, float]]:
+    """Per language: documents, bytes, tokens, and bytes per token (higher is a better fit)."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for document in documents:
+        texts[document.lang or "unknown"].append(document.plain_text())
+    report = {}
+    for language, group in sorted(texts.items()):
+        size = sum(len(text.encode()) for text in group)
+        tokens = sum(len(ids) for ids in tokenizer.encode_batch(group))
+        report[language] = {
+            "documents": len(group), "bytes": size, "tokens": tokens, "bytes_per_token": round(size / tokens, 3)
+        }  # fmt: skip
+    return report

@@ -1,0 +1,146 @@
+"""Text to token ids and back: a byte-level BPE whose special tokens no text can forge.
+
+    texts -> train_bpe -> Tokenizer;  Tokenizer.encode(text) -> ids;  Tokenizer.decode(ids) -> text
+
+Byte-level BPE as in GPT-2 (Radford et al. 2019, section 2.2), trained and run by the library `tokenizers`. Ours: what
+stands in a text is always ordinary text, even the letters "<|user|>"; special ids enter only through `text/chat.py`
+and the packing of documents. The files written are the ones that transformers reads.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tutelage.atomic import atomic_write
+from tutelage.errors import InputError
+
+END_OF_TEXT, PAD, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
+
+# GPT-4's pattern with numbers split into single digits: small vocabularies cannot afford 1,000 three-digit tokens.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+class Tokenizer:
+    """A trained tokenizer with its chat template. Equal ids for equal text, whatever the text says."""
+
+    def __init__(self, backend: BackendTokenizer, settings: dict[str, Any]):
+        backend.encode_special_tokens = True  # "<|end|>" typed by a user is seven letters, never the special id
+        self._backend = backend
+        self.settings = settings
+        self.chat_template: str = settings["chat_template"]
+        self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special)) + ")")
+        self.pad_id = self._id_of("pad_token")
+        self.end_of_turn_id = self._id_of("eos_token")
+        self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
+
+    def _id_of(self, role: str) -> int:
+        name = self.settings.get(role)
+        if name not in self.special:
+            raise InputError(
+                f"tokenizer: its configuration names {name!r} as {role}, its special tokens are "
+                f"{sorted(self.special)}; use the tokenizer folder that the model was trained with"
+            )
+        return self.special[name]
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text; never a special id."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of what a chat template wrote: here, and only here, special tokens are recognised."""
+        ids: list[int] = []
+        for part in self._special_pattern.split(text):
+            if part in self.special:
+                ids.append(self.special[part])
+            elif part:
+                ids += self.encode(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same as `[encode(t) for t in texts]`, on all cores."""
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of ids; bytes that are no valid UTF-8 become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token_bytes(self) -> list[int]:
+        """How many bytes of text each id stands for; 0 for special tokens. Byte-level: one character, one byte."""
+        tokens = (self._backend.id_to_token(i) for i in range(self.vocab_size))
+        return [0 if token in self.special else len(token) for token in tokens]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads as they are."""
+        with atomic_write(folder / "tokenizer.json") as file:
+            file.write(self._backend.to_str(pretty=True))
+        with atomic_write(folder / "tokenizer_config.json") as file:
+            json.dump(self.settings, file, indent=2, ensure_ascii=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read a tokenizer folder. Raises InputError if a file is missing, broken or without a chat template."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder}: no {name} here; point at a run directory that holds a tokenizer")
+        try:
+            backend = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
+            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{folder}: the tokenizer files cannot be read ({error}); make or copy them again") from None
+        if "chat_template" not in settings:
+            raise InputError(f"{folder}: tokenizer_config.json has no chat_template; a chat model needs one")
+        return cls(backend, settings)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a byte-level BPE of exactly `vocab_size` tokens, special tokens included.
+
+    Raises InputError when the texts are too few to fill the vocabulary.
+    """
+    backend = BackendTokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() != vocab_size:
+        raise InputError(
+            f"tokenizer: the texts fill {backend.get_vocab_size()} of {vocab_size} tokens; "
+            "give more text or ask for a smaller --vocab-size"
+        )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TURN,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    return Tokenizer(backend, settings)

@@ -1,0 +1,133 @@
+"""Readers: what is good comes back as it was, what is bad is one line with file, line number and the next move."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tutelage.data import records
+from tutelage.errors import InputError
+
+USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "hello"}
+DEMONSTRATION = {"messages": [USER, ASSISTANT], "source": "here", "conversation": "c1"}
+COMPARISON = {"prompt": [USER], "responses": ["a", "b", "c"], "ranks": [1, 2, 2], "annotator": "me", "source": "here"}
+PROMPT = {"prompt": [USER], "source": "here", "split": "train"}
+DOCUMENT = {"text": "一行", "source": "here", "lang": "zh"}
+
+READERS = {
+    "documents": (records.read_documents, DOCUMENT),
+    "demonstrations": (records.read_demonstrations, DEMONSTRATION),
+    "comparisons": (records.read_comparisons, COMPARISON),
+    "prompts": (records.read_prompts, PROMPT),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_round_trip(kind, tmp_path: Path):
+    read, record = READERS[kind]
+    path = tmp_path / "x.jsonl"
+    assert records.write_jsonl(path, [record, record]) == 2
+    assert [r.to_record() for r in read([path])] == [record, record]
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        (b"", None, "empty"),
+        (b"\n  \n", None, "empty"),
+        (b"GOOD\n\xff\xfe\n", 2, "UTF-8"),
+        (b"GOOD\n{oops\n", 2, "not JSON"),
+        (b"GOOD\n\n[1, 2]\n", 3, "object"),
+        (b"GOOD\n" + b"[" * 100_000 + b"\n", 2, "not JSON"),
+        (b"GOOD\n{}\n", 2, "missing"),
+    ],
+)
+def test_bad_files(kind, content: bytes, line: int | None, says: str, tmp_path: Path):
+    read, record = READERS[kind]
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content.replace(b"GOOD", json.dumps(record).encode()))
+    with pytest.raises(InputError) as caught:
+        read([path])
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    assert says in message or (kind == "documents" and '"text" or "messages"' in message)
+    assert line is None or f"line {line}" in message
+
+
+def test_missing_file_and_folder(tmp_path: Path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            records.read_prompts([path])
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"messages": [USER]}, "no assistant turn"),
+        ({"messages": [ASSISTANT]}, "no assistant turn"),
+        ({"messages": [USER, {"role": "assistant", "content": "  "}]}, "no assistant turn"),
+        ({"messages": []}, "an empty list"),
+        ({"messages": "hi"}, "a text"),
+        ({"messages": [USER, "hi"]}, "message 2: must be an object"),
+        ({"messages": [USER, {"role": "bot", "content": "x"}]}, 'message 2: "role" must be one of'),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, '"role" must be one of'),
+        ({"messages": [USER, {"role": "assistant", "content": 3}]}, 'message 2: "content" must be a text'),
+        ({"messages": [USER, {"role": "assistant"}]}, "it is missing"),
+        ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, "half a surrogate pair"),
+        ({"messages": [USER, ASSISTANT], "source": 7}, '"source" must be a text'),
+        ({"messages": [USER, ASSISTANT], "ratings": [1]}, '"ratings"'),
+    ],
+)
+def test_bad_demonstrations(record, says: str):
+    with pytest.raises(InputError, match="^f, line 7") as caught:
+        records.demonstration_from(record, "f, line 7")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ranks": [1, 2]}, "3 responses but 2 ranks"),
+        ({"ranks": [1, 2, 2.5]}, "whole numbers"),
+        ({"ranks": [1, 2, True]}, "whole numbers"),
+        ({"ranks": [0, 1, 2]}, "whole numbers"),
+        ({"ranks": None}, "whole numbers"),
+        ({"responses": ["a"], "ranks": [1]}, "2 to 9"),
+        ({"responses": ["a"] * 10, "ranks": [1] * 10}, "2 to 9"),
+        ({"responses": ["a", "b", 3]}, "list of texts"),
+        ({"responses": ["a", "b", "\udc00"]}, "surrogate"),
+        ({"prompt": [USER, ASSISTANT]}, "ends with a assistant turn"),
+        ({"prompt": "hi"}, "list of messages"),
+    ],
+)
+def test_bad_comparisons(change, says: str):
+    with pytest.raises(InputError, match="line 2") as caught:
+        records.comparison_from({**COMPARISON, **change}, "f, line 2")
+    assert says in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path: Path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(PROMPT).encode() + b"\r\n")
+    assert records.read_prompts([path])[0].prompt == [USER]
+
+
+def test_line_separators_inside_a_text_do_not_split_a_record(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    records.write_jsonl(path, [{**DOCUMENT, "text": "a\u2028b\x85c"}])
+    assert records.read_documents([path])[0].text == "a\u2028b\x85c"
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    records.write_jsonl(path, [{"a": 1}])
+
+    def broken():
+        yield {"a": 2}
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        records.write_jsonl(path, broken())
+    assert path.read_text() == '{"a": 1}\n' and list(tmp_path.iterdir()) == [path]

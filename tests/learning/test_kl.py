@@ -1,0 +1,41 @@
+"""Estimators of the Kullback-Leibler divergence against its exact value on a small alphabet."""
+
+import math
+
+import pytest
+import torch
+
+from tutelage.learning.kl import best_of_n_kl_bound, k1, k3, kl_per_response, mean_k3
+
+P, Q = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3]  # the policy and its reference
+EXACT = sum(p * math.log(p / q) for p, q in zip(P, Q))
+
+
+def test_expectations_are_the_divergence() -> None:
+    policy, reference = torch.tensor(P).log(), torch.tensor(Q).log()
+    for estimate in (k1(policy, reference), k3(policy, reference)):
+        assert (torch.tensor(P) * estimate).sum().item() == pytest.approx(EXACT, abs=1e-6)
+    assert (k3(policy, reference) >= 0).all() and (k1(policy, reference) < 0).any()
+
+
+def test_single_values() -> None:
+    half_as_likely = torch.tensor([math.log(0.5)])
+    assert k1(half_as_likely, torch.zeros(1)).item() == pytest.approx(-math.log(2))
+    assert k3(half_as_likely, torch.zeros(1)).item() == pytest.approx(2 - 1 - math.log(2))
+    assert k3(torch.tensor([-500.0]), torch.zeros(1)).isfinite()
+
+
+def test_per_response_is_a_sum_and_per_token_a_mean() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, math.nan, -9.0]])
+    reference = torch.tensor([[-1.5, -2.0, -2.0], [-3.0, 0.0, math.inf]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    assert kl_per_response(logprobs, reference, mask).tolist() == pytest.approx([0.5 + 0 - 1, 2.0])
+    expected = [math.exp(x) - 1 - x for x in (-0.5, 0.0, 1.0, -2.0)]
+    assert mean_k3(logprobs, reference, mask).item() == pytest.approx(sum(expected) / 4)
+
+
+@pytest.mark.parametrize(
+    ("n", "nats"), [(1, 0.0), (2, 0.1931), (4, 0.6363), (8, 1.2044), (16, 1.8351), (64, 3.1745), (1024, 5.9324)]
+)
+def test_best_of_n(n: int, nats: float) -> None:
+    assert best_of_n_kl_bound(n) == pytest.approx(nats, abs=1e-4)

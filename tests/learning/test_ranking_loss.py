@@ -1,0 +1,103 @@
+"""The ranking loss of the reward model against closed forms and torch's binary cross entropy (R1 to R9, R12)."""
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutelage.learning.losses import ranking_loss
+
+
+def loss_of(scores: list[float], ranks: list[int]) -> float:
+    return ranking_loss(torch.tensor([scores]), torch.tensor([ranks])).item()
+
+
+def gradient_of(scores: list[float], ranks: list[int]) -> list[float]:
+    r = torch.tensor([scores], requires_grad=True)
+    return torch.autograd.grad(ranking_loss(r, torch.tensor([ranks])), r)[0][0].tolist()
+
+
+def by_definition(scores: list[float], ranks: list[int]) -> float:
+    """Ouyang et al. 2022, eq. 1, in Python floats, over the pairs that are no ties."""
+    pairs = [(w, l) for w in range(len(ranks)) for l in range(len(ranks)) if ranks[w] < ranks[l]]  # noqa: E741
+    return -sum(math.log(1 / (1 + math.exp(scores[l] - scores[w]))) for w, l in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("K", range(2, 10))
+def test_equal_scores_cost_log_2(K: int) -> None:
+    assert loss_of([0.3] * K, list(range(1, K + 1))) == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_values() -> None:
+    assert loss_of([2.0, 1.0, 0.0], [1, 2, 3]) == pytest.approx(0.251150, abs=1e-6)
+    assert loss_of([1.5, 0.2, -0.3, 0.9], [1, 3, 4, 2]) == pytest.approx(0.328670, abs=1e-6)
+
+
+def test_gradient_at_equal_scores() -> None:
+    """R3, best to worst."""
+    assert gradient_of([0.0] * 2, [1, 2]) == pytest.approx([-0.5, 0.5])
+    assert gradient_of([0.0] * 3, [1, 2, 3]) == pytest.approx([-1 / 3, 0, 1 / 3])
+    assert gradient_of([0.0] * 4, [1, 2, 3, 4]) == pytest.approx([-0.25, -1 / 12, 1 / 12, 0.25])
+    assert gradient_of([0.0] * 9, list(range(1, 10))) == pytest.approx([-1 / 9 + k / 36 for k in range(9)])
+    assert sum(gradient_of([1.5, 0.2, -0.3, 0.9], [3, 1, 4, 2])) == pytest.approx(0, abs=1e-6)
+
+
+def test_two_answers_are_bradley_terry() -> None:
+    scores = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    expected = F.binary_cross_entropy_with_logits(scores[:, 0] - scores[:, 1], torch.ones(7))
+    torch.testing.assert_close(ranking_loss(scores, torch.tensor([[1, 2]] * 7)), expected)
+
+
+def test_invariances() -> None:
+    """R5 offset per prompt, R6 swapped pair, R7 order of presentation, R8 scale."""
+    scores, ranks = [1.5, 0.2, -0.3, 0.9], [2, 1, 4, 3]
+    base = loss_of(scores, ranks)
+    assert loss_of([s + 100 for s in scores], ranks) == pytest.approx(base, abs=1e-4)
+    assert gradient_of([s + 4 for s in scores], ranks) == pytest.approx(gradient_of(scores, ranks), abs=1e-6)
+    assert loss_of([1.3, 0.4], [2, 1]) == pytest.approx(loss_of([1.3, 0.4], [1, 2]) + 0.9, abs=1e-6)
+    assert loss_of(scores[::-1], ranks[::-1]) == pytest.approx(base, abs=1e-6)
+    assert loss_of([300.0, 200, 100], [1, 2, 3]) == pytest.approx(0, abs=1e-6)
+    assert loss_of([100.0, 200, 300], [1, 2, 3]) > 100
+
+
+def test_ties_leave_numerator_and_denominator() -> None:
+    assert loss_of([2.0, 1.0, 0.0], [1, 1, 3]) == pytest.approx((0.126928 + 0.313262) / 2, abs=1e-6)
+    assert gradient_of([2.0, 1.0], [1, 1]) == [0, 0]
+    scores, ranks = torch.tensor([[2.0, 1.0, 0.0], [5.0, 1.0, 9.0]]), torch.tensor([[1, 2, 3], [2, 2, 2]])
+    assert ranking_loss(scores, ranks).item() == pytest.approx(0.251150, abs=1e-6)  # all ties: no prompt at all
+    assert ranking_loss(scores[1:], ranks[1:]).item() == 0.0
+
+
+def test_prompts_weigh_alike_whatever_their_number_of_answers() -> None:
+    scores = [[2.0, 1.0, 0.0, 7.0], [0.4, -0.2, math.nan, math.nan], [1.5, 0.2, -0.3, 0.9]]
+    ranks = [[2, 1, 3, 3], [2, 1, 1, 9], [1, 3, 4, 2]]
+    exists = [[True] * 4, [True, True, False, False], [True] * 4]
+    expected = (by_definition(scores[0], ranks[0]) + by_definition([0.4, -0.2], [2, 1]) + by_definition(scores[2], ranks[2])) / 3
+    actual = ranking_loss(torch.tensor(scores), torch.tensor(ranks), torch.tensor(exists))
+    assert actual.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_forward_per_answer_equals_one_per_pair() -> None:
+    """R9: value and gradient."""
+    states, weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), torch.ones(6, requires_grad=True)
+    grouped = ranking_loss((states @ weight)[None], torch.arange(5)[None])
+    pairs = list(combinations(range(5), 2))
+    pairwise: Tensor = sum(-F.logsigmoid(states[w] @ weight - states[l] @ weight) for w, l in pairs) / len(pairs)  # type: ignore[assignment]  # noqa: E741
+    torch.testing.assert_close(grouped, pairwise)
+    torch.testing.assert_close(torch.autograd.grad(grouped, weight), torch.autograd.grad(pairwise, weight))
+
+
+def test_seven_wins_of_ten_make_a_margin_of_logit_seven_tenths() -> None:
+    """R12: the gradient in the margin vanishes at .847298, and nowhere near it."""
+
+    def slope(margin: float) -> float:
+        difference = torch.tensor(margin, requires_grad=True)
+        scores = torch.stack([difference, torch.zeros(())]).repeat(10, 1)
+        loss = ranking_loss(scores, torch.tensor([[1, 2]] * 7 + [[2, 1]] * 3))
+        return torch.autograd.grad(loss, difference)[0].item()
+
+    assert slope(0.847298) == pytest.approx(0, abs=1e-6)
+    assert slope(0.8) < -0.005 < 0.005 < slope(0.9)

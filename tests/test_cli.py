@@ -1,0 +1,154 @@
+"""The command line as people meet it: help without torch, options without prefix, mistakes in one line."""
+
+import errno
+import importlib
+import inspect
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tutelage import cli
+from tutelage.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SowConfig:
+    """One sowing."""
+
+    rate: float = 1e-3
+    """Seeds per step."""
+
+
+def sow(field: Path, seeds: tuple[Path, ...], config: SowConfig = SowConfig()) -> None:
+    """Sow a field.
+
+    Example: tutelage sow --field north --seeds a b --rate 2
+    """
+    cli.heard = (field, seeds, config)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def tutelage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command line in this process, with a verb `sow` of our own; returns (exit code, stdout, stderr)."""
+    monkeypatch.setitem(sys.modules, "tests_sow", SimpleNamespace(sow=sow))
+    monkeypatch.setitem(cli.VERBS, "sow", cli.Verb("tests_sow", "sow", "sow a field"))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main(words)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_help_imports_no_torch() -> None:
+    program = "import sys; from tutelage.cli import main; main(['--help']); print({'torch', 'tyro'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+    for verb, row in cli.VERBS.items():
+        assert f"  {verb:<10} {row.line}\n" in done.stdout
+
+
+def test_python_m_tutelage_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "tutelage", "nosuch"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_exists_and_shows_an_example(verb: str, tutelage) -> None:
+    row = cli.VERBS[verb]
+    function = getattr(importlib.import_module(row.module), row.function)
+    assert f"Example: tutelage {verb}" in (inspect.getdoc(function) or "")
+    code, out, err = tutelage(verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: tutelage {verb}" in out
+
+
+def test_options_carry_no_prefix(tutelage) -> None:
+    assert tutelage("sow", "--field", "north", "--seeds", "a", "b", "--rate", "2")[0] == 0
+    assert cli.heard == (Path("north"), (Path("a"), Path("b")), SowConfig(rate=2.0))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sow", "--field", "north"], "Missing from tutelage sow: --seeds"),
+        (["sow", "--field", "n", "--seeds", "a", "--rat", "2"], "--rat, 2 (perhaps --rate?)"),
+        (["sow", "--field", "n", "--seeds", "a", "--rate", "x"], "Error parsing --rate: could not convert"),
+        (["sow", "--field", "n", "--seeds"], "seeds names nothing"),
+        (["sew"], "no verb 'sew'; did you mean sow?"),
+        (["zzz"], "no verb 'zzz'; see tutelage --help"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(words: list[str], said: str, tutelage) -> None:
+    code, out, err = tutelage(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def full_disk() -> None:
+    with open("/dev/full", "w") as file:  # a device that is always full: the kernel's own error, not a made-up one
+        file.write("x" * 100_000)
+
+
+def stop_with(error: BaseException):
+    """A stand-in for `sow` that fails."""
+
+    def sow(field: Path) -> None:
+        """Sow. Example: tutelage sow"""
+        raise error
+
+    return sow
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("d.jsonl:3: not an object;\n  mend the line"), 2, "d.jsonl:3: not an object; mend the line\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "north"), 2, "north: No such file or directory"),
+        (PermissionError(errno.EACCES, "Permission denied", "north"), 2, "north: Permission denied"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "north"), 2, "north: Is a directory"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full"),
+        (KeyboardInterrupt("saved at step 3; run it again to go on"), 130, "saved at step 3; run it again to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_a_failing_verb_says(error, code: int, said: str, tutelage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tests_sow", SimpleNamespace(sow=stop_with(error)))
+    got, _, err = tutelage("sow", "--field", "north")
+    assert (got, err.count("\n")) == (code, 1)
+    assert said in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line(tutelage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError) as caught:
+        full_disk()
+    monkeypatch.setitem(sys.modules, "tests_sow", SimpleNamespace(sow=stop_with(caught.value)))
+    code, _, err = tutelage("sow", "--field", "north")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the disk is full" in err
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("ours"), OSError(errno.EIO, "Input/output error")])
+def test_our_own_bugs_keep_their_traceback(bug, tutelage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tests_sow", SimpleNamespace(sow=stop_with(bug)))
+    with pytest.raises(type(bug)):
+        tutelage("sow", "--field", "north")
+
+
+def test_a_missing_package_is_named(tutelage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "needs_absent.py").write_text("import absent_package.part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.VERBS, "sow", cli.Verb("needs_absent", "sow", "sow a field"))
+    code, _, err = tutelage("sow")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs the package absent_package" in err

@@ -1,0 +1,221 @@
+"""Docs that cannot lie: metrics, options, commands and paths named in the documentation are those of the code."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import shlex
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tutelage.cli import VERBS
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "tutelage").rglob("*.py"))
+READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+TREES = {path: tree_of(path) for path in SOURCES}
+
+
+# --- metrics.jsonl and docs/metrics.md
+
+
+def documented_keys() -> set[str]:
+    """First column of every table in docs/metrics.md."""
+    return set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def dict_keys(node: ast.AST, scope: FUNCTION, module: ast.Module) -> set[str]:
+    """String keys that an expression after ** can contribute, followed through names and functions of the module."""
+    if isinstance(node, ast.Dict):
+        return {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.IfExp):
+        return dict_keys(node.body, scope, module) | dict_keys(node.orelse, scope, module)
+    if isinstance(node, ast.BinOp):
+        return dict_keys(node.left, scope, module) | dict_keys(node.right, scope, module)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return returned_keys(node.func.id, module, set())
+    keys: set[str] = set()
+    if isinstance(node, ast.Name):
+        for step in ast.walk(scope):
+            targets = step.targets if isinstance(step, ast.Assign) else [getattr(step, "target", None)]
+            for target in targets if isinstance(step, ast.Assign | ast.AnnAssign | ast.AugAssign) else []:
+                if isinstance(target, ast.Name) and target.id == node.id and not isinstance(step.value, ast.Name):
+                    keys |= dict_keys(step.value, scope, module) if step.value else set()
+                if isinstance(target, ast.Subscript) and ast.unparse(target.value) == node.id:
+                    keys |= {target.slice.value} if isinstance(target.slice, ast.Constant) else set()
+    return keys
+
+
+def returned_keys(name: str, module: ast.Module, seen: set[str]) -> set[str]:
+    """Every key written out in a function of the module that returns a dict, and in those that it calls."""
+    keys: set[str] = set()
+    for function in (node for node in module.body if isinstance(node, FUNCTION) and node.name == name):
+        if name in seen or "dict" not in ast.unparse(function.returns or ast.Constant("")):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Dict):
+                keys |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                keys |= {node.slice.value} if isinstance(node.slice, ast.Constant) else set()
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                keys |= returned_keys(node.func.id, module, seen | {name})
+    return keys
+
+
+def logged_keys(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """(key, line) of every call of a method `log` with keywords, `**` resolved to its keys; "" where it cannot be."""
+    for scope in (node for node in ast.walk(tree) if isinstance(node, FUNCTION)):
+        for call in ast.walk(scope):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "log":
+                for keyword in call.keywords:
+                    found = {keyword.arg} if keyword.arg else dict_keys(keyword.value, scope, tree)
+                    yield from ((key, call.lineno) for key in found or {""})
+
+
+def test_every_logged_metric_is_defined() -> None:
+    defined = documented_keys()
+    for path, tree in TREES.items():
+        for key, line in logged_keys(tree):
+            assert key, f"{path}:{line}: write the logged keys out in this function, so that a reader can look them up"
+            assert key in defined, f"{path}:{line}: metric {key!r} is not in docs/metrics.md"
+
+
+def test_every_defined_metric_exists() -> None:
+    words = {
+        name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        for name in (
+            getattr(node, "arg", None),
+            getattr(node, "value", None),
+            getattr(getattr(node, "target", None), "id", None),
+        )
+        if isinstance(name, str)
+    }
+    assert not documented_keys() - words
+
+
+# --- config dataclasses: each field has a line of help and is read
+
+
+def config_classes() -> Iterator[tuple[Path, ast.ClassDef]]:
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                yield path, node
+
+
+def fields_of(cls: ast.ClassDef) -> Iterator[tuple[str, bool]]:
+    """(field, whether a docstring stands under it)."""
+    for here, below in zip(cls.body, [*cls.body[1:], None], strict=True):
+        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
+            documented = isinstance(below, ast.Expr) and isinstance(getattr(below.value, "value", None), str)
+            yield here.target.id, documented
+
+
+def read_attributes() -> set[str]:
+    """Fields read as `config.field` or `c.field`, or by a config's own methods as `self.field`."""
+    loads = {node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    reads = {node.attr for node in loads if re.search(r"(config|\bc)$", ast.unparse(node.value))}
+    own = {node for _, cls in config_classes() for node in ast.walk(cls) if isinstance(node, ast.Attribute)}
+    return reads | {node.attr for node in own if ast.unparse(node.value) == "self"}
+
+
+def test_every_option_has_help_and_is_read() -> None:
+    read = read_attributes()
+    for path, cls in config_classes():
+        for field, documented in fields_of(cls):
+            assert documented, f"{path}: {cls.name}.{field} has no docstring line, which is its help text"
+            assert field in read, f"{path}: {cls.name}.{field} is read nowhere"
+
+
+# --- README
+
+
+def blocks(page: Path) -> list[str]:
+    """The commands of the page: its ```bash blocks."""
+    return re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Each command of the page in words, without leading NAME=value settings."""
+    lines = [shlex.split(line, comments=True) for block in blocks(page) for line in block.splitlines()]
+    return [[word for i, word in enumerate(words) if i or "=" not in word] for words in lines if words]
+
+
+def flags_of(verb: str) -> set[str]:
+    """The options of a verb, from its signature and its config dataclass."""
+    function = getattr(importlib.import_module(VERBS[verb].module), VERBS[verb].function)
+    flags = set()
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        kind, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        name = next((note.name for note in notes if getattr(note, "name", None)), name)  # tyro.conf.arg(name=...)
+        if dataclasses.is_dataclass(kind):
+            flags |= {field.name for field in dataclasses.fields(kind)}
+        elif name != "return":
+            flags.add(name)
+    return {"--" + flag.replace("_", "-") for flag in flags} | {"--help"}
+
+
+@pytest.mark.parametrize("page", [*READMES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_documented_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert commands(page)
+    for program, *words in commands(page):
+        if program == "make":
+            assert words[0] in targets, f"{page.name}: make {words[0]}"
+        elif program == "tutelage":
+            named = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+            assert named <= flags_of(words[0]), f"{page.name}: tutelage {' '.join(words)}"
+        else:
+            assert (program, words) == ("source", [".venv/bin/activate"]), f"{page.name}: {program}"
+
+
+def test_both_readmes_say_the_same_commands_and_links() -> None:
+    english, chinese = (page.read_text(encoding="utf-8") for page in READMES)
+    assert blocks(READMES[0]) == blocks(READMES[1])
+    link = r"\]\(([^)]+)\)"
+    assert sorted(re.findall(link, english.replace("README.zh.md", ""))) == sorted(
+        re.findall(link, chinese.replace("README.md", ""))
+    )
+    assert re.findall(r"^#+ ", english, re.MULTILINE) == re.findall(r"^#+ ", chinese, re.MULTILINE)
+    assert sorted(re.findall(r"`[^`\n]+`", english)) == sorted(re.findall(r"`[^`\n]+`", chinese))
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
+def test_the_table_of_verbs_is_complete(page: Path) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [verb for verb, _ in rows] == list(VERBS)
+
+
+# --- links and code places
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_places_exist(page: Path) -> None:
+    """`room/file.py:name` is a definition in src/tutelage, `tests/file.py[:name]` one in tests."""
+    for path, name in re.findall(r"`([\w/]+/\w+\.py)(?::(\w+))?`", page.read_text(encoding="utf-8")):
+        file = ROOT / path if path.startswith(("tests/", "benchmarks/")) else ROOT / "src" / "tutelage" / path
+        assert file.exists(), f"{page.name}: {path}"
+        defined = {getattr(node, "name", None) for node in ast.walk(tree_of(file))}
+        assert not name or name in defined, f"{page.name}: {path} defines no {name}"

@@ -1,0 +1,85 @@
+"""Who may import whom: the table in docs/architecture.md, checked against every import statement of the package."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "tutelage"
+GROUND_FLOOR = {"errors", "atomic"}  # any room may import these two
+
+
+def documented_rooms() -> dict[str, set[str]]:
+    """{room: rooms it may import}, parsed from the table, so that the page cannot lie."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("| Room | May import |\n|---|---|\n")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    return {room: set() if allowed == "nothing of ours" else set(allowed.split(", ")) for room, allowed in rows}
+
+
+ROOMS = documented_rooms()
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """The room a file lies in; a file at the top is a room of its own (cli, errors, ...)."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of ours that a file imports, anywhere in it, without the package's own name."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("tutelage.") for name in names if name.startswith("tutelage.")}
+
+
+def test_the_table_names_the_rooms_that_exist() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(ROOMS)
+    assert set().union(*ROOMS.values()) <= set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_the_documented_way(path: Path) -> None:
+    room = room_of(path)
+    if room == "cli":
+        return
+    allowed = ROOMS.get(room, set()) | GROUND_FLOOR | {room}
+    if room in GROUND_FLOOR:
+        allowed = set()
+    if room == "__main__":
+        allowed = {"cli"}
+    for module in imported_modules(path):
+        assert module.partition(".")[0] in allowed, f"{path}: room {room} may not import tutelage.{module}"
+
+
+def test_stages_meet_only_on_disk() -> None:
+    for path in (PACKAGE / "stages").glob("*.py"):
+        others = {module for module in imported_modules(path) if re.match(r"stages\b", module)}
+        assert not others, f"{path} imports another stage: {others}"
+
+
+def test_the_sampler_itself_knows_neither_text_nor_runs() -> None:
+    for path in (PACKAGE / "sampling").glob("*.py"):
+        if path.name != "terminal.py":
+            assert not {module for module in imported_modules(path) if re.match(r"(text|runs)\b", module)}, path
+
+
+def test_init_files_are_empty() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert not path.read_text(encoding="utf-8").strip(), path
+
+
+def test_no_import_circle_between_rooms() -> None:
+    """Rooms can be put in one order in which each imports only earlier ones."""
+    placed: set[str] = set()
+    while ready := {room for room, needs in ROOMS.items() if room not in placed and needs <= placed}:
+        placed |= ready
+    assert placed == set(ROOMS)

@@ -1,0 +1,131 @@
+"""The tokenizer against its laws (any text survives, no text forges a special id) and against transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tutelage.errors import InputError
+from tutelage.text.tokenizer import Tokenizer, train_bpe
+
+SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+HOSTILE = st.lists(st.sampled_from(SPECIAL) | st.text(max_size=4), max_size=6).map("".join)
+PLAIN = ["hello there", "  two  spaces", "don't\n\nstop 2024!", "你好，世界 😉", "\ttab\r\n", "x<y|z>"]
+
+
+@given(text=st.text() | HOSTILE)
+def test_any_text_survives_and_never_yields_a_special_id(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert not set(ids) & set(tokenizer.special.values())
+
+
+@given(texts=st.lists(st.text() | HOSTILE, max_size=5))
+def test_a_batch_is_the_map_of_singles(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+@given(text=st.text() | HOSTILE)
+def test_token_bytes_add_up_to_the_text(tokenizer: Tokenizer, text: str) -> None:
+    sizes = tokenizer.token_bytes()
+    assert sum(sizes[i] for i in tokenizer.encode(text)) == len(text.encode())
+
+
+def test_special_tokens_are_few_distinct_and_weigh_nothing(tokenizer: Tokenizer) -> None:
+    assert set(tokenizer.special) == set(SPECIAL)
+    assert len(set(tokenizer.special.values())) == len(SPECIAL)
+    assert len({tokenizer.pad_id, tokenizer.end_of_turn_id, tokenizer.end_of_text_id}) == 3  # PAD is not EOS
+    assert all(tokenizer.token_bytes()[i] == 0 for i in tokenizer.special.values())
+
+
+def test_bytes_that_are_no_text_become_replacement_characters(tokenizer: Tokenizer) -> None:
+    first_of_three_bytes = tokenizer.encode("\u0800")[:1]  # no merge of the training texts covers this character
+    assert tokenizer.decode(first_of_three_bytes) == "\ufffd"
+
+
+def test_three_merges_of_the_textbook_example() -> None:
+    """minbpe's README: three merges of aaabdaaabac leave XdXac, where X is aaab."""
+    tokenizer = train_bpe(["aaabdaaabac"], len(SPECIAL) + 256 + 3)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("aaabdaaabac")] == ["aaab", "d", "aaab", "a", "c"]
+
+
+def test_fewer_merges_are_the_first_of_more(tmp_path: Path) -> None:
+    texts = ["the cat sat on the mat, then the hat sat on the cat"] * 2
+    merges = []
+    for size in (268, 275):
+        train_bpe(texts, size).save(tmp_path)
+        merges.append(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"])
+    assert len(merges[0]) == 6 and merges[1][:6] == merges[0]
+
+
+def test_digits_stay_single(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("2024")] == ["2", "0", "2", "4"]
+
+
+def test_vocabulary_is_exact_or_refused() -> None:
+    assert train_bpe(["abab abab"], 264).vocab_size == 264
+    with pytest.raises(InputError, match="fill .* of 4096 tokens"):
+        train_bpe(["too little text"], 4096)
+
+
+def test_a_saved_folder_is_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    text = "<|user|>hello<|end|> 你好"
+    assert again.encode(text) == tokenizer.encode(text)
+    assert (again.special, again.pad_id, again.chat_template) == (tokenizer.special, tokenizer.pad_id, tokenizer.chat_template)
+
+
+def test_transformers_reads_the_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in PLAIN:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == text
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.end_of_turn_id, tokenizer.pad_id)
+    assert len(theirs) == tokenizer.vocab_size
+
+
+def test_transformers_applies_the_template_as_we_do(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from tutelage.text.chat import encode_chat
+
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    conversation = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hello\n there  "},
+        {"role": "assistant", "content": "你好！"},
+        {"role": "user", "content": "2 + 2?"},
+    ]
+    for prompt in (False, True):
+        expected = theirs.apply_chat_template(conversation, add_generation_prompt=prompt, return_dict=False)
+        assert encode_chat(tokenizer, conversation, add_generation_prompt=prompt).ids == expected
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_folder_is_refused_in_one_line(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
+    tokenizer.save(tmp_path)
+    whole = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=name):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_configuration_that_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for change, complaint in (({"eos_token": "</s>"}, "</s>"), ({"pad_token": None}, "pad_token")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(InputError, match=complaint):
+            Tokenizer.load(tmp_path)
+    del settings["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="chat_template"):
+        Tokenizer.load(tmp_path)
