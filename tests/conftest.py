@@ -3,15 +3,18 @@
 Nothing is downloaded. Gains and biases are random as well, because a swap of two gains that are both 1 shows nowhere.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-import torch
-from hypothesis import settings
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors lose time on a second thread
 
-from tutelage.model.gpt import GPT, GPTConfig
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from tutelage.model.gpt import GPT, GPTConfig  # noqa: E402
+from tutelage.text.tokenizer import Tokenizer, train_bpe  # noqa: E402
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("tests")
@@ -45,7 +48,9 @@ def make_gpt() -> MakeGPT:
     """make_gpt("gpt2", seed=1, layers=3): a tiny model of that family with random weights, gains and biases."""
 
     def make(family: str = "modern", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> GPT:
-        shape = dict(vocab_size=VOCABULARY, width=32, layers=2, heads=4, kv_heads=4, head_width=8, hidden=48, context=64)
+        shape = dict(
+            vocab_size=VOCABULARY, width=32, layers=2, heads=4, kv_heads=4, head_width=8, hidden=48, context=64
+        )
         model = GPT(GPTConfig(**(shape | SHAPES[family] | changes)), dtype)
         return randomise(model, seed)
 

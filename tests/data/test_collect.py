@@ -9,13 +9,13 @@ import pytest
 from tutelage.data import records, sources
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
-from tutelage.stages.collect import CollectConfig, collect
+from tutelage.stages.collect import CollectConfig, write_data
 
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("data")
-    return out, collect(out, CollectConfig(limit=250, train_prompts=300))
+    return out, write_data(out, CollectConfig(limit=250, train_prompts=300))
 
 
 def read(out: Path, name: str) -> list[dict]:
@@ -75,8 +75,8 @@ def test_questions_keep_to_their_split(collected):
 
 def test_the_same_twice_and_only_names_follow_the_seed(collected, tmp_path: Path):
     out, _ = collected
-    collect(tmp_path / "again", CollectConfig(limit=250, train_prompts=300))
-    collect(tmp_path / "other", CollectConfig(limit=250, train_prompts=300, seed=1))
+    write_data(tmp_path / "again", CollectConfig(limit=250, train_prompts=300))
+    write_data(tmp_path / "other", CollectConfig(limit=250, train_prompts=300, seed=1))
     for path in out.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
         same = (tmp_path / "other" / path.name).read_bytes() == path.read_bytes()
@@ -111,10 +111,10 @@ def test_sources_by_hand():
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'chitchat-dataset is not installed; run: pip install "tutelage\[demo\]"'):
-        collect(tmp_path, CollectConfig(limit=10))
+        write_data(tmp_path, CollectConfig(limit=10))
 
 
 def test_too_few_conversations(tmp_path: Path):
     with pytest.raises(InputError, match="split"):
-        collect(tmp_path, CollectConfig(limit=1))
+        write_data(tmp_path, CollectConfig(limit=1))
     assert not list(tmp_path.iterdir())

@@ -17,9 +17,7 @@ PAD = 1
 
 def examples(*lengths: int, seed: int = 0) -> list[Example]:
     random = np.random.default_rng(seed)
-    return [
-        Example(random.integers(10, 300, n).tolist(), [bool(b) for b in random.integers(0, 2, n)]) for n in lengths
-    ]
+    return [Example(random.integers(10, 300, n).tolist(), [bool(b) for b in random.integers(0, 2, n)]) for n in lengths]
 
 
 def single_loss(model: GPT, example: Example) -> tuple[torch.Tensor, int]:

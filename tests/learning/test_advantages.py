@@ -107,7 +107,8 @@ def test_whitening_example() -> None:
 
 
 def test_whitening_laws() -> None:
-    x, mask = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), torch.rand(4, 6) > 0.4
+    generator = torch.Generator().manual_seed(0)
+    x, mask = torch.randn(4, 6, generator=generator), torch.rand(4, 6, generator=generator) > 0.4
     x[~mask] = math.nan
     white = whiten(x, mask)
     kept: Tensor = white[mask]

@@ -87,7 +87,9 @@ def test_the_mean_is_over_tokens_and_masked_tokens_are_unseen() -> None:
 def test_minibatches_add_up_to_the_batch() -> None:
     logprobs, old, advantages, mask = ragged()
     whole, _ = policy_loss(logprobs, old, advantages, mask, clip=0.2)
-    parts = [policy_loss(*(x[r : r + 1] for x in (logprobs, old, advantages, mask)), clip=0.2, total=10) for r in range(3)]
+    parts = [
+        policy_loss(*(x[r : r + 1] for x in (logprobs, old, advantages, mask)), clip=0.2, total=10) for r in range(3)
+    ]
     assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), abs=1e-6)
 
 
@@ -110,10 +112,15 @@ def test_clipped_value_loss(value: float, target: float, loss: float, gradient: 
 def test_value_loss_is_masked_and_normalised() -> None:
     values, old, targets, mask = ragged(1)
     expected = 0.5 * sum(
-        max((values[b, t] - targets[b, t]) ** 2, (old[b, t] + max(-0.2, min(0.2, values[b, t] - old[b, t])) - targets[b, t]) ** 2)
+        max(
+            (values[b, t] - targets[b, t]) ** 2,
+            (old[b, t] + max(-0.2, min(0.2, values[b, t] - old[b, t])) - targets[b, t]) ** 2,
+        )
         for b, length in enumerate((5, 2, 3))
         for t in range(length)
     )
     targets[~mask] = math.nan
     assert value_loss(values, old, targets, mask, clip=0.2).item() == pytest.approx(expected.item() / 10, abs=1e-5)
-    assert value_loss(values, old, targets, mask, clip=0.2, total=5).item() == pytest.approx(expected.item() / 5, abs=1e-5)
+    assert value_loss(values, old, targets, mask, clip=0.2, total=5).item() == pytest.approx(
+        expected.item() / 5, abs=1e-5
+    )

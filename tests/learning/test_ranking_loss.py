@@ -6,7 +6,6 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from tutelage.learning.losses import ranking_loss
 
@@ -22,8 +21,8 @@ def gradient_of(scores: list[float], ranks: list[int]) -> list[float]:
 
 def by_definition(scores: list[float], ranks: list[int]) -> float:
     """Ouyang et al. 2022, eq. 1, in Python floats, over the pairs that are no ties."""
-    pairs = [(w, l) for w in range(len(ranks)) for l in range(len(ranks)) if ranks[w] < ranks[l]]  # noqa: E741
-    return -sum(math.log(1 / (1 + math.exp(scores[l] - scores[w]))) for w, l in pairs) / len(pairs)
+    pairs = [(a, b) for a in range(len(ranks)) for b in range(len(ranks)) if ranks[a] < ranks[b]]
+    return -sum(math.log(1 / (1 + math.exp(scores[b] - scores[a]))) for a, b in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("K", range(2, 10))
@@ -75,7 +74,9 @@ def test_prompts_weigh_alike_whatever_their_number_of_answers() -> None:
     scores = [[2.0, 1.0, 0.0, 7.0], [0.4, -0.2, math.nan, math.nan], [1.5, 0.2, -0.3, 0.9]]
     ranks = [[2, 1, 3, 3], [2, 1, 1, 9], [1, 3, 4, 2]]
     exists = [[True] * 4, [True, True, False, False], [True] * 4]
-    expected = (by_definition(scores[0], ranks[0]) + by_definition([0.4, -0.2], [2, 1]) + by_definition(scores[2], ranks[2])) / 3
+    expected = (
+        by_definition(scores[0], ranks[0]) + by_definition([0.4, -0.2], [2, 1]) + by_definition(scores[2], ranks[2])
+    ) / 3
     actual = ranking_loss(torch.tensor(scores), torch.tensor(ranks), torch.tensor(exists))
     assert actual.item() == pytest.approx(expected, abs=1e-6)
 
@@ -85,7 +86,8 @@ def test_one_forward_per_answer_equals_one_per_pair() -> None:
     states, weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), torch.ones(6, requires_grad=True)
     grouped = ranking_loss((states @ weight)[None], torch.arange(5)[None])
     pairs = list(combinations(range(5), 2))
-    pairwise: Tensor = sum(-F.logsigmoid(states[w] @ weight - states[l] @ weight) for w, l in pairs) / len(pairs)  # type: ignore[assignment]  # noqa: E741
+    losses = [-F.logsigmoid(states[a] @ weight - states[b] @ weight) for a, b in pairs]
+    pairwise = torch.stack(losses).mean()
     torch.testing.assert_close(grouped, pairwise)
     torch.testing.assert_close(torch.autograd.grad(grouped, weight), torch.autograd.grad(pairwise, weight))
 

@@ -48,7 +48,7 @@ def test_padding_is_invisible(make_gpt: Any, family: str) -> None:
 
 
 def test_attention_by_definition(make_gpt: Any) -> None:
-    """One pre-norm block in plain tensor algebra: softmax(QK'/sqrt d)V per head, GELU's tanh form, biases, final norm."""
+    """One pre-norm block in plain algebra: softmax(QK'/sqrt d)V per head, GELU's tanh form, biases, final norm."""
     model = make_gpt("gpt2", layers=1)
     b = model.blocks[0]
     c = model.config
@@ -130,7 +130,7 @@ def test_post_norm_blocks_are_normalised(make_gpt: Any) -> None:
             block.mlp_norm.bias.data.zero_()
         seen: list[Tensor] = []
         for block in model.blocks:
-            block.register_forward_hook(lambda _, inputs, output: seen.append(output))
+            block.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
         model(IDS)
         for x in seen:
             centred = bool((x.mean(-1).abs() < 1e-5).all() and ((x.var(-1, unbiased=False) - 1).abs() < 1e-3).all())

@@ -19,7 +19,9 @@ from tutelage.model.families import from_hf_config, load_hf_weights, to_hf_confi
 from tutelage.model.gpt import GPT
 
 IDS = torch.tensor([[5, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 2, 2, 290, 14, 15, 16, 99, 100, 3]])
-SMALL = dict(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+SMALL = dict(
+    vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+)
 BLOCK = {  # OpenAI's names of a block's parts, and ours
     "attn.c_attn": "attention.qkv",
     "attn.c_proj": "attention.out",
@@ -101,9 +103,7 @@ def test_gradients_are_theirs_too() -> None:
     theirs(IDS, labels=labels).loss.backward()
     loss = torch.nn.functional.cross_entropy(ours(IDS)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=-100)
     loss.backward()
-    torch.testing.assert_close(
-        ours.embedding.weight.grad, theirs.model.embed_tokens.weight.grad, atol=1e-5, rtol=1e-3
-    )
+    torch.testing.assert_close(ours.embedding.weight.grad, theirs.model.embed_tokens.weight.grad, atol=1e-5, rtol=1e-3)
     q, k, v = ours.blocks[0].attention.qkv.weight.grad.split([48, 24, 24])
     for mine, name in ((q, "q_proj"), (k, "k_proj"), (v, "v_proj")):
         expected = getattr(theirs.model.layers[0].self_attn, name).weight.grad

@@ -77,7 +77,11 @@ def test_a_saved_folder_is_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Pa
     again = Tokenizer.load(tmp_path)
     text = "<|user|>hello<|end|> 你好"
     assert again.encode(text) == tokenizer.encode(text)
-    assert (again.special, again.pad_id, again.chat_template) == (tokenizer.special, tokenizer.pad_id, tokenizer.chat_template)
+    assert (again.special, again.pad_id, again.chat_template) == (
+        tokenizer.special,
+        tokenizer.pad_id,
+        tokenizer.chat_template,
+    )
 
 
 def test_transformers_reads_the_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:

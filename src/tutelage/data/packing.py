@@ -38,6 +38,18 @@ def window_count(ids: np.ndarray, length: int) -> int:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """A token stream and the order in which its windows are read; the order repeats when it ends."""
+
+    ids: np.ndarray
+    order: np.ndarray
+
+    def batch(self, start: int, count: int, length: int) -> Tensor:
+        """(count, length + 1): windows number start .. start + count - 1 of the order."""
+        return window(self.ids, self.order[np.arange(start, start + count) % len(self.order)], length)
+
+
+@dataclass(frozen=True)
 class Example:
     """One conversation: ids, and which of them are to be learnt."""
 

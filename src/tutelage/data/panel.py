@@ -114,7 +114,7 @@ def ranks(scores: Sequence[float], tie: float) -> list[int]:
 
 
 def rating_correlation(
-    panel: Panel, rated: Iterable[tuple[Messages, dict[str, float]]], turns: int = 8
+    panel: Panel, rated: Iterable[tuple[Messages, dict[str, float]]], turns: int = 4
 ) -> dict[str, float]:
     """Spearman's rank correlation of mean utility with people's own ratings, and with their mean rating.
 

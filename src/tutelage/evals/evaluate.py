@@ -31,7 +31,7 @@ from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
-from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
 from tutelage.sampling.rollout import pad_responses, response_logprobs
 from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
 from tutelage.text.chat import encode_chat
@@ -46,7 +46,7 @@ DISTINCT_TOKENS = 12  # of each answer, for distinct-n
 class EvaluateConfig(RunConfig):
     """What is asked and how long the answers may be."""
 
-    prompts: int = 300
+    count: int = 300
     """Held-out prompts, chosen by hash."""
     per_conversation: int = 2
     """At most so many prompts from one conversation."""
@@ -93,8 +93,10 @@ def evaluate(
     folders = {"base": base, "sft": sft} | {path.name: path for path in policies}
     if len(folders) != 2 + len(policies):
         raise InputError("evaluate: two of the models have the same folder name; rename one, the table goes by names")
-    inputs = {"policies": policies, "base": base, "sft": sft, "reward": reward, "panel": panel}
-    inputs |= {"prompts": prompts, "heldout": heldout}
+    inputs: Inputs = {
+        "policies": policies, "base": base, "sft": sft, "reward": reward, "panel": panel, "prompts": prompts,
+        "heldout": heldout,
+    }  # fmt: skip
     with Run(out, stage="evaluate", config=config, inputs=inputs) as run:
         if run.finished:
             return
@@ -116,7 +118,7 @@ def lay_out(
     model, words = load_policy(sft, run.device)
     scorer, _ = load_scorer(reward, run.device)
     pool = read_prompts(prompts)
-    chosen = choose_fitting(pool, words, config.prompts, config.max_prompt, "evaluate", config.per_conversation)
+    chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)

@@ -1,7 +1,7 @@
 """What answers look like, whoever wrote them.
 
-    distinct-n: different n-grams over all n-grams of a set of answers (Li et al. 2016), on their first tokens only,
-    since long answers repeat themselves more than short ones and would be compared by length otherwise.
+distinct-n: different n-grams over all n-grams of a set of answers (Li et al. 2016), on their first tokens only,
+since long answers repeat themselves more than short ones and would be compared by length otherwise.
 """
 
 from collections.abc import Sequence

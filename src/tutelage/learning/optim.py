@@ -85,7 +85,8 @@ def adamw(
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
     """AdamW with decay on matrices only: not on gains, biases or embeddings. Fused: 4.4 times the loop on a CPU."""
-    decayed, plain = [], []
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
     for name, p in parameters:
         (decayed if p.ndim >= 2 and "embedding" not in name and "positions" not in name else plain).append(p)
     groups: list[dict[str, Any]] = [
@@ -127,6 +128,11 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterab
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def gradient_norm(gradients: Iterable[Tensor]) -> float:
+    """Euclidean norm of all of them together."""
+    return math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
 
 class EMA:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
-from tutelage.model.gpt import GPT, GPTConfig
+from tutelage.model.gpt import GPT, Block, GPTConfig
 
 
 def to_hf_config(config: GPTConfig) -> dict[str, Any]:
@@ -76,6 +76,7 @@ def to_hf_weights(model: GPT) -> dict[str, Tensor]:
     if not c.tied:
         weights["lm_head.weight"] = model.head.weight
     for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         name = f"model.layers.{i}"
         query, key, value = block.attention.qkv.weight.split([q, kv, kv])
         gate, up = block.mlp.up.weight.chunk(2)

@@ -13,7 +13,15 @@ class KVCache:
     """One model's cache. keys and values: (layers, B, kv_heads, S, D), the first `length` of S filled."""
 
     def __init__(
-        self, *, layers: int, batch: int, kv_heads: int, size: int, head_width: int, dtype: torch.dtype, device: torch.device
+        self,
+        *,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        size: int,
+        head_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ):
         shape = (layers, batch, kv_heads, size, head_width)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)

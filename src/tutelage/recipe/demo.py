@@ -24,8 +24,8 @@ from tutelage.recipe.preset import PRESETS, SECONDS, Preset, seeded
 from tutelage.runs.device import DTYPES
 from tutelage.runs.doctor import gemm_rate
 from tutelage.runs.log import clock
-from tutelage.runs.report import write_summary
 from tutelage.runs.run import RunConfig, difference, fingerprint, hash_inputs, read_run
+from tutelage.runs.summary import write_summary
 
 STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C
 
@@ -87,7 +87,7 @@ def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
         return Step(name, verb, inputs, to, to.with_suffix(".run") if to.suffix else to, seeded(config, seed))
 
     rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,)}
-    tested = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": (valid,)}
+    tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": (valid,)}
     return [
         step("data", "collect", data, preset.collect),
         step("tokenizer", "tokenizer", out / "tokenizer", preset.tokenizer, corpus=(train,)),
@@ -105,9 +105,7 @@ def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
     ]  # fmt: skip
 
 
-def demo(
-    out: Path = Path("runs/demo"), seed: int = 0, preset: Literal["demo", "toy"] = "demo"
-) -> None:
+def demo(out: Path = Path("runs/demo"), seed: int = 0, preset: Literal["demo", "toy"] = "demo") -> None:
     """Raise a small ChatGPT from raw dialogue: the whole recipe, in minutes on two cores.
 
     Run it again after an interruption: it goes on where it was.
@@ -125,7 +123,9 @@ def demo(
     write_record(out, record)
     write_summary(out)
     sitting = clock(time.monotonic() - begun)
-    print(f"\ndone in {sitting} (all sittings: {clock(record['total_seconds'])}). Read {out / 'report.html'}, and talk to it:\n")
+    print(
+        f"\ndone in {sitting} (all sittings: {clock(record['total_seconds'])}). Read {out / 'report.html'}, and talk to it:\n"
+    )
     print(f"    tutelage chat {out / 'ppo-ptx'}\n")
 
 
@@ -136,7 +136,9 @@ class Conductor:
         self.out, self.record, self.plan = out, record, plan
         self.live = sys.stdout.isatty()
         self.shown = 0.0
-        self.spent = self.planned = 0.0  # seconds of the stages run in this sitting, and what they were expected to take
+        self.spent = self.planned = (
+            0.0  # seconds of the stages run in this sitting, and what they were expected to take
+        )
 
     def run_all(self) -> None:
         for number, step in enumerate(self.plan, start=1):
@@ -174,11 +176,17 @@ class Conductor:
         finally:
             self.note(step, time.monotonic() - begun, 0)
         if status != 0:
-            raise InputError(f"{step.name}: {said[-1] if said else f'ended with status {status}'}" if status == 2 else crash(step, said))
+            raise InputError(
+                f"{step.name}: {said[-1] if said else f'ended with status {status}'}"
+                if status == 2
+                else crash(step, said)
+            )
         self.note(step, 0.0, peak)
         self.spent += time.monotonic() - begun
         self.planned += SECONDS[step.name]
-        self.line(f"{title} {clock(time.monotonic() - begun):>5} | {peak / 2**20:,.0f} MiB | {outcome(step)}", keep=True)
+        self.line(
+            f"{title} {clock(time.monotonic() - begun):>5} | {peak / 2**20:,.0f} MiB | {outcome(step)}", keep=True
+        )
 
     def note(self, step: Step, seconds: float, peak: int) -> None:
         """Add to the stage's time over all sittings; keep its highest peak."""

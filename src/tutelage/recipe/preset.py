@@ -38,7 +38,7 @@ DEMO = Preset(
     tokenizer=TokenizerConfig(vocab_size=4_096),
     pretrain=PretrainConfig(tokens=1_000_000),
     sft=SFTConfig(tokens=500_000),
-    rank=RankConfig(prompts=600, answers=4),
+    rank=RankConfig(count=600, answers=4),
     reward=RewardConfig(),
     ppo=PPOConfig(iterations=30, batch=64),
     evaluate=EvaluateConfig(),
@@ -52,10 +52,10 @@ TOY = Preset(
         heldout_windows=4,
     ),
     sft=SFTConfig(tokens=16_384, batch=4, evaluate_every=8, heldout_rows=4),
-    rank=RankConfig(prompts=24, answers=4, max_tokens=12),
+    rank=RankConfig(count=24, answers=4, max_tokens=12),
     reward=RewardConfig(batch=8, demonstrations=16),
     ppo=PPOConfig(iterations=3, batch=8, minibatch=4, max_tokens=12, ptx_windows=2, ptx_calibration=1, kl_budget=1e3),
-    evaluate=EvaluateConfig(prompts=12, max_tokens=12, best_of=(4, 16), samples=12, heldout_windows=4),
+    evaluate=EvaluateConfig(count=12, max_tokens=12, best_of=(4, 16), samples=12, heldout_windows=4),
 )  # fmt: skip
 
 PRESETS = {"demo": DEMO, "toy": TOY}

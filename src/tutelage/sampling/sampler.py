@@ -65,7 +65,7 @@ def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     if config.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered  # mass of what is more likely: the crossing token has less than p
-        kept = ordered.where(before < config.top_p, 0.0)
+        kept = ordered.where(before < max(config.top_p, 1e-9), 0.0)  # top_p = 0 still leaves the most likely token
         probabilities = torch.zeros_like(kept).scatter(-1, order, kept)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities

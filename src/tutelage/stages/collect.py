@@ -23,6 +23,7 @@ from tutelage.data.privacy import redact
 from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
 from tutelage.data.sources import Conversation, QuestionAnswers
 from tutelage.errors import InputError
+from tutelage.runs.run import Run, RunConfig
 
 SPLITS = ("train", "valid", "test")
 
@@ -30,11 +31,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig:
-    """What is taken from the sources. The splits depend on none of it but `limit`: all runs share their test set."""
+class CollectConfig(RunConfig):
+    """What is taken from the sources. The splits depend on none of it but `limit`: all runs share their test set.
 
-    seed: int = 0
-    """Which pseudonyms the speakers get in the corpus."""
+    The seed decides which pseudonyms the speakers get in the corpus.
+    """
+
     limit: int = 0
     """Use only the first so many conversations with two speakers, and question entries of each language; 0 is all."""
     train_prompts: int = 8_192
@@ -43,11 +45,25 @@ class CollectConfig:
     """At most so many training prompts from one conversation, so that the long ones do not crowd out the rest."""
 
 
-def collect(out: Path, config: CollectConfig) -> dict[str, Any]:
-    """Write the data files to `out`, each whole or not at all, and return the report.
+def collect(out: Path, config: CollectConfig = CollectConfig()) -> None:
+    """Gather, clean, redact and split the demo's dialogues.
 
     Example: tutelage collect --out runs/demo/data
     """
+    with Run(out, stage="collect", config=config, inputs={}) as run:
+        if run.finished:
+            return
+        run.progress.update(0.0)
+        report = write_data(out, config)
+        counts = {f"{split}_conversations": report["conversations"][split] for split in SPLITS}
+        run.finish(
+            counts | {"crossing": report["conversations"].get("crossing", 0), "redactions": report["redactions"]}
+        )
+        run.progress.update(1.0)
+
+
+def write_data(out: Path, config: CollectConfig) -> dict[str, Any]:
+    """Write the data files to `out`, each whole or not at all, and return the report."""
     conversations, counts = sources.read_chitchat(config.limit)
     entries, entry_counts = sources.read_chatterbot(config.limit)
     redactions: Counter[str] = Counter()

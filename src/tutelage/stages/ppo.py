@@ -10,29 +10,27 @@ Each rollout is checked before it is learnt from: the ratio of the first minibat
 policy stays within a budget of nats per response, and a gradient that is not finite stops the run.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data.packing import stream, window, window_count
+from tutelage.data.packing import Windows, stream, window_count
 from tutelage.data.prompts import choose_fitting
 from tutelage.data.records import read_documents, read_prompts
 from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
 from tutelage.learning.kl import kl_per_response, mean_k3
 from tutelage.learning.losses import masked_mean, next_token_loss, policy_loss, value_loss
-from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
+from tutelage.learning.optim import EMA, adamw, clipped_step, gradient_norm, set_learning_rate
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
-from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
 from tutelage.sampling.rollout import (
     Rollout,
     pad_responses,
@@ -123,18 +121,6 @@ class Learner:
         self.ptx_ratios, self.windows_used = state["ptx_ratios"], state["windows_used"]
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Pretraining text for the mix: a token stream and the order of its windows."""
-
-    ids: np.ndarray
-    order: np.ndarray
-
-    def batch(self, start: int, count: int, length: int) -> Tensor:
-        """(count, length + 1): the windows start .. start + count of the order, which repeats when it ends."""
-        return window(self.ids, self.order[np.arange(start, start + count) % len(self.order)], length)
-
-
 def ppo(
     policy: Path,
     reward: Path,
@@ -149,7 +135,7 @@ def ppo(
     """
     if config.ptx and not corpus:
         raise InputError("ppo: PPO-ptx mixes in pretraining text; give --corpus FILE, or --no-ptx for plain PPO")
-    inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
+    inputs: Inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
     with Run(out, stage="ppo", config=config, inputs=inputs) as run:
         if run.finished:
             return
@@ -169,7 +155,7 @@ def ppo(
 
 
 def train(
-    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], mix: Corpus | None,
+    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], mix: Windows | None,
     words: Tokenizer,
 ) -> dict[str, Any]:  # fmt: skip
     """The algorithm box: roll out, shape rewards, estimate advantages, improve. Returns the weights to keep."""
@@ -184,9 +170,7 @@ def train(
         rewards = shaped_rewards(
             rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.responses.mask, kl_coef=config.kl_coef
         )
-        advantages, returns = gae(
-            rewards, rollout.values, rollout.responses.mask, gamma=config.gamma, lam=config.lam
-        )
+        advantages, returns = gae(rewards, rollout.values, rollout.responses.mask, gamma=config.gamma, lam=config.lam)
         measured = describe(rollout, returns, config) | {"sampler_gap": gap}
         if measured["kl"] > config.kl_budget:
             stopped = f"KL {measured['kl']:.1f} exceeded the budget of {config.kl_budget} nats at iteration {iteration}"
@@ -207,7 +191,13 @@ def train(
 
 
 def roll_out(
-    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], words: Tokenizer, iteration: int
+    run: Run,
+    learner: Learner,
+    reference: GPT,
+    scorer: ScalarGPT,
+    asked: list[list[int]],
+    words: Tokenizer,
+    iteration: int,
 ) -> tuple[Rollout, float]:
     """Sample a response to each of the next prompts and run the four models over them.
 
@@ -237,7 +227,7 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
 
 
 def improve(
-    learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, mix: Corpus | None, config: PPOConfig,
+    learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, mix: Windows | None, config: PPOConfig,
     order: torch.Generator, iteration: int,
 ) -> dict[str, float]:  # fmt: skip
     """Epochs of minibatches over one rollout. Returns what to log, averaged over the steps."""
@@ -253,7 +243,7 @@ def improve(
 
 
 def policy_step(
-    learner: Learner, rollout: Rollout, advantages: Tensor, rows: Tensor, mix: Corpus | None, config: PPOConfig,
+    learner: Learner, rollout: Rollout, advantages: Tensor, rows: Tensor, mix: Windows | None, config: PPOConfig,
     iteration: int, first: bool,
 ) -> dict[str, float]:  # fmt: skip
     """One step of the policy on one minibatch, with the pretraining gradient added to PPO's."""
@@ -261,7 +251,7 @@ def policy_step(
     wide = responses.mask.shape[1]
     old, mask = rollout.logprobs[rows, :wide], responses.mask
     logprobs = response_logprobs(learner.policy, responses, config.temperature)
-    ratio_error = float(torch.where(mask, ((logprobs - old).exp() - 1).abs(), 0.0).max())
+    ratio_error = float(torch.where(mask, ((logprobs.detach() - old).exp() - 1).abs(), 0.0).max())
     if first:
         check_ratio(ratio_error, learner.policy.compute_dtype)
     loss, clipped = policy_loss(logprobs, old, advantages[rows, :wide], mask, clip=config.clip)
@@ -274,7 +264,7 @@ def policy_step(
     return logged
 
 
-def add_ptx_gradient(learner: Learner, mix: Corpus, config: PPOConfig, calibrate: bool) -> dict[str, float]:
+def add_ptx_gradient(learner: Learner, mix: Windows, config: PPOConfig, calibrate: bool) -> dict[str, float]:
     """Add coefficient * gradient of the pretraining loss (token mean) to the PPO gradient that is already there."""
     parameters = list(learner.policy.parameters())
     ppo_gradients = [p.grad for p in parameters]
@@ -287,8 +277,8 @@ def add_ptx_gradient(learner: Learner, mix: Corpus, config: PPOConfig, calibrate
         learner.policy.trunk(batch[:, :-1]).flatten(0, 1), learner.policy.head_weight, batch[:, 1:].flatten()
     )
     loss.backward()
-    ppo_norm = norm([g for g in ppo_gradients if g is not None])
-    ptx_norm = norm([p.grad for p in parameters if p.grad is not None])
+    ppo_norm = gradient_norm([g for g in ppo_gradients if g is not None])
+    ptx_norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
     if calibrate:
         learner.ptx_ratios.append(ppo_norm / max(ptx_norm, 1e-12))
     coefficient = ptx_coefficient(learner)
@@ -307,9 +297,7 @@ def value_step(
     responses = rollout.responses.rows(rows)
     wide = responses.mask.shape[1]
     values = response_values(learner.value, responses)
-    loss = value_loss(
-        values, rollout.values[rows, :wide], returns[rows, :wide], responses.mask, clip=config.value_clip
-    )
+    loss = value_loss(values, rollout.values[rows, :wide], returns[rows, :wide], responses.mask, clip=config.value_clip)
     loss.backward()
     clipped_step([learner.value_optimizer], learner.value.parameters(), config.grad_clip)
     return {"value_loss": loss.item()}
@@ -349,10 +337,6 @@ def ptx_coefficient(learner: Learner) -> float:
     return sum(learner.ptx_ratios) / max(1, len(learner.ptx_ratios))
 
 
-def norm(gradients: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(g.square().sum()) for g in gradients))
-
-
 def set_rates(learner: Learner, iteration: int, config: PPOConfig) -> None:
     """Rise from a tenth of the peak over the warm-up, then constant (Ouyang et al. 2022, appendix C.4)."""
     factor = min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup))
@@ -371,14 +355,14 @@ def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
     )
 
 
-def read_mix(words: Tokenizer, corpus: Sequence[Path], context: int, generator: torch.Generator) -> Corpus:
+def read_mix(words: Tokenizer, corpus: Sequence[Path], context: int, generator: torch.Generator) -> Windows:
     """Raises InputError when the corpus does not fill one window."""
     texts = [document.plain_text() for document in read_documents(corpus)]
     ids = stream(words.encode_batch(texts), words.end_of_text_id)
     count = window_count(ids, context)
     if count == 0:
         raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {context + 1}; give more text")
-    return Corpus(ids, torch.randperm(count, generator=generator).numpy())
+    return Windows(ids, torch.randperm(count, generator=generator).numpy())
 
 
 def run_generator(seed: int, purpose: str) -> torch.Generator:

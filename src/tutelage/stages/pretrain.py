@@ -25,7 +25,7 @@ from tutelage.learning.optim import adamw, clipped_step, muon_and_adamw, set_lea
 from tutelage.model.gpt import GPT, GPTConfig, parameter_count
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy
-from tutelage.runs.run import Run, RunConfig
+from tutelage.runs.run import Inputs, Run, RunConfig
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -92,7 +92,7 @@ def pretrain(
 
     Example: tutelage pretrain --tokenizer runs/tokenizer --corpus data/corpus.train.jsonl --out runs/base
     """
-    inputs = {"tokenizer": tokenizer, "corpus": corpus, "heldout": heldout}
+    inputs: Inputs = {"tokenizer": tokenizer, "corpus": corpus, "heldout": heldout}
     with Run(out, stage="pretrain", config=config, inputs=inputs) as run:
         if run.finished:
             return
@@ -130,16 +130,16 @@ def train(
             set_learning_rate(optimizer, factor)
         rows = order[step * config.batch : (step + 1) * config.batch]
         batch = window(ids, rows, config.context).to(run.device.torch_device)
-        loss = next_token_loss(
-            model.trunk(batch[:, :-1]).flatten(0, 1), model.head_weight, batch[:, 1:].flatten()
-        )
+        loss = next_token_loss(model.trunk(batch[:, :-1]).flatten(0, 1), model.head_weight, batch[:, 1:].flatten())
         loss.backward()
         norm = clipped_step(optimizers, model.parameters(), config.clip)
         seen = (step + 1) * config.batch * config.context
         logged = {"loss": loss.item(), "lr": config.lr * factor, "grad_norm": norm, "tokens": seen}
         logged["tokens_per_second"] = seen / run.seconds
         if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            results = {"heldout_bits_per_byte": bits_per_byte(model, unseen, words.token_bytes(), config.heldout_windows)}
+            results = {
+                "heldout_bits_per_byte": bits_per_byte(model, unseen, words.token_bytes(), config.heldout_windows)
+            }
         run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{seen / run.seconds:,.0f}/s")
         run.checkpoint(step + 1, lambda: {"training": training_state(model, optimizers)})

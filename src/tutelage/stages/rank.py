@@ -20,7 +20,7 @@ from tutelage.data.prompts import choose_fitting
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.folder import load_policy
-from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
 from tutelage.sampling.sampler import SamplingConfig, generate, inference_copy
 from tutelage.text.chat import encode_chat
 
@@ -31,7 +31,7 @@ BATCH = 64  # prompts per sampled batch
 class RankConfig(RunConfig):
     """What is sampled and how it is ranked."""
 
-    prompts: int = 600
+    count: int = 600
     """Prompts to rank answers for, chosen by hash."""
     answers: int = 4
     """Answers per prompt: K, from 4 to 9 (InstructGPT, section 3.5)."""
@@ -64,8 +64,10 @@ def rank(
     if not (4 <= config.answers <= 9):
         raise InputError(f"rank: --answers {config.answers}: a ranking has 4 to 9 answers")
     if policy is None or panel is None or not prompts:
-        raise InputError("rank: give --policy, --prompts and --panel to sample and rank, or --from to bring in rankings")
-    inputs = {"policy": policy, "panel": panel, "prompts": prompts}
+        raise InputError(
+            "rank: give --policy, --prompts and --panel to sample and rank, or --from to bring in rankings"
+        )
+    inputs: Inputs = {"policy": policy, "panel": panel, "prompts": prompts}
     with Run(out.with_suffix(".run"), stage="rank", config=config, inputs=inputs) as run:
         if run.finished and out.is_file():
             return
@@ -88,16 +90,14 @@ def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Pro
     config: RankConfig = run.config  # type: ignore[assignment]
     trained, words = load_policy(policy, run.device)
     model = inference_copy(trained)
-    chosen = choose_fitting(pool, words, config.prompts, config.max_prompt, "rank")
+    chosen = choose_fitting(pool, words, config.count, config.max_prompt, "rank")
     state = run.restore()
     texts: list[list[str]] = state["texts"] if state else []
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
     for at in range(len(texts), len(chosen), BATCH):
         batch = chosen[at : at + BATCH]
         ids = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in batch]
-        seeds = [
-            seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)
-        ]
+        seeds = [seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)]
         for answers in generate(model, ids, seeds, words.end_of_turn_id, sampling, config.answers):
             texts.append([words.decode(answer.ids) for answer in answers])
         run.progress.update(len(texts) / len(chosen), answers=f"{len(texts) * config.answers}")

@@ -28,7 +28,7 @@ from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warm
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, save_scorer
-from tutelage.runs.run import Run, RunConfig
+from tutelage.runs.run import Inputs, Run, RunConfig
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def reward(
 
     Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
     """
-    inputs = {"base": base, "comparisons": comparisons, "demos": demos, "panel": panel}
+    inputs: Inputs = {"base": base, "comparisons": comparisons, "demos": demos, "panel": panel}
     with Run(out, stage="reward", config=config, inputs=inputs) as run:
         if run.finished:
             return

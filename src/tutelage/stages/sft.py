@@ -77,7 +77,9 @@ def sft(
         rows = training_rows(examples, config, length, run.generator("order"))
         results = train(run, model, words, rows, held)
         save_policy(out, model, words)
-        run.finish(results | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch})
+        run.finish(
+            results | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch}
+        )
 
 
 def train(

@@ -21,7 +21,7 @@ class TokenizerConfig(RunConfig):
 
     vocab_size: int = 4_096
     """Tokens, with the 256 bytes and the special ones."""
-    copies_zh: int = 40
+    copies_zh: int = 10
     """How often each Chinese document counts: the demo's 30 kB would otherwise earn hardly a token."""
 
 

@@ -1,0 +1,107 @@
+"""Resumable state on disk: a folder per step that is either whole or absent.
+
+    nested dicts, lists, tuples, numbers, strings and tensors  <->  checkpoints/<step>/{state.json, state.safetensors}
+
+Tensors lie in safetensors, everything else in JSON; nothing is pickled. A folder is written under another name, forced
+to the disk and renamed. The newest one that can be read wins; one that cannot is passed over with a line that says so.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tutelage.atomic import sync_file, sync_folder
+from tutelage.errors import InputError
+
+KEPT = 2  # one may be damaged by a full disk or a power cut; two rarely are
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write folder/<step> atomically and delete all but the last two."""
+    temporary, final = folder / f".{step:08d}.tmp", folder / f"{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    try:
+        tree = _flatten(state, "", tensors)
+        save_file(tensors, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps(tree), encoding="utf-8")
+        for name in ("state.safetensors", "state.json"):
+            sync_file(temporary / name)
+        sync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    for old in steps_in(folder)[:-KEPT]:
+        shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, oldest first."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """The newest readable state and a line for each damaged one passed over; None when there is none at all.
+
+    Raises InputError when checkpoints exist but none can be read.
+    """
+    damaged: list[str] = []
+    for step in reversed(steps_in(folder)):
+        try:
+            tensors = load_file(folder / f"{step:08d}" / "state.safetensors")
+            tree = json.loads((folder / f"{step:08d}" / "state.json").read_text(encoding="utf-8"))
+            return _unflatten(tree, tensors), damaged
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            damaged.append(f"{folder / f'{step:08d}'}: unreadable ({error}); going on from the one before it")
+    if damaged:
+        raise InputError(f"{folder}: no checkpoint can be read; delete this folder to start the stage again")
+    return None
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = (
+            f"{len(tensors)}{name}"  # the number tells apart keys that make the same path, as "a/b" and a dict in "a"
+        )
+        tensors[name] = value.detach().cpu().contiguous().clone()  # a clone: safetensors refuses shared storage
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    return {"value": value}
+
+
+def _unflatten(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    ((kind, content),) = tree.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: _unflatten(item, tensors) for key, item in content}
+    if kind in ("list", "tuple"):
+        items = [_unflatten(item, tensors) for item in content]
+        return tuple(items) if kind == "tuple" else items
+    return content
+
+
+def training_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """What a model and its optimizers need to go on as if never stopped."""
+    return {"model": dict(model.state_dict()), "optimizers": [o.state_dict() for o in optimizers]}
+
+
+def load_training_state(state: dict[str, Any], model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)

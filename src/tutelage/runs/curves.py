@@ -1,0 +1,184 @@
+"""Logged metrics -> curves as SVG, to stand inside an HTML page.
+
+    Recipe -> {chart name: <svg>...</svg>}
+
+Titles, units and legends belong to the page, which has two languages; the drawing holds lines and numbers only. Its
+colours are names: matplotlib draws with placeholders, and each becomes a CSS variable of the page, so that one drawing is
+legible on white, on black and on paper. A chart without a single logged value is left out.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tutelage.runs.summary import Recipe
+
+# Placeholder colours: they occur nowhere else, and say which CSS variable to put in their place.
+INKS = ("axis", "grid", "text", "base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx", "reward")
+INK = {name: f"#0000{i + 1:02x}" for i, name in enumerate(INKS)}
+PPO_METRICS = (
+    "score", "kl", "length", "end_of_turn_rate", "entropy", "clip_fraction", "explained_variance", "ptx_loss",
+    "ptx_gradient_ratio",
+)  # fmt: skip
+LOWEST = {"ppo-explained_variance": -1.0}  # an untrained value head starts at minus anything
+KL_BUDGET = 8.0  # nats per response, where the run's config names none
+SETTINGS = {
+    "svg.fonttype": "none",  # letters stay letters: small, searchable, in the page's own type
+    "font.size": 10,
+    "axes.edgecolor": INK["axis"],
+    "axes.labelcolor": INK["text"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK["grid"],
+    "grid.linewidth": 0.6,
+    "xtick.color": INK["axis"],
+    "ytick.color": INK["axis"],
+    "xtick.labelcolor": INK["text"],
+    "ytick.labelcolor": INK["text"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "text.color": INK["text"],
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one stage, and how it is drawn."""
+
+    stage: str
+    metric: str
+    ink: str
+    style: str = "plain"  # plain, dashed, noisy (every value faint, their moving average in full), dotted (few values)
+
+
+CURVES: dict[str, tuple[Curve, ...]] = {
+    "pretrain-loss": (Curve("pretrain", "loss", "base", "noisy"),),
+    "pretrain-heldout": (Curve("pretrain", "heldout_bits_per_byte", "base", "dotted"),),
+    "sft-loss": (Curve("sft", "loss", "sft", "noisy"), Curve("sft", "heldout_loss", "sft", "dotted")),
+    "reward-loss": (Curve("reward", "loss", "reward", "noisy"), Curve("reward", "heldout_loss", "reward", "dotted")),
+    "reward-accuracy": (
+        Curve("reward", "accuracy", "reward", "noisy"),
+        Curve("reward", "heldout_accuracy", "reward", "dotted"),
+    ),
+} | {
+    f"ppo-{metric}": (Curve("ppo", metric, "ppo", "dashed"), Curve("ppo-ptx", metric, "ppo-ptx"))
+    for metric in PPO_METRICS
+}
+
+
+def draw_curves(recipe: Recipe) -> dict[str, str]:
+    """Every chart that has something to show."""
+    logged = {stage: recipe.metrics(stage) for stage in ("pretrain", "sft", "reward", "ppo", "ppo-ptx")}
+    levels = {"reward-accuracy": recipe.results("reward").get("ceiling"), "ppo-kl": kl_budget(recipe)}
+    charts = {}
+    with matplotlib.rc_context(SETTINGS):
+        for name, curves in CURVES.items():
+            drawn = [(curve, *values(logged[curve.stage], "step", curve.metric)) for curve in curves]
+            if any(y.size for _, _, y in drawn):
+                charts[name] = draw_chart(name, drawn, levels.get(name))
+        if logged["ppo"] or logged["ppo-ptx"]:
+            charts["frontier"] = draw_frontier(recipe, logged)
+    return charts
+
+
+def kl_budget(recipe: Recipe) -> float:
+    return recipe.setting("ppo-ptx", "kl_budget") or recipe.setting("ppo", "kl_budget") or KL_BUDGET
+
+
+def values(lines: Sequence[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """The two metrics where both are logged and finite."""
+    pairs = [(line[x], line[y]) for line in lines if line.get(x) is not None and line.get(y) is not None]
+    table = np.array(pairs, dtype=float).reshape(-1, 2)
+    table = table[np.isfinite(table).all(axis=1)]
+    return table[:, 0], table[:, 1]
+
+
+def moving_average(y: np.ndarray) -> np.ndarray:
+    """Over a window of a twentieth of the run; at the ends, over what there is of it."""
+    window = np.ones(2 * (y.size // 40) + 1)
+    return np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+
+
+def draw_chart(name: str, drawn: Sequence[tuple[Curve, np.ndarray, np.ndarray]], level: float | None) -> str:
+    """Curves over steps, with a level to compare them with if there is one."""
+    figure, axes = canvas(3.6, 2.2)
+    for curve, x, y in drawn:
+        if y.size:
+            draw_curve(axes, curve, x, y)
+    if level is not None:
+        axes.axhline(level, color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
+        axes.annotate(f"{level:.3g}", (1, level), (0, 2), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
+    if name in LOWEST:
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST[name]))
+    return svg(figure, name)
+
+
+def draw_curve(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray) -> None:
+    ink = INK[curve.ink]
+    if curve.style == "noisy":
+        axes.plot(x, y, color=ink, linewidth=0.8, alpha=0.35)
+        axes.plot(x, moving_average(y), color=ink)
+    elif curve.style == "dotted":
+        axes.plot(x, y, color=ink, linewidth=1, marker="o", markersize=4)
+    else:
+        axes.plot(x, y, color=ink, linestyle=(0, (4, 1.5)) if curve.style == "dashed" else "-")
+
+
+def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> str:
+    """Score against KL: a point per PPO iteration, and what was measured on held-out prompts as named diamonds."""
+    figure, axes = canvas(6.6, 3.6)
+    for stage, marker in (("ppo", "^"), ("ppo-ptx", "o")):
+        x, y = values(logged[stage], "kl", "score")
+        if y.size:
+            axes.plot(x, y, color=INK[stage], linewidth=0.7, alpha=0.5)
+            axes.plot(x, y, color=INK[stage], linestyle="", marker=marker, markersize=4.5)
+    for model, figures in recipe.evaluation.get("models", {}).items():
+        if model in INK and model != "base" and figures.get("kl") is not None and figures.get("reward") is not None:
+            axes.plot(figures["kl"], figures["reward"], color=INK[model], marker="D", markersize=8, fillstyle="none")
+            axes.annotate(model, (figures["kl"], figures["reward"]), (8, -3), textcoords="offset points", fontsize=10)
+    axes.axvline(kl_budget(recipe), color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]), right=max(axes.get_xlim()[1], kl_budget(recipe) * 1.05))
+    axes.set_xlabel("KL")
+    axes.set_ylabel("score")
+    return svg(figure, "frontier")
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches with margins for tick labels; laid out by hand, as automatic layout costs .1 s each."""
+    figure = Figure(figsize=(width, height))
+    left, bottom = (0.44, 0.3) if width < 4 else (0.62, 0.5)
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + 0.12) / width, 1 - (bottom + 0.1) / height))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="x", visible=False)
+    return figure, axes
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The drawing without what only a file of its own needs: no header, size, metadata or names of groups."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids are hashes: the same in each run, different in each chart
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true">', text, count=1)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"font-family: [^;]*; | transform=\"rotate\(-0[^)]*\)\"", "", text)  # the page says which type
+    for ink, placeholder in INK.items():
+        text = text.replace(placeholder, f"var(--{ink})")
+    return re.sub(r"\n\s*", "\n", text)

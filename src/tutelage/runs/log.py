@@ -1,0 +1,105 @@
+"""What a run tells people while it works: one progress line, and metrics.jsonl for the report.
+
+    Progress(title).update(fraction, score=1.8, kl=6.1) -> a bar on a terminal, a plain line now and then elsewhere
+
+A parent that runs stages as subprocesses sets TUTELAGE_PROGRESS=json and gets one JSON object per line instead.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tutelage.atomic import atomic_write
+
+INTERVAL = {"bar": 0.2, "json": 0.5, "lines": 10.0}  # seconds between two updates of each kind
+
+
+class Progress:
+    """The one progress line of a stage: rate, time left, and the two or three numbers that matter."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.mode = os.environ.get("TUTELAGE_PROGRESS") or ("bar" if sys.stderr.isatty() else "lines")
+        self.begun = time.monotonic()
+        self.start_fraction: float | None = None
+        self.last = 0.0
+
+    def update(self, fraction: float, **shown: float | str) -> None:
+        """Say how much is done (0 to 1), if it is time to say something again."""
+        now = time.monotonic()
+        if self.start_fraction is None:
+            self.start_fraction = fraction  # a resumed run's rate counts from where it resumed
+        if self.mode not in INTERVAL or (now - self.last < INTERVAL[self.mode] and fraction < 1):
+            return
+        self.last = now
+        if self.mode == "json":
+            print(json.dumps({"stage": self.title, "fraction": fraction, "shown": shown}), flush=True)
+            return
+        line = f"{self.title} {fraction:4.0%}"
+        for name, value in shown.items():
+            line += f" | {name} {value}" if isinstance(value, str) else f" | {name} {value:.4g}"
+        line += f" | {clock(self._left(fraction, now))} left"
+        print(
+            f"\r\x1b[2K{line}" if self.mode == "bar" else line, end="" if self.mode == "bar" else "\n", file=sys.stderr
+        )
+        sys.stderr.flush()
+
+    def _left(self, fraction: float, now: float) -> float:
+        done = fraction - (self.start_fraction or 0.0)
+        return (now - self.begun) * (1 - fraction) / done if done > 0 else 0.0
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self.mode == "json":
+            print(json.dumps({"stage": self.title, "say": text}), flush=True)
+        else:
+            print(f"\r\x1b[2K{text}" if self.mode == "bar" else text, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """90 -> 1:30."""
+    whole = max(0, round(seconds))
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
+
+
+class MetricsFile:
+    """metrics.jsonl: one line per logged step; every key is defined in docs/metrics.md."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.begun = time.monotonic()
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: the run goes on from there."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        with atomic_write(self.path) as file:  # a full disk here must not cost the curves so far
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+
+    def append(self, step: int, seconds: float, metrics: dict[str, Any]) -> None:
+        line = {"step": step, "time": round(seconds, 3)} | {k: _plain(v) for k, v in metrics.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return float(f"{float(value):.7g}") if not isinstance(value, str | int | bool | None) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,243 @@
+"""One run on disk: what it is made from, whether it is finished, where it can go on.
+
+    with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos}) as run:
+        if run.finished: return
+        state = run.restore()
+        ... run.log(step, loss=loss); run.checkpoint(step, fraction, state) ...
+        run.finish(results)
+
+A run is finished only if run.json names the same fingerprint: the hash of its stage, its config and every input's
+content. A checkpoint counts only under the same fingerprint. Ctrl-C and SIGTERM save before they stop.
+"""
+
+import fcntl
+import hashlib
+import json
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from tutelage.atomic import atomic_write
+from tutelage.errors import InputError
+from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
+from tutelage.runs.device import Device, choose_device, peak_memory_bytes
+from tutelage.runs.log import MetricsFile, Progress
+
+Inputs = Mapping[str, Path | Sequence[Path] | None]
+
+CHECKPOINT_SECONDS = 20.0  # what a kill -9 can cost; one save takes about .2 s for 4M parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every stage can be told."""
+
+    seed: int = 0
+    """Seeds initial weights, data order and sampling; each purpose has a generator of its own."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "auto"
+    """Precision of activations and products: auto, fp32 or bf16. Weights and losses are fp32 always."""
+    overwrite: bool = False
+    """Replace a run made with other settings at --out; without it such a run is refused."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has saved what it had."""
+
+
+class Run:
+    """See the module's opening for its life."""
+
+    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs):
+        self.out, self.stage, self.config = out, stage, config
+        self.inputs = hash_inputs(inputs)
+        self.fingerprint = fingerprint(stage, config, self.inputs)
+        self.device: Device = choose_device(config.device, config.dtype)
+        self.progress = Progress(stage)
+        self.metrics = MetricsFile(out / "metrics.jsonl")
+        self.begun, self.earlier_seconds = time.monotonic(), 0.0
+        self.saved = time.monotonic()
+        self.stop_requested = False
+        self.finished = self._prepare()
+
+    def _prepare(self) -> bool:
+        """True when the same run is finished already. Clears away a run made otherwise, if allowed."""
+        found = read_run(self.out)
+        mark = self.out / "checkpoints" / "fingerprint"
+        marked = mark.read_text(encoding="utf-8") if mark.is_file() else None
+        if found and found["fingerprint"] == self.fingerprint:
+            return True
+        if found or (marked and marked != self.fingerprint):
+            reason = (
+                difference(found, self.stage, self.config, self.inputs) if found else "its settings or inputs differ"
+            )
+            if not self.config.overwrite:
+                raise InputError(
+                    f"{self.out}: another run is here ({reason}); choose another --out, or give --overwrite"
+                )
+            self.progress.say(f"{self.out}: made again, as {reason}")
+            shutil.rmtree(self.out)
+        elif not marked and self.out.exists() and any(self.out.iterdir()) and not self.config.overwrite:
+            raise InputError(f"{self.out}: the folder is not empty and holds no run; choose another --out")
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        with atomic_write(mark) as file:
+            file.write(self.fingerprint)
+        return False
+
+    def _lock(self) -> None:
+        """One process per run directory; the system lets go when the process ends, however it ends."""
+        self.lock = open(self.out / "checkpoints" / "lock", "w")  # noqa: SIM115 - held for the life of the run
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.out}: another process is working on this run; wait for it or end it") from None
+
+    def __enter__(self) -> "Run":
+        self.handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
+        self.stop_requested = True
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, over all its sittings."""
+        return self.earlier_seconds + time.monotonic() - self.begun
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A seeded CPU generator for one purpose, so that two purposes never share a stream."""
+        return torch.Generator().manual_seed(seed_for(self.config.seed, purpose))
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state to go on from, or None for a fresh start."""
+        loaded = load_checkpoint(self.out / "checkpoints")
+        if loaded is None:
+            self.metrics.rewind(-1)
+            return None
+        state, damaged = loaded
+        for line in damaged:
+            self.progress.say(line)
+        self.earlier_seconds = state.pop("seconds")
+        self.metrics.rewind(state["step"])
+        self.progress.say(f"{self.out}: going on from step {state['step']}")
+        return state
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        self.metrics.append(step, self.seconds, metrics)
+
+    def checkpoint(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Save if it is time to, or if somebody asked to stop; then stop by raising Interrupted."""
+        if self.stop_requested or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            save_checkpoint(self.out / "checkpoints", step, state() | {"step": step, "seconds": self.seconds})
+            self.saved = time.monotonic()
+        if self.stop_requested:
+            raise Interrupted(f"{self.stage} stopped at step {step} and saved; run the same command again to go on")
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write run.json, which makes the run finished, and drop the checkpoints it no longer needs."""
+        record = {
+            "stage": self.stage,
+            "config": plain_config(self.config),
+            "inputs": self.inputs,
+            "fingerprint": self.fingerprint,
+            "package_version": version("tutelage"),
+            "torch_version": torch.__version__,
+            "device": {
+                "kind": self.device.torch_device.type,
+                "dtype": str(self.device.compute_dtype).removeprefix("torch."),
+                "threads": self.device.threads,
+                "machine": platform.processor() or platform.machine(),
+            },
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_seconds": round(self.seconds, 2),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "results": results,
+        }
+        with atomic_write(self.out / "run.json") as file:
+            json.dump(record, file, indent=2)
+        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A 63-bit seed that differs for each purpose and is the same in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+def plain_config(config: RunConfig) -> dict[str, Any]:
+    """A config as JSON has it, without --overwrite, which changes no number."""
+    plain = json.loads(json.dumps(asdict(config), default=str))
+    plain.pop("overwrite")
+    return plain
+
+
+def hash_inputs(inputs: Inputs) -> dict[str, dict[str, str]]:
+    """{name: path and sha256}; several files under one name are numbered. None, for an option not given, is left out."""
+    named: dict[str, Path] = {}
+    for name, given in inputs.items():
+        if isinstance(given, Path):
+            named[name] = given
+        elif given is not None:
+            named |= {f"{name}-{i}": path for i, path in enumerate(given)}
+    return {name: {"path": str(path), "sha256": hash_input(path)} for name, path in named.items()}
+
+
+def fingerprint(stage: str, config: RunConfig, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """The identity of a run: equal exactly when stage, settings and the content of every input are."""
+    hashes = {name: value["sha256"] for name, value in inputs.items()}
+    identity = {"stage": stage, "config": plain_config(config), "inputs": hashes}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def hash_input(path: Path) -> str:
+    """sha256 of a file, or of a run directory's own content (weights, tokenizer, data), not of its logs."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder; check the path")
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl", ".safetensors"))
+    content = [p for p in files if p.name not in ("run.json", "metrics.jsonl", "report.json")]
+    if not content:
+        raise InputError(f"{path}: holds no model, tokenizer or data; point at a finished run")
+    digest = hashlib.sha256()
+    for p in content:
+        digest.update(p.name.encode() + hashlib.sha256(p.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def read_run(out: Path) -> dict[str, Any] | None:
+    """run.json of a finished run, or None."""
+    try:
+        return json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def difference(found: dict[str, Any], stage: str, config: RunConfig, inputs: Mapping[str, Any]) -> str:
+    """In words: what a finished run was made with that is different now."""
+    if found["stage"] != stage:
+        return f"stage was {found['stage']}, is {stage}"
+    now, then = plain_config(config), found["config"]
+    changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in now | then if now.get(k) != then.get(k)]
+    old = found["inputs"]
+    changed += [f"{k} has changed" for k in inputs if old.get(k, {}).get("sha256") != inputs[k]["sha256"]]
+    changed += [f"{k} was given" for k in old if k not in inputs]
+    return ", ".join(changed) or "the settings are the same but its record differs"

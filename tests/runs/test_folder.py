@@ -1,0 +1,129 @@
+"""Model folders: transformers loads them and computes the same numbers; what does not fit is refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tutelage.errors import InputError
+from tutelage.model.heads import ScalarGPT
+from tutelage.runs.device import Device
+from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
+from tutelage.text.tokenizer import Tokenizer, train_bpe
+
+IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 22, 22, 290, 14, 15, 16, 99, 100, 33]])
+CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_computes_our_logits(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, tied: bool) -> None:
+    ours = make_gpt(tied=tied, rope_theta=500.0, norm_eps=1e-5)
+    save_policy(tmp_path, ours, tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+    assert theirs.generation_config.eos_token_id == tokenizer.end_of_turn_id
+    assert theirs.generation_config.pad_token_id == tokenizer.pad_id
+
+
+def test_we_load_what_transformers_saved(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_policy(tmp_path / "ours", make_gpt(), tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    ours, _ = load_policy(tmp_path / "theirs", CPU)
+    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_logit_less_the_mean_is_our_score(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ours = ScalarGPT(make_gpt(), 0.37).initialise(torch.Generator().manual_seed(1))
+    save_scorer(tmp_path, ours, tokenizer)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert type(theirs).__name__ == "Qwen3ForSequenceClassification" and theirs.num_labels == 1
+    lengths = torch.tensor([10, 6])  # theirs reads the last token that is no PAD
+    ids = torch.where(torch.arange(10) < lengths[:, None], IDS, tokenizer.pad_id)
+    logits = theirs(ids, attention_mask=(ids != tokenizer.pad_id).long()).logits[:, 0]
+    expected = logits - json.loads((tmp_path / "config.json").read_text())["reward_mean"]
+    torch.testing.assert_close(ours.at(ids, lengths - 1), expected, atol=1e-4, rtol=1e-4)
+    loaded, _ = load_scorer(tmp_path, CPU)
+    assert torch.equal(loaded.at(ids, lengths - 1), ours.at(ids, lengths - 1))
+
+
+def test_a_policy_comes_back_bit_for_bit(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ours = make_gpt()
+    save_policy(tmp_path, ours, tokenizer)
+    loaded, words = load_policy(tmp_path, CPU)
+    assert torch.equal(loaded(IDS), ours(IDS)) and loaded.config == ours.config
+    assert words.encode("the cat") == tokenizer.encode("the cat")
+    loaded.blocks[0].mlp.down.weight.data.zero_()  # the folder's file is not mapped into the model
+    assert load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].any()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "binary"])
+def test_damage_is_one_line(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, name: str, damage: str) -> None:
+    save_policy(tmp_path, make_gpt(), tokenizer)
+    path = tmp_path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            path.read_bytes()[: path.stat().st_size // 2] if damage == "truncated" else b"\xff\xfe\x00" * 50
+        )
+    with pytest.raises(InputError) as caught:
+        load_policy(tmp_path, CPU)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_comes_from_different_runs_is_refused(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_policy(tmp_path, make_gpt(), tokenizer)
+    train_bpe(["abab abab"], 264).save(tmp_path)
+    with pytest.raises(InputError, match=r"300 tokens, tokenizer.json has 264"):
+        load_policy(tmp_path, CPU)
+    tokenizer.save(tmp_path)
+    edit_json(tmp_path / "config.json", intermediate_size=64)
+    with pytest.raises(InputError, match="config.json asks for"):
+        load_policy(tmp_path, CPU)
+    edit_json(tmp_path / "config.json", intermediate_size=48, num_hidden_layers=3)
+    with pytest.raises(InputError, match="lack 11 tensors"):
+        load_policy(tmp_path, CPU)
+    edit_json(tmp_path / "config.json", model_type="gpt_neox")
+    with pytest.raises(InputError, match="gpt_neox"):
+        load_policy(tmp_path, CPU)
+
+
+def test_a_language_model_is_no_reward_model(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_policy(tmp_path, make_gpt(), tokenizer)
+    with pytest.raises(InputError, match="not a reward model"):
+        load_scorer(tmp_path, CPU)
+    edit_json(tmp_path / "config.json", reward_mean=0.0)
+    with pytest.raises(InputError, match="no score.weight"):
+        load_scorer(tmp_path, CPU)
+    save_scorer(tmp_path / "reward", ScalarGPT(make_gpt()), tokenizer)
+    with pytest.raises(InputError, match="score.weight"):
+        load_policy(tmp_path / "reward", CPU)
+
+
+def test_a_score_of_another_width_is_refused(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_scorer(tmp_path, ScalarGPT(make_gpt()), tokenizer)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"score.weight": torch.ones(2, 32)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="score.weight"):
+        load_scorer(tmp_path, CPU)
+
+
+def test_two_folders_share_a_tokenizer_or_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a")
+    tokenizer.save(tmp_path / "b")
+    same_tokenizer(tmp_path / "a", tmp_path / "b")
+    train_bpe(["abab abab"], 264).save(tmp_path / "b")
+    with pytest.raises(InputError, match="tokenizers differ"):
+        same_tokenizer(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,132 @@
+"""Rollouts: every number of a padded batch against one response at a time, computed by torch's own cross entropy."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tutelage.model.gpt import GPT
+from tutelage.model.heads import ScalarGPT
+from tutelage.sampling.rollout import (
+    Responses,
+    pad_responses,
+    response_logprobs,
+    response_positions,
+    response_values,
+    score_rollout,
+)
+from tutelage.sampling.sampler import Answer
+
+PAD, END = 1, 5
+PROMPTS = [[17, 260], [33, 8, 120, 77, 201], [61, 62, 63]]
+ANSWERS = [Answer(ids, [0.0] * len(ids), ids[-1] == END) for ids in ([9, 45, 70, END], [END], [100, 3, 7])]
+
+
+def batch() -> Responses:
+    return pad_responses(PROMPTS, ANSWERS, PAD, torch.device("cpu"))
+
+
+def scorer(make_gpt: Any, seed: int) -> ScalarGPT:
+    return ScalarGPT(make_gpt(seed=seed), 0.3).initialise(torch.Generator().manual_seed(seed))
+
+
+def logprobs_alone(policy: GPT, prompt: list[int], answer: list[int], temperature: float) -> list[float]:
+    ids = torch.tensor([prompt + answer])
+    losses = F.cross_entropy(policy(ids)[0, :-1] / temperature, ids[0, 1:], reduction="none")
+    return (-losses[-len(answer) :]).tolist()
+
+
+def test_layout_by_hand() -> None:
+    responses = batch()
+    assert responses.ids.tolist() == [
+        [17, 260, 9, 45, 70, END],
+        [33, 8, 120, 77, 201, END],
+        [61, 62, 63, 100, 3, 7],
+    ]
+    assert responses.tokens.tolist() == [[9, 45, 70, END], [END, PAD, PAD, PAD], [100, 3, 7, PAD]]
+    assert responses.mask.int().tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]  # the end is an action
+    assert responses.last.tolist() == [5, 5, 5] and responses.starts.tolist() == [2, 5, 3]
+    assert responses.ended.tolist() == [True, True, False]
+
+
+def test_each_token_is_predicted_from_the_one_before() -> None:
+    rows, columns = response_positions(batch())
+    assert list(zip(rows.tolist(), columns.tolist())) == [
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (0, 4),
+        (1, 4),
+        (2, 2),
+        (2, 3),
+        (2, 4),
+    ]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_each_response_alone(make_gpt: Any, temperature: float) -> None:
+    policy = make_gpt("gpt2")
+    actual = response_logprobs(policy, batch(), temperature)
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+        expected = logprobs_alone(policy, prompt, answer.ids, temperature)
+        assert actual[row].tolist() == pytest.approx(expected + [0.0] * (4 - len(expected)), abs=1e-5)
+
+
+def test_values_stand_before_each_token(make_gpt: Any) -> None:
+    value = scorer(make_gpt, 2)
+    actual = response_values(value, batch())
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+        ids = torch.tensor([prompt + answer.ids])
+        states = value.trunk.trunk(ids)[0, len(prompt) - 1 : -1]  # the last one, after the end, is nobody's prefix
+        expected = (states @ value.score.weight[0] - 0.3).tolist()
+        assert actual[row].tolist() == pytest.approx(expected + [0.0] * (4 - len(expected)), abs=1e-5)
+
+
+def test_gradients_flow_through_responses_only(make_gpt: Any) -> None:
+    policy = make_gpt("gpt2")
+    response_logprobs(policy, batch()).sum().backward()
+    batched = policy.positions.weight.grad.clone()
+    policy.zero_grad()
+    for prompt, answer in zip(PROMPTS, ANSWERS):
+        ids = torch.tensor([prompt + answer.ids])
+        labels = torch.tensor([-100] * len(prompt) + answer.ids)
+        (-F.cross_entropy(policy(ids)[0, :-1], labels[1:], ignore_index=-100, reduction="sum")).backward()
+    torch.testing.assert_close(batched, policy.positions.weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_wider_padding_and_other_rows_change_nothing(make_gpt: Any) -> None:
+    """P-f, P-g, P-j."""
+    policy, responses = make_gpt("gpt2"), batch()
+    whole = response_logprobs(policy, responses)
+    pad = torch.full((3, 4), PAD)
+    wide = Responses(
+        torch.cat([responses.ids, pad], 1),
+        responses.starts,
+        torch.cat([responses.tokens, pad], 1),
+        torch.cat([responses.mask, pad == 0], 1),
+        responses.ended,
+    )
+    torch.testing.assert_close(response_logprobs(policy, wide)[:, :4], whole, atol=1e-5, rtol=1e-5)
+    for chosen in ([1], [2, 0]):
+        some = wide.rows(torch.tensor(chosen))
+        longest = max(len(ANSWERS[i].ids) for i in chosen)
+        assert some.tokens.shape[1] == longest  # cut to what these rows need
+        assert some.ids.shape[1] == max(len(PROMPTS[i]) + len(ANSWERS[i].ids) for i in chosen)
+        torch.testing.assert_close(response_logprobs(policy, some), whole[chosen, :longest], atol=1e-5, rtol=1e-5)
+        assert some.ended.tolist() == [ANSWERS[i].ended for i in chosen]
+
+
+def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any) -> None:
+    policy, reference = make_gpt("gpt2", seed=1), make_gpt("gpt2", seed=2)
+    value, reward = scorer(make_gpt, 3), scorer(make_gpt, 4)
+    rollout = score_rollout(policy, reference, value, reward, batch(), missing_end=-1.0, temperature=0.7)
+    for row in (0, 1):
+        ids = torch.tensor([PROMPTS[row] + ANSWERS[row].ids])
+        expected = (reward.trunk.trunk(ids)[0, -1] @ reward.score.weight[0]).item() - 0.3
+        assert rollout.scores[row].item() == pytest.approx(expected, abs=1e-5)
+    assert rollout.scores[2].item() == -1.0
+    for model, actual in ((policy, rollout.logprobs), (reference, rollout.ref_logprobs)):
+        assert actual[0].tolist() == pytest.approx(logprobs_alone(model, PROMPTS[0], ANSWERS[0].ids, 0.7), abs=1e-5)
+    torch.testing.assert_close(rollout.values, response_values(value, batch()).detach())
+    assert not any(x.requires_grad for x in (rollout.logprobs, rollout.ref_logprobs, rollout.values, rollout.scores))

@@ -1,0 +1,196 @@
+"""The sampler: its filters at known points, its draws by chi-square, and batches against one answer at a time."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tutelage.model.gpt import GPT
+from tutelage.sampling.sampler import (
+    Answer,
+    SamplingConfig,
+    draw,
+    filtered_probabilities,
+    generate,
+    inference_copy,
+    stream,
+    uniforms,
+)
+
+LOGITS = torch.tensor([[0.5, 0.3, 0.2]]).log()
+PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15]]
+SEEDS = [11, 12, 13, 14]
+NEVER = 10**6  # no token has this id: an end of turn that never comes
+
+
+def after(**filters: Any) -> list[float]:
+    return filtered_probabilities(LOGITS, SamplingConfig(max_tokens=1, **filters))[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"),
+    [
+        (0.5, [0.657895, 0.236842, 0.105263]),
+        (0.7, [0.570736, 0.275111, 0.154152]),
+        (1.0, [0.5, 0.3, 0.2]),
+        (2.0, [0.415446, 0.321803, 0.262751]),
+        (0.0, [1.0, 0.0, 0.0]),
+    ],
+)
+def test_temperature(temperature: float, expected: list[float]) -> None:
+    assert after(temperature=temperature) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (dict(top_p=0.49), [1, 0, 0]),  # the first token alone crosses .49
+        (dict(top_p=0.6), [0.625, 0.375, 0]),  # the token that crosses p is kept
+        (dict(top_p=0.81), [0.5, 0.3, 0.2]),
+        (dict(top_p=0.0), [1, 0, 0]),
+        (dict(top_k=2), [0.625, 0.375, 0]),
+        (dict(top_k=1), [1, 0, 0]),
+        (dict(top_k=3), [0.5, 0.3, 0.2]),
+        (dict(top_k=9), [0.5, 0.3, 0.2]),
+        (dict(top_k=2, top_p=0.6), [1, 0, 0]),  # top-p sees what top-k left: .625 has crossed already
+        (dict(temperature=0.5, top_p=0.6), [1, 0, 0]),  # and what the temperature made: .657895
+        (dict(temperature=2.0, top_p=0.7), [0.415446 / 0.737249, 0.321803 / 0.737249, 0]),
+    ],
+)
+def test_filters_and_their_order(filters: dict[str, Any], expected: list[float]) -> None:
+    assert after(**filters) == pytest.approx(expected, abs=1e-6)
+
+
+def test_filters_treat_rows_apart() -> None:
+    rows = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log()
+    kept = filtered_probabilities(rows, SamplingConfig(max_tokens=1, top_p=0.6))
+    assert kept[0].tolist() == pytest.approx([0.625, 0.375, 0]) and kept[1].tolist() == pytest.approx([0, 0, 1])
+
+
+def chi_square(counts: Tensor, expected: Tensor) -> float:
+    return ((counts - expected).square() / expected).sum().item()
+
+
+def test_draws_follow_the_distribution() -> None:
+    """1e5 draws; 13.8 is passed once in a thousand with two degrees of freedom."""
+    chance = torch.from_numpy(uniforms(7, 100_000))
+    tokens = draw(torch.tensor([[0.5, 0.3, 0.2]]).expand(100_000, 3), chance)
+    assert chi_square(tokens.bincount(minlength=3), 100_000 * torch.tensor([0.5, 0.3, 0.2])) < 13.8
+
+
+def test_chance_is_uniform_within_and_across_seeds() -> None:
+    """27.9 is passed once in a thousand with nine degrees of freedom."""
+    for numbers in (uniforms(3, 20_000), [uniforms(seed, 1)[0] for seed in range(4_000)]):
+        x = torch.tensor(numbers)
+        assert (x >= 0).all() and (x < 1).all()
+        assert chi_square((x * 10).long().bincount(minlength=10), torch.full((10,), len(x) / 10)) < 27.9
+    assert (uniforms(3, 5) == uniforms(3, 5)).all() and (uniforms(3, 5) != uniforms(4, 5)).any()
+
+
+def test_a_token_without_mass_is_never_drawn() -> None:
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    for number, token in ((0.0, 1), (0.499, 1), (0.5, 3), (1 - 2**-24, 3)):
+        assert draw(probabilities, torch.tensor([number])).item() == token
+    nearly_one = torch.tensor([[1 / 3, 1 / 3, 1 / 3 - 1e-6, 0.0]])  # rounding left less than 1
+    assert draw(nearly_one, torch.tensor([1 - 2**-24])).item() == 2
+
+
+def naive(model: GPT, prompt: Sequence[int], seed: int, length: int, temperature: float = 1.0) -> list[int]:
+    """No cache, no batch: the whole text again for each token, the distribution walked in plain Python."""
+    ids = list(prompt)
+    for number in uniforms(seed, length).tolist():
+        logits = model(torch.tensor([ids]))[0, -1].tolist()
+        if temperature == 0:
+            ids.append(max(range(len(logits)), key=logits.__getitem__))
+            continue
+        weights = [math.exp(z / temperature) for z in logits]
+        number, token = number * sum(weights), 0
+        while number >= weights[token]:
+            number, token = number - weights[token], token + 1
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def sampled(model: GPT, prompts: Any, seeds: list[int], end: int = NEVER, samples: int = 1, **how: Any) -> list[Answer]:
+    config = SamplingConfig(**(dict(max_tokens=8) | how))
+    return [answer for answers in generate(model, prompts, seeds, end, config, samples) for answer in answers]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_ragged_batch_writes_what_each_prompt_alone_would(make_gpt: Any, family: str, temperature: float) -> None:
+    """Cached = uncached, left padding invisible, and the seed alone decides: not who else is in the batch."""
+    model = make_gpt(family)
+    answers = sampled(model, PROMPTS, SEEDS, temperature=temperature)
+    with torch.no_grad():
+        assert [a.ids for a in answers] == [naive(model, p, s, 8, temperature) for p, s in zip(PROMPTS, SEEDS)]
+    assert not any(a.ended for a in answers)
+
+
+def test_logprobs_are_those_of_the_distribution_drawn_from(make_gpt: Any) -> None:
+    model = make_gpt("gpt2", vocab_size=12)
+    prompts, temperature = [[5, 7], [3, 8, 1, 10]], 0.7
+    free = sampled(model, prompts, [1, 2], temperature=temperature)
+    cut = sampled(model, prompts, [1, 2], temperature=temperature, top_k=2)
+    for row, prompt in enumerate(prompts):
+        for answer, k in ((free[row], 12), (cut[row], 2)):
+            logits = model(torch.tensor([prompt + answer.ids]))[0, len(prompt) - 1 : -1] / temperature
+            expected = [z[t].item() - z.topk(k).values.logsumexp(0).item() for z, t in zip(logits, answer.ids)]
+            assert answer.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_samples_of_one_prompt_are_answers_like_any_other(make_gpt: Any) -> None:
+    model = make_gpt("gpt2")
+    grouped = sampled(model, PROMPTS[:2], SEEDS, samples=2)
+    alone = sampled(model, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]], SEEDS)
+    assert [a.ids for a in grouped] == [a.ids for a in alone]
+    assert grouped[0].ids != grouped[1].ids
+    assert [len(g) for g in generate(model, PROMPTS[:2], SEEDS, NEVER, SamplingConfig(max_tokens=2), 2)] == [2, 2]
+
+
+def test_the_end_of_turn_only_cuts(make_gpt: Any, family: str) -> None:
+    """Answers that end early leave the batch; the others go on as if nothing had happened."""
+    model, seeds = make_gpt(family, vocab_size=12), list(range(16))
+    prompts = [[i % 12, *range(i % 5)] for i in range(16)]
+    endless = [a.ids for a in sampled(model, prompts, seeds, max_tokens=30)]
+    for end in (3, 7):
+        expected = [(ids[: ids.index(end) + 1], True) if end in ids else (ids, False) for ids in endless]
+        answers = sampled(model, prompts, seeds, end, max_tokens=30)
+        assert [(a.ids, a.ended) for a in answers] == expected
+        assert all(len(a.logprobs) == len(a.ids) for a in answers)
+        assert len({len(a.ids) for a in answers}) > 3  # or the test would show little
+
+
+def test_an_answer_may_end_on_its_last_token(make_gpt: Any) -> None:
+    model = make_gpt()
+    (answer,) = sampled(model, PROMPTS[:1], SEEDS[:1], max_tokens=3)
+    (ended,) = sampled(model, PROMPTS[:1], SEEDS[:1], end=answer.ids[2], max_tokens=3)
+    assert (ended.ids, ended.ended) == (answer.ids, True)
+
+
+def test_a_stream_is_the_same_answer_without_its_end(make_gpt: Any) -> None:
+    model, config = make_gpt(), SamplingConfig(max_tokens=8, top_p=0.9)
+    (answer,) = sampled(model, PROMPTS[1:2], SEEDS[1:2], top_p=0.9)
+    assert list(stream(model, PROMPTS[1], SEEDS[1], NEVER, config)) == answer.ids
+    end = answer.ids[4]
+    assert list(stream(model, PROMPTS[1], SEEDS[1], end, config)) == answer.ids[: answer.ids.index(end)]
+
+
+def test_the_context_is_a_limit(make_gpt: Any) -> None:
+    model = make_gpt("gpt2", context=10)
+    assert len(sampled(model, [[1, 2, 3]], [0], max_tokens=7)[0].ids) == 7
+    with pytest.raises(ValueError, match="11 tokens, the model's context is 10"):
+        sampled(model, [[1], [1, 2, 3]], [0, 0], max_tokens=8)
+
+
+def test_an_inference_copy_is_frozen_and_separate(make_gpt: Any) -> None:
+    model = make_gpt(dtype=torch.bfloat16)
+    frozen = inference_copy(model)
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in frozen.parameters())
+    ids = torch.tensor([PROMPTS[1]])
+    before = frozen(ids)
+    assert torch.equal(before, model(ids))  # casting once and casting each time are the same numbers
+    model.embedding.weight.data.zero_()
+    assert torch.equal(frozen(ids), before)

@@ -1,0 +1,183 @@
+"""PPO against a problem whose answer is known: the tiny token MDP with a tabular policy.
+
+Vocabulary {0, 1, END = 2}, at most two tokens, three states: (), (0), (1). The reference policy, the rewards, and the
+closed-form optimum pi* ~ pi_ref exp(r / beta) come from the definition, computed here by enumeration in Python floats.
+What runs is the stage's own code: sampler, log-probabilities, shaped rewards, GAE, whitening, losses, steps.
+"""
+
+import math
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tutelage.learning.advantages import gae, shaped_rewards, whiten
+from tutelage.learning.losses import policy_loss
+from tutelage.learning.optim import EMA, adamw
+from tutelage.sampling.rollout import Rollout, pad_responses, response_logprobs, response_values
+from tutelage.sampling.sampler import Answer, SamplingConfig, generate
+from tutelage.stages.ppo import Learner, PPOConfig, describe, improve
+
+END, START, PAD = 2, 3, 4
+REFERENCE = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])  # states (), (0), (1)
+RESPONSES = [(2,), (0, 2), (1, 2), (0, 0), (0, 1), (1, 0), (1, 1)]
+REWARDS = {
+    "A": {(2,): 0.0, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0},
+    "B": {(2,): 0.7, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0},
+}
+# J*, KL*: algorithms tables for both MDPs, to six decimals.
+OPTIMA = {
+    ("A", 2.0): (0.113559, 0.115685), ("A", 0.5): (0.788853, 1.526414), ("A", 0.1): (1.718667, 2.812561),
+    ("B", 2.0): (0.265976, 0.113787), ("B", 0.5): (0.848254, 1.268050), ("B", 0.1): (1.718667, 2.812456),
+}  # fmt: skip
+THETA = REFERENCE.log() + torch.tensor([[0.5, -0.2, 0.0], [0.0, 0.3, -0.1], [0.2, 0.0, -0.4]])
+
+
+class Table(nn.Module):
+    """A "language model" whose hidden state is the one-hot state and whose head is the table of logits."""
+
+    compute_dtype = torch.float32
+    config = SimpleNamespace(layers=1, kv_heads=1, head_width=1, context=8, vocab_size=3)
+
+    def __init__(self, logits: torch.Tensor):
+        super().__init__()
+        self.table = nn.Parameter(logits.clone())
+        self.embedding = SimpleNamespace(weight=self.table)
+
+    def trunk(self, ids, positions=None, mask=None, cache=None):
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        state = torch.where(ids == START, 0, torch.where(ids == 0, 1, torch.where(ids == 1, 2, 0)))
+        return nn.functional.one_hot(state, 3).float()
+
+    def logits(self, hidden):
+        return hidden @ self.table
+
+
+class Values(nn.Module):
+    """A number per state."""
+
+    def __init__(self, values=(0.0, 0.0, 0.0)):
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(values, dtype=torch.float32))
+
+    def forward(self, ids):
+        return Table.trunk(self, ids) @ self.table
+
+
+def probability(table: torch.Tensor, response: tuple[int, ...]) -> float:
+    """By definition: the product of the chosen tokens' softmax probabilities."""
+    p, state = 1.0, 0
+    for token in response:
+        row = [math.exp(x) for x in table[state].tolist()]
+        p *= row[token] / sum(row)
+        state = token + 1
+    return p
+
+
+def exact(table: torch.Tensor, rewards: dict, beta: float) -> tuple[float, float]:
+    """J = E[r] - beta KL and KL, by enumeration."""
+    reference = REFERENCE.log()
+    kl = sum(
+        probability(table, y) * math.log(probability(table, y) / probability(reference, y)) for y in RESPONSES
+    )
+    return sum(probability(table, y) * rewards[y] for y in RESPONSES) - beta * kl, kl
+
+
+def every_response(policy: Table) -> tuple:
+    """All seven responses as one batch, and their probabilities."""
+    answers = [Answer(list(y), [0.0] * len(y), y[-1] == END) for y in RESPONSES]
+    responses = pad_responses([[START]] * len(answers), answers, PAD, torch.device("cpu"))
+    weights = torch.tensor([probability(policy.table.detach(), y) for y in RESPONSES])
+    return responses, weights
+
+
+def train(rewards: dict, beta: float, seed: int, iterations: int, **changed) -> tuple[float, float]:
+    config = PPOConfig(batch=256, minibatch=64, max_tokens=2, lr=0.03, value_lr=0.03, kl_coef=beta, ema=0.0,
+                       value_clip=1e9, grad_clip=1e9, **changed)  # fmt: skip
+    policy, value, reference = Table(REFERENCE.log()), Values(), Table(REFERENCE.log())
+    optimizers = [adamw(m.named_parameters(), lr=0.03, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
+                  for m in (policy, value)]  # fmt: skip
+    learner = Learner(policy, value, *optimizers, average=EMA(policy, 0.0))
+    order, seeds = torch.Generator().manual_seed(seed), count(seed * 10**9)
+    sampling = SamplingConfig(max_tokens=2)
+    for iteration in range(iterations):
+        answers = [a for (a,) in generate(policy, [[START]] * 256, [next(seeds) for _ in range(256)], END, sampling)]
+        responses = pad_responses([[START]] * 256, answers, PAD, torch.device("cpu"))
+        with torch.no_grad():
+            rollout = Rollout(
+                responses, response_logprobs(policy, responses), response_logprobs(reference, responses),
+                response_values(value, responses), torch.tensor([rewards[tuple(a.ids)] for a in answers]),
+            )  # fmt: skip
+        shaped = shaped_rewards(
+            rollout.scores, rollout.logprobs, rollout.ref_logprobs, responses.mask, kl_coef=beta
+        )
+        advantages, returns = gae(shaped, rollout.values, responses.mask, gamma=1.0, lam=0.95)
+        assert describe(rollout, returns, config)["length"] <= 2
+        improve(learner, rollout, whiten(advantages, responses.mask), returns, None, config, order, iteration)
+    return exact(policy.table.detach(), rewards, beta)
+
+
+@pytest.mark.parametrize(("mdp", "beta"), OPTIMA)
+def test_the_optimum_of_the_closed_form(mdp, beta):
+    """J* = beta log Z with Z = sum pi_ref exp(r / beta): our tables agree with the definition."""
+    reference = REFERENCE.log()
+    z = sum(probability(reference, y) * math.exp(REWARDS[mdp][y] / beta) for y in RESPONSES)
+    assert beta * math.log(z) == pytest.approx(OPTIMA[mdp, beta][0], abs=1e-6)
+
+
+@pytest.mark.parametrize("mdp", ["A", "B"])
+def test_ppo_reaches_the_optimum(mdp):
+    best, kl = OPTIMA[mdp, 0.5]
+    reached, drift = train(REWARDS[mdp], 0.5, seed=0, iterations=400)
+    assert reached == pytest.approx(best, rel=0.002)
+    assert drift == pytest.approx(kl, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mdp", "beta"), OPTIMA)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_ppo_reaches_every_optimum(mdp, beta, seed):
+    best, kl = OPTIMA[mdp, beta]
+    reached, drift = train(REWARDS[mdp], beta, seed=seed, iterations=400)
+    assert reached == pytest.approx(best, rel=0.002)
+    assert drift == pytest.approx(kl, rel=0.01)
+
+
+@pytest.mark.slow
+def test_four_epochs_reach_it_too():
+    reached, _ = train(REWARDS["A"], 0.5, seed=0, iterations=400, epochs=4)
+    assert reached == pytest.approx(OPTIMA["A", 0.5][0], rel=0.002)
+
+
+def test_the_first_gradient_is_the_exact_gradient():
+    """Without baseline, whitening or clipping, PPO's gradient at ratio 1 is that of J, here in closed form."""
+    policy = Table(THETA)
+    responses, weights = every_response(policy)
+    logprobs = response_logprobs(policy, responses)
+    old, ref = logprobs.detach(), response_logprobs(Table(REFERENCE.log()), responses).detach()
+    scores = torch.tensor([REWARDS["A"][y] for y in RESPONSES])
+    rewards = shaped_rewards(scores, old, ref, responses.mask, kl_coef=0.5)
+    advantages, _ = gae(rewards, torch.zeros_like(old), responses.mask, gamma=1.0, lam=1.0)
+    policy_loss(logprobs, old, advantages * weights[:, None], responses.mask, clip=0.2, total=1.0)[0].backward()
+    expected = torch.tensor(
+        [[-0.304896, 0.231744, 0.073152], [-0.059927, -0.127795, 0.187722], [-0.055245, 0.061063, -0.005818]]
+    )
+    assert torch.allclose(-policy.table.grad, expected, atol=2e-6)
+
+
+def test_at_the_optimum_every_advantage_is_zero():
+    """At (pi*, V*) each temporal difference vanishes, so GAE is 0 for any lambda: reward place, KL sign, end, all."""
+    best = torch.tensor([[0.163722, 0.794989, 0.041290], [0.034131, 0.034131, 0.931738], [0.001054, 0.850706, 0.148240]])
+    policy, value = Table(best.log()), Values((0.788853, 0.230633, 1.276125))
+    responses, _ = every_response(policy)
+    with torch.no_grad():
+        logprobs, values = response_logprobs(policy, responses), response_values(value, responses)
+        ref = response_logprobs(Table(REFERENCE.log()), responses)
+    scores = torch.tensor([REWARDS["A"][y] for y in RESPONSES])
+    rewards = shaped_rewards(scores, logprobs, ref, responses.mask, kl_coef=0.5)
+    for lam in (0.0, 0.5, 0.95, 1.0):
+        advantages, _ = gae(rewards, values, responses.mask, gamma=1.0, lam=lam)
+        assert advantages.abs().max() < 5e-4  # the tables have six decimals; pi(0|(1)) has three digits
