@@ -167,12 +167,10 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path, leaves: Path) -> None:
     ended(tea)
 
 
-def test_what_was_logged_after_the_checkpoint_is_forgotten(
-    tmp_path: Path, leaves: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path, leaves: Path) -> None:
     """As kill -9 leaves it: steps beyond the checkpoint in the log, the last line cut short."""
-    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", -1.0)
-    with start(tmp_path) as tea:
+    eager = replace(TEA, checkpoint_seconds=-1.0)
+    with start(tmp_path, eager) as tea:
         for step in range(1, 6):
             tea.log(step, warmth=0.123456789, cups=step)
             if step <= 3:

@@ -72,7 +72,10 @@ def to_hf_weights(model: GPT) -> dict[str, Tensor]:
     """{Hugging Face name: tensor} of a Qwen3-shaped decoder; a tied head is left out, as its library does."""
     c = model.config
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
-    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.final_norm.weight}
+    weights: dict[str, Any] = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.final_norm.weight,
+    }
     if not c.tied:
         weights["lm_head.weight"] = model.head.weight
     for i, block in enumerate(model.blocks):

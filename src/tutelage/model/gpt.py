@@ -256,10 +256,6 @@ class GPT(nn.Module):
             x, rope = x + self.positions(positions).to(self.compute_dtype), None
         else:
             rope = self.rotary.at(positions, self.compute_dtype)
-        if mask is None and cache is not None and cache.length and ids.shape[1] > 1:
-            # A further piece of a prompt: the kernel's own "causal" would align its first token with the cache's first.
-            seen = torch.ones(ids.shape[1], cache.length + ids.shape[1], dtype=torch.bool, device=ids.device)
-            mask = seen.tril(cache.length)[None, None]
         banded = self._banded(ids, mask, cache) if self.config.band else mask
         for i, block in enumerate(self.blocks):
             x = block(x, rope, banded if i % 2 else mask, cache)

@@ -70,7 +70,9 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     model = ScalarGPT(GPT(from_hf_config(config), device.compute_dtype), config["reward_mean"])
     _check_vocabulary(folder, model.trunk, tokenizer)
     if (found := weights["score.weight"].shape) != model.score.weight.shape:
-        raise InputError(f"{folder}: score.weight is {tuple(found)}, a reward model's is {tuple(model.score.weight.shape)}")
+        raise InputError(
+            f"{folder}: score.weight is {tuple(found)}, a reward model's is {tuple(model.score.weight.shape)}"
+        )
     with torch.no_grad():
         model.score.weight.copy_(weights.pop("score.weight"))
     load_hf_weights(model.trunk, weights)

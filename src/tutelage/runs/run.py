@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -34,8 +34,6 @@ from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.log import MetricsFile, Progress
 
 Inputs = Mapping[str, Path | Sequence[Path] | None]
-
-CHECKPOINT_SECONDS = 20.0  # what a kill -9 can cost; one save takes about .2 s for 4M parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,8 @@ class RunConfig:
     """Precision of activations and products: auto, fp32 or bf16. Weights and losses are fp32 always."""
     overwrite: bool = False
     """Replace a run made with other settings at --out; without it such a run is refused."""
+    checkpoint_seconds: float = 20.0
+    """Most work that a kill -9 or a power cut can cost; one save takes about .2 s for 4M parameters."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,6 +69,7 @@ class Run:
         self.begun, self.earlier_seconds = time.monotonic(), 0.0
         self.saved = time.monotonic()
         self.stop_requested = False
+        self.lock: IO[str] | None = None
         self.finished = self._prepare()
 
     def _prepare(self) -> bool:
@@ -87,17 +88,32 @@ class Run:
                     f"{self.out}: another run is here ({reason}); choose another --out, or give --overwrite"
                 )
             self.progress.say(f"{self.out}: made again, as {reason}")
-            shutil.rmtree(self.out)
+            self._lock()
+            self._clear()
         elif not marked and self.out.exists() and any(self.out.iterdir()) and not self.config.overwrite:
             raise InputError(f"{self.out}: the folder is not empty and holds no run; choose another --out")
-        mark.parent.mkdir(parents=True, exist_ok=True)
         self._lock()
         with atomic_write(mark) as file:
             file.write(self.fingerprint)
         return False
 
+    def _clear(self) -> None:
+        """Remove everything but the lock that this process holds."""
+        for path in self.out.iterdir():
+            if path.name == "checkpoints":
+                for old in path.iterdir():
+                    if old.name != "lock":
+                        shutil.rmtree(old) if old.is_dir() else old.unlink()
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
     def _lock(self) -> None:
         """One process per run directory; the system lets go when the process ends, however it ends."""
+        if self.lock is not None:
+            return
+        (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.lock = open(self.out / "checkpoints" / "lock", "w")  # noqa: SIM115 - held for the life of the run
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,6 +127,8 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        if self.lock is not None:
+            self.lock.close()
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop_requested and number == signal.SIGINT:
@@ -146,7 +164,7 @@ class Run:
 
     def checkpoint(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save if it is time to, or if somebody asked to stop; then stop by raising Interrupted."""
-        if self.stop_requested or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        if self.stop_requested or time.monotonic() - self.saved > self.config.checkpoint_seconds:
             save_checkpoint(self.out / "checkpoints", step, state() | {"step": step, "seconds": self.seconds})
             self.saved = time.monotonic()
         if self.stop_requested:
@@ -183,10 +201,9 @@ def seed_for(seed: int, purpose: str) -> int:
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
-    """A config as JSON has it, without --overwrite, which changes no number."""
+    """A config as JSON has it, without what changes no number."""
     plain = json.loads(json.dumps(asdict(config), default=str))
-    plain.pop("overwrite")
-    return plain
+    return {name: value for name, value in plain.items() if name not in ("overwrite", "checkpoint_seconds")}
 
 
 def hash_inputs(inputs: Inputs) -> dict[str, dict[str, str]]:

@@ -1,0 +1,153 @@
+"""Pretraining speed-run: how much sooner is our recipe where a plain loop ends?
+
+    python benchmarks/pretrain_speedrun.py --data runs/demo/data --tokenizer runs/demo/tokenizer [--tokens 500000]
+
+Baseline: a GPT-2 of the same size (parameters within 2 %) in fp32, PyTorch's own AdamW (.9/.95, decay .1), its fused
+attention and cross entropy, the same warm-up and cosine, at the best of four learning rates. Ours: the pretrain stage's
+defaults. Both see the same windows in the same order and are judged on the same held-out bytes. In each seed's timed
+run the two take turns step by step, so that a machine that slows down slows both. Prints and writes the median over the
+seeds of (seconds the baseline took in all) / (seconds ours took to reach the baseline's final bits per byte).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tutelage.data.packing import window
+from tutelage.evals.perplexity import bits_per_byte
+from tutelage.learning.losses import next_token_loss
+from tutelage.learning.optim import clipped_step, set_learning_rate, warmup_cosine
+from tutelage.model.gpt import GPT, GPTConfig, parameter_count
+from tutelage.runs.device import choose_device
+from tutelage.runs.run import seed_for
+from tutelage.stages.pretrain import PretrainConfig, make_optimizers, token_stream, window_order
+from tutelage.text.tokenizer import Tokenizer
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+EVALUATIONS = 40  # held-out measurements of ours per run: the resolution of the time to the target
+
+
+class Contestant:
+    """One model in training; its clock runs only while it steps."""
+
+    def __init__(self, model: GPT, optimizers: list[torch.optim.Optimizer], plain: bool, config: PretrainConfig):
+        self.model, self.optimizers, self.plain, self.config, self.seconds = model, optimizers, plain, config, 0.0
+
+    def step(self, batch: torch.Tensor, step: int, steps: int) -> None:
+        begun = time.perf_counter()
+        warmup = max(1, round(self.config.warmup * steps))
+        factor = warmup_cosine(step, steps=steps, warmup=warmup, floor=self.config.floor)
+        for optimizer in self.optimizers:
+            set_learning_rate(optimizer, factor)
+        inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
+        if self.plain:
+            loss = F.cross_entropy(self.model(inputs).flatten(0, 1), targets)
+        else:
+            loss = next_token_loss(self.model.trunk(inputs).flatten(0, 1), self.model.head_weight, targets)
+        loss.backward()
+        clipped_step(self.optimizers, self.model.parameters(), self.config.clip)
+        self.seconds += time.perf_counter() - begun
+
+
+def gpt2(config: PretrainConfig, vocab_size: int, lr: float, seed: int) -> Contestant:
+    """The plain loop's model: pre-norm, learned positions, GELU, biases, tied head."""
+    shape = GPTConfig(
+        vocab_size=vocab_size, width=config.width, layers=config.layers, heads=config.heads, kv_heads=config.heads,
+        head_width=config.width // config.heads, hidden=4 * config.width, context=config.context, norm="layer",
+        norm_eps=1e-5, learned_positions=True, mlp="gelu", biases=True,
+    )  # fmt: skip
+    model = GPT(shape).initialise(torch.Generator().manual_seed(seed))
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return Contestant(model, [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))], True, config)
+
+
+def ours(config: PretrainConfig, vocab_size: int, seed: int) -> Contestant:
+    device = choose_device(config.device, config.dtype)
+    model = GPT(config.shape(vocab_size), device.compute_dtype).initialise(torch.Generator().manual_seed(seed))
+    return Contestant(model, make_optimizers(model, config), False, config)
+
+
+def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, unseen: np.ndarray, sizes: list[int]):
+    """Train all of them on the same batches, turn by turn. Returns each one's [(seconds, bits per byte)]."""
+    config = contestants[0].config
+    steps = len(order) // config.batch
+    curves: list[list[tuple[float, float]]] = [[] for _ in contestants]
+    for step in range(steps):
+        batch = window(ids, order[step * config.batch : (step + 1) * config.batch], config.context)
+        for contestant in contestants:
+            contestant.step(batch, step, steps)
+        if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
+            for contestant, curve in zip(contestants, curves, strict=True):
+                if not contestant.plain or step + 1 == steps:
+                    bits = bits_per_byte(contestant.model, unseen, sizes, config.heldout_windows)
+                    curve.append((contestant.seconds, bits))
+    return curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=500_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/pretrain_speedrun"))
+    given = parser.parse_args()
+    words = Tokenizer.load(given.tokenizer)
+    ids = token_stream(words, [given.data / "corpus.train.jsonl"])
+    unseen, sizes = token_stream(words, [given.data / "corpus.valid.jsonl"]), words.token_bytes()
+    config = PretrainConfig(tokens=given.tokens)
+
+    def order(seed: int) -> np.ndarray:
+        return window_order(ids, config, torch.Generator().manual_seed(seed_for(seed, "speedrun")))
+
+    rows = []
+    best: dict[float, float] = {}
+    for rate in RATES:
+        (curve,) = race([gpt2(config, words.vocab_size, rate, 0)], ids, order(0), unseen, sizes)
+        best[rate] = curve[-1][1]
+        print(f"baseline at {rate:g}: {curve[-1][1]:.4f} bits per byte", flush=True)
+    rate = min(best, key=lambda r: best[r])
+    for seed in range(given.seeds):
+        pair = [gpt2(config, words.vocab_size, rate, seed), ours(replace(config, seed=seed), words.vocab_size, seed)]
+        sizes_apart = parameter_count(pair[1].model) / parameter_count(pair[0].model) - 1
+        plain, quick = race(pair, ids, order(seed), unseen, sizes)
+        seconds, target = plain[-1]
+        reached = next((s for s, bits in quick if bits <= target), None)
+        row = {"seed": seed, "baseline_seconds": seconds, "baseline_bits_per_byte": target,
+               "our_seconds_to_it": reached, "our_seconds": quick[-1][0], "our_bits_per_byte": quick[-1][1],
+               "ratio": seconds / reached if reached else 0.0, "parameters_apart": sizes_apart}  # fmt: skip
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    write(given.out, rows, best, given.tokens)
+
+
+def write(out: Path, rows: list[dict], rates: dict[float, float], tokens: int) -> None:
+    """<out>.json and <out>.md with machine, versions and commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    median = statistics.median(row["ratio"] for row in rows)
+    facts = {"median_ratio": median, "tokens": tokens, "baseline_rates": {str(k): v for k, v in rates.items()},
+             "commit": commit, "torch": torch.__version__, "machine": platform.platform(), "seeds": rows}  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=2))
+    lines = ["| seed | baseline s | baseline bits/byte | ours to it, s | ours at the end | ratio |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        reached = f"{r['our_seconds_to_it']:.1f}" if r["our_seconds_to_it"] else "never"
+        lines.append(f"| {r['seed']} | {r['baseline_seconds']:.1f} | {r['baseline_bits_per_byte']:.4f} | {reached} "
+                     f"| {r['our_bits_per_byte']:.4f} | {r['ratio']:.2f} |")  # fmt: skip
+    out.with_suffix(".md").write_text("\n".join([*lines, "", f"median ratio {median:.2f}, {tokens} tokens, commit {commit}"]) + "\n")
+    print("\n".join(lines), f"\nmedian ratio {median:.2f}")
+
+
+if __name__ == "__main__":
+    main()
