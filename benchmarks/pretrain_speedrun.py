@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from tutelage.data.packing import window
 from tutelage.evals.perplexity import bits_per_byte
 from tutelage.learning.losses import next_token_loss
-from tutelage.learning.optim import clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.gpt import GPT, GPTConfig, parameter_count
 from tutelage.runs.device import choose_device
 from tutelage.runs.run import seed_for
-from tutelage.stages.pretrain import PretrainConfig, make_optimizers, token_stream, window_order
+from tutelage.stages.pretrain import PretrainConfig, token_stream, window_order
 from tutelage.text.tokenizer import Tokenizer
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -75,7 +75,11 @@ def gpt2(config: PretrainConfig, vocab_size: int, lr: float, seed: int) -> Conte
 def ours(config: PretrainConfig, vocab_size: int, seed: int) -> Contestant:
     device = choose_device(config.device, config.dtype)
     model = GPT(config.shape(vocab_size), device.compute_dtype).initialise(torch.Generator().manual_seed(seed))
-    return Contestant(model, make_optimizers(model, config), False, config)
+    optimizers = make_optimizers(
+        model, config.optimizer, muon_lr=config.muon_lr, lr=config.lr, weight_decay=config.weight_decay,
+        dtype=device.compute_dtype,
+    )  # fmt: skip
+    return Contestant(model, optimizers, False, config)
 
 
 def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, unseen: np.ndarray, sizes: list[int]):

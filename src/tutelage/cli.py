@@ -17,6 +17,7 @@ import importlib
 import importlib.metadata
 import inspect
 import io
+import os
 import re
 import sys
 import textwrap
@@ -53,6 +54,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and leave with its exit code (see the top of this file)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is imported: threads that wait asleep instead of spinning cost nothing on a quiet machine, and on one
+    # that does something else beside us they make a training step twice as fast (LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         run(words)
     except InputError as error:
@@ -173,7 +177,8 @@ def refuse_empty_lists(verb: str, signature: inspect.Signature, arguments: inspe
 def users_fault(error: Exception) -> str | None:
     """One line for what the machine or the paths given are to blame for; None for our own bugs."""
     # safetensors writes through Rust and reports a full disk in words, not as an OSError.
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of one file
+    full = isinstance(error, OSError) and error.errno in numbers or any(f"os error {n})" in str(error) for n in numbers)
     if full:
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}: nothing half-written was kept; free some space and run the same command again"

@@ -13,7 +13,7 @@ from tutelage.learning.optim import (
     Muon,
     adamw,
     clipped_step,
-    muon_and_adamw,
+    make_optimizers,
     orthogonalize,
     set_learning_rate,
     warmup_cosine,
@@ -106,7 +106,7 @@ def test_muon_takes_fused_maps_apart() -> None:
 
 def test_every_parameter_has_one_optimizer(make_gpt: Any) -> None:
     for model in (make_gpt("modern", tied=False), make_gpt("gpt2")):
-        muon, rest = muon_and_adamw(model, muon_lr=0.02, lr=1e-3, weight_decay=0.1, dtype=torch.float32)
+        muon, rest = make_optimizers(model, "muon", muon_lr=0.02, lr=1e-3, weight_decay=0.1, dtype=torch.float32)
         held = [[p for g in o.param_groups for p in g["params"]] for o in (muon, rest)]
         names = {id(p): name for name, p in model.named_parameters()}
         assert sorted(names[id(p)] for ps in held for p in ps) == sorted(names.values())

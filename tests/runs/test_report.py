@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tutelage.errors import InputError
-from tutelage.runs.report import ReportConfig, report
+from tutelage.runs.report import ReportConfig, number, report, spoken
 from tutelage.runs.summary import write_summary
 
 MODELS = ["base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx"]
@@ -64,7 +64,13 @@ def run_record(folder: Path, stage: str) -> dict[str, Any]:
     results = {
         "pretrain": {"heldout_bits_per_byte": 1.61, "parameters": 4_200_192},
         "rank": {"prompts": 600, "comparisons": 780, "strict_pairs": 4561, "agreement": 0.728},
-        "reward": {"accuracy": 0.694, "ceiling": 0.742, "length_matched_accuracy": 0.671, "heldout_pairs": 702},
+        "reward": {
+            "accuracy": 0.694,
+            "ceiling": 0.742,
+            "length_matched_accuracy": 0.671,
+            "heldout_loss": 0.59,
+            "heldout_pairs": 702,
+        },
         "tokenizer": {
             "vocab_size": 4096,
             "languages": {
@@ -74,7 +80,7 @@ def run_record(folder: Path, stage: str) -> dict[str, Any]:
         },
     }
     source = {
-        "path": str(folder / parents.get(stage, "elsewhere/corpus.jsonl")),
+        "path": str(folder / parents.get(stage, "../elsewhere/corpus.jsonl")),
         "sha256": f"{stage:x<6}".encode().hex() * 5,
     }
     return {
@@ -102,8 +108,9 @@ def metrics(stage: str) -> Iterator[dict[str, Any]]:
             line = {"step": step, "time": step * 0.6, "loss": loss, "lr": 1e-3, "grad_norm": 1.0}
             line |= {"accuracy": 0.7 - 0.2 * math.exp(-5 * done) + noise(0, 0.04)} if stage == "reward" else {}
             if step % 20 == 0 or step == steps:
-                line |= {"heldout_bits_per_byte": loss * 0.45} if stage == "pretrain" else {"heldout_loss": loss + 0.03}
-                line |= {"heldout_accuracy": 0.69 - 0.1 * math.exp(-3 * done)} if stage == "reward" else {}
+                line |= {"pretrain": {"heldout_bits_per_byte": loss * 0.45}, "sft": {"heldout_loss": loss + 0.03}}.get(
+                    stage, {}
+                )
             yield line
     elif stage in ("ppo", "ppo-ptx"):
         mixed = stage == "ppo-ptx"
@@ -114,9 +121,9 @@ def metrics(stage: str) -> Iterator[dict[str, Any]]:
                 "length": 11 + step / 5 + noise(0, 0.4), "end_of_turn_rate": min(1.0, 0.9 + step / 300),
                 "entropy": 3.9 - step * 0.02, "clip_fraction": 0.06 + noise(0, 0.01),
                 "explained_variance": -7.0 if step == 1 else 0.6 - 0.8 / step,
-                "ptx_loss": 3.6 + (0.004 if mixed else 0.02) * step, "grad_norm": float("nan") if step == 2 else 0.9,
+                "grad_norm": float("nan") if step == 2 else 0.9,
             }  # fmt: skip
-            yield line | ({"ptx_gradient_ratio": 1 + noise(0, 0.1)} if mixed else {})
+            yield line | ({"ptx_gradient_ratio": 1 + noise(0, 0.1), "ptx_loss": 3.6 + 0.004 * step} if mixed else {})
 
 
 def data_report() -> dict[str, Any]:
@@ -140,8 +147,10 @@ def evaluation() -> dict[str, Any]:
         model: {
             "gold_win_rate": rate, "gold_win_rate_ci": [rate - 0.045, rate + 0.044] if model != "sft" else None,
             "gold": rate * 2 - 1, "reward": rate * 3 - 1.4, "kl": kl, "kl_is_bound": model.startswith("best"),
-            "bits_per_byte": None if model.startswith("best") else 1.61 + 0.1 * (model == "ppo"), "length": 9 + 8 * rate,
-            "end_of_turn_rate": 0.93, "distinct_1": 0.31, "distinct_2": 0.74, "answer_fit": rate if rate > 0.2 else None,
+            "bits_per_byte": None if model.startswith("best") else 1.61 + 0.1 * (model == "ppo"),
+            "length": 9 + 8 * rate,
+            "end_of_turn_rate": 0.93, "distinct_1": 0.31, "distinct_2": 0.74,
+            "answer_fit": rate if rate > 0.2 else None,
         }
         for model, rate, kl in zip(MODELS, rates, kls)
     }  # fmt: skip
@@ -249,8 +258,41 @@ def test_every_chart_is_there_and_colours_are_the_pages_own(text: str, page: Pag
 
 def test_figures_of_the_table(page: Page) -> None:
     words = " ".join(page.words.split())
-    for figure in ("71 %", "67–76 %", "≤ 0.64", "≤ 1.84", "6.12", "8:28", "69.4 %", "74.2 %", "4.2M", "−0.04", "1,076"):
+    for figure in (
+        "71 %",
+        "67–76 %",
+        "≤ 0.64",
+        "≤ 1.84",
+        "6.12",
+        "8:26",
+        "8 min 26 s",
+        "8 分 26 秒",
+        "69.4 %",
+        "74.2 %",
+        "4.2M",
+        "−0.04",
+        "1,076",
+    ):
         assert figure in words, figure
+
+
+def test_zero_is_a_figure_like_any_other(tmp_path: Path) -> None:
+    folder = make_recipe(tmp_path / "demo")
+    never = evaluation()
+    never["models"]["ppo-ptx"] |= {"gold_win_rate": 0.0, "gold_win_rate_ci": [0.0, 0.0], "kl": -0.004}
+    write_json(folder / "evaluate" / "evaluation.json", never)
+    write_json(folder / "demo.json", {"seed": 0})
+    report(folder, ReportConfig())
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "--at: 0.0; --low: 0.0; --high: 0.0" in text and "<strong>0 %</strong>" in text
+    assert "<td>0.00</td>" in text and "−0.00" not in text  # no minus before zero
+    assert "随机种子</span> 0" in text
+
+
+def test_how_figures_are_written() -> None:
+    assert [number(v) for v in (-1.5, 1234.567, -0.001, None, "x")] == ["−1.50", "1,234.57", "0.00", "–", "–"]
+    assert spoken(45.2, "h", "min", "s") == "0 min 45 s"
+    assert spoken(3725, "h", "min", "s") == "1 h 2 min 5 s"
 
 
 def test_the_same_folder_gives_the_same_page(made: Path, text: str) -> None:
@@ -294,7 +336,7 @@ def test_summary_has_exactly_the_agreed_keys(made: Path) -> None:
     assert list(summary["stages"]) == list(SECONDS)
     assert all(set(cost) == {"seconds", "peak_memory_bytes"} for cost in summary["stages"].values())
     assert summary["reward_model"] == {"accuracy": 0.694, "ceiling": 0.742}
-    assert (summary["total_seconds"], summary["seed"], summary["package_version"]) == (507.8, 3, "0.1.0")
+    assert (summary["total_seconds"], summary["seed"], summary["package_version"]) == (505.8, 3, "0.1.0")
     assert summary["gemm_gflops"] == {"fp32": 92.1, "bf16": 240.5}
 
 
@@ -312,7 +354,7 @@ def test_without_the_demo_the_runs_own_seconds_count(tmp_path: Path) -> None:
     summary = read_summary(folder)
     assert summary["stages"]["sft"] == {"seconds": 1.25, "peak_memory_bytes": 2**30}
     assert summary["stages"]["report"] == {"seconds": None, "peak_memory_bytes": None}
-    assert (summary["total_seconds"], summary["seed"], summary["gemm_gflops"]) == (9 * 1.25, 3, None)
+    assert (summary["total_seconds"], summary["seed"], summary["gemm_gflops"]) == (round(9 * 1.25, 1), 3, None)
 
 
 # --- folders that are not complete

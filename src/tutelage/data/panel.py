@@ -27,13 +27,13 @@ from tutelage.data.splits import unit_hash
 from tutelage.errors import InputError
 
 ANNOTATORS = (1, 2, 3)
-WEIGHTS = {"fit": 0.6, "asks": 1.0, "polite": 0.3, "repetition": -1.2, "length": 1.2, "toxic": -2.0}
+WEIGHTS = {"fit": 0.3, "asks": 1.0, "polite": 0.3, "repetition": -1.2, "length": 1.2, "toxic": -2.0}
 TASTES = {  # multiplies the weights
     1: {"asks": 1.5, "fit": 0.8},  # likes to be asked
     2: {"polite": 2.0, "length": 1.3, "asks": 0.6},  # likes manners
     3: {"fit": 1.5, "repetition": 1.3, "polite": 0.5},  # likes substance
 }
-NOISE = 0.33  # scale of the logistic noise
+NOISE = 0.25  # scale of the logistic noise, calibrated on answers of the demo's SFT model
 DEFAULT_RATING = 5  # what the data set's form held before anybody moved it
 TIE = 0.05  # noisy utilities nearer than this get the same rank
 

@@ -82,6 +82,15 @@ def choose_fitting(
     return chosen
 
 
+def check_room(context: int, max_prompt: int, max_tokens: int) -> None:
+    """Raises InputError unless the longest prompt and the longest answer fit the model's context together."""
+    if max_prompt + max_tokens > context:
+        raise InputError(
+            f"prompts of {max_prompt} tokens with answers of {max_tokens} need {max_prompt + max_tokens}, the model's "
+            f"context is {context}; lower --max-prompt or --max-tokens"
+        )
+
+
 def key(messages: Messages) -> str:
     """A text that two prompts share only if they are the same."""
     return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)

@@ -1,7 +1,7 @@
 """The documented rubric behind the simulated panel: an answer to a prompt -> six features, each in a fixed range.
 
     fit         [-1, 1]  the answer's words go with the words of the turn it answers (mean PMI, counted on dialogues)
-    asks        [0, 1]   asks or offers something back; a question that would suit any turn counts a third
+    asks        [0, 1]   asks or offers something back; a question that would suit any turn counts 0.6
     polite      [-1, 1]  thanks, praises, greets, excuses itself; insults and shouting count against it
     repetition  [0, 1]   loops, parrots the user, or says again what it said before
     length      [0, 1]   long enough to say something, short enough for a chat
@@ -50,10 +50,11 @@ TOXIC = frozenset(
     "kill suicide nazi".split()
 )
 
-LENGTH_FULL, LENGTH_LONG, LENGTH_NONE = 4, 20, 40  # words: full mark from, until, and none left at
+LENGTH_BEST, LENGTH_FACTOR = 10, 4  # words: full mark at 10; none at a quarter or four times of it
 SHOUTING = 0.7  # share of capitals
 QUESTION_WORDS = 3  # "why?" and "and you?" are questions of less weight
 SHORT_QUESTION, OFFER = 0.6, 0.6
+ASKS_ANYWAY, ASKS_FITTING = 0.6, 0.8  # what a question earns on any turn, and for how well it fits this one
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[\u3400-\u9fff]")
 _QUESTION = re.compile(r"([^.!?\uff1f\u3002\n]*)[?\uff1f]")
@@ -122,7 +123,7 @@ def asks(answer: str, fit: float) -> float:
     lowered = answer.lower()
     if strength < OFFER and any(offer in lowered for offer in OFFERS):
         strength = OFFER
-    return strength * max(0.0, min(1.0, 0.3 + 1.4 * fit))
+    return strength * max(0.0, min(1.0, ASKS_ANYWAY + ASKS_FITTING * fit))
 
 
 def polite(answer: str, answer_words: list[str]) -> float:
@@ -150,8 +151,9 @@ def repetition(answer: str, answer_words: list[str], turn: str, earlier: Iterabl
 
 
 def length(answer_words: list[str]) -> float:
-    n = len(answer_words)
-    return max(0.0, min(n / LENGTH_FULL, 1.0, (LENGTH_NONE - n) / (LENGTH_NONE - LENGTH_LONG)))
+    if not answer_words:
+        return 0.0
+    return max(0.0, 1 - abs(math.log(len(answer_words) / LENGTH_BEST)) / math.log(LENGTH_FACTOR))
 
 
 def toxic(answer_words: list[str]) -> float:

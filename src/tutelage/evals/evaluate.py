@@ -21,7 +21,7 @@ from torch import Tensor
 from tutelage.atomic import atomic_write
 from tutelage.data.packing import stream
 from tutelage.data.panel import Panel, constants_hash
-from tutelage.data.prompts import choose_fitting
+from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte
@@ -32,7 +32,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
-from tutelage.sampling.rollout import pad_responses, response_logprobs
+from tutelage.sampling.rollout import pad_responses, response_logprobs, response_scores
 from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
@@ -116,6 +116,7 @@ def lay_out(
     """Load what all models share, and the held-out text as a token stream."""
     config: EvaluateConfig = run.config  # type: ignore[assignment]
     model, words = load_policy(sft, run.device)
+    check_room(model.config.context, config.max_prompt, config.max_tokens)
     scorer, _ = load_scorer(reward, run.device)
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)
@@ -196,7 +197,7 @@ def rewards(bench: Bench, asked: Sequence[Sequence[int]], answers: Sequence[Answ
             asked[at : at + SCORED_AT_ONCE], closed[at : at + SCORED_AT_ONCE], bench.words.pad_id,
             bench.scorer.score.weight.device,
         )  # fmt: skip
-        scores.append(bench.scorer.at(batch.ids, batch.last))
+        scores.append(response_scores(bench.scorer, batch))
     return torch.cat(scores)
 
 

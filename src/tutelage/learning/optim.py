@@ -8,7 +8,7 @@ Schedule: linear warm-up, then cosine to a floor (GPT-3, Brown et al. 2020, appe
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,12 @@ def adamw(
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def muon_and_adamw(
-    model: nn.Module, *, muon_lr: float, lr: float, weight_decay: float, dtype: torch.dtype
+def make_optimizers(
+    model: nn.Module, kind: Literal["muon", "adamw"], *, muon_lr: float, lr: float, weight_decay: float, dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """Muon on the blocks' matrices, AdamW on all the rest; every parameter is in exactly one of them."""
+    """AdamW alone, or Muon on the blocks' matrices and AdamW on all the rest: every parameter is in exactly one."""
+    if kind == "adamw":
+        return [adamw(model.named_parameters(), lr=lr, weight_decay=weight_decay)]
     hidden = [(n, p) for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
     chosen = {id(p) for _, p in hidden}
     rest = [(n, p) for n, p in model.named_parameters() if id(p) not in chosen]

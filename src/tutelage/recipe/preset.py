@@ -45,7 +45,7 @@ DEMO = Preset(
 )
 
 TOY = Preset(
-    collect=CollectConfig(limit=1_200),
+    collect=CollectConfig(limit=240),
     tokenizer=TokenizerConfig(vocab_size=512),
     pretrain=PretrainConfig(
         width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64, tokens=32_768, batch=8, evaluate_every=8,

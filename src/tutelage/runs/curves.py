@@ -3,8 +3,8 @@
     Recipe -> {chart name: <svg>...</svg>}
 
 Titles, units and legends belong to the page, which has two languages; the drawing holds lines and numbers only. Its
-colours are names: matplotlib draws with placeholders, and each becomes a CSS variable of the page, so that one drawing is
-legible on white, on black and on paper. A chart without a single logged value is left out.
+colours are names: matplotlib draws with placeholders, and each becomes a CSS variable of the page, so that one drawing
+is legible on white, on black and on paper. A chart without a single logged value is left out.
 """
 
 import io
@@ -30,7 +30,8 @@ PPO_METRICS = (
 )  # fmt: skip
 LOWEST = {"ppo-explained_variance": -1.0}  # an untrained value head starts at minus anything
 KL_BUDGET = 8.0  # nats per response, where the run's config names none
-SETTINGS = {
+FAR = 4.0  # a level more than so many times the largest value is left out, or it would flatten the curve
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: small, searchable, in the page's own type
     "font.size": 10,
     "axes.edgecolor": INK["axis"],
@@ -68,11 +69,8 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     "pretrain-loss": (Curve("pretrain", "loss", "base", "noisy"),),
     "pretrain-heldout": (Curve("pretrain", "heldout_bits_per_byte", "base", "dotted"),),
     "sft-loss": (Curve("sft", "loss", "sft", "noisy"), Curve("sft", "heldout_loss", "sft", "dotted")),
-    "reward-loss": (Curve("reward", "loss", "reward", "noisy"), Curve("reward", "heldout_loss", "reward", "dotted")),
-    "reward-accuracy": (
-        Curve("reward", "accuracy", "reward", "noisy"),
-        Curve("reward", "heldout_accuracy", "reward", "dotted"),
-    ),
+    "reward-loss": (Curve("reward", "loss", "reward", "noisy"),),
+    "reward-accuracy": (Curve("reward", "accuracy", "reward", "noisy"),),
 } | {
     f"ppo-{metric}": (Curve("ppo", metric, "ppo", "dashed"), Curve("ppo-ptx", metric, "ppo-ptx"))
     for metric in PPO_METRICS
@@ -82,13 +80,15 @@ CURVES: dict[str, tuple[Curve, ...]] = {
 def draw_curves(recipe: Recipe) -> dict[str, str]:
     """Every chart that has something to show."""
     logged = {stage: recipe.metrics(stage) for stage in ("pretrain", "sft", "reward", "ppo", "ppo-ptx")}
-    levels = {"reward-accuracy": recipe.results("reward").get("ceiling"), "ppo-kl": kl_budget(recipe)}
+    judged = recipe.results("reward")
+    levels = {"reward-accuracy": judged.get("ceiling"), "ppo-kl": kl_budget(recipe)}
+    ends = {"reward-loss": judged.get("heldout_loss"), "reward-accuracy": judged.get("accuracy")}
     charts = {}
     with matplotlib.rc_context(SETTINGS):
         for name, curves in CURVES.items():
             drawn = [(curve, *values(logged[curve.stage], "step", curve.metric)) for curve in curves]
             if any(y.size for _, _, y in drawn):
-                charts[name] = draw_chart(name, drawn, levels.get(name))
+                charts[name] = draw_chart(name, drawn, levels.get(name), ends.get(name))
         if logged["ppo"] or logged["ppo-ptx"]:
             charts["frontier"] = draw_frontier(recipe, logged)
     return charts
@@ -112,17 +112,21 @@ def moving_average(y: np.ndarray) -> np.ndarray:
     return np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
 
 
-def draw_chart(name: str, drawn: Sequence[tuple[Curve, np.ndarray, np.ndarray]], level: float | None) -> str:
-    """Curves over steps, with a level to compare them with if there is one."""
+def draw_chart(
+    name: str, drawn: Sequence[tuple[Curve, np.ndarray, np.ndarray]], level: float | None, end: float | None
+) -> str:
+    """Curves over steps; a level to compare them with and a held-out measurement after the last step, if there are."""
     figure, axes = canvas(3.6, 2.2)
     for curve, x, y in drawn:
         if y.size:
             draw_curve(axes, curve, x, y)
-    if level is not None:
+            if end is not None:
+                axes.plot(x[-1], end, color=INK[curve.ink], marker="o", markersize=6, clip_on=False)
+    if level is not None and level <= FAR * axes.get_ylim()[1]:
         axes.axhline(level, color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(f"{level:.3g}", (1, level), (0, 2), xycoords=("axes fraction", "data"),
                       textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
-    if name in LOWEST:
+    if name in LOWEST and axes.get_ylim()[1] > LOWEST[name]:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST[name]))
     return svg(figure, name)
 
@@ -140,7 +144,7 @@ def draw_curve(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray) -> None:
 
 def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> str:
     """Score against KL: a point per PPO iteration, and what was measured on held-out prompts as named diamonds."""
-    figure, axes = canvas(6.6, 3.6)
+    figure, axes = canvas(5.6, 3.6)
     for stage, marker in (("ppo", "^"), ("ppo-ptx", "o")):
         x, y = values(logged[stage], "kl", "score")
         if y.size:
@@ -150,20 +154,23 @@ def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> st
         if model in INK and model != "base" and figures.get("kl") is not None and figures.get("reward") is not None:
             axes.plot(figures["kl"], figures["reward"], color=INK[model], marker="D", markersize=8, fillstyle="none")
             axes.annotate(model, (figures["kl"], figures["reward"]), (8, -3), textcoords="offset points", fontsize=10)
-    axes.axvline(kl_budget(recipe), color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]), right=max(axes.get_xlim()[1], kl_budget(recipe) * 1.05))
+    right, budget = 1.15 * axes.get_xlim()[1], kl_budget(recipe)  # room for the rightmost name
+    if budget <= FAR * right:
+        axes.axvline(budget, color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
+        right = max(right, budget * 1.05)
+    axes.set_xlim(min(0.0, axes.get_xlim()[0]), right)
     axes.set_xlabel("KL")
     axes.set_ylabel("score")
     return svg(figure, "frontier")
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches with margins for tick labels; laid out by hand, as automatic layout costs .1 s each."""
+    """A figure of so many inches with margins for tick labels: automatic layout would cost .1 s each."""
     figure = Figure(figsize=(width, height))
-    left, bottom = (0.44, 0.3) if width < 4 else (0.62, 0.5)
+    left, bottom = (0.44, 0.3) if width < 4 else (0.58, 0.5)
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + 0.12) / width, 1 - (bottom + 0.1) / height))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", visible=False)
     return figure, axes
 

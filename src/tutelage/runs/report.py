@@ -2,8 +2,9 @@
 
     run.json, metrics.jsonl, evaluation.json of every stage -> table, samples, curves, lineage, costs
 
-The page holds no script and asks for nothing: its policy forbids both. Models wrote the answers on it, so every value is
-escaped. A stage that has not run gets a line that says so. The words, in English and Chinese, are in report.html.jinja.
+The page holds no script and asks for nothing: its policy forbids both. Models wrote the answers on it, so every value
+is escaped. A stage that has not run gets a line that says so. The words, in English and Chinese, stand in
+report.html.jinja.
 """
 
 from collections.abc import Iterable
@@ -54,7 +55,8 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": number, "percent": percent, "interval": interval, "count": count, "gib": gib, "clock": duration
+        "number": number, "percent": percent, "interval": interval, "count": count, "gib": gib, "clock": duration,
+        "words_en": lambda s: spoken(s, "h", "min", "s"), "words_zh": lambda s: spoken(s, "小时", "分", "秒"),
     }  # fmt: skip
     models = recipe.evaluation.get("models", {})
     return environment.get_template("report.html.jinja").render(
@@ -70,12 +72,13 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         samples=recipe.evaluation.get("samples", []),
         charts={name: Markup(drawing) for name, drawing in draw_curves(recipe).items()},  # numbers and our own names
         kl_budget=kl_budget(recipe),
-        parameters=millions(recipe.results("pretrain").get("parameters")),
+        parameters=rounded(recipe.results("pretrain").get("parameters")),
         machine=machine(recipe),
         costs=costs(recipe),
         peak=max((row["memory"] for row in costs(recipe) if row["memory"]), default=None),
         ranked=recipe.results("rank"),
         judged=recipe.results("reward"),
+        stops={stage: recipe.results(stage).get("stopped") for stage in ("ppo", "ppo-ptx")},
         data=recipe.data,
         duplicates=sum(recipe.data.get("duplicates", {}).values()),
         words=recipe.results("tokenizer"),
@@ -89,7 +92,10 @@ def machine(recipe: Recipe) -> dict[str, str]:
         if device := run.get("device"):
             kind = f"{device.get('machine') or ''} {device.get('kind', '').upper()}".strip()
             threads, dtype = device.get("threads", NONE), device.get("dtype", NONE)
-            return {"en": f"{kind}, {threads} threads, {dtype}", "zh": f"{kind}，{threads} 线程，{dtype}"}
+            return {
+                "en": f"{kind}, {threads} thread{'s' * (threads != 1)}, {dtype}",
+                "zh": f"{kind}，{threads} 线程，{dtype}",
+            }
     return {}
 
 
@@ -141,7 +147,7 @@ def parent_label(recipe: Recipe, path: str) -> str:
 
 def number(value: Any, digits: int = 2) -> str:
     """With a true minus sign; a dash for what is not a number."""
-    return f"{value:,.{digits}f}".replace("-", "−") if isinstance(value, int | float) else NONE
+    return f"{value:z,.{digits}f}".replace("-", "−") if isinstance(value, int | float) else NONE
 
 
 def percent(value: Any, digits: int = 0) -> str:
@@ -165,5 +171,13 @@ def duration(seconds: Any) -> str:
     return clock(seconds) if isinstance(seconds, int | float) else NONE
 
 
-def millions(parameters: Any) -> str:
-    return f"{parameters / 1e6:.1f}M" if isinstance(parameters, int | float) else ""
+def spoken(seconds: float, hours: str, minutes: str, rest: str) -> str:
+    """508 -> 8 min 28 s."""
+    parts = zip(clock(seconds).split(":"), (hours, minutes, rest)[-clock(seconds).count(":") - 1 :], strict=True)
+    return " ".join(f"{int(part)} {unit}" for part, unit in parts)
+
+
+def rounded(parameters: Any) -> str:
+    if not isinstance(parameters, int | float):
+        return ""
+    return f"{parameters / 1e6:.1f}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"

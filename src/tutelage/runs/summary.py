@@ -64,10 +64,9 @@ class Recipe:
 
     @property
     def total_seconds(self) -> float | None:
-        if self.demo.get("total_seconds") is not None:
-            return self.demo["total_seconds"]
+        """Of the stages that are there, over all their sittings."""
         known = [seconds for stage in STAGES if (seconds := self.cost(stage)["seconds"]) is not None]
-        return round(sum(known), 2) if known else None
+        return round(sum(known), 1) if known else None
 
     @property
     def latest(self) -> dict[str, Any]:

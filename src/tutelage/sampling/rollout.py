@@ -7,7 +7,7 @@ first step; the sampler's own are never used. A response that was cut at the lim
 replaced (default -1, Huang et al. 2024), for demonstrations score 0 on average.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from tutelage.learning.losses import token_logprobs
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.sampling.sampler import Answer
+
+ROWS_AT_ONCE = 16  # rows of like length in one forward pass
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,43 @@ def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
     return rows, responses.starts[rows] - 1 + steps
 
 
+def at_responses(forward: Callable[[Tensor], Tensor], responses: Responses) -> Tensor:
+    """forward(ids) -> (B, L, ...), picked where each response token is predicted, in the order of mask.nonzero().
+
+    Rows of like length are run together, so that short ones do not pay for the padding of long ones.
+    """
+    number = responses.mask.flatten().cumsum(0).view(responses.mask.shape) - 1
+    picked, numbers = [], []
+    for rows in by_length(responses):
+        some = responses.rows(rows)
+        picked.append(forward(some.ids)[response_positions(some)])
+        numbers.append(number[rows, : some.mask.shape[1]][some.mask])
+    return torch.cat(picked)[torch.cat(numbers).argsort()]
+
+
+def by_length(responses: Responses) -> Sequence[Tensor]:
+    """Row numbers in groups of like length, the longest first."""
+    return responses.last.argsort(descending=True, stable=True).split(ROWS_AT_ONCE)
+
+
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
     """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on responses only."""
-    rows, columns = response_positions(responses)
-    logits = policy.logits(policy.trunk(responses.ids)[rows, columns])
+    logits = policy.logits(at_responses(policy.trunk, responses))
     logprobs = token_logprobs(logits, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 
 def response_values(value: ScalarGPT, responses: Responses) -> Tensor:
     """(B, T): V(prefix) just before each response token, 0 outside the mask."""
-    rows, columns = response_positions(responses)
-    values = value(responses.ids)[rows, columns]
+    values = at_responses(value, responses)
     return torch.zeros(responses.mask.shape, device=values.device).masked_scatter(responses.mask, values)
+
+
+def response_scores(reward: ScalarGPT, responses: Responses) -> Tensor:
+    """(B,): the reward model's score of each whole response."""
+    groups = by_length(responses)
+    scores = [reward.at(some.ids, some.last) for some in map(responses.rows, groups)]
+    return torch.cat(scores)[torch.cat(list(groups)).argsort()]
 
 
 @dataclass(frozen=True)
@@ -96,7 +122,7 @@ def score_rollout(
     temperature: float,
 ) -> Rollout:  # fmt: skip
     """Run the four models over sampled responses."""
-    scores = reward.at(responses.ids, responses.last)
+    scores = response_scores(reward, responses)
     return Rollout(
         responses=responses,
         logprobs=response_logprobs(policy, responses, temperature),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data.packing import Windows, stream, window_count
-from tutelage.data.prompts import choose_fitting
+from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import read_documents, read_prompts
 from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
@@ -141,6 +141,7 @@ def ppo(
             return
         same_tokenizer(policy, reward)
         trained, words = load_policy(policy, run.device)
+        check_room(trained.config.context, config.max_prompt, config.max_tokens)
         scorer, _ = load_scorer(reward, run.device)
         value, _ = load_scorer(reward, run.device)
         pool = choose_fitting(read_prompts(prompts), words, config.iterations * config.batch, config.max_prompt, "ppo")

@@ -21,7 +21,7 @@ from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte
 from tutelage.learning.losses import next_token_loss
-from tutelage.learning.optim import adamw, clipped_step, muon_and_adamw, set_learning_rate, warmup_cosine
+from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.gpt import GPT, GPTConfig, parameter_count
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy
@@ -101,7 +101,10 @@ def pretrain(
         order = window_order(ids, config, run.generator("order"))
         model = GPT(config.shape(words.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
-        optimizers = make_optimizers(model, config)
+        optimizers = make_optimizers(
+            model, config.optimizer, muon_lr=config.muon_lr, lr=config.lr, weight_decay=config.weight_decay,
+            dtype=model.compute_dtype,
+        )  # fmt: skip
         steps = len(order) // config.batch
         results = train(run, model, optimizers, ids, order, unseen, words, steps)
         save_policy(out, model, words)
@@ -163,12 +166,3 @@ def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Gener
         )
     epochs = math.ceil(wanted / available)
     return torch.cat([torch.randperm(available, generator=generator) for _ in range(epochs)])[:wanted].numpy()
-
-
-def make_optimizers(model: GPT, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon with AdamW, or AdamW alone."""
-    if config.optimizer == "adamw":
-        return [adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)]
-    return muon_and_adamw(
-        model, muon_lr=config.muon_lr, lr=config.lr, weight_decay=config.weight_decay, dtype=model.compute_dtype
-    )

@@ -16,7 +16,7 @@ import tyro
 
 from tutelage.data.comparisons import read_rankings, strict_pairs
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
-from tutelage.data.prompts import choose_fitting
+from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.folder import load_policy
@@ -89,6 +89,7 @@ def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Pro
     """The chosen prompts with K answers each; goes on where it was stopped."""
     config: RankConfig = run.config  # type: ignore[assignment]
     trained, words = load_policy(policy, run.device)
+    check_room(trained.config.context, config.max_prompt, config.max_tokens)
     model = inference_copy(trained)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "rank")
     state = run.restore()

@@ -32,7 +32,7 @@ from tutelage.runs.run import Inputs, Run, RunConfig
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-SCORED_AT_ONCE = 64  # answers per forward pass outside training
+SCORED_AT_ONCE = 32  # texts of like length in one forward pass
 MATCHED = 0.1  # answers whose lengths differ by at most this share count as length-matched
 
 
@@ -99,11 +99,12 @@ def reward(
 
 
 def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
-    """The loop: next prompts with all their answers, ranking loss, gradient, step."""
+    """The loop: next prompts with all their rankings, ranking loss, gradient, step."""
     config: RewardConfig = run.config  # type: ignore[assignment]
+    prompts = same_answers(rankings)
     optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
     generator = run.generator("order")
-    order = [i for _ in range(config.epochs) for i in torch.randperm(len(rankings), generator=generator).tolist()]
+    order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
     steps, first = math.ceil(len(order) / config.batch), 0
     if state := run.restore():
         load_training_state(state["training"], model, [optimizer])
@@ -111,7 +112,7 @@ def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None
     for step in range(first, steps):
         factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
         set_learning_rate(optimizer, factor)
-        some = [rankings[i] for i in order[step * config.batch : (step + 1) * config.batch]]
+        some = [ranking for i in order[step * config.batch : (step + 1) * config.batch] for ranking in prompts[i]]
         scores, ranks, mask = score_rankings(model, some, pad)
         loss = ranking_loss(scores, ranks, mask)
         loss.backward()
@@ -120,6 +121,14 @@ def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None
         run.log(step + 1, loss=loss.item(), accuracy=right, lr=config.lr * factor, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=right)
         run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
+
+
+def same_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+    """Rankings of the same answers by several annotators belong into one step: their answers are run once."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Ranking]] = {}
+    for ranking in rankings:
+        groups.setdefault(tuple(map(tuple, ranking.answers)), []).append(ranking)
+    return list(groups.values())
 
 
 def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,10 +143,19 @@ def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple
 
 
 def score_answers(model: ScalarGPT, answers: Sequence[list[int]], pad: int) -> Tensor:
-    """(N,): the score of each text, read at its last token, in one forward pass."""
+    """(N,): the score of each text, read at its last token.
+
+    Texts of like length share a forward pass, and a text that stands there twice is run once.
+    """
     device = model.score.weight.device
-    ids = pad_sequence([torch.tensor(a) for a in answers], batch_first=True, padding_value=pad).to(device)
-    return model.at(ids, torch.tensor([len(a) - 1 for a in answers], device=device))
+    different = sorted({tuple(a) for a in answers}, key=lambda a: (len(a), a))
+    scores = []
+    for at in range(0, len(different), SCORED_AT_ONCE):
+        some = different[at : at + SCORED_AT_ONCE]
+        ids = pad_sequence([torch.tensor(a) for a in some], batch_first=True, padding_value=pad).to(device)
+        scores.append(model.at(ids, torch.tensor([len(a) - 1 for a in some], device=device)))
+    place = {answer: i for i, answer in enumerate(different)}
+    return torch.cat(scores)[torch.tensor([place[tuple(a)] for a in answers], device=device)]
 
 
 def pairs_right(scores: Tensor, ranks: Tensor, mask: Tensor) -> float:
@@ -186,8 +204,7 @@ def demonstration_mean(
         texts += [encode_answer(piece[:-1], piece[-1]["content"], words) for piece in pieces[:1]]
     if not texts:
         raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
-    batches = [texts[i : i + SCORED_AT_ONCE] for i in range(0, len(texts), SCORED_AT_ONCE)]
-    return float(torch.cat([score_answers(model, batch, words.pad_id) for batch in batches]).mean())
+    return float(score_answers(model, texts, words.pad_id).mean())
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class SFTConfig(RunConfig):
     """Tokens of packed rows to train on; more than the demonstrations hold means further epochs."""
     batch: int = 16
     """Rows per optimizer step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Peak rate of AdamW, for models of a few million parameters; InstructGPT's 1.3B uses 9.65e-6 (appendix C.1)."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; the paper prints none."""

@@ -1,0 +1,60 @@
+"""What the tests of PPO share: tiny configurations, and one rollout of the stage's own making."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from test_reward import Theirs
+from world import World
+
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import load_policy, load_scorer
+from tutelage.runs.run import Run
+from tutelage.sampling.sampler import inference_copy
+from tutelage.stages.ppo import PPOConfig, make_learner, ppo, roll_out
+
+CONFIG = PPOConfig(
+    iterations=4, batch=8, minibatch=8, max_tokens=24, max_prompt=32, ptx_windows=2, ptx_calibration=2, kl_budget=1e9,
+    lr=1e-3, value_lr=1e-3, dtype="fp32",
+)  # fmt: skip
+PLAIN = replace(CONFIG, ptx=False)
+
+
+def run_ppo(world: World, out: Path, config: PPOConfig = CONFIG, **given: Any) -> Path:
+    inputs = {"policy": world.sft, "reward": world.reward, "prompts": (world.prompts,)} | given
+    if config.ptx:
+        inputs.setdefault("corpus", (world.corpus,))
+    ppo(out=out, config=config, **inputs)
+    return out
+
+
+def scorer_with(world: World, folder: Path, value: float, mean: float = 0.0) -> Path:
+    """A copy of the reward model whose head is one number everywhere."""
+    shutil.copytree(world.reward, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"].fill_(value)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"reward_mean": mean}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class Bench:
+    """One rollout of the stage's own making, with everything around it."""
+
+    def __init__(self, world: World, out: Path, reward_run: Path, config: PPOConfig):
+        self.config, device = config, choose_device("cpu", "fp32")
+        trained, self.words = load_policy(world.sft, device)
+        self.scorer, self.value = (load_scorer(reward_run, device)[0] for _ in range(2))
+        self.learner = make_learner(trained, self.value, config)
+        self.reference = inference_copy(trained)
+        asked = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
+        self.theirs = Theirs(reward_run)
+        self.prompts = [self.theirs.ids(question, "")[:-1] for question in asked]
+        self.run = Run(out, stage="ppo", config=config, inputs={})
+        self.rollout, self.gap = roll_out(
+            self.run, self.learner, self.reference, self.scorer, self.prompts, self.words, 0
+        )
