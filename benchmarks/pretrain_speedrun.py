@@ -144,12 +144,17 @@ def write(out: Path, rows: list[dict], rates: dict[float, float], tokens: int) -
              "commit": commit, "torch": torch.__version__, "machine": platform.platform(), "seeds": rows}  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(facts, indent=2))
-    lines = ["| seed | baseline s | baseline bits/byte | ours to it, s | ours at the end | ratio |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| seed | baseline s | baseline bits/byte | ours to it, s | ours at the end | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
     for r in rows:
         reached = f"{r['our_seconds_to_it']:.1f}" if r["our_seconds_to_it"] else "never"
         lines.append(f"| {r['seed']} | {r['baseline_seconds']:.1f} | {r['baseline_bits_per_byte']:.4f} | {reached} "
                      f"| {r['our_bits_per_byte']:.4f} | {r['ratio']:.2f} |")  # fmt: skip
-    out.with_suffix(".md").write_text("\n".join([*lines, "", f"median ratio {median:.2f}, {tokens} tokens, commit {commit}"]) + "\n")
+    out.with_suffix(".md").write_text(
+        "\n".join([*lines, "", f"median ratio {median:.2f}, {tokens} tokens, commit {commit}"]) + "\n"
+    )
     print("\n".join(lines), f"\nmedian ratio {median:.2f}")
 
 

@@ -170,7 +170,9 @@ def test_the_first_gradient_is_the_exact_gradient():
 
 def test_at_the_optimum_every_advantage_is_zero():
     """At (pi*, V*) each temporal difference vanishes, so GAE is 0 for any lambda: reward place, KL sign, end, all."""
-    best = torch.tensor([[0.163722, 0.794989, 0.041290], [0.034131, 0.034131, 0.931738], [0.001054, 0.850706, 0.148240]])
+    best = torch.tensor(
+        [[0.163722, 0.794989, 0.041290], [0.034131, 0.034131, 0.931738], [0.001054, 0.850706, 0.148240]]
+    )
     policy, value = Table(best.log()), Values((0.788853, 0.230633, 1.276125))
     responses, _ = every_response(policy)
     with torch.no_grad():

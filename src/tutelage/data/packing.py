@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tutelage.text.tokenizer import Tokenizer
+
+DOCUMENTS_AT_ONCE = 256  # encoded between two looks at the budget
+
 
 def stream(documents: Sequence[Sequence[int]], separator: int) -> np.ndarray:
     """All documents end to end, each followed by the separator, as int32."""
@@ -27,8 +31,23 @@ def stream(documents: Sequence[Sequence[int]], separator: int) -> np.ndarray:
     return ids
 
 
+def encode_enough(tokenizer: Tokenizer, texts: Sequence[str], needed: int, generator: torch.Generator) -> np.ndarray:
+    """A stream of at least `needed` tokens from documents in random order, or of all documents if they hold fewer.
+
+    What the budget will not read is not tokenized: on a laptop that is most of the start-up.
+    """
+    ids: list[list[int]] = []
+    tokens = 0
+    for some in torch.randperm(len(texts), generator=generator).split(DOCUMENTS_AT_ONCE):
+        if tokens >= needed:
+            break
+        ids += tokenizer.encode_batch([texts[i] for i in some.tolist()])
+        tokens = sum(len(document) + 1 for document in ids)
+    return stream(ids, tokenizer.end_of_text_id)
+
+
 def window(ids: np.ndarray, rows: Sequence[int] | np.ndarray, length: int) -> Tensor:
-    """(B, length + 1): windows number `rows`; neighbours share one token, the target of one and the start of the next."""
+    """(B, length + 1): windows number `rows`; neighbours share a token, target of the one and start of the next."""
     return torch.from_numpy(np.stack([ids[r * length : (r + 1) * length + 1] for r in rows]).astype(np.int64))
 
 
@@ -91,7 +110,7 @@ def pack_rows(lengths: Sequence[int], length: int) -> list[list[int]]:
 
 
 def pack(examples: Sequence[Sequence[Example]], length: int, pad: int) -> Packed:
-    """Lay out rows of examples. The first token of each conversation is never a target: nothing of its own precedes it."""
+    """Lay out rows of examples. A conversation's first token is never a target: nothing of its own precedes it."""
     shape = (len(examples), length)
     ids, positions = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
     segments, supervised = torch.full(shape, -1), torch.zeros(shape, dtype=torch.bool)

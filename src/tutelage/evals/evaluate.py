@@ -3,9 +3,10 @@
     base, SFT, reward model, policies -> one answer per prompt and model -> the table, and samples to read
 
 Every model gets the same token ids, one answer each at temperature 1, seeded per prompt. Best-of-n takes the answer
-of the SFT model that the reward model likes best. Gold is the simulated panel's utility without noise (`data/panel.py`):
-win rates against SFT, ties one half, bootstrapped by conversation. KL is the mean of log pi(y|x) - log pi_SFT(y|x) over
-the model's own answers; for best-of-n it is the bound log n - (n-1)/n (Stiennon et al. 2020), marked as such.
+of the SFT model that the reward model likes best. Gold is the simulated panel's utility, without noise
+(`data/panel.py`): win rates against SFT, ties one half, bootstrapped by conversation. KL is the mean of
+log pi(y|x) - log pi_SFT(y|x) over the model's own answers; for best-of-n it is the bound log n - (n-1)/n (Stiennon et
+al. 2020), marked as such.
 """
 
 import json
@@ -88,7 +89,8 @@ def evaluate(
 ) -> None:
     """Compare models on held-out prompts: base, SFT, best-of-n, and the policies given, by their folder's name.
 
-    Example: tutelage evaluate runs/demo/ppo runs/demo/ppo-ptx --base runs/demo/base --sft runs/demo/sft --reward runs/demo/reward --panel data/panel.json --prompts data/prompts.test.jsonl --heldout data/corpus.valid.jsonl --out runs/demo/evaluate
+    Example: tutelage evaluate runs/ppo runs/ppo-ptx --base runs/base --sft runs/sft --reward runs/reward
+    --panel data/panel.json --prompts data/prompts.test.jsonl --heldout data/corpus.valid.jsonl --out runs/evaluate
     """
     folders = {"base": base, "sft": sft} | {path.name: path for path in policies}
     if len(folders) != 2 + len(policies):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Sum of x where mask is set, over `total` (default: how many are set, at least 1). Other entries, even NaN, are unseen."""
+    """Sum of x where mask is set, over `total` (default: how many are set). What is not set, even NaN, is unseen."""
     mask = mask.bool()
     count = mask.sum().clamp(min=1) if total is None else total
     return torch.where(mask, x, torch.zeros_like(x)).sum() / count

@@ -43,7 +43,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.flo
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for 2-D hidden weights. Each parameter may carry `parts`: the rows of its fused maps."""
+    """Momentum, orthogonalised, for 2-D hidden weights. A parameter may carry `parts`: the rows of its fused maps."""
 
     def __init__(
         self,
@@ -97,7 +97,13 @@ def adamw(
 
 
 def make_optimizers(
-    model: nn.Module, kind: Literal["muon", "adamw"], *, muon_lr: float, lr: float, weight_decay: float, dtype: torch.dtype
+    model: nn.Module,
+    kind: Literal["muon", "adamw"],
+    *,
+    muon_lr: float,
+    lr: float,
+    weight_decay: float,
+    dtype: torch.dtype,
 ) -> list[torch.optim.Optimizer]:
     """AdamW alone, or Muon on the blocks' matrices and AdamW on all the rest: every parameter is in exactly one."""
     if kind == "adamw":

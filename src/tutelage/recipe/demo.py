@@ -81,7 +81,7 @@ def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
     train, valid = data / "corpus.train.jsonl", data / "corpus.valid.jsonl"
     asked, demos = data / "prompts.train.jsonl", data / "demonstrations.train.jsonl"
     ranked, panel = out / "comparisons.jsonl", data / "panel.json"
-    base, sft, reward = out / "base", out / "sft", out / "reward"
+    words, base, sft, reward = out / "tokenizer", out / "base", out / "sft", out / "reward"
 
     def step(name: str, verb: str, to: Path, config: RunConfig, **inputs: Path | tuple[Path, ...]) -> Step:
         return Step(name, verb, inputs, to, to.with_suffix(".run") if to.suffix else to, seeded(config, seed))
@@ -90,8 +90,8 @@ def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
     tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": (valid,)}
     return [
         step("data", "collect", data, preset.collect),
-        step("tokenizer", "tokenizer", out / "tokenizer", preset.tokenizer, corpus=(train,)),
-        step("pretrain", "pretrain", base, preset.pretrain, tokenizer=out / "tokenizer", corpus=(train,), heldout=(valid,)),
+        step("tokenizer", "tokenizer", words, preset.tokenizer, corpus=(train,)),
+        step("pretrain", "pretrain", base, preset.pretrain, tokenizer=words, corpus=(train,), heldout=(valid,)),
         step("sft", "sft", sft, preset.sft, base=base, demos=(demos,), heldout=(data / "demonstrations.valid.jsonl",)),
         step("rank", "rank", ranked, preset.rank, policy=sft, panel=panel, prompts=(asked,)),
         step("reward", "reward", reward, preset.reward, base=sft, comparisons=(ranked,), demos=(demos,), panel=panel),
@@ -124,7 +124,8 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, preset: Literal["demo", "
     write_summary(out)
     sitting = clock(time.monotonic() - begun)
     print(
-        f"\ndone in {sitting} (all sittings: {clock(record['total_seconds'])}). Read {out / 'report.html'}, and talk to it:\n"
+        f"\ndone in {sitting} (all sittings: {clock(record['total_seconds'])}). "
+        f"Read {out / 'report.html'}, and talk to it:\n"
     )
     print(f"    tutelage chat {out / 'ppo-ptx'}\n")
 

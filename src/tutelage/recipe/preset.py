@@ -36,9 +36,9 @@ class Preset:
 DEMO = Preset(
     collect=CollectConfig(),
     tokenizer=TokenizerConfig(vocab_size=4_096),
-    pretrain=PretrainConfig(tokens=1_000_000),
-    sft=SFTConfig(tokens=500_000),
-    rank=RankConfig(count=600, answers=4),
+    pretrain=PretrainConfig(tokens=1_400_000),
+    sft=SFTConfig(tokens=600_000),
+    rank=RankConfig(count=1_400, answers=4),
     reward=RewardConfig(),
     ppo=PPOConfig(iterations=30, batch=64),
     evaluate=EvaluateConfig(),

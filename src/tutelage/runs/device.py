@@ -3,8 +3,8 @@
     choose_device(kind, dtype) -> Device(torch_device, compute_dtype, threads, reason)
 
 bf16 is chosen where it is faster: on CUDA with bf16 units, and on CPUs with AVX512-BF16 or AMX (2.3 to 4.5 times fp32
-on large products). Master weights, losses and log-softmax stay fp32 everywhere. Has been run on CPU only; the CUDA and MPS
-branches choose what PyTorch reports and have not been executed.
+on large products). Master weights, losses and log-softmax stay fp32 everywhere. Has been run on CPU
+only; the CUDA and MPS branches choose what PyTorch reports and have not been executed.
 """
 
 import ctypes

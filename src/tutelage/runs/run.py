@@ -207,7 +207,7 @@ def plain_config(config: RunConfig) -> dict[str, Any]:
 
 
 def hash_inputs(inputs: Inputs) -> dict[str, dict[str, str]]:
-    """{name: path and sha256}; several files under one name are numbered. None, for an option not given, is left out."""
+    """{name: path and sha256}; several files under one name are numbered; None, an option not given, is left out."""
     named: dict[str, Path] = {}
     for name, given in inputs.items():
         if isinstance(given, Path):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.data.packing import Windows, stream, window_count
+from tutelage.data.packing import Windows, encode_enough, window_count
 from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import read_documents, read_prompts
 from tutelage.errors import InputError
@@ -57,16 +57,16 @@ class PPOConfig(RunConfig):
     """Passes over each rollout (paper: 1)."""
     max_tokens: int = 40
     """Longest response in tokens."""
-    max_prompt: int = 128
+    max_prompt: int = 64
     """Longest prompt in tokens; older turns are dropped until it fits."""
     temperature: float = 1.0
     """Of the sampled responses and of every log-probability."""
     lr: float = 2e-4
     """Peak rate of the policy's AdamW, for a few million parameters; the paper sweeps 2.55e-6 to 2.55e-5 at 1.3B."""
-    value_lr: float = 3e-4
+    value_lr: float = 1e-3
     """Peak rate of the value network's AdamW; 9e-6 in the paper."""
-    warmup: int = 3
-    """Iterations in which both rates rise from a tenth; 10 in the paper. Constant afterwards."""
+    warmup: int = 5
+    """Iterations in which the policy's rate rises from a tenth; 10 in the paper. Constant afterwards."""
     kl_coef: float = 0.02
     """Price of one nat of drift from the SFT policy: beta in eq. 2 (paper: .02)."""
     kl_budget: float = 8.0
@@ -77,8 +77,8 @@ class PPOConfig(RunConfig):
     """GAE's lambda; not printed in the paper."""
     clip: float = 0.2
     """How far the ratio may move before the policy's gradient stops (paper: .2)."""
-    value_clip: float = 0.2
-    """The same for values, in units of reward."""
+    value_clip: float = 0.5
+    """The same for values, in units of reward; .2 where rewards are small."""
     missing_end: float = -1.0
     """Score of a response without an end of turn; demonstrations score 0."""
     grad_clip: float = 1.0
@@ -131,7 +131,8 @@ def ppo(
 ) -> None:
     """Optimise a policy against a reward model, held to where it came from.
 
-    Example: tutelage ppo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --corpus corpus.jsonl --out runs/ppo-ptx
+    Example: tutelage ppo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --corpus corpus.jsonl
+    --out runs/ppo-ptx
     """
     if config.ptx and not corpus:
         raise InputError("ppo: PPO-ptx mixes in pretraining text; give --corpus FILE, or --no-ptx for plain PPO")
@@ -146,7 +147,7 @@ def ppo(
         value, _ = load_scorer(reward, run.device)
         pool = choose_fitting(read_prompts(prompts), words, config.iterations * config.batch, config.max_prompt, "ppo")
         asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in pool]
-        mix = read_mix(words, corpus, trained.config.context, run.generator("mix")) if config.ptx else None
+        mix = read_mix(words, corpus, trained.config.context, config, run.generator("mix")) if config.ptx else None
         learner = make_learner(trained, value, config)
         results = train(run, learner, inference_copy(trained), scorer.requires_grad_(False), asked, mix, words)
         learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
@@ -184,7 +185,7 @@ def train(
         rate = (iteration + 1) * config.batch / run.seconds
         run.log(iteration + 1, **measured, responses_per_second=rate)
         run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
-        run.checkpoint(iteration + 1, lambda: {"learner": learner.state(), "kept": kept})
+        run.checkpoint(iteration + 1, lambda kept=kept: {"learner": learner.state(), "kept": kept})
     else:
         kept = learner.average.weights
     coefficient = ptx_coefficient(learner) if mix else 0.0
@@ -339,10 +340,11 @@ def ptx_coefficient(learner: Learner) -> float:
 
 
 def set_rates(learner: Learner, iteration: int, config: PPOConfig) -> None:
-    """Rise from a tenth of the peak over the warm-up, then constant (Ouyang et al. 2022, appendix C.4)."""
-    factor = min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup))
-    set_learning_rate(learner.policy_optimizer, factor)
-    set_learning_rate(learner.value_optimizer, factor)
+    """Rise from a tenth of the peak over the warm-up, then constant (Ouyang et al. 2022, appendix C.4).
+
+    Only the policy's: the value network has first to learn what a prefix is worth, and the sooner the better.
+    """
+    set_learning_rate(learner.policy_optimizer, min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup)))
 
 
 def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
@@ -356,10 +358,13 @@ def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
     )
 
 
-def read_mix(words: Tokenizer, corpus: Sequence[Path], context: int, generator: torch.Generator) -> Windows:
-    """Raises InputError when the corpus does not fill one window."""
+def read_mix(
+    words: Tokenizer, corpus: Sequence[Path], context: int, config: PPOConfig, generator: torch.Generator
+) -> Windows:
+    """As many pretraining windows as the run will mix in. Raises InputError when the corpus does not fill one."""
     texts = [document.plain_text() for document in read_documents(corpus)]
-    ids = stream(words.encode_batch(texts), words.end_of_text_id)
+    steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
+    ids = encode_enough(words, texts, steps * config.ptx_windows * context + 1, generator)
     count = window_count(ids, context)
     if count == 0:
         raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {context + 1}; give more text")

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tutelage.data.packing import stream, window, window_count
+from tutelage.data.packing import encode_enough, stream, window, window_count
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte
@@ -49,14 +49,14 @@ class PretrainConfig(RunConfig):
     """Longest sequence in tokens, and the length of a training window."""
     tokens: int = 1_000_000
     """Tokens to train on; more than the corpus holds means further epochs in new orders."""
-    batch: int = 16
+    batch: int = 8
     """Windows per optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for the hidden matrices with AdamW for the rest, or AdamW alone."""
-    muon_lr: float = 0.02
-    """Peak rate of Muon (Jordan et al. 2024)."""
-    lr: float = 3e-3
-    """Peak rate of AdamW, for models of this size; GPT-3's smallest uses 6e-4."""
+    muon_lr: float = 0.01
+    """Peak rate of Muon; .02 in Jordan et al. 2024, for a larger model."""
+    lr: float = 0.02
+    """Peak rate of AdamW beside Muon: mostly the embedding's. Alone, 3e-3 suits this size (GPT-3's smallest: 6e-4)."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices (GPT-3, appendix B)."""
     warmup: float = 0.02
@@ -97,7 +97,9 @@ def pretrain(
         if run.finished:
             return
         words = Tokenizer.load(tokenizer)
-        ids, unseen = token_stream(words, corpus), token_stream(words, heldout)
+        texts = [document.plain_text() for document in read_documents(corpus)]
+        ids = encode_enough(words, texts, config.tokens + config.context, run.generator("documents"))
+        unseen = token_stream(words, heldout)
         order = window_order(ids, config, run.generator("order"))
         model = GPT(config.shape(words.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)

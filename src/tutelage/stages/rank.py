@@ -2,9 +2,9 @@
 
     policy, prompts -> K sampled answers each -> annotator -> one comparison line per annotator and prompt
 
-InstructGPT has people rank 4 to 9 answers (Ouyang et al. 2022, section 3.5). Until people have ranked, a simulated panel
-does (`data/panel.py`): each prompt is ranked by one annotator, some by all three so that agreement can be measured.
-Rankings that people made elsewhere come in with --from and leave in the same records.
+InstructGPT has people rank 4 to 9 answers (Ouyang et al. 2022, section 3.5). Until people have ranked, a simulated
+panel does (`data/panel.py`): each prompt is ranked by one annotator, some by all three so that agreement can be
+measured. Rankings that people made elsewhere come in with --from and leave in the same records.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class RankConfig(RunConfig):
     """Answers per prompt: K, from 4 to 9 (InstructGPT, section 3.5)."""
     max_tokens: int = 40
     """Longest answer in tokens."""
-    max_prompt: int = 128
+    max_prompt: int = 64
     """Longest prompt in tokens; older turns are dropped until it fits."""
     temperature: float = 1.0
     """Of the sampled answers."""
@@ -55,7 +55,7 @@ def rank(
 ) -> None:
     """Sample answers and have the simulated panel rank them, or bring in rankings made elsewhere.
 
-    Example: tutelage rank --policy runs/sft --prompts data/prompts.train.jsonl --panel data/panel.json --out ranks.jsonl
+    Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """
     if rankings:
         count = write_jsonl(out, (c.to_record() for path in rankings for c in read_rankings(path)))

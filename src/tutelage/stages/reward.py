@@ -44,7 +44,7 @@ class RewardConfig(RunConfig):
     """Passes over the rankings; InstructGPT: more than one over-fits (appendix C.2)."""
     batch: int = 16
     """Prompts per optimizer step, each with all its answers; InstructGPT uses 64."""
-    lr: float = 3e-4
+    lr: float = 1e-3
     """Peak rate of AdamW; InstructGPT's 6B uses 9e-6."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; the paper prints none."""
@@ -216,15 +216,15 @@ def accuracy_report(
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
-    for comparison in held:
-        ranking = encode(comparison, words, model.trunk.config.context)
-        scores = score_answers(model, ranking.answers, words.pad_id)
-        lengths = [len(a) - len(ranking.answers[0]) for a in ranking.answers]
-        sizes = [len(words.encode(r)) for r in comparison.responses]
-        losses.append(float(ranking_loss(scores[None], torch.tensor([comparison.ranks], device=scores.device))))
-        for winner, loser in strict_pairs(comparison.ranks):
+    rankings = [encode(comparison, words, model.trunk.config.context) for comparison in held]
+    scored = score_answers(model, [a for r in rankings for a in r.answers], words.pad_id) if held else torch.empty(0)
+    each = scored.split([len(r.answers) for r in rankings])
+    for comparison, ranking, scores in zip(held, rankings, each, strict=True):
+        sizes = [len(words.encode(response)) for response in comparison.responses]
+        losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
+        for winner, loser in strict_pairs(ranking.ranks):
             right.append(bool(scores[winner] > scores[loser]))
-            matched.append(abs(lengths[winner] - lengths[loser]) <= MATCHED * max(sizes[winner], sizes[loser]))
+            matched.append(abs(sizes[winner] - sizes[loser]) <= MATCHED * max(sizes[winner], sizes[loser]))
             if panel:
                 answers = comparison.responses
                 gold.append(panel.gold_preference(comparison.prompt, answers[winner], answers[loser]))

@@ -35,9 +35,9 @@ class SFTConfig(RunConfig):
 
     tokens: int = 500_000
     """Tokens of packed rows to train on; more than the demonstrations hold means further epochs."""
-    batch: int = 16
+    batch: int = 8
     """Rows per optimizer step."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak rate of AdamW, for models of a few million parameters; InstructGPT's 1.3B uses 9.65e-6 (appendix C.1)."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; the paper prints none."""
@@ -69,10 +69,10 @@ def sft(
             return
         model, words = load_policy(base, run.device)
         length = model.config.context
-        examples, dropped = read_examples(demos, words, length)
+        examples, dropped = read_examples(demos, words, length, config.tokens, run.generator("demos"))
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
-        unseen, _ = read_examples(heldout, words, length)
+        unseen, _ = read_examples(heldout, words, length, config.heldout_rows * length, run.generator("heldout"))
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
         results = train(run, model, words, rows, held)
@@ -128,15 +128,26 @@ def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]]) -> flo
     return nats / max(1, count)
 
 
-def read_examples(paths: Sequence[Path], words: Tokenizer, length: int) -> tuple[list[Example], int]:
-    """Windows of the demonstrations that fit the context, encoded; and how many turns were dropped as too long."""
-    examples, dropped = [], 0
-    for demonstration in read_demonstrations(paths):
+def read_examples(
+    paths: Sequence[Path], words: Tokenizer, length: int, needed: int, generator: torch.Generator
+) -> tuple[list[Example], int]:
+    """Windows of demonstrations in random order, encoded, until there are `needed` tokens or no more demonstrations.
+
+    Also returns how many turns were dropped because they alone exceed the context.
+    """
+    examples: list[Example] = []
+    dropped = tokens = 0
+    demonstrations = read_demonstrations(paths)
+    for i in torch.randperm(len(demonstrations), generator=generator).tolist():
+        if tokens >= needed:
+            break
+        demonstration = demonstrations[i]
         pieces, lost = windows(demonstration.messages, lambda messages: encode_chat(words, messages), length)
         dropped += lost
         for piece in pieces:
             encoded = encode_chat(words, piece)
             examples.append(Example(encoded.ids, encoded.supervised))
+            tokens += len(encoded.ids)
     return examples, dropped
 
 
