@@ -38,7 +38,7 @@ from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inferenc
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-BATCH = 64  # prompts per sampled batch
+ROWS = 256  # answers sampled at once
 SCORED_AT_ONCE = 128  # answers per forward pass
 DISTINCT_TOKENS = 12  # of each answer, for distinct-n
 
@@ -139,7 +139,7 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
             continue
         run.progress.update(i / len(ladder), model=name)
         if name.startswith("best-of-") and name not in folders:
-            measured[name] = measure_best_of(bench, int(name.removeprefix("best-of-")))
+            measured.update(measure_best_of(bench))
         else:
             trained, _ = load_policy(folders[name], run.device)
             model = inference_copy(trained)
@@ -153,13 +153,16 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
 
 def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
     """`count` answers to each prompt. The first one has the same chance numbers for every model and count."""
-    answers: list[list[Answer]] = []
+    answers: dict[int, list[Answer]] = {}
     sampling = SamplingConfig(max_tokens=bench.config.max_tokens)
-    for at in range(0, len(bench.asked), BATCH):
-        batch = bench.asked[at : at + BATCH]
-        seeds = [seed_for(bench.config.seed, f"evaluate/{at + i}/{k}") for i in range(len(batch)) for k in range(count)]
-        answers += generate(model, batch, seeds, bench.words.end_of_turn_id, sampling, count)
-    return answers
+    order = sorted(range(len(bench.asked)), key=lambda i: len(bench.asked[i]))  # like lengths waste no padding
+    size = max(1, ROWS // count)
+    for at in range(0, len(order), size):
+        some = order[at : at + size]
+        seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in some for k in range(count)]
+        batch = [bench.asked[i] for i in some]
+        answers |= zip(some, generate(model, batch, seeds, bench.words.end_of_turn_id, sampling, count), strict=True)
+    return [answers[i] for i in range(len(order))]
 
 
 def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -180,13 +183,19 @@ def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def measure_best_of(bench: Bench, n: int) -> dict[str, Any]:
-    """The reward model's favourite of n SFT answers. Its KL is a bound, and it has no weights of its own to tax."""
-    candidates = sample(bench, bench.sft, n)
-    asked = [prompt for prompt in bench.asked for _ in range(n)]
-    scores = rewards(bench, asked, [answer for answers in candidates for answer in answers]).view(-1, n)
-    chosen = [answers[i] for answers, i in zip(candidates, scores.argmax(1).tolist(), strict=True)]
-    return describe(bench, chosen) | {"kl": best_of_n_kl_bound(n), "kl_is_bound": True, "bits_per_byte": None}
+def measure_best_of(bench: Bench) -> dict[str, dict[str, Any]]:
+    """The reward model's favourite of the first n SFT answers, for each n. Its KL is a bound; it has no own weights."""
+    most = max(bench.config.best_of)
+    candidates = sample(bench, bench.sft, most)
+    asked = [prompt for prompt in bench.asked for _ in range(most)]
+    scores = rewards(bench, asked, [answer for answers in candidates for answer in answers]).view(-1, most)
+    rows = {}
+    for n in bench.config.best_of:
+        favourites = scores[:, :n].argmax(1).tolist()
+        chosen = [answers[i] for answers, i in zip(candidates, favourites, strict=True)]
+        bound = {"kl": best_of_n_kl_bound(n), "kl_is_bound": True, "bits_per_byte": None}
+        rows[f"best-of-{n}"] = describe(bench, chosen) | bound
+    return rows
 
 
 @torch.inference_mode()

@@ -37,10 +37,10 @@ DEMO = Preset(
     collect=CollectConfig(),
     tokenizer=TokenizerConfig(vocab_size=4_096),
     pretrain=PretrainConfig(tokens=1_400_000),
-    sft=SFTConfig(tokens=600_000),
-    rank=RankConfig(count=1_400, answers=4),
+    sft=SFTConfig(tokens=650_000, max_answer=40),
+    rank=RankConfig(count=2_200, answers=4),
     reward=RewardConfig(),
-    ppo=PPOConfig(iterations=30, batch=64),
+    ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.03),
     evaluate=EvaluateConfig(),
 )
 

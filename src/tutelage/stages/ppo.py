@@ -12,6 +12,7 @@ policy stays within a budget of nats per response, and a gradient that is not fi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,16 @@ def train(
         rate = (iteration + 1) * config.batch / run.seconds
         run.log(iteration + 1, **measured, responses_per_second=rate)
         run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
-        run.checkpoint(iteration + 1, lambda kept=kept: {"learner": learner.state(), "kept": kept})
+        run.checkpoint(iteration + 1, partial(snapshot, learner, kept))
     else:
         kept = learner.average.weights
     coefficient = ptx_coefficient(learner) if mix else 0.0
     return {"weights": kept, "ptx_coef": coefficient, "stopped": stopped}
+
+
+def snapshot(learner: Learner, kept: dict[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint holds: the learner, and the averaged policy that was within the KL budget last."""
+    return {"learner": learner.state(), "kept": kept}
 
 
 def roll_out(

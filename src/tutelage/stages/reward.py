@@ -54,7 +54,7 @@ class RewardConfig(RunConfig):
     """The cosine ends at this share of the peak rate (appendix C.2)."""
     clip: float = 1.0
     """Largest gradient norm."""
-    heldout: float = 0.15
+    heldout: float = 0.12
     """Share of the prompts whose rankings are kept from training."""
     demonstrations: int = 256
     """Demonstrations whose mean score becomes 0."""

@@ -9,6 +9,7 @@ do not. Conversations share rows but cannot see each other (`data/packing.py`). 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ class SFTConfig(RunConfig):
     """Tokens of packed rows to train on; more than the demonstrations hold means further epochs."""
     batch: int = 8
     """Rows per optimizer step."""
-    lr: float = 3e-3
+    lr: float = 2e-3
     """Peak rate of AdamW, for models of a few million parameters; InstructGPT's 1.3B uses 9.65e-6 (appendix C.1)."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; the paper prints none."""
@@ -49,6 +50,9 @@ class SFTConfig(RunConfig):
     """Largest gradient norm."""
     evaluate_every: int = 25
     """Steps between two held-out evaluations."""
+    max_answer: int = 0
+    """Assistant turns of more tokens than this are context only: where answers are limited, a long one teaches not to
+    end. 0 imitates all."""
     heldout_rows: int = 32
     """Packed rows of held-out demonstrations per evaluation."""
 
@@ -69,10 +73,13 @@ def sft(
             return
         model, words = load_policy(base, run.device)
         length = model.config.context
-        examples, dropped = read_examples(demos, words, length, config.tokens, run.generator("demos"))
+        examples, dropped = read_examples(
+            demos, words, length, run.generator("demos"), config.tokens, config.max_answer
+        )
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
-        unseen, _ = read_examples(heldout, words, length, config.heldout_rows * length, run.generator("heldout"))
+        enough = config.heldout_rows * length
+        unseen, _ = read_examples(heldout, words, length, run.generator("heldout"), enough, config.max_answer)
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
         results = train(run, model, words, rows, held)
@@ -129,7 +136,12 @@ def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]]) -> flo
 
 
 def read_examples(
-    paths: Sequence[Path], words: Tokenizer, length: int, needed: int, generator: torch.Generator
+    paths: Sequence[Path],
+    words: Tokenizer,
+    length: int,
+    generator: torch.Generator,
+    needed: float = math.inf,
+    max_answer: int = 0,
 ) -> tuple[list[Example], int]:
     """Windows of demonstrations in random order, encoded, until there are `needed` tokens or no more demonstrations.
 
@@ -146,9 +158,18 @@ def read_examples(
         dropped += lost
         for piece in pieces:
             encoded = encode_chat(words, piece)
-            examples.append(Example(encoded.ids, encoded.supervised))
+            examples.append(Example(encoded.ids, short_answers(encoded.supervised, max_answer)))
             tokens += len(encoded.ids)
     return examples, dropped
+
+
+def short_answers(supervised: list[bool], most: int) -> list[bool]:
+    """Supervision without the runs of more than `most` tokens; 0 keeps all."""
+    kept: list[bool] = []
+    for learn, run in groupby(supervised):
+        size = len(list(run))
+        kept += [learn and (most == 0 or size <= most)] * size
+    return kept
 
 
 def packed_rows(examples: list[Example], length: int, generator: torch.Generator) -> list[list[Example]]:
