@@ -80,9 +80,7 @@ def probability(table: torch.Tensor, response: tuple[int, ...]) -> float:
 def exact(table: torch.Tensor, rewards: dict, beta: float) -> tuple[float, float]:
     """J = E[r] - beta KL and KL, by enumeration."""
     reference = REFERENCE.log()
-    kl = sum(
-        probability(table, y) * math.log(probability(table, y) / probability(reference, y)) for y in RESPONSES
-    )
+    kl = sum(probability(table, y) * math.log(probability(table, y) / probability(reference, y)) for y in RESPONSES)
     return sum(probability(table, y) * rewards[y] for y in RESPONSES) - beta * kl, kl
 
 
@@ -111,9 +109,7 @@ def train(rewards: dict, beta: float, seed: int, iterations: int, **changed) -> 
                 responses, response_logprobs(policy, responses), response_logprobs(reference, responses),
                 response_values(value, responses), torch.tensor([rewards[tuple(a.ids)] for a in answers]),
             )  # fmt: skip
-        shaped = shaped_rewards(
-            rollout.scores, rollout.logprobs, rollout.ref_logprobs, responses.mask, kl_coef=beta
-        )
+        shaped = shaped_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, responses.mask, kl_coef=beta)
         advantages, returns = gae(shaped, rollout.values, responses.mask, gamma=1.0, lam=0.95)
         assert describe(rollout, returns, config)["length"] <= 2
         improve(learner, rollout, whiten(advantages, responses.mask), returns, None, config, order, iteration)

@@ -61,8 +61,8 @@ TOY = Preset(
 PRESETS = {"demo": DEMO, "toy": TOY}
 
 SECONDS = {
-    "data": 10, "tokenizer": 7, "pretrain": 130, "sft": 75, "rank": 20, "reward": 35, "ppo": 90, "ppo-ptx": 110,
-    "evaluate": 40, "report": 6,
+    "data": 10, "tokenizer": 9, "pretrain": 160, "sft": 80, "rank": 30, "reward": 60, "ppo": 75, "ppo-ptx": 120,
+    "evaluate": 70, "report": 3,
 }  # fmt: skip
 
 
