@@ -38,7 +38,7 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
     """g_PPO + coefficient g_ptx, where g_ptx is that of transformers' token mean on the same windows."""
     rollout, learner, config = bench.rollout, bench.learner, bench.config
-    mix = read_mix(bench.words, (world.corpus,), 64, torch.Generator().manual_seed(0))
+    mix = read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
     model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
     windows = mix.batch(0, 2, 64)
     logits = model(windows[:, :-1]).logits
@@ -64,7 +64,7 @@ def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
 def test_a_zero_reward_leaves_the_pretraining_gradient(world: World, tmp_path: Path) -> None:
     """Advantages of 0: the only way is that of the language model."""
     bench = Bench(world, tmp_path / "bench", world.reward, CONFIG)
-    mix = read_mix(bench.words, (world.corpus,), 64, torch.Generator().manual_seed(0))
+    mix = read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
     (stage.response_logprobs(bench.learner.policy, bench.rollout.responses) * 0.0).sum().backward()
     bench.learner.ptx_ratios = [1.0]
     add_ptx_gradient(bench.learner, mix, CONFIG, calibrate=False)

@@ -73,7 +73,7 @@ class Theirs:
 def separable(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("separable")
     comparisons = counted(folder / "c.jsonl", 300, by_count)
-    config = replace(REWARD, epochs=3, batch=16)
+    config = replace(REWARD, epochs=5, batch=16)
     reward(world.sft, (comparisons,), (world.demos,), folder / "reward", config=config)
     return folder / "reward"
 

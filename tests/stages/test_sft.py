@@ -135,7 +135,7 @@ DEMOS = [
 def test_eight_demonstrations_are_learnt_by_heart(world: World, tmp_path: Path) -> None:
     """S5: transformers' own greedy decoding reproduces them and stops at the end of turn."""
     demos = write_demos(tmp_path / "demos.jsonl", DEMOS)
-    sft(world.base, (demos,), tmp_path / "out", config=replace(SFT, tokens=64 * 4 * 90))
+    sft(world.base, (demos,), tmp_path / "out", config=replace(SFT, tokens=64 * 4 * 150))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for question, answer in DEMOS:
