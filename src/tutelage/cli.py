@@ -54,9 +54,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and leave with its exit code (see the top of this file)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is imported: threads that wait asleep instead of spinning cost nothing on a quiet machine, and on one
-    # that does something else beside us they make a training step twice as fast (LOG.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch is imported: threads that spin only briefly before they sleep lose nothing on a quiet machine, and on
+    # one that does something else beside us they do not steal each other's time slices (LOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         run(words)
     except InputError as error:
