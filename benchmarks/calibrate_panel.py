@@ -25,7 +25,7 @@ Sets = list[tuple[Messages, list[str]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="what `tutelage collect` wrote")
+    parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="what `tutelage collect` wrote")
     parser.add_argument("--samples", type=Path, help='JSONL of {"prompt", "responses"}; without: human answers')
     parser.add_argument("--sets", type=int, default=400)
     parser.add_argument("--noise", type=float, nargs="+", default=[panel_module.NOISE])

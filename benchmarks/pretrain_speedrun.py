@@ -101,8 +101,8 @@ def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, unse
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("runs/demo/data"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/tokenizer"))
     parser.add_argument("--tokens", type=int, default=500_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/pretrain_speedrun"))
