@@ -54,8 +54,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and leave with its exit code (see the top of this file)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is imported: threads that spin only briefly before they sleep lose nothing on a quiet machine, and on
-    # one that does something else beside us they do not steal each other's time slices (LOG.md).
+    # Before torch is imported: threads that spin only briefly before they sleep lose nothing on a quiet machine, and
+    # should not hold up each other where something else runs beside us (what was measured: LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         run(words)
