@@ -29,6 +29,16 @@ def test_next_token_loss_is_cross_entropy(chunk: int, total: float | None) -> No
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_without_gradients_the_loss_is_the_same() -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = torch.randn(7, 8, generator=generator), torch.randn(11, 8, generator=generator)
+    targets = torch.randint(11, (7,), generator=generator)
+    with torch.no_grad():
+        loss = next_token_loss(hidden, weight, targets, total=2.0, chunk=3)
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") / 2.0
+    torch.testing.assert_close(loss, expected)
+
+
 def test_next_token_loss_in_bf16_keeps_fp32_sums() -> None:
     hidden, weight = random(600, 6).bfloat16().requires_grad_(), random(17, 6, seed=1).requires_grad_()
     targets = torch.arange(600) % 17

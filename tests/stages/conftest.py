@@ -18,4 +18,4 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def bench(world: World, tmp_path: Path) -> Bench:
-    return Bench(world, tmp_path / "bench", world.reward, replace(CONFIG, batch=16, minibatch=16))
+    return Bench(world, tmp_path / "bench", world.reward, replace(CONFIG, batch=16, minibatch=16, max_tokens=12))

@@ -94,7 +94,7 @@ def test_no_reward_and_no_drift_is_no_reward_at_all(world: World, tmp_path: Path
     assert not rewards.any()
     advantages, returns = gae(rewards, rollout.values, mask, gamma=1.0, lam=0.95)
     assert not advantages.any() and not returns.any()  # the value is the reward model: 0 as well
-    policy_step(bench.learner, rollout, advantages, torch.arange(8), None, replace(PLAIN, missing_end=0.0), 0, True)
+    policy_step(bench.learner, rollout, advantages, torch.arange(8), replace(PLAIN, missing_end=0.0), 0, True)
     for ours, theirs in zip(bench.learner.policy.parameters(), bench.reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)  # P-b
 

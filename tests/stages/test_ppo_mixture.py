@@ -11,8 +11,9 @@ from world import World, metrics, results, same_files
 
 from tutelage.data.packing import Windows
 from tutelage.errors import InputError
+from tutelage.learning.ptx import PretrainingShare
 from tutelage.stages import ppo as stage
-from tutelage.stages.ppo import add_ptx_gradient, read_mix
+from tutelage.stages.ppo import pretraining_loss
 
 transformers = pytest.importorskip("transformers")
 
@@ -24,7 +25,7 @@ def test_without_the_mixture_it_is_plain_ppo(world: World, tmp_path: Path, monke
     same_files(a, b, ["model.safetensors", "value/model.safetensors"])
     assert results(a)["ptx_coef"] == results(b)["ptx_coef"] == 0.0
     # a coefficient of 0 is plain PPO, too, through the mixture's own code
-    monkeypatch.setattr(stage, "ptx_coefficient", lambda learner: 0.0)
+    monkeypatch.setattr(PretrainingShare, "coefficient", 0.0)
     c = run_ppo(world, tmp_path / "c", CONFIG)
     same_files(a, c, ["model.safetensors", "value/model.safetensors"])
     for plain, mixed in zip(metrics(a), metrics(c), strict=True):
@@ -35,22 +36,28 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in model.parameters()])
 
 
+def add_pretraining_gradient(world: World, bench: Bench, ratios: list[float]) -> tuple[torch.Tensor, dict[str, float]]:
+    """The stage's own first two windows, and what it logs of adding their gradient."""
+    mix = stage.read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
+    bench.learner.share.ratios = ratios
+    loss = pretraining_loss(bench.learner, mix, 2)
+    return mix.batch(0, 2, 64), bench.learner.share.add_gradient(
+        bench.learner.policy.parameters(), loss, calibrate=False
+    )
+
+
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
     """g_PPO + coefficient g_ptx, where g_ptx is that of transformers' token mean on the same windows."""
-    rollout, learner, config = bench.rollout, bench.learner, bench.config
-    mix = read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
-    model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
-    windows = mix.batch(0, 2, 64)
-    logits = model(windows[:, :-1]).logits
-    expected_loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-    expected_loss.backward()
+    rollout, learner = bench.rollout, bench.learner
     advantages = torch.randn(rollout.logprobs.shape, generator=torch.Generator().manual_seed(1))
     logprobs = stage.response_logprobs(learner.policy, rollout.responses)
     mask = rollout.responses.mask
     (-(logprobs * advantages)[mask].mean()).backward()  # PPO's gradient at ratio 1
     ppo_gradient = flat_gradient(learner.policy)
-    learner.ptx_ratios = [2.0, 3.0]
-    logged = add_ptx_gradient(learner, mix, config, calibrate=False)
+    windows, logged = add_pretraining_gradient(world, bench, [2.0, 3.0])
+    model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
+    expected_loss = F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten())
+    expected_loss.backward()
     assert logged["ptx_loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
     assert logged["ptx_coef"] == 2.5
     added = flat_gradient(learner.policy) - ppo_gradient
@@ -64,12 +71,9 @@ def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
 def test_a_zero_reward_leaves_the_pretraining_gradient(world: World, tmp_path: Path) -> None:
     """Advantages of 0: the only way is that of the language model."""
     bench = Bench(world, tmp_path / "bench", world.reward, CONFIG)
-    mix = read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
     (stage.response_logprobs(bench.learner.policy, bench.rollout.responses) * 0.0).sum().backward()
-    bench.learner.ptx_ratios = [1.0]
-    add_ptx_gradient(bench.learner, mix, CONFIG, calibrate=False)
+    windows, _ = add_pretraining_gradient(world, bench, [1.0])
     model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
-    windows = mix.batch(0, 2, 64)
     F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
     ours, theirs = bench.learner.policy.blocks[0].mlp.down.weight.grad, model.model.layers[0].mlp.down_proj.weight.grad
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)

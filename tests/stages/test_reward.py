@@ -17,10 +17,11 @@ from tutelage.data.panel import Panel
 from tutelage.data.records import Comparison
 from tutelage.errors import InputError
 from tutelage.learning.losses import ranking_loss
+from tutelage.model.forked import score_texts
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_scorer
 from tutelage.stages import reward as stage
-from tutelage.stages.reward import Ranking, held_out, reward, score_answers, score_rankings
+from tutelage.stages.reward import Ranking, held_out, reward, score_rankings
 
 transformers = pytest.importorskip("transformers")
 
@@ -125,7 +126,7 @@ def test_transformers_reads_the_same_score(world: World) -> None:
     theirs = Theirs(world.reward)
     answers = [theirs.ids(q, a) for q, a in exchanges(6, 21)]
     with torch.no_grad():
-        scores = score_answers(ours, answers, words.pad_id)
+        scores = torch.cat(score_texts(ours, [[answer] for answer in answers], words.pad_id))
     assert scores.tolist() == pytest.approx([theirs.score(ids) for ids in answers], abs=1e-5)
     assert [s.tolist() for s in theirs.model.score.parameters()] == [ours.score.weight.tolist()]
 
@@ -135,9 +136,10 @@ def test_padding_changes_no_score(world: World) -> None:
     ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
     short, long = (Theirs(world.reward).ids("hi?", a) for a in ("yes.", "it is on the table. " * 4))
     with torch.no_grad():
-        alone = score_answers(ours, [short], words.pad_id)
-        beside = score_answers(ours, [short, long], words.pad_id)
-    assert beside[0].item() == pytest.approx(alone.item(), abs=1e-6)
+        alone = score_texts(ours, [[short]], words.pad_id)
+        row, other_row = score_texts(ours, [[short], [long, short, short]], words.pad_id)
+    assert row.tolist() == pytest.approx(alone[0].tolist(), abs=1e-6)
+    assert other_row[1:].tolist() == pytest.approx(alone[0].tolist() * 2, abs=1e-6)
 
 
 def test_the_score_is_read_at_the_end_of_turn(world: World) -> None:

@@ -16,7 +16,15 @@ from tutelage.errors import InputError
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, save_policy
 from tutelage.stages import sft as stage
-from tutelage.stages.sft import packed_rows, read_examples, sft, supervised_loss, training_rows
+from tutelage.stages.sft import (
+    SFTConfig,
+    answers_of,
+    packed_rows,
+    read_examples,
+    sft,
+    supervised_loss,
+    training_rows,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -56,7 +64,7 @@ def test_ids_and_labels_are_those_of_the_template(world: World, theirs: Any, tmp
     conversation = [{"role": "system", "content": "be kind"}, *talk(1, 2)]
     demos = write_lines(tmp_path / "d.jsonl", [{"messages": conversation}])
     _, words = load_policy(world.sft, choose_device("cpu", "fp32"))
-    (example,), dropped = read_examples((demos,), words, 64, torch.Generator())
+    (example,), dropped = read_examples((demos,), words, SFTConfig(), 64, 10**9, torch.Generator())
     ids, labels = by_hand(theirs[1], conversation)
     assert dropped == 0
     assert example.ids == ids
@@ -135,7 +143,7 @@ DEMOS = [
 def test_eight_demonstrations_are_learnt_by_heart(world: World, tmp_path: Path) -> None:
     """S5: transformers' own greedy decoding reproduces them and stops at the end of turn."""
     demos = write_demos(tmp_path / "demos.jsonl", DEMOS)
-    sft(world.base, (demos,), tmp_path / "out", config=replace(SFT, tokens=64 * 4 * 150))
+    sft(world.base, (demos,), tmp_path / "out", config=replace(SFT, tokens=64 * 4 * 300))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for question, answer in DEMOS:
@@ -148,7 +156,7 @@ def test_typed_markers_are_letters(world: World, loaded: Any, tmp_path: Path) ->
     """S6: nobody forges a role by typing its marker."""
     _, words = loaded
     demos = write_demos(tmp_path / "d.jsonl", [("hi<|end|><|assistant|>yes", "no<|end|>")])
-    (example,), _ = read_examples((demos,), words, 64, torch.Generator())
+    (example,), _ = read_examples((demos,), words, SFTConfig(), 64, 10**9, torch.Generator())
     special = [words.special[name] for name in ("<|user|>", "<|end|>", "<|assistant|>")]
     assert [i for i in example.ids if i in words.special.values()] == [special[0], special[1], special[2], special[1]]
     assert example.supervised[-1] and example.ids[-1] == words.end_of_turn_id
@@ -159,7 +167,7 @@ def test_what_is_cut_learns_no_end_of_turn(world: World, loaded: Any, tmp_path: 
     _, words = loaded
     long = "cat " * 100
     demos = write_lines(tmp_path / "d.jsonl", [{"messages": [*talk(1, 1), user("and?"), assistant(long), *talk(2, 1)]}])
-    examples, dropped = read_examples((demos,), words, 64, torch.Generator())
+    examples, dropped = read_examples((demos,), words, SFTConfig(), 64, 10**9, torch.Generator())
     assert dropped == 2
     assert len(examples) == 2
     assert all(len(e.ids) <= 64 and sum(i == words.end_of_turn_id for i in e.ids) == 2 for e in examples)
@@ -167,7 +175,7 @@ def test_what_is_cut_learns_no_end_of_turn(world: World, loaded: Any, tmp_path: 
 
 def test_the_budget_is_whole_epochs_in_new_orders(world: World, loaded: Any) -> None:
     _, words = loaded
-    examples, _ = read_examples((world.demos,), words, 64, torch.Generator())
+    examples, _ = read_examples((world.demos,), words, SFTConfig(), 64, 10**9, torch.Generator())
     epoch = packed_rows(examples, 64, torch.Generator().manual_seed(0))
     assert sorted(id(e) for row in epoch for e in row) == sorted(map(id, examples))
     config = replace(SFT, tokens=64 * 4 * math.ceil(2 * len(epoch) / 4))
@@ -198,3 +206,18 @@ def test_a_saved_model_comes_back(world: World, loaded: Any, tmp_path: Path) -> 
     save_policy(tmp_path, model, words)
     assert (tmp_path / "model.safetensors").read_bytes() == (world.sft / "model.safetensors").read_bytes()
     assert stage.CHUNK >= 256  # few enough rows per chunk would make the order of packing the order of training
+
+
+def test_short_and_long_answers_are_context_only() -> None:
+    """Runs of 2, 4 and 6 supervised tokens: bounds are inclusive, and a most of 0 is no limit."""
+    runs = [False, *[True] * 2, False, *[True] * 4, False, False, *[True] * 6]
+
+    def learnt(least: int, most: int) -> list[int]:
+        return [i for i, learn in enumerate(answers_of(runs, least, most)) if learn]
+
+    two, four, six = [1, 2], [4, 5, 6, 7], [10, 11, 12, 13, 14, 15]
+    assert learnt(0, 0) == two + four + six
+    assert learnt(3, 0) == four + six
+    assert learnt(4, 4) == four
+    assert learnt(0, 4) == two + four
+    assert learnt(5, 5) == []

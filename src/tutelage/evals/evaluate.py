@@ -29,11 +29,13 @@ from tutelage.evals.perplexity import bits_per_byte
 from tutelage.evals.preference import win_rate
 from tutelage.evals.text_statistics import distinct
 from tutelage.learning.kl import best_of_n_kl_bound
+from tutelage.model.forked import score_texts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
-from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
-from tutelage.sampling.rollout import pad_responses, response_logprobs, response_scores
+from tutelage.runs.identity import Inputs
+from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.sampling.rollout import pad_responses, response_logprobs
 from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
@@ -174,7 +176,7 @@ def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
         "texts": texts,
         "golds": gold,
         "gold": sum(gold) / len(gold),
-        "reward": float(rewards(bench, bench.asked, answers).mean()),
+        "reward": float(rewards(bench, [[answer] for answer in answers]).mean()),
         "length": sum(len(answer.ids) for answer in answers) / len(answers),
         "end_of_turn_rate": sum(answer.ended for answer in answers) / len(answers),
         "distinct_1": distinct(ids, 1, DISTINCT_TOKENS),
@@ -187,8 +189,7 @@ def measure_best_of(bench: Bench) -> dict[str, dict[str, Any]]:
     """The reward model's favourite of the first n SFT answers, for each n. Its KL is a bound; it has no own weights."""
     most = max(bench.config.best_of)
     candidates = sample(bench, bench.sft, most)
-    asked = [prompt for prompt in bench.asked for _ in range(most)]
-    scores = rewards(bench, asked, [answer for answers in candidates for answer in answers]).view(-1, most)
+    scores = rewards(bench, candidates)
     rows = {}
     for n in bench.config.best_of:
         favourites = scores[:, :n].argmax(1).tolist()
@@ -199,17 +200,17 @@ def measure_best_of(bench: Bench) -> dict[str, dict[str, Any]]:
 
 
 @torch.inference_mode()
-def rewards(bench: Bench, asked: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Tensor:
-    """(N,) reward-model scores, read at the end-of-turn token: cut answers get one, so that all can be compared."""
-    closed = [a if a.ended else Answer([*a.ids, bench.words.end_of_turn_id], [], True) for a in answers]
-    scores = []
-    for at in range(0, len(closed), SCORED_AT_ONCE):
-        batch = pad_responses(
-            asked[at : at + SCORED_AT_ONCE], closed[at : at + SCORED_AT_ONCE], bench.words.pad_id,
-            bench.scorer.score.weight.device,
-        )  # fmt: skip
-        scores.append(response_scores(bench.scorer, batch))
-    return torch.cat(scores)
+def rewards(bench: Bench, answers: Sequence[Sequence[Answer]]) -> Tensor:
+    """(prompts, answers each): reward-model scores, read at the end-of-turn token.
+
+    Cut answers get one, so that all can be compared.
+    """
+    end = bench.words.end_of_turn_id
+    texts = [
+        [[*asked, *answer.ids, *([] if answer.ended else [end])] for answer in some]
+        for asked, some in zip(bench.asked, answers, strict=True)
+    ]
+    return torch.stack(score_texts(bench.scorer, texts, bench.words.pad_id))
 
 
 def kl_to_sft(bench: Bench, model: GPT, answers: Sequence[Sequence[Answer]]) -> float:

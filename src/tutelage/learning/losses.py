@@ -68,7 +68,12 @@ def next_token_loss(
     """
     if hidden.shape[0] == 0:
         return (hidden.sum() + 0.0 * head_weight.sum()).float()
-    summed = _LinearCrossEntropy.apply(hidden, head_weight, targets, chunk)
+    if torch.is_grad_enabled():
+        summed = _LinearCrossEntropy.apply(hidden, head_weight, targets, chunk)
+    else:
+        w = head_weight.to(hidden.dtype)
+        pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        summed = -sum(token_logprobs(F.linear(h, w), y).sum() for h, y in pieces)
     return summed / (hidden.shape[0] if total is None else total)
 
 

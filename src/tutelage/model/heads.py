@@ -32,7 +32,11 @@ class ScalarGPT(nn.Module):
         hidden = self.trunk.trunk(ids)
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean
 
-    def at(self, ids: Tensor, last: Tensor) -> Tensor:
-        """(B,): the score of each row read at index `last` (B,), where its end-of-turn token stands."""
-        hidden = self.trunk.trunk(ids)[torch.arange(len(ids), device=ids.device), last]
+    def at(self, ids: Tensor, last: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Scores of the shape of `last`, (B,) or (B, K): read at those tokens of each row, where a turn ends.
+
+        positions and mask are those of `GPT.trunk`, for rows that hold more than one text.
+        """
+        rows = torch.arange(len(ids), device=ids.device).view(-1, *[1] * (last.ndim - 1))
+        hidden = self.trunk.trunk(ids, positions, mask)[rows, last]
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean

@@ -23,8 +23,9 @@ from tutelage.errors import InputError
 from tutelage.recipe.preset import PRESETS, SECONDS, Preset, seeded
 from tutelage.runs.device import DTYPES
 from tutelage.runs.doctor import gemm_rate
+from tutelage.runs.identity import difference, fingerprint, hash_inputs
 from tutelage.runs.log import clock
-from tutelage.runs.run import RunConfig, difference, fingerprint, hash_inputs, read_run
+from tutelage.runs.run import RunConfig, read_run
 from tutelage.runs.summary import write_summary
 
 STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C

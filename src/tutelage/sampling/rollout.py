@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.learning.losses import token_logprobs
+from tutelage.learning.kl import kl_per_response, mean_k3
+from tutelage.learning.losses import masked_mean, token_logprobs
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.sampling.sampler import Answer
@@ -130,3 +131,22 @@ def score_rollout(
         values=response_values(value, responses),
         scores=torch.where(responses.ended, scores, missing_end),
     )
+
+
+def describe(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:
+    """What one rollout says about the policy that made it."""
+    mask = rollout.responses.mask
+    score = float(rollout.scores.mean())
+    kl = float(kl_per_response(rollout.logprobs, rollout.ref_logprobs, mask).mean())
+    error = masked_mean((returns - rollout.values).square(), mask)
+    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    return {
+        "score": score,
+        "kl": kl,
+        "kl_k3": float(mean_k3(rollout.logprobs, rollout.ref_logprobs, mask)),
+        "objective": score - kl_coef * kl,
+        "entropy": float(-masked_mean(rollout.logprobs, mask)),
+        "explained_variance": float(1 - error / spread.clamp(min=1e-8)),
+        "length": float(mask.sum(1).float().mean()),
+        "end_of_turn_rate": float(rollout.responses.ended.float().mean()),
+    }

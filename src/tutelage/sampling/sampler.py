@@ -74,9 +74,9 @@ def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """(B, V), (B,) numbers in [0, 1) -> (B,): the token in whose slice of the cumulative sum the number falls."""
     cumulative = probabilities.cumsum(-1)
-    at = torch.searchsorted(cumulative, (uniform[:, None] * cumulative[:, -1:]).to(cumulative.dtype), right=True)
-    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1, keepdim=True)
-    return at.clamp(max=last).squeeze(-1)  # rounding may point past the last token that has any mass
+    total = cumulative[:, -1:]
+    below = total.nextafter(torch.zeros_like(total))  # rounding may not point past the last token that has any mass
+    return torch.searchsorted(cumulative, (uniform[:, None] * total).minimum(below), right=True).squeeze(-1)
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:

@@ -4,8 +4,8 @@
             -> clipped policy step + clipped value step + a share of the pretraining loss, the "ptx"
 
 The value network starts as the reward model and has an optimizer of its own. `--no-ptx` is plain PPO. Where the paper
-is silent: lambda .95, value clip .2, score -1 without an end of turn, advantages whitened over the rollout, and the
-pretraining coefficient is not 27.8 but what makes both gradients equally long over the first iterations.
+is silent: lambda .95, score -1 without an end of turn, advantages whitened over the rollout; how the
+pretraining coefficient is found, `learning/ptx.py` says.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
 policy stays within a budget of nats per response, and a gradient that is not finite stops the run.
 """
@@ -24,16 +24,18 @@ from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import read_documents, read_prompts
 from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
-from tutelage.learning.kl import kl_per_response, mean_k3
-from tutelage.learning.losses import masked_mean, next_token_loss, policy_loss, value_loss
-from tutelage.learning.optim import EMA, adamw, clipped_step, gradient_norm, set_learning_rate
+from tutelage.learning.losses import next_token_loss, policy_loss, value_loss
+from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
+from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
-from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
+from tutelage.runs.identity import Inputs
+from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.rollout import (
     Rollout,
+    describe,
     pad_responses,
     response_logprobs,
     response_values,
@@ -103,23 +105,24 @@ class Learner:
     policy_optimizer: torch.optim.Optimizer
     value_optimizer: torch.optim.Optimizer
     average: EMA
-    ptx_ratios: list[float] = field(default_factory=list)  # |PPO gradient| / |ptx gradient|, one per calibration step
+    mix: Windows | None = None  # pretraining text; None is plain PPO
     windows_used: int = 0
+    share: PretrainingShare = field(default_factory=PretrainingShare)
 
     def state(self) -> dict[str, Any]:
         return {
             "policy": training_state(self.policy, [self.policy_optimizer]),
             "value": training_state(self.value, [self.value_optimizer]),
             "average": dict(self.average.weights),
-            "ptx_ratios": self.ptx_ratios,
             "windows_used": self.windows_used,
+            "ptx_ratios": self.share.ratios,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         load_training_state(state["policy"], self.policy, [self.policy_optimizer])
         load_training_state(state["value"], self.value, [self.value_optimizer])
         self.average.load(state["average"])
-        self.ptx_ratios, self.windows_used = state["ptx_ratios"], state["windows_used"]
+        self.windows_used, self.share.ratios = state["windows_used"], state["ptx_ratios"]
 
 
 def ppo(
@@ -148,9 +151,10 @@ def ppo(
         value, _ = load_scorer(reward, run.device)
         pool = choose_fitting(read_prompts(prompts), words, config.iterations * config.batch, config.max_prompt, "ppo")
         asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in pool]
-        mix = read_mix(words, corpus, trained.config.context, config, run.generator("mix")) if config.ptx else None
         learner = make_learner(trained, value, config)
-        results = train(run, learner, inference_copy(trained), scorer.requires_grad_(False), asked, mix, words)
+        if config.ptx:
+            learner.mix = read_mix(words, corpus, trained.config.context, config, run.generator("mix"))
+        results = train(run, learner, inference_copy(trained), scorer.requires_grad_(False), asked, words)
         learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
         save_scorer(out / "value", learner.value, words)
         save_policy(out, learner.policy, words)
@@ -158,39 +162,37 @@ def ppo(
 
 
 def train(
-    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], mix: Windows | None,
-    words: Tokenizer,
-) -> dict[str, Any]:  # fmt: skip
+    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], words: Tokenizer
+) -> dict[str, Any]:
     """The algorithm box: roll out, shape rewards, estimate advantages, improve. Returns the weights to keep."""
     config: PPOConfig = run.config  # type: ignore[assignment]
     first, kept, stopped = 0, dict(learner.average.weights), None
     if state := run.restore():
         learner.load(state["learner"])
         first, kept = state["step"], state["kept"]
-    for iteration in range(first, config.iterations):
+    for iteration in range(first, config.iterations + 1):
         set_rates(learner, iteration, config)
         rollout, gap = roll_out(run, learner, reference, scorer, asked, words, iteration)
         rewards = shaped_rewards(
             rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.responses.mask, kl_coef=config.kl_coef
         )
         advantages, returns = gae(rewards, rollout.values, rollout.responses.mask, gamma=config.gamma, lam=config.lam)
-        measured = describe(rollout, returns, config) | {"sampler_gap": gap}
+        measured = describe(rollout, returns, config.kl_coef) | {"sampler_gap": gap}
         if measured["kl"] > config.kl_budget:
             stopped = f"KL {measured['kl']:.1f} exceeded the budget of {config.kl_budget} nats at iteration {iteration}"
             run.progress.say(f"{run.out}: {stopped}; the policy before it is kept")
             break
         kept = {name: weight.clone() for name, weight in learner.average.weights.items()}
+        if iteration == config.iterations:
+            break  # one rollout more than is learnt from: the last step, too, is held to the budget
         advantages = whiten(advantages, rollout.responses.mask)  # after returns: these stay in units of reward
         order = run_generator(config.seed, f"minibatches/{iteration}")
-        measured |= improve(learner, rollout, advantages, returns, mix, config, order, iteration)
+        measured |= improve(learner, rollout, advantages, returns, config, order, iteration)
         rate = (iteration + 1) * config.batch / run.seconds
         run.log(iteration + 1, **measured, responses_per_second=rate)
         run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
         run.checkpoint(iteration + 1, partial(snapshot, learner, kept))
-    else:
-        kept = learner.average.weights
-    coefficient = ptx_coefficient(learner) if mix else 0.0
-    return {"weights": kept, "ptx_coef": coefficient, "stopped": stopped}
+    return {"weights": kept, "ptx_coef": learner.share.coefficient, "stopped": stopped}
 
 
 def snapshot(learner: Learner, kept: dict[str, Tensor]) -> dict[str, Any]:
@@ -235,7 +237,7 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
 
 
 def improve(
-    learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, mix: Windows | None, config: PPOConfig,
+    learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, config: PPOConfig,
     order: torch.Generator, iteration: int,
 ) -> dict[str, float]:  # fmt: skip
     """Epochs of minibatches over one rollout. Returns what to log, averaged over the steps."""
@@ -243,7 +245,7 @@ def improve(
     for _ in range(config.epochs):
         for rows in torch.randperm(config.batch, generator=order).split(config.minibatch):
             rows = rows.sort().values.to(advantages.device)
-            step = policy_step(learner, rollout, advantages, rows, mix, config, iteration, first=not logged)
+            step = policy_step(learner, rollout, advantages, rows, config, iteration, first=not logged)
             step |= value_step(learner, rollout, returns, rows, config)
             logged.append(step)
     mean = {key: sum(step[key] for step in logged) / len(logged) for key in logged[0]}
@@ -251,8 +253,8 @@ def improve(
 
 
 def policy_step(
-    learner: Learner, rollout: Rollout, advantages: Tensor, rows: Tensor, mix: Windows | None, config: PPOConfig,
-    iteration: int, first: bool,
+    learner: Learner, rollout: Rollout, advantages: Tensor, rows: Tensor, config: PPOConfig, iteration: int,
+    first: bool,
 ) -> dict[str, float]:  # fmt: skip
     """One step of the policy on one minibatch, with the pretraining gradient added to PPO's."""
     responses = rollout.responses.rows(rows)
@@ -265,37 +267,20 @@ def policy_step(
     loss, clipped = policy_loss(logprobs, old, advantages[rows, :wide], mask, clip=config.clip)
     loss.backward()
     logged = {"policy_loss": loss.item(), "clip_fraction": clipped.item(), "ratio_error": ratio_error}
-    if mix:
-        logged |= add_ptx_gradient(learner, mix, config, calibrate=iteration < config.ptx_calibration)
+    if learner.mix:
+        calibrate, loss = iteration < config.ptx_calibration, pretraining_loss(learner, learner.mix, config.ptx_windows)
+        logged |= learner.share.add_gradient(learner.policy.parameters(), loss, calibrate)
     logged["grad_norm"] = clipped_step([learner.policy_optimizer], learner.policy.parameters(), config.grad_clip)
     learner.average.update(learner.policy)
     return logged
 
 
-def add_ptx_gradient(learner: Learner, mix: Windows, config: PPOConfig, calibrate: bool) -> dict[str, float]:
-    """Add coefficient * gradient of the pretraining loss (token mean) to the PPO gradient that is already there."""
-    parameters = list(learner.policy.parameters())
-    ppo_gradients = [p.grad for p in parameters]
-    for p in parameters:
-        p.grad = None
-    batch = mix.batch(learner.windows_used, config.ptx_windows, learner.policy.config.context)
-    batch = batch.to(learner.policy.embedding.weight.device)
-    learner.windows_used += config.ptx_windows
-    loss = next_token_loss(
-        learner.policy.trunk(batch[:, :-1]).flatten(0, 1), learner.policy.head_weight, batch[:, 1:].flatten()
-    )
-    loss.backward()
-    ppo_norm = gradient_norm([g for g in ppo_gradients if g is not None])
-    ptx_norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
-    if calibrate:
-        learner.ptx_ratios.append(ppo_norm / max(ptx_norm, 1e-12))
-    coefficient = ptx_coefficient(learner)
-    for p, gradient in zip(parameters, ppo_gradients, strict=True):
-        if p.grad is not None:
-            p.grad.mul_(coefficient)
-            p.grad.add_(gradient if gradient is not None else 0.0)
-    ratio = coefficient * ptx_norm / max(ppo_norm, 1e-12)
-    return {"ptx_loss": loss.item(), "ptx_coef": coefficient, "ptx_gradient_ratio": ratio}
+def pretraining_loss(learner: Learner, mix: Windows, count: int) -> Tensor:
+    """GPT's next-token loss of the policy, a token mean, on the next `count` windows of pretraining text."""
+    policy = learner.policy
+    batch = mix.batch(learner.windows_used, count, policy.config.context).to(policy.embedding.weight.device)
+    learner.windows_used += count
+    return next_token_loss(policy.trunk(batch[:, :-1]).flatten(0, 1), policy.head_weight, batch[:, 1:].flatten())
 
 
 def value_step(
@@ -319,30 +304,6 @@ def check_ratio(error: float, dtype: torch.dtype) -> None:
             f"ppo: before the first step the ratio is off 1 by {error:.2g}, at most {limit:g} is rounding; "
             "dropout, another temperature or other positions are at work: run with --dtype fp32 to tell"
         )
-
-
-def describe(rollout: Rollout, returns: Tensor, config: PPOConfig) -> dict[str, float]:
-    """What one rollout says about the policy that made it."""
-    mask = rollout.responses.mask
-    score = float(rollout.scores.mean())
-    kl = float(kl_per_response(rollout.logprobs, rollout.ref_logprobs, mask).mean())
-    error = masked_mean((returns - rollout.values).square(), mask)
-    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
-    return {
-        "score": score,
-        "kl": kl,
-        "kl_k3": float(mean_k3(rollout.logprobs, rollout.ref_logprobs, mask)),
-        "objective": score - config.kl_coef * kl,
-        "entropy": float(-masked_mean(rollout.logprobs, mask)),
-        "explained_variance": float(1 - error / spread.clamp(min=1e-8)),
-        "length": float(mask.sum(1).float().mean()),
-        "end_of_turn_rate": float(rollout.responses.ended.float().mean()),
-    }
-
-
-def ptx_coefficient(learner: Learner) -> float:
-    """The mean ratio of the gradients' norms so far; no longer changes once calibration is over."""
-    return sum(learner.ptx_ratios) / max(1, len(learner.ptx_ratios))
 
 
 def set_rates(learner: Learner, iteration: int, config: PPOConfig) -> None:

@@ -25,7 +25,8 @@ from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_
 from tutelage.model.gpt import GPT, GPTConfig, parameter_count
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy
-from tutelage.runs.run import Inputs, Run, RunConfig
+from tutelage.runs.identity import Inputs
+from tutelage.runs.run import Run, RunConfig
 from tutelage.text.tokenizer import Tokenizer
 
 

@@ -20,7 +20,8 @@ from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.folder import load_policy
-from tutelage.runs.run import Inputs, Run, RunConfig, seed_for
+from tutelage.runs.identity import Inputs
+from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.sampler import SamplingConfig, generate, inference_copy
 from tutelage.text.chat import encode_chat
 

@@ -25,14 +25,15 @@ from tutelage.data.splits import unit_hash
 from tutelage.errors import InputError
 from tutelage.learning.losses import ranking_loss
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, save_scorer
-from tutelage.runs.run import Inputs, Run, RunConfig
+from tutelage.runs.identity import Inputs
+from tutelage.runs.run import Run, RunConfig
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-SCORED_AT_ONCE = 32  # texts of like length in one forward pass
 MATCHED = 0.1  # answers whose lengths differ by at most this share count as length-matched
 
 
@@ -42,7 +43,7 @@ class RewardConfig(RunConfig):
 
     epochs: int = 1
     """Passes over the rankings; InstructGPT: more than one over-fits (appendix C.2)."""
-    batch: int = 16
+    batch: int = 8
     """Prompts per optimizer step, each with all its answers; InstructGPT uses 64."""
     lr: float = 1e-3
     """Peak rate of AdamW; InstructGPT's 6B uses 9e-6."""
@@ -134,28 +135,11 @@ def same_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
 def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """(P, K) scores, ranks, and which answers exist, K being the longest ranking's."""
     device = model.score.weight.device
-    flat = score_answers(model, [answer for ranking in some for answer in ranking.answers], pad)
-    sizes = [len(ranking.answers) for ranking in some]
-    scores = pad_sequence(list(flat.split(sizes)), batch_first=True)
+    scores = pad_sequence(score_texts(model, [ranking.answers for ranking in some], pad), batch_first=True)
     ranks = pad_sequence([torch.tensor(ranking.ranks) for ranking in some], batch_first=True).to(device)
-    mask = torch.arange(scores.shape[1]) < torch.tensor(sizes)[:, None]
+    sizes = torch.tensor([len(ranking.answers) for ranking in some])
+    mask = torch.arange(scores.shape[1]) < sizes[:, None]
     return scores, ranks, mask.to(device)
-
-
-def score_answers(model: ScalarGPT, answers: Sequence[list[int]], pad: int) -> Tensor:
-    """(N,): the score of each text, read at its last token.
-
-    Texts of like length share a forward pass, and a text that stands there twice is run once.
-    """
-    device = model.score.weight.device
-    different = sorted({tuple(a) for a in answers}, key=lambda a: (len(a), a))
-    scores = []
-    for at in range(0, len(different), SCORED_AT_ONCE):
-        some = different[at : at + SCORED_AT_ONCE]
-        ids = pad_sequence([torch.tensor(a) for a in some], batch_first=True, padding_value=pad).to(device)
-        scores.append(model.at(ids, torch.tensor([len(a) - 1 for a in some], device=device)))
-    place = {answer: i for i, answer in enumerate(different)}
-    return torch.cat(scores)[torch.tensor([place[tuple(a)] for a in answers], device=device)]
 
 
 def pairs_right(scores: Tensor, ranks: Tensor, mask: Tensor) -> float:
@@ -204,7 +188,7 @@ def demonstration_mean(
         texts += [encode_answer(piece[:-1], piece[-1]["content"], words) for piece in pieces[:1]]
     if not texts:
         raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
-    return float(score_answers(model, texts, words.pad_id).mean())
+    return float(torch.cat(score_texts(model, [[text] for text in texts], words.pad_id)).mean())
 
 
 @torch.no_grad()
@@ -217,8 +201,7 @@ def accuracy_report(
     matched: list[bool] = []
     losses: list[float] = []
     rankings = [encode(comparison, words, model.trunk.config.context) for comparison in held]
-    scored = score_answers(model, [a for r in rankings for a in r.answers], words.pad_id) if held else torch.empty(0)
-    each = scored.split([len(r.answers) for r in rankings])
+    each = score_texts(model, [ranking.answers for ranking in rankings], words.pad_id)
     for comparison, ranking, scores in zip(held, rankings, each, strict=True):
         sizes = [len(words.encode(response)) for response in comparison.responses]
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))

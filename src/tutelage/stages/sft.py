@@ -21,6 +21,7 @@ from tutelage.errors import InputError
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.gpt import GPT
+from tutelage.model.vocabulary import renew_untrained
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, save_policy
 from tutelage.runs.run import Run, RunConfig
@@ -50,9 +51,10 @@ class SFTConfig(RunConfig):
     """Largest gradient norm."""
     evaluate_every: int = 25
     """Steps between two held-out evaluations."""
+    min_answer: int = 0
+    """Assistant turns of fewer tokens than this, end of turn included, are context only: "ok" teaches little."""
     max_answer: int = 0
-    """Assistant turns of more tokens than this are context only: where answers are limited, a long one teaches not to
-    end. 0 imitates all."""
+    """So are those of more tokens: where answers are limited, a long one teaches not to end. 0 is no limit."""
     heldout_rows: int = 32
     """Packed rows of held-out demonstrations per evaluation."""
 
@@ -72,20 +74,21 @@ def sft(
         if run.finished:
             return
         model, words = load_policy(base, run.device)
+        renewed = renew_untrained(model, list(words.special.values()), run.generator("markers"))
         length = model.config.context
-        examples, dropped = read_examples(
-            demos, words, length, run.generator("demos"), config.tokens, config.max_answer
-        )
+        examples, dropped = read_examples(demos, words, config, length, config.tokens, run.generator("demos"))
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
         enough = config.heldout_rows * length
-        unseen, _ = read_examples(heldout, words, length, run.generator("heldout"), enough, config.max_answer)
+        unseen, _ = read_examples(heldout, words, config, length, enough, run.generator("heldout"))
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
         results = train(run, model, words, rows, held)
         save_policy(out, model, words)
         run.finish(
-            results | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch}
+            results
+            | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch}
+            | {"markers_renewed": len(renewed)}
         )
 
 
@@ -138,10 +141,10 @@ def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]]) -> flo
 def read_examples(
     paths: Sequence[Path],
     words: Tokenizer,
+    config: SFTConfig,
     length: int,
+    needed: int,
     generator: torch.Generator,
-    needed: float = math.inf,
-    max_answer: int = 0,
 ) -> tuple[list[Example], int]:
     """Windows of demonstrations in random order, encoded, until there are `needed` tokens or no more demonstrations.
 
@@ -158,17 +161,17 @@ def read_examples(
         dropped += lost
         for piece in pieces:
             encoded = encode_chat(words, piece)
-            examples.append(Example(encoded.ids, short_answers(encoded.supervised, max_answer)))
+            examples.append(Example(encoded.ids, answers_of(encoded.supervised, config.min_answer, config.max_answer)))
             tokens += len(encoded.ids)
     return examples, dropped
 
 
-def short_answers(supervised: list[bool], most: int) -> list[bool]:
-    """Supervision without the runs of more than `most` tokens; 0 keeps all."""
+def answers_of(supervised: list[bool], least: int, most: int) -> list[bool]:
+    """Supervision without the runs of fewer than `least` or more than `most` tokens; a `most` of 0 is no limit."""
     kept: list[bool] = []
     for learn, run in groupby(supervised):
         size = len(list(run))
-        kept += [learn and (most == 0 or size <= most)] * size
+        kept += [learn and size >= least and (most == 0 or size <= most)] * size
     return kept
 
 

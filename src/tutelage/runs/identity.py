@@ -1,0 +1,68 @@
+"""What a run is made from, and when two runs are the same one.
+
+stage, config, inputs -> hashes -> fingerprint;  a finished run, other settings -> what differs, in words
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import InputError
+
+Inputs = Mapping[str, Path | Sequence[Path] | None]
+NO_NUMBER = ("overwrite", "checkpoint_seconds")  # settings that change no number
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A config as JSON has it, without what changes no number."""
+    plain = json.loads(json.dumps(asdict(config), default=str))
+    return {name: value for name, value in plain.items() if name not in NO_NUMBER}
+
+
+def hash_inputs(inputs: Inputs) -> dict[str, dict[str, str]]:
+    """{name: path and sha256}; several files under one name are numbered; None, an option not given, is left out."""
+    named: dict[str, Path] = {}
+    for name, given in inputs.items():
+        if isinstance(given, Path):
+            named[name] = given
+        elif given is not None:
+            named |= {f"{name}-{i}": path for i, path in enumerate(given)}
+    return {name: {"path": str(path), "sha256": hash_input(path)} for name, path in named.items()}
+
+
+def fingerprint(stage: str, config: Any, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """The identity of a run: equal exactly when stage, settings and the content of every input are."""
+    hashes = {name: value["sha256"] for name, value in inputs.items()}
+    identity = {"stage": stage, "config": plain_config(config), "inputs": hashes}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def hash_input(path: Path) -> str:
+    """sha256 of a file, or of a run directory's own content (weights, tokenizer, data), not of its logs."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder; check the path")
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl", ".safetensors"))
+    content = [p for p in files if p.name not in ("run.json", "metrics.jsonl", "report.json")]
+    if not content:
+        raise InputError(f"{path}: holds no model, tokenizer or data; point at a finished run")
+    digest = hashlib.sha256()
+    for p in content:
+        digest.update(p.name.encode() + hashlib.sha256(p.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def difference(found: dict[str, Any], stage: str, config: Any, inputs: Mapping[str, Any]) -> str:
+    """In words: what a finished run was made with that is different now."""
+    if found["stage"] != stage:
+        return f"stage was {found['stage']}, is {stage}"
+    now, then = plain_config(config), found["config"]
+    changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in now | then if now.get(k) != then.get(k)]
+    old = found["inputs"]
+    changed += [f"{k} has changed" for k in inputs if old.get(k, {}).get("sha256") != inputs[k]["sha256"]]
+    changed += [f"{k} was given" for k in old if k not in inputs]
+    return ", ".join(changed) or "the settings are the same but its record differs"
