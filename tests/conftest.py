@@ -13,7 +13,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from tutelage.model.gpt import GPT, GPTConfig  # noqa: E402
+from tutelage.model.config import GPTConfig  # noqa: E402
+from tutelage.model.gpt import GPT  # noqa: E402
 from tutelage.text.tokenizer import Tokenizer, train_bpe  # noqa: E402
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples on every machine
@@ -30,6 +31,9 @@ VOCABULARY = 300
 
 SHAPES: dict[str, dict[str, Any]] = {
     "modern": dict(kv_heads=2, head_width=12, qk_norm=True),  # 4 heads of 12 are not the width, as Qwen3 allows
+    "llama": dict(kv_heads=2),
+    "qwen2": dict(kv_heads=2, qkv_bias=True),
+    "mistral": dict(kv_heads=2, band=3, band_every=1),
     "gpt1": dict(norm="layer", post_norm=True, learned_positions=True, mlp="gelu", biases=True, norm_eps=1e-5),
     "gpt2": dict(norm="layer", learned_positions=True, mlp="gelu", biases=True, norm_eps=1e-5),
     "gpt3": dict(norm="layer", learned_positions=True, mlp="gelu", biases=True, norm_eps=1e-5, layers=4, band=3),

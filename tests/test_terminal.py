@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tutelage.errors import InputError
-from tutelage.model.gpt import GPT, GPTConfig
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT
 from tutelage.runs.folder import save_policy
 from tutelage.sampling.terminal import ChatConfig, chat, fitting_prompt, printable, words, write
 from tutelage.text.chat import encode_chat

@@ -13,7 +13,8 @@ from world import World, interrupted, results
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
 from tutelage.evals.evaluate import Bench, EvaluateConfig, answer_fit, evaluate
-from tutelage.model.gpt import GPT, GPTConfig
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT
 from tutelage.sampling.sampler import Answer
 from tutelage.stages.ppo import PPOConfig, ppo
 

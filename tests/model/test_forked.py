@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from tutelage.model.config import GPTConfig
 from tutelage.model.forked import common_prefix, fork, score_texts
-from tutelage.model.gpt import GPT, GPTConfig
+from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 
 PAD = 0

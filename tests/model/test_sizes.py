@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutelage.model.gpt import GPT, GPTConfig, parameter_count
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT, parameter_count
 
 COUNTS = [  # layers, width, heads, parameters: algorithms of the GPT-2 and GPT-3 papers, counted by hand
     ("GPT-2 small", 12, 768, 12, 124_439_808),

@@ -1,103 +1,141 @@
-"""The same weights in transformers' GPT-1, GPT-2 and Qwen3 give the same logits (A3). Theirs is the expectation."""
+"""Every family against transformers' own class of it: same weights, same logits, same text, and back (A3).
 
+Theirs is the expectation throughout. Weights are random everywhere, gains and biases too.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    OpenAIGPTConfig,
-    OpenAIGPTLMHeadModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
+from safetensors.torch import load_file, save_file
 
 from tutelage.errors import InputError
-from tutelage.model.families import from_hf_config, load_hf_weights, to_hf_config, to_hf_weights
+from tutelage.model.families import load_hf_weights, to_hf_weights
 from tutelage.model.gpt import GPT
+from tutelage.model.hf_config import from_hf_config, to_hf_config
+from tutelage.sampling.sampler import SamplingConfig, generate
 
 IDS = torch.tensor([[5, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 2, 2, 290, 14, 15, 16, 99, 100, 3]])
-SMALL = dict(
+NEVER = -1  # an end of turn that no text comes to
+
+OPENAI = dict(
     vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
 )
-BLOCK = {  # OpenAI's names of a block's parts, and ours
-    "attn.c_attn": "attention.qkv",
-    "attn.c_proj": "attention.out",
-    "mlp.c_fc": "mlp.up",
-    "mlp.c_proj": "mlp.down",
-    "ln_1": "attention_norm",
-    "ln_2": "mlp_norm",
-}
+LLAMA = dict(
+    vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=48, max_position_embeddings=64, rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+)  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+NEO = dict(
+    vocab_size=300, hidden_size=32, num_layers=4, num_heads=4, intermediate_size=48, max_position_embeddings=64,
+    attention_types=[[["global", "local"], 2]], window_size=3, resid_dropout=0.0, embed_dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> transformers' class, its settings
+    "gpt1": ("OpenAIGPT", OPENAI | dict(afn="gelu")),
+    "gpt2": ("GPT2", OPENAI | dict(n_inner=48)),
+    "gpt2-untied": ("GPT2", OPENAI | dict(tie_word_embeddings=False)),
+    "gpt3": ("GPTNeo", NEO),
+    "llama": ("Llama", LLAMA),
+    "llama3": ("Llama", LLAMA | dict(rope_parameters=LLAMA3, tie_word_embeddings=True)),
+    "smollm2": ("Llama", LLAMA | dict(num_attention_heads=6, num_key_value_heads=3, hidden_size=36,
+                                      tie_word_embeddings=True)),
+    "mistral": ("Mistral", LLAMA | dict(sliding_window=4)),
+    "qwen2": ("Qwen2", LLAMA | dict(tie_word_embeddings=True)),
+    "qwen3": ("Qwen3", LLAMA | dict(head_dim=12, tie_word_embeddings=True)),
+    "qwen3-untied": ("Qwen3", LLAMA | dict(head_dim=12)),
+}  # fmt: skip
 
 
-def shake(model: torch.nn.Module) -> None:
-    """Random weights everywhere, gains and biases too."""
+def make_theirs(case: str) -> Any:
+    family, settings = CASES[case]
+    config = getattr(transformers, f"{family}Config")(**settings, attn_implementation="eager")
+    kind = "LMHeadModel" if family in ("GPT2", "OpenAIGPT") else "ForCausalLM"
+    model = getattr(transformers, family + kind)(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
             gain = p.ndim == 1 and name.endswith("weight")
             p.copy_(0.2 * torch.randn(p.shape, generator=generator) + float(gain))
-
-
-def copy_openai_weights(theirs: dict[str, Tensor], ours: GPT, names: dict[str, str]) -> None:
-    """OpenAI's linear maps are stored input first (Conv1D), so they are transposed."""
-    state = {mine: theirs[their] for their, mine in names.items()}
-    for i in range(ours.config.layers):
-        for part, mine in BLOCK.items():
-            for kind in ("weight", "bias"):
-                tensor = theirs[f"transformer.h.{i}.{part}.{kind}"]
-                state[f"blocks.{i}.{mine}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
-    ours.load_state_dict(state, strict=True)
-
-
-def test_gpt2(make_gpt: Any) -> None:
-    theirs = GPT2LMHeadModel(GPT2Config(n_inner=48, **SMALL)).eval()
-    shake(theirs)
-    ours = make_gpt("gpt2")
-    names = {"wte.weight": "embedding.weight", "wpe.weight": "positions.weight"}
-    names |= {"ln_f.weight": "final_norm.weight", "ln_f.bias": "final_norm.bias"}
-    copy_openai_weights(theirs.state_dict(), ours, {f"transformer.{k}": v for k, v in names.items()})
-    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_gpt1(make_gpt: Any) -> None:
-    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(afn="gelu", **SMALL)).eval()  # their "gelu" is the tanh form
-    shake(theirs)
-    ours = make_gpt("gpt1", hidden=4 * 32)
-    names = {"tokens_embed.weight": "embedding.weight", "positions_embed.weight": "positions.weight"}
-    copy_openai_weights(theirs.state_dict(), ours, {f"transformer.{k}": v for k, v in names.items()})
-    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
-
-
-def qwen3(tied: bool) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
-        intermediate_size=48, max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-        tie_word_embeddings=tied, rms_norm_eps=1e-5,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config).eval()
-    shake(model)
     return model
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_qwen3_from_their_weights(tied: bool) -> None:
-    theirs = qwen3(tied)
-    ours = GPT(from_hf_config(theirs.config.to_dict())).eval()
-    weights = {name: tensor for name, tensor in theirs.state_dict().items() if not (tied and name == "lm_head.weight")}
-    load_hf_weights(ours, weights)
-    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
-    left_padded = torch.tensor([[0, 0, 0] + [1] * 7, [1] * 10])
-    logits = theirs(IDS, attention_mask=left_padded).logits[0, 3:]
-    torch.testing.assert_close(ours(IDS[:1, 3:])[0], logits, atol=1e-4, rtol=1e-4)
+@pytest.fixture(params=CASES)
+def theirs(request: pytest.FixtureRequest) -> Iterator[Any]:
+    yield make_theirs(request.param)
+
+
+def read(folder: Path) -> GPT:
+    """Ours, from a folder's two files."""
+    model = GPT(from_hf_config(json.loads((folder / "config.json").read_text()))).eval()
+    load_hf_weights(model, load_file(folder / "model.safetensors"))
+    return model
+
+
+@pytest.fixture
+def ours(theirs: Any, tmp_path: Path) -> GPT:
+    theirs.save_pretrained(tmp_path / "theirs")
+    return read(tmp_path / "theirs")
+
+
+def test_logits_are_theirs(theirs: Any, ours: GPT) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_padded_row_is_theirs(theirs: Any, ours: GPT) -> None:
+    """Their left padding, with the positions that their own generate gives, and our row without it."""
+    mask = torch.tensor([[0, 0, 0] + [1] * 7, [1] * 10])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = theirs(IDS, attention_mask=mask, position_ids=positions).logits[0, 3:]
+        torch.testing.assert_close(ours(IDS[:1, 3:])[0], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_text_is_theirs(theirs: Any, ours: GPT) -> None:
+    """With our cache, alone and in a ragged batch; theirs one row at a time, by the whole forward."""
+    prompts = [IDS[0].tolist(), IDS[1, :4].tolist(), IDS[0, 3:9].tolist()]
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(12):
+            with torch.no_grad():
+                ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(ids[len(prompt) :])
+    greedy = SamplingConfig(max_tokens=12, temperature=0)
+    together = [a.ids for (a,) in generate(ours, prompts, range(3), NEVER, greedy)]
+    alone = [generate(ours, [prompt], [0], NEVER, greedy)[0][0].ids for prompt in prompts]
+    assert together == alone == expected
+
+
+def test_what_we_write_they_load(theirs: Any, ours: GPT, tmp_path: Path) -> None:
+    """Their class, no tensor missing or left over, and the same logits; and we read our own again."""
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    save_file(
+        {n: t.contiguous() for n, t in to_hf_weights(ours).items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    (folder / "config.json").write_text(json.dumps(to_hf_config(ours.config)))
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+        assert torch.allclose(read(folder)(IDS), ours(IDS), atol=1e-5)
+    assert from_hf_config(to_hf_config(ours.config)) == ours.config
 
 
 def test_gradients_are_theirs_too() -> None:
-    theirs = qwen3(tied=True)
+    theirs = make_theirs("qwen3")
     ours = GPT(from_hf_config(theirs.config.to_dict()))
-    load_hf_weights(ours, {n: t for n, t in theirs.state_dict().items() if n != "lm_head.weight"})
+    load_hf_weights(ours, theirs.state_dict())
     labels = IDS.clone()
     labels[:, :4] = -100  # S4: a prompt that is not learnt
     theirs(IDS, labels=labels).loss.backward()
@@ -110,21 +148,59 @@ def test_gradients_are_theirs_too() -> None:
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-3)
 
 
-def test_a_family_qwen3_cannot_be_is_not_saved(make_gpt: Any) -> None:
-    for family in ("gpt1", "gpt2", "gpt3"):
-        with pytest.raises(InputError, match="Qwen3"):
-            to_hf_config(make_gpt(family).config)
+def test_older_folders(tmp_path: Path) -> None:
+    """OpenAI's files of 2019 have no prefix and hold masks; rope settings stood in two fields before transformers 5."""
+    theirs = make_theirs("gpt2")
+    old = {n.removeprefix("transformer."): t for n, t in theirs.state_dict().items() if n != "lm_head.weight"}
+    old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(2)}
+    ours = GPT(from_hf_config(theirs.config.to_dict())).eval()
+    load_hf_weights(ours, old)
+    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+    new = make_theirs("llama3").config.to_dict()
+    before = {k: v for k, v in new.items() if k != "rope_parameters"} | {
+        "rope_theta": 500.0,
+        "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"},
+    }
+    assert from_hf_config(before) == from_hf_config(new)
+    del before["rope_theta"], before["rope_scaling"], before["head_dim"]
+    plain = from_hf_config(before)
+    assert (plain.rope_theta, plain.rope_scaling, plain.head_width) == (10_000.0, None, 8)
 
 
-def test_foreign_configurations_and_weights_are_refused(make_gpt: Any) -> None:
+REFUSED = [
+    ("bloom", {}, "family 'bloom' is not read"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
+    ("llama", {"attention_bias": True}, "attention_bias is True"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}}, "type 'yarn'"),
+    ("qwen2", {"use_sliding_window": True}, "use_sliding_window is True"),
+    ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+    ("gpt_neo", {"attention_types": [[["global"], 4]]}, "not GPT-3's dense and banded"),
+    ("qwen3", {"num_key_value_heads": 3}, "does not describe a qwen3 decoder"),
+    ("qwen3", {"hidden_size": None}, "does not describe a qwen3 decoder"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "line"), REFUSED, ids=[line for _, _, line in REFUSED])
+def test_settings_that_would_change_a_number_are_refused(kind: str, changes: dict[str, Any], line: str) -> None:
+    case = {"gpt_neo": "gpt3", "bloom": "llama"}.get(kind, kind)
+    config = make_theirs(case).config.to_dict() | {"model_type": kind} | changes
+    with pytest.raises(InputError, match=line):
+        from_hf_config(config)
+
+
+def test_shapes_without_a_class_are_not_written(make_gpt: Any) -> None:
+    for shape in (dict(family="modern", band=4), dict(family="gpt1", band=4), dict(family="modern", mlp="relu2"),
+                  dict(family="gpt1", hidden=48), dict(family="modern", qkv_bias=True)):  # fmt: skip
+        with pytest.raises(InputError, match="no class"):
+            to_hf_config(make_gpt(**shape).config)
+    with pytest.raises(InputError, match="q_proj.bias is not 0; GPT-Neo"):
+        to_hf_weights(make_gpt("gpt3"))
+
+
+def test_foreign_weights_are_refused(make_gpt: Any) -> None:
     model = make_gpt()
-    config, weights = to_hf_config(model.config), to_hf_weights(model)
-    with pytest.raises(InputError, match="'llama'"):
-        from_hf_config(config | {"model_type": "llama"})
-    with pytest.raises(InputError, match="head_dim"):
-        from_hf_config({k: v for k, v in config.items() if k != "head_dim"})
-    with pytest.raises(InputError, match="does not describe"):
-        from_hf_config(config | {"num_key_value_heads": 3})
+    weights = to_hf_weights(model)
     with pytest.raises(InputError, match="lack 1 tensors .model.norm.weight"):
         load_hf_weights(model, {n: t for n, t in weights.items() if n != "model.norm.weight"})
     with pytest.raises(InputError, match="1 unknown ones .lm_head.weight"):

@@ -4,7 +4,8 @@ import torch
 
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import adamw
-from tutelage.model.gpt import GPT, GPTConfig
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT
 from tutelage.model.vocabulary import renew_untrained
 
 SHAPE = GPTConfig(vocab_size=48, width=32, layers=1, heads=2, kv_heads=1, head_width=16, hidden=64, context=16)

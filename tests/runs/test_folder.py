@@ -43,11 +43,20 @@ def test_we_load_what_transformers_saved(make_gpt: Any, tokenizer: Tokenizer, tm
     torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_transformers_logit_less_the_mean_is_our_score(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    ours = ScalarGPT(make_gpt(), 0.37).initialise(torch.Generator().manual_seed(1))
+FAMILIES = {
+    "modern": "Qwen3", "llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral", "gpt2": "GPT2", "gpt1": "OpenAIGPT",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES.items())
+def test_transformers_logit_less_the_mean_is_our_score(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, name: str
+) -> None:
+    shape = {"hidden": 128} if family == "gpt1" else {}
+    ours = ScalarGPT(make_gpt(family, **shape), 0.37).initialise(torch.Generator().manual_seed(1))
     save_scorer(tmp_path, ours, tokenizer)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    assert type(theirs).__name__ == "Qwen3ForSequenceClassification" and theirs.num_labels == 1
+    assert type(theirs).__name__ == f"{name}ForSequenceClassification" and theirs.num_labels == 1
     lengths = torch.tensor([10, 6])  # theirs reads the last token that is no PAD
     ids = torch.where(torch.arange(10) < lengths[:, None], IDS, tokenizer.pad_id)
     logits = theirs(ids, attention_mask=(ids != tokenizer.pad_id).long()).logits[:, 0]
@@ -55,6 +64,40 @@ def test_transformers_logit_less_the_mean_is_our_score(make_gpt: Any, tokenizer:
     torch.testing.assert_close(ours.at(ids, lengths - 1), expected, atol=1e-4, rtol=1e-4)
     loaded, _ = load_scorer(tmp_path, CPU)
     assert torch.equal(loaded.at(ids, lengths - 1), ours.at(ids, lengths - 1))
+
+
+def test_shards_are_one_model(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As transformers writes them; a shard that is missing, or lies elsewhere, is refused."""
+    save_policy(tmp_path / "whole", make_gpt(tied=False), tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    tokenizer.save(tmp_path / "shards")
+    shards = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 2
+    ours, _ = load_policy(tmp_path / "shards", CPU)
+    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+    shards[1].unlink()
+    with pytest.raises(InputError, match="missing"):
+        load_policy(tmp_path / "shards", CPU)
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    edit_json(index, weight_map={"model.norm.weight": "../whole/model.safetensors"})
+    with pytest.raises(InputError, match="outside the folder"):
+        load_policy(tmp_path / "shards", CPU)
+
+
+def test_a_pickle_is_not_opened(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_policy(tmp_path, make_gpt(), tokenizer)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pytorch_model.bin, a pickle"):
+        load_policy(tmp_path, CPU)
+
+
+def test_spare_rows_of_the_embedding_are_fine(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_policy(tmp_path, make_gpt(vocab_size=303), tokenizer)
+    assert load_policy(tmp_path, CPU)[0].config.vocab_size == 303
+    save_policy(tmp_path, make_gpt(vocab_size=304), tokenizer)
+    with pytest.raises(InputError, match="304 tokens, tokenizer.json has 300"):
+        load_policy(tmp_path, CPU)
 
 
 def test_a_policy_comes_back_bit_for_bit(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:

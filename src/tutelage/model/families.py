@@ -1,107 +1,98 @@
-"""Our decoder in the names that other libraries know.
+"""Our decoder's weights under the names that other libraries know.
 
-    GPT <-> (Hugging Face config, {name: tensor})
+    GPT <-> {name: tensor}, as transformers' class of its family has them
 
-A folder written with these names is a plain Qwen3 model to transformers and vLLM. Fused maps are split.
-Reading refuses what does not fit: a missing or extra tensor, a shape
-that disagrees with the configuration.
+One table per family: our name of a part -> theirs. Where we store several of their maps as one (query, key and value;
+gate and up) a part has several names, and its rows are split. OpenAI's classes store linear maps input first.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
-from tutelage.model.gpt import GPT, Block, GPTConfig
+from tutelage.model.gpt import GPT
+from tutelage.model.hf_config import family_of
+
+LLAMA = {
+    "embedding": ("model.embed_tokens",),
+    "final_norm": ("model.norm",),
+    "head": ("lm_head",),
+    "blocks": ("model.layers",),
+    "attention_norm": ("input_layernorm",),
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.q_norm": ("self_attn.q_norm",),
+    "attention.k_norm": ("self_attn.k_norm",),
+    "attention.out": ("self_attn.o_proj",),
+    "mlp_norm": ("post_attention_layernorm",),
+    "mlp.up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+}
+GPT2 = {
+    "embedding": ("transformer.wte",),
+    "positions": ("transformer.wpe",),
+    "final_norm": ("transformer.ln_f",),
+    "head": ("lm_head",),
+    "blocks": ("transformer.h",),
+    "attention_norm": ("ln_1",),
+    "attention.qkv": ("attn.c_attn",),
+    "attention.out": ("attn.c_proj",),
+    "mlp_norm": ("ln_2",),
+    "mlp.up": ("mlp.c_fc",),
+    "mlp.down": ("mlp.c_proj",),
+}
+GPT1 = GPT2 | {"embedding": ("transformer.tokens_embed",), "positions": ("transformer.positions_embed",)}
+GPT_NEO = GPT2 | {
+    "attention.qkv": ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    "attention.out": ("attn.attention.out_proj",),
+}
+Names = dict[str, tuple[str, ...]]
+NAMES: dict[str, Names] = {
+    "openai-gpt": GPT1, "gpt2": GPT2, "gpt_neo": GPT_NEO, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA,
+    "qwen3": LLAMA,
+}  # fmt: skip
+INPUT_FIRST = ("openai-gpt", "gpt2")
 
 
-def to_hf_config(config: GPTConfig) -> dict[str, Any]:
-    """The config.json of a Qwen3-shaped decoder. Raises InputError for a shape Qwen3 does not have."""
-    if not (config.norm == "rms" and config.mlp == "swiglu" and config.qk_norm) or config.biases or config.band:
-        raise InputError("model: only Qwen3-shaped decoders (RMSNorm, SwiGLU, QK-norm, no biases, dense) can be saved")
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "intermediate_size": config.hidden,
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "tie_word_embeddings": config.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "torch_dtype": "float32",
-        "dtype": "float32",
-    }
+def named_views(model: GPT) -> dict[str, Tensor]:
+    """{their name: view into our weight}, so that one table serves reading and writing. A tied head is left out."""
+    family = family_of(model.config)
+    names = NAMES[family]
+    views: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        path, kind = name.rsplit(".", 1)
+        prefix = ""
+        if path.startswith("blocks."):
+            _, layer, path = path.split(".", 2)
+            prefix = f"{names['blocks'][0]}.{layer}."
+        theirs = names[path]
+        turned = family in INPUT_FIRST and bool(prefix) and parameter.ndim == 2
+        for their, part in zip(theirs, _parts(model, path, parameter.detach(), len(theirs)), strict=True):
+            views[f"{prefix}{their}.{kind}"] = part.T if turned else part
+    return views
 
 
-def from_hf_config(hf: Mapping[str, Any]) -> GPTConfig:
-    """The shape that a config.json describes. Raises InputError for another family or a missing field."""
-    if hf.get("model_type") != "qwen3":
-        raise InputError(f"model: family {hf.get('model_type')!r} is not read yet; only qwen3 is")
-    try:
-        rope = hf.get("rope_parameters") or hf
-        return GPTConfig(
-            vocab_size=hf["vocab_size"],
-            width=hf["hidden_size"],
-            layers=hf["num_hidden_layers"],
-            heads=hf["num_attention_heads"],
-            kv_heads=hf["num_key_value_heads"],
-            head_width=hf["head_dim"],
-            hidden=hf["intermediate_size"],
-            context=hf["max_position_embeddings"],
-            norm_eps=hf["rms_norm_eps"],
-            rope_theta=rope["rope_theta"],
-            qk_norm=True,
-            tied=hf.get("tie_word_embeddings", False),
-        )
-    except (KeyError, ValueError) as error:
-        raise InputError(f"model: config.json does not describe a Qwen3 decoder ({error})") from None
+def _parts(model: GPT, path: str, parameter: Tensor, count: int) -> tuple[Tensor, ...]:
+    if count == 1:
+        return (parameter,)
+    c = model.config
+    rows = [c.heads * c.head_width, *[c.kv_heads * c.head_width] * 2] if path == "attention.qkv" else [c.hidden] * 2
+    return parameter.split(rows)
 
 
 def to_hf_weights(model: GPT) -> dict[str, Tensor]:
-    """{Hugging Face name: tensor} of a Qwen3-shaped decoder; a tied head is left out, as its library does."""
-    c = model.config
-    q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
-    weights: dict[str, Any] = {
-        "model.embed_tokens.weight": model.embedding.weight,
-        "model.norm.weight": model.final_norm.weight,
-    }
-    if not c.tied:
-        weights["lm_head.weight"] = model.head.weight
-    for i, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        name = f"model.layers.{i}"
-        query, key, value = block.attention.qkv.weight.split([q, kv, kv])
-        gate, up = block.mlp.up.weight.chunk(2)
-        weights |= {
-            f"{name}.input_layernorm.weight": block.attention_norm.weight,
-            f"{name}.self_attn.q_proj.weight": query,
-            f"{name}.self_attn.k_proj.weight": key,
-            f"{name}.self_attn.v_proj.weight": value,
-            f"{name}.self_attn.q_norm.weight": block.attention.q_norm.weight,
-            f"{name}.self_attn.k_norm.weight": block.attention.k_norm.weight,
-            f"{name}.self_attn.o_proj.weight": block.attention.out.weight,
-            f"{name}.post_attention_layernorm.weight": block.mlp_norm.weight,
-            f"{name}.mlp.gate_proj.weight": gate,
-            f"{name}.mlp.up_proj.weight": up,
-            f"{name}.mlp.down_proj.weight": block.mlp.down.weight,
-        }
-    return {name: tensor.detach() for name, tensor in weights.items()}
+    """{Hugging Face name: tensor}. Raises InputError for weights that their class has no place for."""
+    weights = named_views(model)
+    return _to_gpt_neo(weights, model) if family_of(model.config) == "gpt_neo" else weights
 
 
 def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
     """Copy named tensors into the decoder. Raises InputError unless names and shapes fit exactly."""
-    targets = to_hf_weights(model)
+    weights = _current_names(model, weights)
+    if family_of(model.config) == "gpt_neo":
+        weights = _from_gpt_neo(weights, model)
+    targets = named_views(model)
     missing, extra = sorted(targets.keys() - weights.keys()), sorted(weights.keys() - targets.keys())
     if missing or extra:
         raise InputError(
@@ -115,4 +106,46 @@ def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
                 "they come from different models"
             )
         with torch.no_grad():
-            target.copy_(weights[name])  # target is a view into the model's own storage
+            target.copy_(weights[name])
+
+
+def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Older OpenAI folders lack the prefix and carry attention masks; a tied head may stand there a second time."""
+    openai = family_of(model.config) in ("openai-gpt", "gpt2", "gpt_neo")
+    named = {}
+    for name, tensor in weights.items():
+        if openai and not name.startswith(("transformer.", "lm_head.")):
+            name = f"transformer.{name}"
+        if openai and name.endswith((".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")):
+            continue
+        named[name] = tensor
+    if model.config.tied and "lm_head.weight" in named:
+        embedding = named.get(NAMES[family_of(model.config)]["embedding"][0] + ".weight")
+        if embedding is not None and torch.equal(named["lm_head.weight"], embedding):
+            del named["lm_head.weight"]
+    return named
+
+
+# GPT-Neo multiplies queries and keys without the usual 1/sqrt(D), and its three maps have no biases.
+
+
+def _to_gpt_neo(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    written = {}
+    for name, tensor in weights.items():
+        if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
+            if tensor.any():
+                raise InputError(f"model: {name} is not 0; GPT-Neo, the only class with bands, has no such bias")
+            continue
+        scale = model.config.head_width**-0.5 if name.endswith("q_proj.weight") else 1.0
+        written[name] = tensor * scale if scale != 1.0 else tensor
+    return written
+
+
+def _from_gpt_neo(weights: Mapping[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    read = dict(weights)
+    for name in weights:
+        if name.endswith("q_proj.weight"):
+            read[name] = weights[name] * model.config.head_width**0.5
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            read[name.removesuffix("weight") + "bias"] = torch.zeros(len(weights[name]))
+    return read

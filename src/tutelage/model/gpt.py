@@ -12,67 +12,14 @@ B sequences, L tokens, C width, H heads, D width of a head, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.model.attention import attend
+from tutelage.model.config import GPTConfig, RopeScaling
 from tutelage.model.kv_cache import KVCache
-
-
-@dataclass(frozen=True, kw_only=True)
-class GPTConfig:
-    """The shape of one decoder. Raises ValueError where the numbers disagree."""
-
-    vocab_size: int
-    """Rows of the embedding: V."""
-    width: int
-    """Channels of the residual stream: C."""
-    layers: int
-    """Blocks."""
-    heads: int
-    """Query heads: H."""
-    kv_heads: int
-    """Key and value heads; fewer than `heads` is grouped-query attention."""
-    head_width: int
-    """Channels of a head: D."""
-    hidden: int
-    """Channels inside the MLP."""
-    context: int
-    """Longest sequence in tokens."""
-    norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm, or LayerNorm with gain and bias."""
-    post_norm: bool = False
-    """Normalise after the residual addition (GPT-1), without a final norm, instead of before each branch."""
-    norm_eps: float = 1e-6
-    """Added to the variance."""
-    learned_positions: bool = False
-    """A trained vector per position instead of rotary positions."""
-    rope_theta: float = 10_000.0
-    """Longest wavelength of the rotary positions, in radians."""
-    mlp: Literal["swiglu", "gelu", "relu2"] = "swiglu"
-    """Gated SiLU, GELU in its tanh form, or squared ReLU."""
-    qk_norm: bool = False
-    """RMS-normalise each head's queries and keys (Qwen3)."""
-    biases: bool = False
-    """Additive biases in every linear map of the blocks (GPT-1 to 3)."""
-    tied: bool = True
-    """The embedding is also the output head."""
-    band: int = 0
-    """In odd layers, attend only to the last `band` tokens (GPT-3); 0 is dense attention everywhere."""
-
-    def __post_init__(self) -> None:
-        if self.learned_positions and self.heads * self.head_width != self.width:
-            raise ValueError(
-                f"{self.heads} heads of {self.head_width} make {self.heads * self.head_width}, not {self.width}"
-            )
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
-        if self.head_width % 2 and not self.learned_positions:
-            raise ValueError(f"rotary positions turn pairs of channels; a head has {self.head_width}")
 
 
 class Linear(nn.Linear):
@@ -111,9 +58,10 @@ def make_norm(config: GPTConfig, width: int) -> nn.Module:
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021): channel i of a head turns with channel i + D/2, as in Llama and Qwen."""
 
-    def __init__(self, head_width: int, context: int, theta: float):
+    def __init__(self, head_width: int, context: int, theta: float, scaling: RopeScaling | None = None):
         super().__init__()
         frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+        frequency = scaling.scale(frequency) if scaling else frequency
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
         sign = torch.cat([-torch.ones(head_width // 2), torch.ones(head_width // 2)])
         self.register_buffer("cos", angle.cos().float(), persistent=False)
@@ -138,7 +86,7 @@ class Attention(nn.Module):
         self.config = config
         self.layer = layer
         q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
-        self.qkv = Linear(config.width, q + 2 * kv, bias=config.biases)
+        self.qkv = Linear(config.width, q + 2 * kv, bias=config.biases or config.qkv_bias)
         self.qkv.weight.parts = [q, kv, kv]  # type: ignore[attr-defined]  # rows of the three maps stored as one
         self.out = Linear(q, config.width, bias=config.biases)
         if config.qk_norm:
@@ -214,7 +162,7 @@ class GPT(nn.Module):
         if config.learned_positions:
             self.positions = nn.Embedding(config.context, config.width)
         else:
-            self.rotary = Rotary(config.head_width, config.context, config.rope_theta)
+            self.rotary = Rotary(config.head_width, config.context, config.rope_theta, config.rope_scaling)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.final_norm = nn.Identity() if config.post_norm else make_norm(config, config.width)
         if not config.tied:
@@ -258,13 +206,13 @@ class GPT(nn.Module):
             rope = self.rotary.at(positions, self.compute_dtype)
         banded = self._banded(ids, mask, cache) if self.config.band else mask
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, banded if i % 2 else mask, cache)
+            x = block(x, rope, mask if (i + 1) % self.config.band_every else banded, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.final_norm(x)
 
     def _banded(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """The mask of odd layers: j <= i and i - j < band, within what `mask` already allows."""
+        """The mask of banded layers: j <= i and i - j < band, within what `mask` already allows."""
         past = 0 if cache is None else cache.length
         i = torch.arange(past, past + ids.shape[1], device=ids.device)[:, None]
         j = torch.arange(past + ids.shape[1], device=ids.device)[None, :]

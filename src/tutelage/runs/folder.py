@@ -17,11 +17,14 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.model.families import from_hf_config, load_hf_weights, to_hf_config, to_hf_weights
+from tutelage.model.families import load_hf_weights, to_hf_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.hf_config import classifier_of, from_hf_config, to_hf_config
 from tutelage.runs.device import Device
 from tutelage.text.tokenizer import Tokenizer
+
+SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens
 
 
 def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
@@ -38,7 +41,7 @@ def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     model = GPT(from_hf_config(config), device.compute_dtype)
     _check_vocabulary(folder, model, tokenizer)
-    load_hf_weights(model, _read_weights(folder / "model.safetensors"))
+    load_hf_weights(model, _read_weights(folder))
     return model.to(device.torch_device), tokenizer
 
 
@@ -47,8 +50,9 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
     weights = to_hf_weights(model.trunk) | {"score.weight": model.score.weight.detach()}
     _write_weights(folder / "model.safetensors", weights)
     tokenizer.save(folder)
-    config = to_hf_config(model.trunk.config) | {
-        "architectures": ["Qwen3ForSequenceClassification"],
+    config = to_hf_config(model.trunk.config)
+    config |= {
+        "architectures": [classifier_of(config["architectures"][0])],
         "num_labels": 1,
         "id2label": {"0": "score"},
         "label2id": {"score": 0},
@@ -64,7 +68,7 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     if "reward_mean" not in config:
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
-    weights = _read_weights(folder / "model.safetensors")
+    weights = _read_weights(folder)
     if "score.weight" not in weights:
         raise InputError(f"{folder}: model.safetensors has no score.weight, so it is no reward model")
     model = ScalarGPT(GPT(from_hf_config(config), device.compute_dtype), config["reward_mean"])
@@ -88,9 +92,11 @@ def same_tokenizer(first: Path, second: Path) -> None:
 
 
 def _check_vocabulary(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    if model.config.vocab_size != tokenizer.vocab_size:
+    """An embedding may have a few spare rows: many models round their vocabulary up to a multiple of 64 or 128."""
+    rows, tokens = model.config.vocab_size, tokenizer.vocab_size
+    if not tokens <= rows <= tokens * (1 + SPARE_ROWS):
         raise InputError(
-            f"{folder}: the model has {model.config.vocab_size} tokens, tokenizer.json has {tokenizer.vocab_size}. "
+            f"{folder}: the model has {rows} tokens, tokenizer.json has {tokens}. "
             "They come from different runs; point at a directory that holds both"
         )
 
@@ -100,8 +106,29 @@ def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
         file.write(save({n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}, {"format": "pt"}))
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return _read_safetensors(whole)
+    places = _read_json(index).get("weight_map", {})
+    if any(Path(name).name != name for name in places.values()):
+        raise InputError(f"{index}: a shard lies outside the folder; copy the model again")
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        weights |= _read_safetensors(folder / shard)
+    if weights.keys() != places.keys():
+        raise InputError(f"{index}: lists {len(places)} tensors, its files hold {len(weights)}; copy the model again")
+    return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
+        pickles = sorted(p.name for p in path.parent.glob("*.bin")) + sorted(p.name for p in path.parent.glob("*.pt"))
+        if pickles:
+            raise InputError(
+                f"{path.parent}: holds {pickles[0]}, a pickle, which can run any code; convert it to safetensors"
+            )
         raise InputError(f"{path}: missing; point at a finished run, or run the stage that makes it again")
     try:
         return load_file(path)
@@ -115,10 +142,16 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json here; point at a finished run that holds a model")
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no config.json here; point at a finished run that holds a model") from None
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); copy or make the model again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; copy or make the model again")
+    return value

@@ -22,7 +22,8 @@ from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
-from tutelage.model.gpt import GPT, GPTConfig, parameter_count
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT, parameter_count
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
