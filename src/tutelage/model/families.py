@@ -64,7 +64,7 @@ def from_hf_config(hf: Mapping[str, Any]) -> GPTConfig:
             qk_norm=True,
             tied=hf.get("tie_word_embeddings", False),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"model: config.json does not describe a Qwen3 decoder ({error})") from None
 
 

@@ -6,6 +6,7 @@
 Only safetensors and JSON are read. What does not fit is refused in one line.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,16 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     tokenizer.save(folder)
     ids = {"eos_token_id": tokenizer.end_of_turn_id, "pad_token_id": tokenizer.pad_id}
     _write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
-    _write_json(folder / "config.json", to_hf_config(model.config) | ids)
+    _write_json(
+        folder / "config.json", to_hf_config(model.config) | ids | {"tokenizer_sha256": _tokenizer_hash(folder)}
+    )
 
 
 def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     """Read a language model folder onto the device. Raises InputError for anything missing, cut short or foreign."""
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     model = GPT(from_hf_config(config), device.compute_dtype)
-    _check_vocabulary(folder, model, tokenizer)
+    _check_vocabulary(folder, config, tokenizer)
     load_hf_weights(model, _read_weights(folder / "model.safetensors"))
     return model.to(device.torch_device), tokenizer
 
@@ -55,6 +58,7 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
         "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.end_of_turn_id,
         "reward_mean": model.mean,
+        "tokenizer_sha256": _tokenizer_hash(folder),
     }
     _write_json(folder / "config.json", config)
 
@@ -68,7 +72,7 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     if "score.weight" not in weights:
         raise InputError(f"{folder}: model.safetensors has no score.weight, so it is no reward model")
     model = ScalarGPT(GPT(from_hf_config(config), device.compute_dtype), config["reward_mean"])
-    _check_vocabulary(folder, model.trunk, tokenizer)
+    _check_vocabulary(folder, config, tokenizer)
     if (found := weights["score.weight"].shape) != model.score.weight.shape:
         raise InputError(
             f"{folder}: score.weight is {tuple(found)}, a reward model's is {tuple(model.score.weight.shape)}"
@@ -87,12 +91,22 @@ def same_tokenizer(first: Path, second: Path) -> None:
         )
 
 
-def _check_vocabulary(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    if model.config.vocab_size != tokenizer.vocab_size:
+def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Raises InputError when the tokenizer is not the one the model was trained with, as far as the folder can tell."""
+    if config["vocab_size"] != tokenizer.vocab_size:
         raise InputError(
-            f"{folder}: the model has {model.config.vocab_size} tokens, tokenizer.json has {tokenizer.vocab_size}. "
+            f"{folder}: the model has {config['vocab_size']} tokens, tokenizer.json has {tokenizer.vocab_size}. "
             "They come from different runs; point at a directory that holds both"
         )
+    if config.get("tokenizer_sha256", _tokenizer_hash(folder)) != _tokenizer_hash(folder):
+        raise InputError(
+            f"{folder}: tokenizer.json is not the one this model was saved with, its ids mean other words; "
+            "copy the model's own"
+        )
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -117,8 +131,11 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json here; point at a finished run that holds a model") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); copy or make the model again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds no JSON object; copy or make the model again")
+    return config
