@@ -77,7 +77,7 @@ def ours(config: PretrainConfig, vocab_size: int, seed: int) -> Contestant:
     device = choose_device(config.device, config.dtype)
     model = GPT(config.shape(vocab_size), device.compute_dtype).initialise(torch.Generator().manual_seed(seed))
     optimizers = make_optimizers(
-        model, config.optimizer, muon_lr=config.muon_lr, lr=config.lr, weight_decay=config.weight_decay,
+        model, config.optimizer, muon_lr=config.muon_lr, lr=config.adamw_lr, weight_decay=config.weight_decay,
         dtype=device.compute_dtype,
     )  # fmt: skip
     return Contestant(model, optimizers, False, config)
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/pretrain_speedrun"))
     given = parser.parse_args()
+    if not given.tokenizer.is_dir():
+        parser.exit(2, f"{given.tokenizer}: not there; run `make demo` first, or name a tokenizer and its data\n")
     words = Tokenizer.load(given.tokenizer)
     ids = token_stream(words, [given.data / "corpus.train.jsonl"])
     unseen, sizes = token_stream(words, [given.data / "corpus.valid.jsonl"]), words.token_bytes()
@@ -126,6 +128,7 @@ def main() -> None:
     for seed in range(given.seeds):
         pair = [gpt2(config, words.vocab_size, rate, seed), ours(replace(config, seed=seed), words.vocab_size, seed)]
         sizes_apart = parameter_count(pair[1].model) / parameter_count(pair[0].model) - 1
+        assert abs(sizes_apart) <= 0.02, sizes_apart  # no race between different sizes
         plain, quick = race(pair, ids, order(seed), unseen, sizes)
         seconds, target = plain[-1]
         reached = next((s for s, bits in quick if bits <= target), None)

@@ -125,8 +125,12 @@ def test_prompts_are_the_pools_and_at_most_two_of_a_conversation(world: World, r
     by_text: dict[str, list[str]] = {}
     for record in pool:
         by_text.setdefault(json.dumps(record["prompt"]), []).append(record["conversation"])
+    taken: dict[str, int] = {}
     for sample in report["samples"]:
-        assert json.dumps(sample["prompt"]) in by_text
+        conversations = set(by_text[json.dumps(sample["prompt"])])
+        if len(conversations) == 1:  # some questions stand in several
+            taken[min(conversations)] = taken.get(min(conversations), 0) + 1
+    assert taken and max(taken.values()) <= 2
 
 
 class Fixed:

@@ -143,6 +143,14 @@ def test_what_comes_from_different_runs_is_refused(make_gpt: Any, tokenizer: Tok
         load_policy(tmp_path, CPU)
 
 
+def test_another_tokenizer_of_the_same_size_is_refused(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Its ids are as many and mean other words: nothing else would notice."""
+    save_policy(tmp_path, make_gpt(), tokenizer)
+    train_bpe(["quite another text, with other words in it, and once more: other words"] * 5, 300).save(tmp_path)
+    with pytest.raises(InputError, match="not the one this model was saved with"):
+        load_policy(tmp_path, CPU)
+
+
 def test_a_language_model_is_no_reward_model(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_policy(tmp_path, make_gpt(), tokenizer)
     with pytest.raises(InputError, match="not a reward model"):

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from tutelage.errors import InputError
 from tutelage.runs import log, run
 from tutelage.runs.run import Interrupted, Run, RunConfig
+from tutelage.stages.sft import SFTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +103,20 @@ def test_another_run_is_refused_with_the_reason_or_replaced(
     ended(again)
 
 
+def stopped(tmp_path: Path, config: TeaConfig = TEA) -> None:
+    """A run that was interrupted after one step."""
+    tea = start(tmp_path, config)
+    tea.stop_requested = True
+    with pytest.raises(Interrupted):
+        tea.checkpoint(1, dict)
+    ended(tea)
+
+
 def test_an_unfinished_run_with_other_settings_is_refused_too(tmp_path: Path, leaves: Path) -> None:
-    ended(start(tmp_path))
+    stopped(tmp_path)
     with pytest.raises(InputError, match="another run is here"):
         start(tmp_path, replace(TEA, minutes=5))
-    ended(start(tmp_path, replace(TEA, minutes=5, overwrite=True)))
+    stopped(tmp_path, replace(TEA, minutes=5, overwrite=True))
     with pytest.raises(InputError, match="another run is here"):
         start(tmp_path)
 
@@ -169,7 +181,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path, leaves: Path) -> None:
 
 def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path, leaves: Path) -> None:
     """As kill -9 leaves it: steps beyond the checkpoint in the log, the last line cut short."""
-    eager = replace(TEA, checkpoint_seconds=-1.0)
+    eager = replace(TEA, checkpoint_seconds=0.0)
     with start(tmp_path, eager) as tea:
         for step in range(1, 6):
             tea.log(step, warmth=0.123456789, cups=step)
@@ -226,11 +238,41 @@ def test_a_full_disk_at_the_end_leaves_the_run_unfinished(
     assert not start(tmp_path).finished
 
 
-def test_a_run_has_one_process_at_a_time(tmp_path: Path, leaves: Path) -> None:
+def test_a_run_has_one_process_at_a_time(tmp_path: Path, leaves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tea = start(tmp_path)
+    monkeypatch.setattr(run, "LOCK_PATIENCE", 0.3)
     with pytest.raises(InputError, match="another process is working on this run"):
         start(tmp_path)
     ended(tea)
+
+
+def test_a_run_waits_for_one_that_is_ending(tmp_path: Path, leaves: Path) -> None:
+    """As after kill -9 of a demo: its stage lives until its next line of progress."""
+    tea = start(tmp_path)
+    threading.Timer(0.5, lambda: ended(tea)).start()
+    ended(start(tmp_path))
+
+
+def test_a_run_that_refused_its_input_does_not_block_the_next(tmp_path: Path, leaves: Path) -> None:
+    ended(start(tmp_path))  # no checkpoint: it failed before its first
+    leaves.write_text("mint")
+    ended(start(tmp_path))
+
+
+def test_a_record_that_is_not_ours_is_no_run(tmp_path: Path, leaves: Path) -> None:
+    for foreign in (b'{"a": 1}', b"[]", b"\xff\xfe"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "run.json").write_bytes(foreign)
+        with pytest.raises(InputError, match="holds no run"):
+            start(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "line"), [({"batch": 0}, "--batch 0: must be at least 1"),
+                                               ({"seed": -1}, "--seed -1: must be at least 0"),
+                                               ({"lr": float("nan")}, "--lr nan")])  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=re.escape(line)):
+        SFTConfig(**changes)
 
 
 def test_each_purpose_has_its_own_chance_in_every_process(tmp_path: Path, leaves: Path) -> None:

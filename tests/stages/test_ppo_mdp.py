@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.learning.advantages import gae, shaped_rewards, whiten
+from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
 from tutelage.sampling.rollout import Rollout, describe, pad_responses, response_logprobs, response_values
 from tutelage.sampling.sampler import Answer, SamplingConfig, generate
-from tutelage.stages.ppo import Learner, PPOConfig, improve
+from tutelage.stages.ppo import Learner, PPOConfig, estimate, improve
 
 END, START, PAD = 2, 3, 4
 REFERENCE = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])  # states (), (0), (1)
@@ -111,10 +111,9 @@ def train(rewards: dict, beta: float, seed: int, iterations: int, **changed) -> 
                 responses, response_logprobs(policy, responses), response_logprobs(reference, responses),
                 response_values(value, responses), torch.tensor([rewards[tuple(a.ids)] for a in answers]),
             )  # fmt: skip
-        shaped = shaped_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, responses.mask, kl_coef=beta)
-        advantages, returns = gae(shaped, rollout.values, responses.mask, gamma=1.0, lam=0.95)
+        advantages, returns = estimate(rollout, config)
         assert describe(rollout, returns, beta)["length"] <= 2
-        improve(learner, rollout, whiten(advantages, responses.mask), returns, config, order, iteration)
+        improve(learner, rollout, advantages, returns, config, order, iteration)
     return exact(policy.table.detach(), rewards, beta)
 
 

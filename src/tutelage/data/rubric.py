@@ -54,11 +54,17 @@ LENGTH_BEST, LENGTH_FACTOR = 10, 4  # words: full mark at 10; none at a quarter 
 SHOUTING = 0.7  # share of capitals
 QUESTION_WORDS = 3  # "why?" and "and you?" are questions of less weight
 SHORT_QUESTION, OFFER = 0.6, 0.6
+KIND_ONCE = 0.7  # one kind word; two are the full mark
+HELD_DOWN, HELD_DOWN_MARK = 5, 0.5  # so many of one character in a row, and what they cost
+LOOP, FEW_WORDS, FEW_WORDS_SLOPE = 2.0, 0.6, 2.5  # repeated pairs of words; distinct words below this share of all
+STUCK = 0.4  # per word said twice in a row
+PARROT_SHARE, PARROT_WORDS = 0.5, 5  # "good, how are you?" is fine; half of a longer answer is not
+SHOUTING_LETTERS = 12  # shorter answers may be all capitals
 ASKS_ANYWAY, ASKS_FITTING = 0.6, 0.8  # what a question earns on any turn, and for how well it fits this one
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[\u3400-\u9fff]")
 _QUESTION = re.compile(r"([^.!?\uff1f\u3002\n]*)[?\uff1f]")
-_SAME_CHARACTER = re.compile(r"([^\s.])\1{4,}")
+_SAME_CHARACTER = re.compile(rf"([^\s.])\1{{{HELD_DOWN - 1},}}")
 
 
 def words(text: str) -> list[str]:
@@ -130,24 +136,24 @@ def polite(answer: str, answer_words: list[str]) -> float:
     if any(word in RUDE for word in answer_words) or _shouts(answer):
         return -1.0
     kind = sum(word in KIND for word in answer_words)
-    return (0.0, 0.7)[kind] if kind < 2 else 1.0
+    return (0.0, KIND_ONCE)[kind] if kind < 2 else 1.0
 
 
 def repetition(answer: str, answer_words: list[str], turn: str, earlier: Iterable[str]) -> float:
     """The worst of: loops of words, one character held down, the user's turn parroted, an earlier answer again."""
     if any(words(said) == answer_words for said in earlier) and len(answer_words) > 2:
         return 1.0
-    worst = 0.5 if _SAME_CHARACTER.search(answer) else 0.0
+    worst = HELD_DOWN_MARK if _SAME_CHARACTER.search(answer) else 0.0
     if len(answer_words) < 3:
         return worst
     pairs = list(zip(answer_words, answer_words[1:], strict=False))
-    worst = max(worst, 2 * (1 - len(set(pairs)) / len(pairs)))  # every second pair of words said before: the full mark
-    worst = max(worst, 2.5 * (0.6 - len(set(answer_words)) / len(answer_words)))
+    worst = max(worst, LOOP * (1 - len(set(pairs)) / len(pairs)))  # every second pair said before: the full mark
+    worst = max(worst, FEW_WORDS_SLOPE * (FEW_WORDS - len(set(answer_words)) / len(answer_words)))
     stuck = sum(a == b for a, b in pairs)
     turn_words = words(turn)
     parroted = len(set(pairs) & set(zip(turn_words, turn_words[1:], strict=False))) / len(pairs)
-    worst = max(worst, parroted if parroted >= 0.5 and len(answer_words) >= 5 else 0.0)  # "good, how are you?" is fine
-    return min(1.0, max(worst, 0.4 * stuck))
+    worst = max(worst, parroted if parroted >= PARROT_SHARE and len(answer_words) >= PARROT_WORDS else 0.0)
+    return min(1.0, max(worst, STUCK * stuck))
 
 
 def length(answer_words: list[str]) -> float:
@@ -162,7 +168,7 @@ def toxic(answer_words: list[str]) -> float:
 
 def _shouts(answer: str) -> bool:
     letters = [c for c in answer if c.isalpha()]
-    return len(letters) >= 12 and sum(c.isupper() for c in letters) > SHOUTING * len(letters)
+    return len(letters) >= SHOUTING_LETTERS and sum(c.isupper() for c in letters) > SHOUTING * len(letters)
 
 
 def _frequent(turns: Iterable[tuple[str, ...]]) -> dict[str, int]:

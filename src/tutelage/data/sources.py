@@ -41,9 +41,17 @@ class QuestionAnswers:
     lang: str
 
 
+def chitchat_file() -> Path:
+    return _package("chitchat_dataset") / "dataset.json"
+
+
+def chatterbot_files(language: str) -> list[Path]:
+    return sorted((_package("chatterbot_corpus") / "data" / language).glob("*.yml"))
+
+
 def read_chitchat(limit: int = 0) -> tuple[list[Conversation], Counter[str]]:
     """The conversations with two speakers, the first `limit` of them if that is not 0, and what was dropped why."""
-    raw = json.loads((_package("chitchat_dataset") / "dataset.json").read_text(encoding="utf-8"))
+    raw = json.loads(chitchat_file().read_text(encoding="utf-8"))
     conversations: list[Conversation] = []
     counts: Counter[str] = Counter()
     for id, conversation in raw.items():
@@ -65,14 +73,13 @@ def read_chatterbot(limit: int = 0) -> tuple[list[QuestionAnswers], Counter[str]
     """English, then Chinese; the first `limit` entries of each language if that is not 0."""
     import yaml
 
-    folder = _package("chatterbot_corpus") / "data"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster, where it was built in
     counts: Counter[str] = Counter()
     entries: list[QuestionAnswers] = []
     for language, lang in LANGUAGES.items():
         raw = [
             entry
-            for path in sorted((folder / language).glob("*.yml"))
+            for path in chatterbot_files(language)
             for entry in yaml.load(path.read_text(encoding="utf-8"), Loader=loader).get("conversations") or []
         ]
         entries += _merged((_entry(entry, lang, counts) for entry in raw[: limit or None]), lang, counts)

@@ -25,7 +25,7 @@ from tutelage.data.panel import Panel, constants_hash
 from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.errors import InputError
-from tutelage.evals.perplexity import bits_per_byte
+from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.evals.preference import win_rate
 from tutelage.evals.text_statistics import distinct
 from tutelage.learning.kl import best_of_n_kl_bound
@@ -127,6 +127,7 @@ def lay_out(
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
+    check_windows(unseen, model.config.context)
     return Bench(words, chosen, asked, inference_copy(model), scorer, Panel.load(panel), config), unseen
 
 

@@ -12,10 +12,17 @@ import numpy as np
 import torch
 
 from tutelage.data.packing import window, window_count
+from tutelage.errors import InputError
 from tutelage.learning.losses import next_token_loss
 from tutelage.model.gpt import GPT
 
 BATCH = 32  # windows per forward pass
+
+
+def check_windows(ids: np.ndarray, length: int) -> None:
+    """Raises InputError unless the held-out text fills a window: found before the training, not at its first look."""
+    if window_count(ids, length) == 0:
+        raise InputError(f"held-out text: it has {len(ids)} tokens, a window takes {length + 1}; give more of it")
 
 
 @torch.no_grad()

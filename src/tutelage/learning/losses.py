@@ -56,7 +56,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grads[0].to(hidden_grad.dtype), weight_grad * grads[0].to(weight_grad.dtype), None, None
+        return (
+            (hidden_grad * grads[0]).to(hidden_grad.dtype),
+            (weight_grad * grads[0]).to(weight_grad.dtype),
+            None,
+            None,
+        )
 
 
 def next_token_loss(

@@ -35,8 +35,9 @@ class PretrainingShare:
             self.ratios.append(ppo_norm / max(ptx_norm, 1e-12))
         coefficient = self.coefficient
         for p, gradient in zip(parameters, ppo_gradients, strict=True):
-            if p.grad is not None:
-                p.grad.mul_(coefficient)
-                p.grad.add_(gradient if gradient is not None else 0.0)
+            if p.grad is None:
+                p.grad = gradient
+            else:
+                p.grad.mul_(coefficient).add_(0.0 if gradient is None else gradient)
         ratio = coefficient * ptx_norm / max(ppo_norm, 1e-12)
         return {"ptx_loss": loss.item(), "ptx_coef": coefficient, "ptx_gradient_ratio": ratio}

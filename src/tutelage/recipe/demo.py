@@ -14,19 +14,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.recipe.preset import PRESETS, SECONDS, Preset, seeded
 from tutelage.runs.device import DTYPES
 from tutelage.runs.doctor import gemm_rate
-from tutelage.runs.identity import difference, fingerprint, hash_inputs
+from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs
 from tutelage.runs.log import clock
 from tutelage.runs.run import RunConfig, read_run
 from tutelage.runs.summary import write_summary
+from tutelage.stages.collect import source_files
 
 STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C
 
@@ -41,6 +42,7 @@ class Step:
     out: Path
     record: Path  # where run.json lies
     config: RunConfig | None
+    found: Inputs = field(default_factory=dict)  # inputs that the verb finds by itself
 
     def command(self) -> list[str]:
         """The arguments after `tutelage`."""
@@ -57,7 +59,7 @@ class Step:
         found = read_run(self.record)
         if found is None or self.config is None:
             return "not made yet"
-        inputs = hash_inputs(self.inputs)
+        inputs = hash_inputs({**self.inputs, **self.found})
         same = found["fingerprint"] == fingerprint(self.verb, self.config, inputs) and self.out.exists()
         return None if same else difference(found, self.verb, self.config, inputs)
 
@@ -65,9 +67,9 @@ class Step:
 def flags(config: RunConfig | None) -> list[str]:
     """A config as options: only what differs from the stage's own defaults."""
     words: list[str] = []
-    for field in fields(config) if config else ():
-        value, name = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default:
+    for option in fields(config) if config else ():
+        value, name = getattr(config, option.name), option.name.replace("_", "-")
+        if value == option.default:
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
@@ -90,7 +92,7 @@ def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
     rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,)}
     tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": (valid,)}
     return [
-        step("data", "collect", data, preset.collect),
+        replace(step("data", "collect", data, preset.collect), found=source_files()),
         step("tokenizer", "tokenizer", words, preset.tokenizer, corpus=(train,)),
         step("pretrain", "pretrain", base, preset.pretrain, tokenizer=words, corpus=(train,), heldout=(valid,)),
         step("sft", "sft", sft, preset.sft, base=base, demos=(demos,), heldout=(data / "demonstrations.valid.jsonl",)),
@@ -138,6 +140,7 @@ class Conductor:
         self.out, self.record, self.plan = out, record, plan
         self.live = sys.stdout.isatty()
         self.shown = 0.0
+        self.resumed: float | None = None  # the fraction at which the running stage went on
         self.spent = self.planned = (
             0.0  # seconds of the stages run in this sitting, and what they were expected to take
         )
@@ -151,13 +154,15 @@ class Conductor:
                 continue
             if reason != "not made yet":
                 self.line(f"{title} made again: {reason}", keep=True)
+            if reason != "not made yet" or step.config is None:
+                self.record["stages"].pop(step.name, None)  # what it took the other time is not part of this result
             self.run(step, title)
 
     def run(self, step: Step, title: str) -> None:
         """One stage as a subprocess, its progress shown, its time and peak memory recorded."""
         environment = os.environ | {"TUTELAGE_PROGRESS": "json"}
         command = [sys.executable, "-m", "tutelage", *step.command()]
-        begun = time.monotonic()
+        begun, self.resumed = time.monotonic(), None
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
@@ -177,12 +182,10 @@ class Conductor:
             raise
         finally:
             self.note(step, time.monotonic() - begun, 0)
+        if status == 2:
+            raise InputError(f"{step.name}: {said[-1] if said else 'refused its input'}")
         if status != 0:
-            raise InputError(
-                f"{step.name}: {said[-1] if said else f'ended with status {status}'}"
-                if status == 2
-                else crash(step, said)
-            )
+            crash(step, status, said)
         self.note(step, 0.0, peak)
         self.spent += time.monotonic() - begun
         self.planned += SECONDS[step.name]
@@ -202,6 +205,8 @@ class Conductor:
     def progress(self, step: Step, title: str, message: dict[str, Any], running: float) -> None:
         """The stage's own numbers and the time left in all, at most a few times a second."""
         now = time.monotonic()
+        if self.resumed is None:
+            self.resumed = message["fraction"]
         if now - self.shown < (0.2 if self.live else 10.0):
             return
         self.shown = now
@@ -213,7 +218,7 @@ class Conductor:
 
     def left(self, step: Step, fraction: float, running: float) -> float:
         """Expected seconds of what is to come, scaled by how this machine has kept to the expectation so far."""
-        done = self.planned + fraction * SECONDS[step.name]
+        done = self.planned + (fraction - (self.resumed or 0.0)) * SECONDS[step.name]
         pace = (self.spent + running) / done if done > 5 else 1.0
         coming = sum(SECONDS[s.name] for s in self.plan[self.plan.index(step) + 1 :])
         return pace * (coming + (1 - fraction) * SECONDS[step.name])
@@ -257,10 +262,15 @@ def stop(process: subprocess.Popen[str]) -> None:
             process.kill()
 
 
-def crash(step: Step, said: Sequence[str]) -> str:
-    """A stage that failed through no fault of the user: its own last words, whole."""
+def crash(step: Step, status: int, said: Sequence[str]) -> NoReturn:
+    """A stage that failed through no fault of the user: its own last words, whole, and exit code 1."""
     print("\n".join(said), file=sys.stderr)
-    return f"{step.name}: failed; what it printed stands above"
+    if status < 0:
+        reason = f"ended by {signal.Signals(-status).name}; if memory ran out, free some and run the same command again"
+    else:
+        reason = "failed; what it printed stands above"
+    print(f"{step.name}: {reason}", file=sys.stderr)
+    sys.exit(1)
 
 
 def outcome(step: Step) -> str:

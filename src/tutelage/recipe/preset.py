@@ -40,7 +40,7 @@ DEMO = Preset(
     sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
     rank=RankConfig(count=2_400, answers=9),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=40, batch=64, lr=1.5e-4, kl_coef=0.03),
+    ppo=PPOConfig(iterations=36, batch=64, lr=2e-4, kl_coef=0.03, ema=0.8),
     evaluate=EvaluateConfig(),
 )
 

@@ -33,14 +33,16 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     tokenizer.save(folder)
     ids = {"eos_token_id": tokenizer.end_of_turn_id, "pad_token_id": tokenizer.pad_id}
     _write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
-    _write_json(folder / "config.json", to_hf_config(model.config) | ids)
+    _write_json(
+        folder / "config.json", to_hf_config(model.config) | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256}
+    )
 
 
 def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     """Read a language model folder onto the device. Raises InputError for anything missing, cut short or foreign."""
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     model = GPT(from_hf_config(config), device.compute_dtype)
-    _check_vocabulary(folder, model, tokenizer)
+    _check_vocabulary(folder, config, tokenizer)
     load_hf_weights(model, _read_weights(folder))
     return model.to(device.torch_device), tokenizer
 
@@ -59,6 +61,7 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
         "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.end_of_turn_id,
         "reward_mean": model.mean,
+        "vocabulary_sha256": tokenizer.vocabulary_sha256,
     }
     _write_json(folder / "config.json", config)
 
@@ -72,7 +75,7 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     if "score.weight" not in weights:
         raise InputError(f"{folder}: model.safetensors has no score.weight, so it is no reward model")
     model = ScalarGPT(GPT(from_hf_config(config), device.compute_dtype), config["reward_mean"])
-    _check_vocabulary(folder, model.trunk, tokenizer)
+    _check_vocabulary(folder, config, tokenizer)
     if (found := weights["score.weight"].shape) != model.score.weight.shape:
         raise InputError(
             f"{folder}: score.weight is {tuple(found)}, a reward model's is {tuple(model.score.weight.shape)}"
@@ -91,13 +94,21 @@ def same_tokenizer(first: Path, second: Path) -> None:
         )
 
 
-def _check_vocabulary(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """An embedding may have a few spare rows: many models round their vocabulary up to a multiple of 64 or 128."""
-    rows, tokens = model.config.vocab_size, tokenizer.vocab_size
+def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Raises InputError when the tokenizer is not the model's, as far as the folder can tell.
+
+    An embedding may have a few spare rows: many models round their vocabulary up to a multiple of 64 or 128.
+    """
+    rows, tokens = config["vocab_size"], tokenizer.vocab_size
     if not tokens <= rows <= tokens * (1 + SPARE_ROWS):
         raise InputError(
             f"{folder}: the model has {rows} tokens, tokenizer.json has {tokens}. "
             "They come from different runs; point at a directory that holds both"
+        )
+    if config.get("vocabulary_sha256") not in (None, tokenizer.vocabulary_sha256):
+        raise InputError(
+            f"{folder}: tokenizer.json is not the one this model was saved with, its ids mean other words; "
+            "copy the model's own"
         )
 
 

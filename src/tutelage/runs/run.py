@@ -3,7 +3,7 @@
     with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos}) as run:
         if run.finished: return
         state = run.restore()
-        ... run.log(step, loss=loss); run.checkpoint(step, fraction, state) ...
+        ... run.log(step, loss=loss); run.checkpoint(step, state) ...
         run.finish(results)
 
 A run is finished only if run.json names the same fingerprint: the hash of its stage, its config and every input's
@@ -34,10 +34,18 @@ from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
 
+LOCK_PATIENCE = 15.0  # seconds: a stage whose demo was killed ends at its next line of progress
+BELOW_ZERO = ("missing_end",)  # the one setting that may be negative
+AT_LEAST_ONE = (
+    "tokens", "batch", "minibatch", "epochs", "iterations", "count", "answers", "max_tokens", "max_prompt",
+    "vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context", "evaluate_every",
+    "heldout_windows", "per_conversation", "samples",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every stage can be told."""
+    """What every stage can be told. Raises InputError for a number that is too small to mean anything."""
 
     seed: int = 0
     """Seeds initial weights, data order and sampling; each purpose has a generator of its own."""
@@ -49,6 +57,12 @@ class RunConfig:
     """Replace a run made with other settings at --out; without it such a run is refused."""
     checkpoint_seconds: float = 20.0
     """Most work that a kill -9 or a power cut can cost; one save takes about .2 s for 4M parameters."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 1 if name in AT_LEAST_ONE else 0
+            if isinstance(value, int | float) and name not in BELOW_ZERO and not value >= least:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,7 +92,8 @@ class Run:
         marked = mark.read_text(encoding="utf-8") if mark.is_file() else None
         if found and found["fingerprint"] == self.fingerprint:
             return True
-        if found or (marked and marked != self.fingerprint):
+        begun = any(path.is_dir() for path in mark.parent.iterdir()) if marked else False
+        if found or (begun and marked != self.fingerprint):
             reason = (
                 difference(found, self.stage, self.config, self.inputs) if found else "its settings or inputs differ"
             )
@@ -111,13 +126,18 @@ class Run:
     def _lock(self) -> None:
         """One process per run directory; the system lets go when the process ends, however it ends."""
         if self.lock is not None:
-            return
+            return None
         (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.lock = open(self.out / "checkpoints" / "lock", "w")  # noqa: SIM115 - held for the life of the run
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.out}: another process is working on this run; wait for it or end it") from None
+        patience = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                return fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    line = "another process is working on this run; wait for it or end it"
+                    raise InputError(f"{self.out}: {line}") from None
+            time.sleep(0.2)
 
     def __enter__(self) -> "Run":
         self.handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -200,8 +220,10 @@ def seed_for(seed: int, purpose: str) -> int:
 
 
 def read_run(out: Path) -> dict[str, Any] | None:
-    """run.json of a finished run, or None."""
+    """run.json of a finished run; None if there is none, or it is not ours."""
     try:
-        return json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        found = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+    known = isinstance(found, dict) and found.keys() >= {"stage", "config", "inputs", "fingerprint"}
+    return found if known else None

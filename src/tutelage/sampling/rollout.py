@@ -142,6 +142,7 @@ def describe(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, flo
     spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
     return {
         "score": score,
+        "score_std": float(rollout.scores.std(unbiased=False)),
         "kl": kl,
         "kl_k3": float(mean_k3(rollout.logprobs, rollout.ref_logprobs, mask)),
         "objective": score - kl_coef * kl,

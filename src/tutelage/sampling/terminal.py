@@ -7,6 +7,7 @@ forgotten, always a question together with its answer.
 """
 
 import contextlib
+import io
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,8 @@ def lines() -> Iterator[str]:
     """What the person types, line by line, until /quit, Ctrl-D or Ctrl-C. Works in a pipe, too."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (importing it gives input() its editing keys and history)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text become a sign, not a traceback
     while True:
         try:
             line = input("\nyou> " if sys.stdin.isatty() else "").strip()

@@ -23,6 +23,7 @@ from tutelage.data.privacy import redact
 from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
 from tutelage.data.sources import Conversation, QuestionAnswers
 from tutelage.errors import InputError
+from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig
 
 SPLITS = ("train", "valid", "test")
@@ -50,7 +51,7 @@ def collect(out: Path, config: CollectConfig = CollectConfig()) -> None:
 
     Example: tutelage collect --out runs/demo/data
     """
-    with Run(out, stage="collect", config=config, inputs={}) as run:
+    with Run(out, stage="collect", config=config, inputs=source_files()) as run:
         if run.finished:
             return
         run.progress.update(0.0)
@@ -60,6 +61,12 @@ def collect(out: Path, config: CollectConfig = CollectConfig()) -> None:
             counts | {"crossing": report["conversations"].get("crossing", 0), "redactions": report["redactions"]}
         )
         run.progress.update(1.0)
+
+
+def source_files() -> Inputs:
+    """What is read from the installed packages."""
+    pairs = [path for language in sources.LANGUAGES for path in sources.chatterbot_files(language)]
+    return {"chitchat": sources.chitchat_file(), "chatterbot": pairs}
 
 
 def write_data(out: Path, config: CollectConfig) -> dict[str, Any]:

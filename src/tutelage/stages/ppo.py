@@ -173,19 +173,16 @@ def train(
     for iteration in range(first, config.iterations + 1):
         set_rates(learner, iteration, config)
         rollout, gap = roll_out(run, learner, reference, scorer, asked, words, iteration)
-        rewards = shaped_rewards(
-            rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.responses.mask, kl_coef=config.kl_coef
-        )
-        advantages, returns = gae(rewards, rollout.values, rollout.responses.mask, gamma=config.gamma, lam=config.lam)
+        advantages, returns = estimate(rollout, config)
         measured = describe(rollout, returns, config.kl_coef) | {"sampler_gap": gap}
         if measured["kl"] > config.kl_budget:
             stopped = f"KL {measured['kl']:.1f} exceeded the budget of {config.kl_budget} nats at iteration {iteration}"
             run.progress.say(f"{run.out}: {stopped}; the policy before it is kept")
+            run.log(iteration + 1, **measured)
             break
         kept = {name: weight.clone() for name, weight in learner.average.weights.items()}
         if iteration == config.iterations:
             break  # one rollout more than is learnt from: the last step, too, is held to the budget
-        advantages = whiten(advantages, rollout.responses.mask)  # after returns: these stay in units of reward
         order = run_generator(config.seed, f"minibatches/{iteration}")
         measured |= improve(learner, rollout, advantages, returns, config, order, iteration)
         rate = (iteration + 1) * config.batch / run.seconds
@@ -227,6 +224,14 @@ def roll_out(
         missing_end=config.missing_end, temperature=config.temperature,
     )  # fmt: skip
     return rollout, sampler_gap(answers, rollout)
+
+
+def estimate(rollout: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
+    """Whitened advantages and returns (B, T) of the score less the price of drift; the returns stay in its units."""
+    mask = rollout.responses.mask
+    rewards = shaped_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, mask, kl_coef=config.kl_coef)
+    advantages, returns = gae(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
+    return whiten(advantages, mask), returns
 
 
 def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:

@@ -10,8 +10,9 @@ for the hidden matrices, about half the tokens to the same loss; `--optimizer ad
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ import torch
 from tutelage.data.packing import encode_enough, stream, window, window_count
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
-from tutelage.evals.perplexity import bits_per_byte
+from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.config import GPTConfig
@@ -57,8 +58,9 @@ class PretrainConfig(RunConfig):
     """Muon for the hidden matrices with AdamW for the rest, or AdamW alone."""
     muon_lr: float = 0.01
     """Peak rate of Muon; .02 in Jordan et al. 2024, for a larger model."""
-    lr: float = 0.02
-    """Peak rate of AdamW beside Muon: mostly the embedding's. Alone, 3e-3 suits this size (GPT-3's smallest: 6e-4)."""
+    lr: float = 0.0
+    """Peak rate of AdamW; 0 is .02 beside Muon, where it is mostly the embedding's, and 3e-3 alone (GPT-3's smallest:
+    6e-4)."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices (GPT-3, appendix B)."""
     warmup: float = 0.02
@@ -71,6 +73,11 @@ class PretrainConfig(RunConfig):
     """Steps between two held-out evaluations."""
     heldout_windows: int = 64
     """Windows of held-out text per evaluation."""
+
+    @property
+    def adamw_lr(self) -> float:
+        """The rate that `lr` stands for."""
+        return self.lr or (0.02 if self.optimizer == "muon" else 3e-3)
 
     def shape(self, vocab_size: int) -> GPTConfig:
         """The decoder these numbers describe. Raises InputError where they disagree."""
@@ -102,11 +109,13 @@ def pretrain(
         texts = [document.plain_text() for document in read_documents(corpus)]
         ids = encode_enough(words, texts, config.tokens + config.context, run.generator("documents"))
         unseen = token_stream(words, heldout)
+        if heldout:
+            check_windows(unseen, config.context)
         order = window_order(ids, config, run.generator("order"))
         model = GPT(config.shape(words.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
         optimizers = make_optimizers(
-            model, config.optimizer, muon_lr=config.muon_lr, lr=config.lr, weight_decay=config.weight_decay,
+            model, config.optimizer, muon_lr=config.muon_lr, lr=config.adamw_lr, weight_decay=config.weight_decay,
             dtype=model.compute_dtype,
         )  # fmt: skip
         steps = len(order) // config.batch
@@ -130,7 +139,7 @@ def train(
     first, results = 0, {}
     if state := run.restore():
         load_training_state(state["training"], model, optimizers)
-        first = state["step"]
+        first, results = state["step"], state["results"]
     for step in range(first, steps):
         factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
         for optimizer in optimizers:
@@ -141,7 +150,7 @@ def train(
         loss.backward()
         norm = clipped_step(optimizers, model.parameters(), config.clip)
         seen = (step + 1) * config.batch * config.context
-        logged = {"loss": loss.item(), "lr": config.lr * factor, "grad_norm": norm, "tokens": seen}
+        logged = {"loss": loss.item(), "lr": config.adamw_lr * factor, "grad_norm": norm, "tokens": seen}
         logged["tokens_per_second"] = seen / run.seconds
         if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
             results = {
@@ -149,8 +158,13 @@ def train(
             }
         run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{seen / run.seconds:,.0f}/s")
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, optimizers)})
+        run.checkpoint(step + 1, partial(snapshot, model, optimizers, results))
     return results
+
+
+def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint holds: also the last held-out figure, which the last step may have made."""
+    return {"training": training_state(model, optimizers), "results": results}
 
 
 def token_stream(words: Tokenizer, paths: Sequence[Path]) -> np.ndarray:

@@ -21,7 +21,7 @@ from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
-from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.sampler import SamplingConfig, generate, inference_copy
 from tutelage.text.chat import encode_chat
 
@@ -58,7 +58,12 @@ def rank(
 
     Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """
+    record = out.with_suffix(".run")
+    if out.exists() and not read_run(record) and not config.overwrite:
+        raise InputError(f"rank: {out} is there already; choose another --out, or give --overwrite")
     if rankings:
+        if policy or panel or prompts:
+            raise InputError("rank: --from brings in finished rankings; leave --policy, --prompts and --panel out")
         count = write_jsonl(out, (c.to_record() for path in rankings for c in read_rankings(path)))
         print(f"{out}: {count} rankings")
         return
@@ -69,7 +74,7 @@ def rank(
             "rank: give --policy, --prompts and --panel to sample and rank, or --from to bring in rankings"
         )
     inputs: Inputs = {"policy": policy, "panel": panel, "prompts": prompts}
-    with Run(out.with_suffix(".run"), stage="rank", config=config, inputs=inputs) as run:
+    with Run(record, stage="rank", config=config, inputs=inputs) as run:
         if run.finished and out.is_file():
             return
         answered = sample_answers(run, policy, read_prompts(prompts))

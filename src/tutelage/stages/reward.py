@@ -2,8 +2,8 @@
 
     SFT model -> trunk and a fresh scalar head -> -log sigmoid(r_w - r_l) over all pairs of a ranking at once
 
-One ranking is one element of a batch: its K answers are K forward passes, whatever the number of pairs, and the pairs
-of one prompt never become separate updates. Ties are dropped. After training the scores are shifted so that
+One ranking is one element of a batch: each of its K answers is run once, whatever the number of pairs, the prompt once
+for all of them (`model/forked.py`), and the pairs of one prompt never become separate updates. Ties are dropped. After training the scores are shifted so that
 demonstrations score 0 on average. Rankings of some prompts are held out, and accuracy on them is printed beside the
 accuracy that the panel's own gold order reaches on the same pairs.
 """

@@ -9,8 +9,10 @@ do not. Conversations share rows but cannot see each other (`data/packing.py`). 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,6 +81,11 @@ def sft(
         examples, dropped = read_examples(demos, words, config, length, config.tokens, run.generator("demos"))
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
+        if not any(learn for example in examples for learn in example.supervised):
+            raise InputError(
+                f"sft: no answer has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
+                "change --min-answer or --max-answer"
+            )
         enough = config.heldout_rows * length
         unseen, _ = read_examples(heldout, words, config, length, enough, run.generator("heldout"))
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
@@ -101,7 +108,7 @@ def train(
     steps, first, results = len(rows) // config.batch, 0, {}
     if state := run.restore():
         load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
+        first, results = state["step"], state["results"]
     for step in range(first, steps):
         factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
         set_learning_rate(optimizer, factor)
@@ -115,8 +122,13 @@ def train(
             evaluated = results = {"heldout_loss": heldout_loss(model, words, held)}
         run.log(step + 1, loss=loss.item(), lr=config.lr * factor, grad_norm=norm, tokens_per_second=rate, **evaluated)
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
+        run.checkpoint(step + 1, partial(snapshot, model, [optimizer], results))
     return results
+
+
+def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint holds: also the last held-out figures, which the last step may have made."""
+    return {"training": training_state(model, optimizers), "results": results}
 
 
 def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> torch.Tensor:

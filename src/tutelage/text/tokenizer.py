@@ -7,6 +7,7 @@ stands in a text is always ordinary text, even the letters "<|user|>"; special i
 and the packing of documents. The files written are the ones that transformers reads.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """The same for two tokenizers exactly when each id is the same token in both."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; never a special id."""
