@@ -1,7 +1,9 @@
-"""The ranking loss of the reward model against closed forms and torch's binary cross entropy (R1 to R9, R12)."""
+"""The ranking loss of the reward model against closed forms and torch's binary cross entropy (R1 to R9, R12), and TRL's (R16)."""
 
+import json
 import math
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +105,12 @@ def test_seven_wins_of_ten_make_a_margin_of_logit_seven_tenths() -> None:
 
     assert slope(0.847298) == pytest.approx(0, abs=1e-6)
     assert slope(0.8) < -0.005 < 0.005 < slope(0.9)
+
+
+TRL = json.loads(Path(__file__).with_name("trl_reward_loss.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", TRL, ids=lambda case: f"K={len(case['ranks'])}")
+def test_the_loss_is_trls(case: dict) -> None:
+    """R16: values that TRL's own RewardTrainer computed (scripts/trl_reward_loss.py)."""
+    assert loss_of(case["scores"], case["ranks"]) == pytest.approx(case["loss"], rel=1e-5)

@@ -125,7 +125,7 @@ def test_a_conversation_without_an_answer(world: World, tmp_path: Path, capsys: 
 def test_prompts_longer_than_the_context(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write_lines(tmp_path / "bad.jsonl", [{"prompt": [user("cat " * 100)]}])
     line = refused(command(world, "ppo", tmp_path / "out", prompts=bad), capsys)
-    assert "none of 1 fits 32 tokens" in line
+    assert "none of 1 fits 32 tokens, the first in" in line and "line 1" in line
     nothing_made(tmp_path / "out")
 
 

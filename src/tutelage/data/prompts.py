@@ -78,7 +78,10 @@ def choose_fitting(
         if (fitted := fit(prompt, tokenizer, max_tokens)) is not None:
             chosen.append(fitted)
     if not chosen:
-        raise InputError(f"prompts: none of {len(pool)} fits {max_tokens} tokens; give shorter ones or raise the limit")
+        first = f", the first in {pool[0].where}" if pool and pool[0].where else ""
+        raise InputError(
+            f"prompts: none of {len(pool)} fits {max_tokens} tokens{first}; give shorter ones or raise the limit"
+        )
     return chosen
 
 

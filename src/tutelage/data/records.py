@@ -9,7 +9,7 @@ can be read; whatever is missing or wrongly typed is an `InputError` that names 
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +25,10 @@ Record = TypeVar("Record")
 
 
 class _Record:
-    """What the four records share: the JSON object of a record leaves out the fields that are None."""
+    """What the four records share: the JSON object of a record leaves out where it stood and the fields that are None."""
 
     def to_record(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and name != "where"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Comparison(_Record):
     annotator: str
     source: str
     conversation: str | None = None
+    where: str = field(default="", compare=False)  # file and line, for complaints
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Prompt(_Record):
     source: str
     split: str
     conversation: str | None = None
+    where: str = field(default="", compare=False)  # file and line, for complaints
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -167,12 +169,12 @@ def comparison_from(record: dict[str, Any], where: str) -> Comparison:
     if len(ranks) != len(responses):
         raise InputError(f"{where}: {len(responses)} responses but {len(ranks)} ranks; give each response one rank")
     labels = _labels(record, where, "annotator", "source")
-    return Comparison(prompt, responses, ranks, *labels, **_optional(record, where, "conversation"))
+    return Comparison(prompt, responses, ranks, *labels, **_optional(record, where, "conversation"), where=where)
 
 
 def prompt_from(record: dict[str, Any], where: str) -> Prompt:
     labels = _labels(record, where, "source", "split")
-    return Prompt(prompt_field(record, where), *labels, **_optional(record, where, "conversation"))
+    return Prompt(prompt_field(record, where), *labels, **_optional(record, where, "conversation"), where=where)
 
 
 def prompt_field(record: dict[str, Any], where: str) -> Messages:

@@ -2,10 +2,10 @@
 
     SFT model -> trunk and a fresh scalar head -> -log sigmoid(r_w - r_l) over all pairs of a ranking at once
 
-One ranking is one element of a batch: each of its K answers is run once, whatever the number of pairs, the prompt once
-for all of them (`model/forked.py`), and the pairs of one prompt never become separate updates. Ties are dropped. After training the scores are shifted so that
-demonstrations score 0 on average. Rankings of some prompts are held out, and accuracy on them is printed beside the
-accuracy that the panel's own gold order reaches on the same pairs.
+One ranking is one element of a batch: each of its K answers is run once, whatever the number of pairs, the prompt
+once for all of them (`model/forked.py`), and the pairs of one prompt never become separate updates. Ties are dropped.
+After training the scores are shifted so that demonstrations score 0 on average. Rankings of some prompts are held
+out, and accuracy on them is printed beside the accuracy that the panel's own gold order reaches on the same pairs.
 """
 
 import math
@@ -160,7 +160,7 @@ def encode(comparison: Comparison, words: Tokenizer, context: int) -> Ranking:
     longest = max(len(a) for a in answers)
     if longest > context:
         raise InputError(
-            f"reward: prompt and answer of a ranking need {longest} tokens, the model's context is {context}; "
+            f"{comparison.where}: prompt and answer need {longest} tokens, the model's context is {context}; "
             f"shorten the prompt that ends {comparison.prompt[-1]['content'][-40:]!r}"
         )
     return Ranking(answers, comparison.ranks)
