@@ -1,4 +1,4 @@
-"""The ranking loss of the reward model against closed forms and torch's binary cross entropy (R1 to R9, R12), and TRL's (R16)."""
+"""The ranking loss against closed forms, torch's binary cross entropy (R1 to R9, R12) and TRL's own (R16)."""
 
 import json
 import math

@@ -17,7 +17,8 @@ from tutelage.errors import InputError
 from tutelage.model.families import load_hf_weights, to_hf_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.hf_config import from_hf_config, to_hf_config
-from tutelage.sampling.sampler import SamplingConfig, generate
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate
 
 IDS = torch.tensor([[5, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 2, 2, 290, 14, 15, 16, 99, 100, 3]])
 NEVER = -1  # an end of turn that no text comes to

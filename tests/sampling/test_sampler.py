@@ -6,19 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
+from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
-from tutelage.sampling.sampler import (
-    Answer,
-    SamplingConfig,
-    draw,
-    filtered_probabilities,
-    generate,
-    inference_copy,
-    stream,
-    uniforms,
-)
+from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
+from tutelage.sampling.sampler import Answer, generate, inference_copy, stream, uniforms
+from tutelage.sampling.stops import cut, stop_at
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.2]]).log()
 PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15]]
@@ -62,6 +57,85 @@ def test_temperature(temperature: float, expected: list[float]) -> None:
 )
 def test_filters_and_their_order(filters: dict[str, Any], expected: list[float]) -> None:
     assert after(**filters) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(min_p=0.2), dict(min_p=0.05, temperature=2.0), dict(top_k=20, min_p=0.3), dict(top_p=0.7, min_p=0.2),
+        dict(repetition_penalty=1.3), dict(repetition_penalty=0.7, temperature=0.8, top_p=0.9),
+        dict(temperature=0.6, top_k=7, top_p=0.8, min_p=0.1, repetition_penalty=1.5),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_filters_are_transformers(how: dict[str, Any]) -> None:
+    """Theirs in the order of their own generate: penalty, temperature, top-k, top-p, min-p."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(4, 50, generator=generator)
+    prompts = [[1, 2, 3], [4, 4, 4], [5], [6, 7]]
+    written = torch.randint(50, (4, 6), generator=generator)
+    said = Written(prompts, 1, 50, torch.device("cpu"))
+    for tokens in written.T:
+        said.add(tokens)
+    config = SamplingConfig(max_tokens=1, **how)
+    ours = filtered_probabilities(said.penalise(logits, config), config)
+    theirs = []
+    for row, prompt in enumerate(prompts):
+        ids, scores = torch.tensor([[*prompt, *written[row].tolist()]]), logits[row : row + 1].clone()
+        chain = [
+            transformers.RepetitionPenaltyLogitsProcessor(float(how.get("repetition_penalty", 1.0))),
+            transformers.TemperatureLogitsWarper(float(how.get("temperature", 1.0))),
+            transformers.TopKLogitsWarper(how.get("top_k", 50)),
+            transformers.TopPLogitsWarper(how.get("top_p", 1.0)),
+            *([transformers.MinPLogitsWarper(how["min_p"])] if "min_p" in how else []),
+        ]
+        for step in chain:
+            scores = step(ids, scores)
+        theirs.append(scores.softmax(-1))
+    torch.testing.assert_close(ours, torch.cat(theirs), atol=1e-6, rtol=1e-5)
+
+
+def test_frequency_and_presence_by_hand() -> None:
+    """OpenAI's formula: logit - count * frequency - [count > 0] * presence; the prompt does not count."""
+    said = Written([[0, 1]], 1, 4, torch.device("cpu"))
+    for token in (1, 2, 2):
+        said.add(torch.tensor([token]))
+    config = SamplingConfig(max_tokens=1, frequency_penalty=0.5, presence_penalty=0.25)
+    assert said.penalise(torch.tensor([[1.0, 1.0, 1.0, 1.0]]), config)[0].tolist() == [1.0, 0.25, -0.25, 1.0]
+
+
+def test_penalties_count_each_row_apart_in_a_batch(make_gpt: Any) -> None:
+    """Also when rows have left it; and a stream writes the same."""
+    model, how = make_gpt(), dict(repetition_penalty=1.4, frequency_penalty=0.6, presence_penalty=0.3, max_tokens=10)
+    free = sampled(model, PROMPTS, SEEDS, max_tokens=10)
+    end = free[0].ids[2]
+    together = sampled(model, PROMPTS, SEEDS, end, **how)
+    for prompt, seed, answer in zip(PROMPTS, SEEDS, together, strict=True):
+        assert sampled(model, [prompt], [seed], end, **how)[0] == answer
+        written = answer.ids[:-1] if answer.ended else answer.ids
+        assert list(stream(model, prompt, seed, end, SamplingConfig(**how))) == written
+    assert [a.ids for a in sampled(model, PROMPTS, SEEDS, **how)] != [a.ids for a in free]
+
+
+def test_an_answer_stops_at_a_string(make_gpt: Any, tokenizer: Any) -> None:
+    """As soon as its text holds it, whichever tokens it is spread over; the others go on."""
+    model = make_gpt()
+    texts = [tokenizer.decode(a.ids) for a in sampled(model, PROMPTS, SEEDS, max_tokens=30)]
+    string = texts[1][5:8]
+    config = SamplingConfig(max_tokens=30)
+    stopped = generate(model, PROMPTS, SEEDS, NEVER, config, stopped=stop_at([string, "never said"], tokenizer.decode))
+    for text, (answer,) in zip(texts, stopped, strict=True):
+        said = tokenizer.decode(answer.ids)
+        assert cut(said, [string]) == cut(text, [string])
+        assert (string in said) == (string in text) and not answer.ended
+        if string in text:
+            assert len(answer.ids) < 30 and string not in tokenizer.decode(answer.ids[:-1])
+
+
+@pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(top_p=1.5), dict(min_p=-0.1), dict(repetition_penalty=0)])
+def test_values_without_a_meaning_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must be from"):
+        SamplingConfig(max_tokens=1, **wrong)  # type: ignore[arg-type]
 
 
 def test_filters_treat_rows_apart() -> None:

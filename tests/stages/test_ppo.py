@@ -23,7 +23,8 @@ from tutelage.learning.optim import EMA
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
-from tutelage.sampling.sampler import SamplingConfig, generate
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate
 from tutelage.stages import ppo as stage
 from tutelage.stages.ppo import PPOConfig, policy_step
 from tutelage.stages.reward import reward

@@ -16,8 +16,9 @@ from torch import nn
 from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
+from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, describe, pad_responses, response_logprobs, response_values
-from tutelage.sampling.sampler import Answer, SamplingConfig, generate
+from tutelage.sampling.sampler import Answer, generate
 from tutelage.stages.ppo import Learner, PPOConfig, estimate, improve
 
 END, START, PAD = 2, 3, 4

@@ -25,7 +25,7 @@ Record = TypeVar("Record")
 
 
 class _Record:
-    """What the four records share: the JSON object of a record leaves out where it stood and the fields that are None."""
+    """What the four records share: a record's JSON object leaves out where it stood, and the fields that are None."""
 
     def to_record(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None and name != "where"}

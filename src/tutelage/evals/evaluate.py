@@ -35,8 +35,9 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import pad_responses, response_logprobs
-from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
+from tutelage.sampling.sampler import Answer, generate, inference_copy
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ Prompts are left-padded in the cache, each row keeps its own positions, and fini
 answers to one prompt share its prefill. Chance: every answer has a seed, from which one uniform number per token is
 drawn before the first step (Philox, counter-based); the token is where that number falls in the cumulative
 distribution. So an answer does not depend on what else is in the batch.
-Order of filters: temperature, top-k, top-p (Holtzman et al. 2020; the token that crosses p is kept).
+How a distribution becomes a token is in `distribution.py`.
 """
 
 import copy
@@ -19,22 +19,10 @@ from torch import Tensor
 
 from tutelage.model.gpt import GPT
 from tutelage.model.kv_cache import KVCache
+from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
+from tutelage.sampling.stops import Stopped
 
 KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are still being written
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How a token is chosen from the model's distribution."""
-
-    max_tokens: int
-    """Longest answer in tokens, end-of-turn included."""
-    temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most likely token."""
-    top_k: int = 0
-    """Only the k most likely tokens; 0 is all."""
-    top_p: float = 1.0
-    """Only the smallest set of tokens whose mass reaches p; 1 is all."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +38,6 @@ def inference_copy(model: GPT) -> GPT:
     """A frozen copy with its weights stored in the compute precision: no cast per step."""
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     return frozen.to(model.compute_dtype)
-
-
-def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """(B, V) logits -> (B, V) probabilities after temperature, top-k and top-p, in fp32."""
-    logits = logits.float()
-    if config.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probabilities = (logits / config.temperature).softmax(-1)
-    if 0 < config.top_k < logits.shape[-1]:
-        smallest = probabilities.topk(config.top_k, dim=-1).values[:, -1:]
-        probabilities = probabilities.where(probabilities >= smallest, 0.0)
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    if config.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # mass of what is more likely: the crossing token has less than p
-        kept = ordered.where(before < max(config.top_p, 1e-9), 0.0)  # top_p = 0 still leaves the most likely token
-        probabilities = torch.zeros_like(kept).scatter(-1, order, kept)
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    return probabilities
-
-
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """(B, V), (B,) numbers in [0, 1) -> (B,): the token in whose slice of the cumulative sum the number falls."""
-    cumulative = probabilities.cumsum(-1)
-    total = cumulative[:, -1:]
-    below = total.nextafter(torch.zeros_like(total))  # rounding may not point past the last token that has any mass
-    return torch.searchsorted(cumulative, (uniform[:, None] * total).minimum(below), right=True).squeeze(-1)
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
@@ -142,10 +103,12 @@ def generate(
     end: int,
     config: SamplingConfig,
     samples: int = 1,
+    stopped: Stopped | None = None,
 ) -> list[list[Answer]]:
     """`samples` answers to each prompt: [prompt][sample]. `seeds` has one per answer, prompt by prompt.
 
-    `end` is the end-of-turn id. Raises ValueError when prompt and answer together exceed the model's context.
+    `end` is the end-of-turn id; `stopped` is asked after each token whether an answer is over (`stops.py`).
+    Raises ValueError when prompt and answer together exceed the model's context.
     """
     longest = max(len(p) for p in prompts) + config.max_tokens
     if longest > model.config.context:
@@ -157,21 +120,33 @@ def generate(
     logprobs = torch.zeros(written.shape, device=device)
     alive = torch.arange(len(seeds), device=device)  # which answer each row of the decoding batch writes
     done = torch.zeros(len(seeds), dtype=torch.bool, device=device)
+    lengths = [config.max_tokens] * len(seeds)  # where a stop string came, the rest was never written
+    said = Written(prompts, samples, model.config.vocab_size, device) if config.penalised else None
     for step in range(config.max_tokens):
-        probabilities = filtered_probabilities(decoding.logits(), config)
+        logits = decoding.logits()
+        probabilities = filtered_probabilities(said.penalise(logits, config) if said else logits, config)
         tokens = draw(probabilities, chance[alive, step])
         logprobs[alive, step] = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
         tokens = torch.where(done[alive], end, tokens)
         written[alive, step] = tokens
         done[alive] |= tokens == end
+        if stopped:
+            for row in alive[~done[alive]].tolist():
+                if stopped(written[row, : step + 1].tolist()):
+                    done[row], lengths[row] = True, step + 1
+        if said:
+            said.add(tokens)
         open_rows = (~done[alive]).nonzero().squeeze(1)
         if len(open_rows) == 0 or step + 1 == config.max_tokens:
             break
         if len(open_rows) < KEEP_WHEN_ALIVE * len(alive):
             decoding.keep(open_rows)
+            if said:
+                said.keep(open_rows)
             alive, tokens = alive[open_rows], tokens[open_rows]
         decoding.push(tokens)
-    answers = [_answer(*row, end) for row in zip(written.tolist(), logprobs.tolist(), strict=True)]
+    rows = zip(written.tolist(), logprobs.tolist(), lengths, strict=True)
+    answers = [_answer(ids[:length], scores, end) for ids, scores, length in rows]
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
 
 
@@ -184,10 +159,15 @@ def _answer(ids: list[int], logprobs: list[float], end: int) -> Answer:
 def stream(model: GPT, prompt: Sequence[int], seed: int, end: int, config: SamplingConfig) -> Iterator[int]:
     """Yield the tokens of one answer as they are chosen, without the end-of-turn."""
     decoding = Decoding(model, [prompt], 1, config.max_tokens)
+    device = decoding.hidden.device
+    said = Written([prompt], 1, model.config.vocab_size, device) if config.penalised else None
     for number in uniforms(seed, config.max_tokens):
-        chance = torch.tensor([number], device=decoding.hidden.device)
-        token = draw(filtered_probabilities(decoding.logits(), config), chance)
+        logits = decoding.logits()
+        probabilities = filtered_probabilities(said.penalise(logits, config) if said else logits, config)
+        token = draw(probabilities, torch.tensor([number], device=device))
         if token.item() == end:
             return
         yield int(token.item())
+        if said:
+            said.add(token)
         decoding.push(token)

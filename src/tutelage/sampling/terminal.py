@@ -21,7 +21,8 @@ from tutelage.model.gpt import GPT, parameter_count
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import seed_for
-from tutelage.sampling.sampler import SamplingConfig, inference_copy, stream
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import inference_copy, stream
 from tutelage.text.chat import Message, encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -38,6 +39,10 @@ class ChatConfig:
     """Only the k most likely tokens; 0 is all."""
     top_p: float = 0.95
     """Only the smallest set of tokens whose mass reaches p; 1 is all."""
+    min_p: float = 0.0
+    """Only tokens at least this many times as likely as the likeliest; 0 is all."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were said before become less likely."""
     max_tokens: int = 64
     """Longest answer, in tokens."""
     seed: int = 0
@@ -110,8 +115,9 @@ def fitting_prompt(tokenizer: Tokenizer, messages: list[Message], room: int) -> 
 def sample(model: GPT, tokenizer: Tokenizer, prompt: list[int], config: ChatConfig, turn: int) -> Iterator[int]:
     """The tokens of one answer."""
     how = SamplingConfig(
-        max_tokens=config.max_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
-    )
+        max_tokens=config.max_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+        min_p=config.min_p, repetition_penalty=config.repetition_penalty,
+    )  # fmt: skip
     return stream(model, prompt, seed_for(config.seed, f"chat/{turn}"), tokenizer.end_of_turn_id, how)
 
 

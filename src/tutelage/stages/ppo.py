@@ -33,6 +33,7 @@ from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import (
     Rollout,
     describe,
@@ -41,7 +42,7 @@ from tutelage.sampling.rollout import (
     response_values,
     score_rollout,
 )
-from tutelage.sampling.sampler import Answer, SamplingConfig, generate, inference_copy
+from tutelage.sampling.sampler import Answer, generate, inference_copy
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 

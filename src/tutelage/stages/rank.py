@@ -22,7 +22,8 @@ from tutelage.errors import InputError
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
-from tutelage.sampling.sampler import SamplingConfig, generate, inference_copy
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate, inference_copy
 from tutelage.text.chat import encode_chat
 
 BATCH = 64  # prompts per sampled batch
