@@ -48,7 +48,7 @@ def uniforms(seed: int, count: int) -> np.ndarray:
 class Decoding:
     """A batch of answers being written. Rows are the prompts, each repeated `samples` times, in order."""
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, room: int):
+    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, config: SamplingConfig):
         device = model.embedding.weight.device
         width = max(len(p) for p in prompts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -57,9 +57,10 @@ class Decoding:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             real[row, width - len(prompt) :] = True
         c = model.config
-        self.model = model
+        self.model, self.config = model, config
+        self.said = Written(prompts, samples, c.vocab_size, device) if config.penalised else None
         self.cache = KVCache(
-            layers=c.layers, batch=len(prompts), kv_heads=c.kv_heads, size=width + room, head_width=c.head_width,
+            layers=c.layers, batch=len(prompts), kv_heads=c.kv_heads, size=width + config.max_tokens, head_width=c.head_width,
             dtype=model.compute_dtype, device=device,
         )  # fmt: skip
         self.real, self.pads = real.to(device), (~real).sum(1).to(device)
@@ -78,12 +79,15 @@ class Decoding:
         look |= torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)  # a pad sees itself: no empty softmax
         return self.model.trunk(ids, positions, look[:, None], self.cache)[:, -1]
 
-    def logits(self) -> Tensor:
-        """(rows, V): what comes next."""
-        return self.model.logits(self.hidden)
+    def probabilities(self) -> Tensor:
+        """(rows, V): what may come next."""
+        logits = self.model.logits(self.hidden)
+        return filtered_probabilities(self.said.penalise(logits, self.config) if self.said else logits, self.config)
 
     def push(self, tokens: Tensor) -> None:
         """Append one token to every row."""
+        if self.said:
+            self.said.add(tokens)
         self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], dim=1)
         positions = self.cache.length - self.pads[:, None]
         mask = self.real[:, None, None] if self.pads.any() else None
@@ -91,6 +95,8 @@ class Decoding:
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but these."""
+        if self.said:
+            self.said.keep(rows)
         self.cache.keep(rows)
         self.real, self.pads, self.hidden = self.real[rows], self.pads[rows], self.hidden[rows]
 
@@ -113,7 +119,7 @@ def generate(
     longest = max(len(p) for p in prompts) + config.max_tokens
     if longest > model.config.context:
         raise ValueError(f"prompt and answer need {longest} tokens, the model's context is {model.config.context}")
-    decoding = Decoding(model, prompts, samples, config.max_tokens)
+    decoding = Decoding(model, prompts, samples, config)
     device = model.embedding.weight.device
     chance = torch.from_numpy(np.stack([uniforms(seed, config.max_tokens) for seed in seeds])).to(device)
     written = torch.full((len(seeds), config.max_tokens), end, dtype=torch.long, device=device)
@@ -121,10 +127,8 @@ def generate(
     alive = torch.arange(len(seeds), device=device)  # which answer each row of the decoding batch writes
     done = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     lengths = [config.max_tokens] * len(seeds)  # where a stop string came, the rest was never written
-    said = Written(prompts, samples, model.config.vocab_size, device) if config.penalised else None
     for step in range(config.max_tokens):
-        logits = decoding.logits()
-        probabilities = filtered_probabilities(said.penalise(logits, config) if said else logits, config)
+        probabilities = decoding.probabilities()
         tokens = draw(probabilities, chance[alive, step])
         logprobs[alive, step] = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
         tokens = torch.where(done[alive], end, tokens)
@@ -134,15 +138,11 @@ def generate(
             for row in alive[~done[alive]].tolist():
                 if stopped(written[row, : step + 1].tolist()):
                     done[row], lengths[row] = True, step + 1
-        if said:
-            said.add(tokens)
         open_rows = (~done[alive]).nonzero().squeeze(1)
         if len(open_rows) == 0 or step + 1 == config.max_tokens:
             break
         if len(open_rows) < KEEP_WHEN_ALIVE * len(alive):
             decoding.keep(open_rows)
-            if said:
-                said.keep(open_rows)
             alive, tokens = alive[open_rows], tokens[open_rows]
         decoding.push(tokens)
     rows = zip(written.tolist(), logprobs.tolist(), lengths, strict=True)
@@ -158,16 +158,10 @@ def _answer(ids: list[int], logprobs: list[float], end: int) -> Answer:
 @torch.inference_mode()
 def stream(model: GPT, prompt: Sequence[int], seed: int, end: int, config: SamplingConfig) -> Iterator[int]:
     """Yield the tokens of one answer as they are chosen, without the end-of-turn."""
-    decoding = Decoding(model, [prompt], 1, config.max_tokens)
-    device = decoding.hidden.device
-    said = Written([prompt], 1, model.config.vocab_size, device) if config.penalised else None
+    decoding = Decoding(model, [prompt], 1, config)
     for number in uniforms(seed, config.max_tokens):
-        logits = decoding.logits()
-        probabilities = filtered_probabilities(said.penalise(logits, config) if said else logits, config)
-        token = draw(probabilities, torch.tensor([number], device=device))
+        token = draw(decoding.probabilities(), torch.tensor([number], device=decoding.hidden.device))
         if token.item() == end:
             return
         yield int(token.item())
-        if said:
-            said.add(token)
         decoding.push(token)
