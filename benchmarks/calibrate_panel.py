@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[panel_module.NOISE])
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
-        parser.exit(2, f"{arguments.data}: not there; run `make demo` first, or `tutelage collect --out {arguments.data}`\n")
+        parser.exit(
+            2, f"{arguments.data}: not there; run `make demo` first, or `tutelage collect --out {arguments.data}`\n"
+        )
     panel = Panel.load(arguments.data / "panel.json")
     sets = sampled_sets(arguments.samples) if arguments.samples else human_sets(arguments.data, arguments.sets)
     print_variance(panel, sets)
