@@ -37,9 +37,9 @@ DEMO = Preset(
     collect=CollectConfig(),
     tokenizer=TokenizerConfig(vocab_size=4_096),
     pretrain=PretrainConfig(tokens=1_400_000),
-    sft=SFTConfig(tokens=650_000, min_answer=6, max_answer=30),
+    sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
     rank=RankConfig(count=3_300, answers=9),
-    reward=RewardConfig(batch=4, lr=1.5e-3),
+    reward=RewardConfig(batch=4, lr=1.25e-3),
     ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.03, ema=0.8),
     evaluate=EvaluateConfig(),
 )
