@@ -38,9 +38,9 @@ DEMO = Preset(
     tokenizer=TokenizerConfig(vocab_size=4_096),
     pretrain=PretrainConfig(tokens=1_400_000),
     sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
-    rank=RankConfig(count=2_400, answers=9),
+    rank=RankConfig(count=3_300, answers=9),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=36, batch=64, lr=2e-4, kl_coef=0.03, ema=0.8),
+    ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.03, ema=0.8),
     evaluate=EvaluateConfig(),
 )
 
@@ -61,8 +61,8 @@ TOY = Preset(
 PRESETS = {"demo": DEMO, "toy": TOY}
 
 SECONDS = {
-    "data": 12, "tokenizer": 8, "pretrain": 180, "sft": 65, "rank": 44, "reward": 62, "ppo": 55, "ppo-ptx": 84,
-    "evaluate": 54, "report": 2,
+    "data": 12, "tokenizer": 8, "pretrain": 165, "sft": 60, "rank": 58, "reward": 78, "ppo": 45, "ppo-ptx": 70,
+    "evaluate": 50, "report": 2,
 }  # fmt: skip
 
 
