@@ -146,7 +146,8 @@ def test_what_comes_from_different_runs_is_refused(make_gpt: Any, tokenizer: Tok
 def test_another_tokenizer_of_the_same_size_is_refused(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Its ids are as many and mean other words: nothing else would notice."""
     save_policy(tmp_path, make_gpt(), tokenizer)
-    train_bpe(["quite another text, with other words in it, and once more: other words"] * 5, 300).save(tmp_path)
+    other = "quite another text, which has other words in it: mountains, rivers, glaciers, meadows, villages"
+    train_bpe([other] * 5, 300).save(tmp_path)
     with pytest.raises(InputError, match="not the one this model was saved with"):
         load_policy(tmp_path, CPU)
 

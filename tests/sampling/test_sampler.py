@@ -111,7 +111,9 @@ def test_penalties_count_each_row_apart_in_a_batch(make_gpt: Any) -> None:
     end = free[0].ids[2]
     together = sampled(model, PROMPTS, SEEDS, end, **how)
     for prompt, seed, answer in zip(PROMPTS, SEEDS, together, strict=True):
-        assert sampled(model, [prompt], [seed], end, **how)[0] == answer
+        (alone,) = sampled(model, [prompt], [seed], end, **how)
+        assert (alone.ids, alone.ended) == (answer.ids, answer.ended)
+        assert alone.logprobs == pytest.approx(answer.logprobs, abs=1e-4)
         written = answer.ids[:-1] if answer.ended else answer.ids
         assert list(stream(model, prompt, seed, end, SamplingConfig(**how))) == written
     assert [a.ids for a in sampled(model, PROMPTS, SEEDS, **how)] != [a.ids for a in free]
@@ -120,16 +122,20 @@ def test_penalties_count_each_row_apart_in_a_batch(make_gpt: Any) -> None:
 def test_an_answer_stops_at_a_string(make_gpt: Any, tokenizer: Any) -> None:
     """As soon as its text holds it, whichever tokens it is spread over; the others go on."""
     model = make_gpt()
-    texts = [tokenizer.decode(a.ids) for a in sampled(model, PROMPTS, SEEDS, max_tokens=30)]
+    free, end = sampled(model, PROMPTS, SEEDS, tokenizer.end_of_turn_id, max_tokens=30), tokenizer.end_of_turn_id
+    texts = [tokenizer.decode(answer.ids) for answer in free]
     string = texts[1][5:8]
     config = SamplingConfig(max_tokens=30)
-    stopped = generate(model, PROMPTS, SEEDS, NEVER, config, stopped=stop_at([string, "never said"], tokenizer.decode))
-    for text, (answer,) in zip(texts, stopped, strict=True):
+    stopped = generate(model, PROMPTS, SEEDS, end, config, stopped=stop_at([string, "never said"], tokenizer.decode))
+    for whole, text, (answer,) in zip(free, texts, stopped, strict=True):
         said = tokenizer.decode(answer.ids)
         assert cut(said, [string]) == cut(text, [string])
-        assert (string in said) == (string in text) and not answer.ended
+        assert (string in said) == (string in text)
         if string in text:
-            assert len(answer.ids) < 30 and string not in tokenizer.decode(answer.ids[:-1])
+            assert not answer.ended and string not in tokenizer.decode(answer.ids[:-1])
+        else:
+            assert answer.ids == whole.ids
+    assert len(stopped[1][0].ids) < len(free[1].ids)
 
 
 @pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(top_p=1.5), dict(min_p=-0.1), dict(repetition_penalty=0)])

@@ -168,13 +168,15 @@ def comparison_from(record: dict[str, Any], where: str) -> Comparison:
         raise InputError(f'{where}: "ranks" must be a list of whole numbers from 1 (best), it is {json.dumps(ranks)}')
     if len(ranks) != len(responses):
         raise InputError(f"{where}: {len(responses)} responses but {len(ranks)} ranks; give each response one rank")
-    labels = _labels(record, where, "annotator", "source")
-    return Comparison(prompt, responses, ranks, *labels, **_optional(record, where, "conversation"), where=where)
+    annotator, source = _labels(record, where, "annotator", "source")
+    conversation = _optional(record, where, "conversation").get("conversation")
+    return Comparison(prompt, responses, ranks, annotator, source, conversation, where)
 
 
 def prompt_from(record: dict[str, Any], where: str) -> Prompt:
-    labels = _labels(record, where, "source", "split")
-    return Prompt(prompt_field(record, where), *labels, **_optional(record, where, "conversation"), where=where)
+    source, split = _labels(record, where, "source", "split")
+    conversation = _optional(record, where, "conversation").get("conversation")
+    return Prompt(prompt_field(record, where), source, split, conversation, where)
 
 
 def prompt_field(record: dict[str, Any], where: str) -> Messages:

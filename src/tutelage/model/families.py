@@ -15,7 +15,9 @@ from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.model.hf_config import family_of
 
-LLAMA = {
+Names = dict[str, tuple[str, ...]]
+
+LLAMA: Names = {
     "embedding": ("model.embed_tokens",),
     "final_norm": ("model.norm",),
     "head": ("lm_head",),
@@ -29,7 +31,7 @@ LLAMA = {
     "mlp.up": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down": ("mlp.down_proj",),
 }
-GPT2 = {
+GPT2: Names = {
     "embedding": ("transformer.wte",),
     "positions": ("transformer.wpe",),
     "final_norm": ("transformer.ln_f",),
@@ -42,12 +44,11 @@ GPT2 = {
     "mlp.up": ("mlp.c_fc",),
     "mlp.down": ("mlp.c_proj",),
 }
-GPT1 = GPT2 | {"embedding": ("transformer.tokens_embed",), "positions": ("transformer.positions_embed",)}
-GPT_NEO = GPT2 | {
+GPT1: Names = GPT2 | {"embedding": ("transformer.tokens_embed",), "positions": ("transformer.positions_embed",)}
+GPT_NEO: Names = GPT2 | {
     "attention.qkv": ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
     "attention.out": ("attn.attention.out_proj",),
 }
-Names = dict[str, tuple[str, ...]]
 NAMES: dict[str, Names] = {
     "openai-gpt": GPT1, "gpt2": GPT2, "gpt_neo": GPT_NEO, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA,
     "qwen3": LLAMA,
