@@ -1,5 +1,6 @@
 """Conversations in ids: the layout written out by hand, the supervised tokens, and text that tries to forge a role."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,38 @@ def test_chatml_gives_the_ids_of_transformers(with_template: WithTemplate, tmp_p
         conversation, add_generation_prompt=True, return_dict=False
     )
     assert encode_chat(chatml, conversation, add_generation_prompt=True).ids == expected
+
+
+NAMES_TOKENS = (  # as Llama's and Mistral's templates do
+    "{{ bos_token }}{% if tools is not none %}tools!{% endif %}{% if strftime_now is defined %}{{ '' }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("place", ["settings", "file", "list"])
+def test_templates_and_tokens_as_other_folders_write_them(tokenizer: Tokenizer, tmp_path: Path, place: str) -> None:
+    """The template in three places, special tokens as objects; the ids are those of transformers."""
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {
+        "bos_token": "<|endoftext|>",
+        "eos_token": {"content": "<|end|>", "lstrip": False, "__type": "AddedToken", "special": True},
+    }
+    del settings["chat_template"]
+    if place == "file":
+        (tmp_path / "chat_template.jinja").write_text(NAMES_TOKENS)
+    else:
+        several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": NAMES_TOKENS}]
+        settings["chat_template"] = NAMES_TOKENS if place == "settings" else several
+    path.write_text(json.dumps(settings))
+    ours = Tokenizer.load(tmp_path)
+    conversation = [user("hello"), assistant("hi there"), user("bye")]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+    assert encode_chat(ours, conversation, add_generation_prompt=True).ids == expected
+    ours.save(tmp_path / "again")
+    assert encode_chat(Tokenizer.load(tmp_path / "again"), conversation, add_generation_prompt=True).ids == expected
 
 
 @given(asked=HOSTILE.map("".join), answered=HOSTILE.map("".join))

@@ -154,7 +154,8 @@ class Conductor:
                 continue
             if reason != "not made yet":
                 self.line(f"{title} made again: {reason}", keep=True)
-            if reason != "not made yet" or step.config is None:
+            goes_on = reason == "not made yet" and (step.record / "checkpoints").is_dir()
+            if not goes_on:
                 self.record["stages"].pop(step.name, None)  # what it took the other time is not part of this result
             self.run(step, title)
 

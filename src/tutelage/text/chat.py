@@ -12,6 +12,7 @@ renderings do not grow (it rewrites earlier turns) is refused.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +29,14 @@ _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 @dataclass(frozen=True)
+class Template:
+    """A Jinja chat template and the special tokens it may name."""
+
+    text: str
+    specials: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class ChatIds:
     """A conversation in ids. Both lists have one entry per token."""
 
@@ -39,7 +48,8 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generatio
     """Encode a conversation. Raises InputError if the template fails or is not prefix-stable."""
     ids: list[int] = []
     supervised: list[bool] = []
-    for text, learn in _pieces(tokenizer.chat_template, tuple(m["role"] for m in messages), add_generation_prompt):
+    template = Template(tokenizer.chat_template, tokenizer.named_specials)
+    for text, learn in _pieces(template, tuple(m["role"] for m in messages), add_generation_prompt):
         for token, from_template in _tokens(tokenizer, text, messages):
             ended = learn and from_template and supervised and ids[-1] == tokenizer.end_of_turn_id and supervised[-1]
             learn = learn and not ended  # the newline some templates put after the end of the turn is not an answer
@@ -49,7 +59,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generatio
 
 
 @lru_cache(maxsize=4096)
-def _pieces(template: str, roles: tuple[str, ...], generation_prompt: bool) -> tuple[tuple[str, bool], ...]:
+def _pieces(template: Template, roles: tuple[str, ...], generation_prompt: bool) -> tuple[tuple[str, bool], ...]:
     """The rendering as (text with placeholders, is the assistant's own) in order."""
     pieces: list[tuple[str, bool]] = []
     done = ""
@@ -74,10 +84,13 @@ def _grown(rendered: str, done: str) -> str:
     return rendered[len(done) :]
 
 
-def _render(template: str, roles: tuple[str, ...], generation_prompt: bool) -> str:
+def _render(template: Template, roles: tuple[str, ...], generation_prompt: bool) -> str:
     messages = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
     try:
-        return _compiled(template).render(messages=messages, add_generation_prompt=generation_prompt)
+        return _compiled(template.text).render(
+            messages=messages, add_generation_prompt=generation_prompt, tools=None, documents=None,
+            **dict(template.specials),
+        )  # fmt: skip
     except TemplateError as error:
         raise InputError(f"chat template: {error}; the conversation's roles are {', '.join(roles)}") from None
 
@@ -86,6 +99,7 @@ def _render(template: str, roles: tuple[str, ...], generation_prompt: bool) -> s
 def _compiled(template: str) -> Any:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda how: datetime.now().strftime(how)
     return environment.from_string(template)
 
 

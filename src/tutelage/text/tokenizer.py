@@ -21,6 +21,7 @@ from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 
 END_OF_TEXT, PAD, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+TEMPLATE_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
 # GPT-4's pattern, but numbers are split into single digits, since a small vocabulary cannot afford 1,000 three-digit
@@ -51,8 +52,13 @@ class Tokenizer:
         self.end_of_turn_id = self._id_of("eos_token")
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
 
+    @property
+    def named_specials(self) -> tuple[tuple[str, str], ...]:
+        """(role, token) of what a chat template may name: bos_token, eos_token, pad_token, unk_token."""
+        return tuple((role, name) for role in TEMPLATE_NAMES if (name := _token_name(self.settings.get(role))))
+
     def _id_of(self, role: str) -> int:
-        name = self.settings.get(role)
+        name = _token_name(self.settings.get(role))
         if name not in self.special:
             raise InputError(
                 f"tokenizer: its configuration names {name!r} as {role}, its special tokens are "
@@ -117,9 +123,26 @@ class Tokenizer:
             raise InputError(
                 f"{folder}: the tokenizer files cannot be read ({error}); make or copy them again"
             ) from None
-        if "chat_template" not in settings:
+        template = _chat_template(folder, settings)
+        if template is None:
             raise InputError(f"{folder}: tokenizer_config.json has no chat_template; a chat model needs one")
-        return cls(backend, settings)
+        return cls(backend, settings | {"chat_template": template})
+
+
+def _token_name(token: Any) -> str | None:
+    """A special token stands in the settings as its text, or as an object that has it as content."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """From a file of its own, as newer folders have it, or the settings: a text, or the default of several by name."""
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
