@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -248,15 +249,25 @@ def test_a_run_has_one_process_at_a_time(tmp_path: Path, leaves: Path, monkeypat
 
 def test_a_run_waits_for_one_that_is_ending(tmp_path: Path, leaves: Path) -> None:
     """As after kill -9 of a demo: its stage lives until its next line of progress."""
-    tea = start(tmp_path)
-    threading.Timer(0.5, lambda: ended(tea)).start()
-    ended(start(tmp_path))
+    tea, begun = start(tmp_path), time.monotonic()
+    ending = threading.Timer(0.5, lambda: ended(tea))
+    ending.start()
+    waited = start(tmp_path)
+    assert time.monotonic() - begun >= 0.5 and tea.lock.closed  # not before the other had let go
+    assert not waited.finished and not waited.lock.closed
+    ended(waited)
+    ending.join()
 
 
 def test_a_run_that_refused_its_input_does_not_block_the_next(tmp_path: Path, leaves: Path) -> None:
-    ended(start(tmp_path))  # no checkpoint: it failed before its first
+    refused = start(tmp_path)  # no checkpoint: it failed before its first
+    ended(refused)
     leaves.write_text("mint")
-    ended(start(tmp_path))
+    mended = start(tmp_path)
+    assert not mended.finished and mended.fingerprint != refused.fingerprint
+    assert (tmp_path / "out" / "checkpoints" / "fingerprint").read_text() == mended.fingerprint
+    assert mended.restore() is None
+    ended(mended)
 
 
 def test_a_record_that_is_not_ours_is_no_run(tmp_path: Path, leaves: Path) -> None:
