@@ -39,6 +39,23 @@ def test_without_gradients_the_loss_is_the_same() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_absent_tokens_are_no_part_of_the_vocabulary(chunk: int) -> None:
+    """The same as a head without their rows, and those rows have no gradient."""
+    hidden, weight = random(10, 6).requires_grad_(), random(17, 6, seed=1).requires_grad_()
+    absent, targets = torch.tensor([0, 5, 16]), torch.arange(10) + 6
+    present = torch.tensor([i for i in range(17) if i not in (0, 5, 16)])
+    ours = next_token_loss(hidden, weight, targets, absent=absent, chunk=chunk)
+    theirs = F.cross_entropy(hidden @ weight[present].T, torch.searchsorted(present, targets))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    mine, expected = (torch.autograd.grad(loss, [hidden, weight]) for loss in (ours, theirs))
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+    assert not mine[1][absent].any()
+    with torch.no_grad():
+        without = next_token_loss(hidden, weight, targets, absent=absent, chunk=chunk)
+    torch.testing.assert_close(without, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_next_token_loss_in_bf16_keeps_fp32_sums() -> None:
     hidden, weight = random(600, 6).bfloat16().requires_grad_(), random(17, 6, seed=1).requires_grad_()
     targets = torch.arange(600) % 17

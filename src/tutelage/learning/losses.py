@@ -35,14 +35,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, absent: Tensor | None, chunk: int) -> Tensor:
         w = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in torch.arange(hidden.shape[0], device=hidden.device).split(chunk):
             h, y = hidden[rows[0] : rows[-1] + 1], targets[rows[0] : rows[-1] + 1]
-            logits = F.linear(h, w).float()
+            logits = _without(F.linear(h, w).float(), absent)
             logprobs = logits - logits.logsumexp(-1, keepdim=True)
             loss -= logprobs.gather(-1, y[:, None]).sum()
             error = logprobs.exp_()  # softmax minus one-hot: the gradient of the loss in the logits
@@ -54,31 +54,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             (hidden_grad * grads[0]).to(hidden_grad.dtype),
             (weight_grad * grads[0]).to(weight_grad.dtype),
             None,
             None,
+            None,
         )
 
 
+def _without(logits: Tensor, absent: Tensor | None) -> Tensor:
+    return logits if absent is None else logits.index_fill_(-1, absent, -torch.inf)
+
+
 def next_token_loss(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, total: Tensor | float | None = None, chunk: int = 512
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    total: Tensor | float | None = None,
+    absent: Tensor | None = None,
+    chunk: int = 512,
 ) -> Tensor:
     """-log p(target), summed over the N rows and divided by `total` (default N): GPT's eq. 1 as a mean.
 
     hidden (N, C) states just before their targets, head_weight (V, C), targets (N,). Gradients in hidden's precision.
+    absent (A,) tokens that this text cannot hold and no target is: the vocabulary without them, their rows unmoved.
     """
     if hidden.shape[0] == 0:
         return (hidden.sum() + 0.0 * head_weight.sum()).float()
     if torch.is_grad_enabled():
-        summed = _LinearCrossEntropy.apply(hidden, head_weight, targets, chunk)
+        summed = _LinearCrossEntropy.apply(hidden, head_weight, targets, absent, chunk)
     else:
         w = head_weight.to(hidden.dtype)
         pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        summed = -sum(token_logprobs(F.linear(h, w), y).sum() for h, y in pieces)
+        summed = -sum(token_logprobs(_without(F.linear(h, w), absent), y).sum() for h, y in pieces)
     return summed / (hidden.shape[0] if total is None else total)
 
 

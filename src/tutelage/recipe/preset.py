@@ -40,8 +40,8 @@ DEMO = Preset(
     sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
     rank=RankConfig(count=3_300, answers=9),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.03, ema=0.8),
-    evaluate=EvaluateConfig(),
+    ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.06, ema=0.8, ptx_windows=12),
+    evaluate=EvaluateConfig(count=600),
 )
 
 TOY = Preset(

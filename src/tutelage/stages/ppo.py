@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +95,9 @@ class PPOConfig(RunConfig):
     ptx_windows: int = 16
     """Pretraining windows per minibatch; the paper has 8 per response."""
     ptx_calibration: int = 5
-    """Iterations over which the coefficient makes both gradients equally long; fixed afterwards."""
+    """Iterations over which the coefficient of the pretraining loss is found; fixed afterwards."""
+    ptx_ratio: float = 0.5
+    """How long the pretraining gradient is, in lengths of PPO's, while the coefficient is found."""
 
 
 @dataclass
@@ -107,6 +110,7 @@ class Learner:
     value_optimizer: torch.optim.Optimizer
     average: EMA
     mix: Windows | None = None  # pretraining text; None is plain PPO
+    absent: Tensor | None = None  # tokens that pretraining text never holds
     windows_used: int = 0
     share: PretrainingShare = field(default_factory=PretrainingShare)
 
@@ -155,6 +159,7 @@ def ppo(
         learner = make_learner(trained, value, config)
         if config.ptx:
             learner.mix = read_mix(words, corpus, trained.config.context, config, run.generator("mix"))
+            learner.absent = absent_specials(words, learner.mix).to(run.device.torch_device)
         results = train(run, learner, inference_copy(trained), scorer.requires_grad_(False), asked, words)
         learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
         save_scorer(out / "value", learner.value, words)
@@ -282,11 +287,16 @@ def policy_step(
 
 
 def pretraining_loss(learner: Learner, mix: Windows, count: int) -> Tensor:
-    """GPT's next-token loss of the policy, a token mean, on the next `count` windows of pretraining text."""
+    """GPT's next-token loss of the policy, a token mean, on the next `count` windows of pretraining text.
+
+    Its softmax leaves out what such text never holds, the chat's markers: it would push them away at every step, and
+    the policy would forget to end its turns.
+    """
     policy = learner.policy
     batch = mix.batch(learner.windows_used, count, policy.config.context).to(policy.embedding.weight.device)
     learner.windows_used += count
-    return next_token_loss(policy.trunk(batch[:, :-1]).flatten(0, 1), policy.head_weight, batch[:, 1:].flatten())
+    hidden, targets = policy.trunk(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
+    return next_token_loss(hidden, policy.head_weight, targets, absent=learner.absent)
 
 
 def value_step(
@@ -328,6 +338,7 @@ def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
         policy_optimizer=adamw(policy.named_parameters(), lr=config.lr, weight_decay=0.0, eps=1e-5),
         value_optimizer=adamw(value.named_parameters(), lr=config.value_lr, weight_decay=0.0, eps=1e-5),
         average=EMA(policy, config.ema),
+        share=PretrainingShare(config.ptx_ratio),
     )
 
 
@@ -342,6 +353,12 @@ def read_mix(
     if count == 0:
         raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {context + 1}; give more text")
     return Windows(ids, torch.randperm(count, generator=generator).numpy())
+
+
+def absent_specials(words: Tokenizer, mix: Windows) -> Tensor:
+    """(A,) the special tokens that do not come in the text at all."""
+    held = set(np.unique(mix.ids).tolist())
+    return torch.tensor(sorted(set(words.special.values()) - held), dtype=torch.long)
 
 
 def run_generator(seed: int, purpose: str) -> torch.Generator:
