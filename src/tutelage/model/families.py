@@ -56,10 +56,8 @@ NAMES: dict[str, Names] = {
 INPUT_FIRST = ("openai-gpt", "gpt2")
 
 
-def named_views(model: GPT) -> dict[str, Tensor]:
+def named_views(model: GPT, names: Names, input_first: bool = False) -> dict[str, Tensor]:
     """{their name: view into our weight}, so that one table serves reading and writing. A tied head is left out."""
-    family = family_of(model.config)
-    names = NAMES[family]
     views: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         path, kind = name.rsplit(".", 1)
@@ -68,7 +66,7 @@ def named_views(model: GPT) -> dict[str, Tensor]:
             _, layer, path = path.split(".", 2)
             prefix = f"{names['blocks'][0]}.{layer}."
         theirs = names[path]
-        turned = family in INPUT_FIRST and bool(prefix) and parameter.ndim == 2
+        turned = input_first and bool(prefix) and parameter.ndim == 2
         for their, part in zip(theirs, _parts(model, path, parameter.detach(), len(theirs)), strict=True):
             views[f"{prefix}{their}.{kind}"] = part.T if turned else part
     return views
@@ -84,8 +82,13 @@ def _parts(model: GPT, path: str, parameter: Tensor, count: int) -> tuple[Tensor
 
 def to_hf_weights(model: GPT) -> dict[str, Tensor]:
     """{Hugging Face name: tensor}. Raises InputError for weights that their class has no place for."""
-    weights = named_views(model)
+    weights = _hf_views(model)
     return _to_gpt_neo(weights, model) if family_of(model.config) == "gpt_neo" else weights
+
+
+def _hf_views(model: GPT) -> dict[str, Tensor]:
+    family = family_of(model.config)
+    return named_views(model, NAMES[family], family in INPUT_FIRST)
 
 
 def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
@@ -93,21 +96,25 @@ def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
     weights = _current_names(model, weights)
     if family_of(model.config) == "gpt_neo":
         weights = _from_gpt_neo(weights, model)
-    targets = named_views(model)
+    copy_weights(_hf_views(model), weights)
+
+
+@torch.no_grad()
+def copy_weights(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Fill the targets with the weights of the same names. Raises InputError unless names and shapes fit exactly."""
     missing, extra = sorted(targets.keys() - weights.keys()), sorted(weights.keys() - targets.keys())
     if missing or extra:
         raise InputError(
             f"model: the weights lack {len(missing)} tensors ({', '.join(missing[:2])}) and have {len(extra)} unknown "
-            f"ones ({', '.join(extra[:2])}); config.json and model.safetensors come from different models"
+            f"ones ({', '.join(extra[:2])}); the configuration and the weights come from different models"
         )
     for name, target in targets.items():
         if weights[name].shape != target.shape:
             raise InputError(
-                f"model: {name} is {tuple(weights[name].shape)}, config.json asks for {tuple(target.shape)}; "
+                f"model: {name} is {tuple(weights[name].shape)}, the configuration asks for {tuple(target.shape)}; "
                 "they come from different models"
             )
-        with torch.no_grad():
-            target.copy_(weights[name])
+        target.copy_(weights[name])
 
 
 def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,6 +137,11 @@ def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 # GPT-Neo multiplies queries and keys without the usual 1/sqrt(D), and its three maps have no biases.
 
 
+def query_scale(model: GPT) -> float:
+    """What their queries are multiplied by to be ours."""
+    return model.config.head_width**0.5 if family_of(model.config) == "gpt_neo" else 1.0
+
+
 def _to_gpt_neo(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
     written = {}
     for name, tensor in weights.items():
@@ -137,8 +149,7 @@ def _to_gpt_neo(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
             if tensor.any():
                 raise InputError(f"model: {name} is not 0; GPT-Neo, the only class with bands, has no such bias")
             continue
-        scale = model.config.head_width**-0.5 if name.endswith("q_proj.weight") else 1.0
-        written[name] = tensor * scale if scale != 1.0 else tensor
+        written[name] = tensor / query_scale(model) if name.endswith("q_proj.weight") else tensor
     return written
 
 
@@ -146,7 +157,7 @@ def _from_gpt_neo(weights: Mapping[str, Tensor], model: GPT) -> dict[str, Tensor
     read = dict(weights)
     for name in weights:
         if name.endswith("q_proj.weight"):
-            read[name] = weights[name] * model.config.head_width**0.5
+            read[name] = weights[name] * query_scale(model)
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
             read[name.removesuffix("weight") + "bias"] = torch.zeros(len(weights[name]))
     return read

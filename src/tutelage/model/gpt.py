@@ -23,11 +23,19 @@ from tutelage.model.kv_cache import KVCache
 
 
 class Linear(nn.Linear):
-    """A linear map computed in its input's precision; the weights themselves stay as they are (fp32 to train)."""
+    """A linear map computed in its input's precision; the weights themselves stay as they are (fp32 to train).
+
+    `adapter`, if there is one, adds to the output (`lora.py`).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        self.adapter: nn.Module | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        mapped = F.linear(input, self.weight.to(input.dtype), bias)
+        return mapped if self.adapter is None else mapped + self.adapter(input)
 
 
 class RMSNorm(nn.Module):

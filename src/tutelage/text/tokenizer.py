@@ -100,13 +100,20 @@ class Tokenizer:
 
     def token_bytes(self) -> list[int]:
         """How many bytes of text each id stands for; 0 for special tokens. Byte-level: one character, one byte."""
-        tokens = (self._backend.id_to_token(i) or "" for i in range(self.vocab_size))
-        return [0 if token in self.special else len(token) for token in tokens]
+        return [0 if token in self.special else len(token) for token in self.tokens()]
+
+    def tokens(self) -> list[str]:
+        """Every token by its id, as the library writes it: one character per byte, special tokens as they are."""
+        return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+
+    def to_json(self) -> str:
+        """tokenizer.json."""
+        return self._backend.to_str(pretty=True)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads as they are."""
         with atomic_write(folder / "tokenizer.json") as file:
-            file.write(self._backend.to_str(pretty=True))
+            file.write(self.to_json())
         with atomic_write(folder / "tokenizer_config.json") as file:
             json.dump(self.settings, file, indent=2, ensure_ascii=False)
 

@@ -1,0 +1,179 @@
+"""Our decoder in the terms of GGUF, the format of llama.cpp. Only names and numbers: files are `runs/gguf_file.py`.
+
+    GPTConfig <-> metadata {key: number};  GPT <-> {GGUF tensor name: tensor}
+
+llama.cpp turns neighbouring channels of a Llama head, we turn channel i with i + D/2: the rows of q and k are put in
+their order on the way out and in ours on the way in. Qwen's files keep our order. Llama 3's slower rotation stands
+there as one factor per pair of channels.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import InputError
+from tutelage.model.config import GPTConfig, RopeScaling
+from tutelage.model.families import Names, copy_weights, named_views
+from tutelage.model.gpt import GPT
+from tutelage.model.hf_config import family_of
+
+GGUF_LLAMA: Names = {
+    "embedding": ("token_embd",),
+    "final_norm": ("output_norm",),
+    "head": ("output",),
+    "blocks": ("blk",),
+    "attention_norm": ("attn_norm",),
+    "attention.qkv": ("attn_q", "attn_k", "attn_v"),
+    "attention.q_norm": ("attn_q_norm",),
+    "attention.k_norm": ("attn_k_norm",),
+    "attention.out": ("attn_output",),
+    "mlp_norm": ("ffn_norm",),
+    "mlp.up": ("ffn_gate", "ffn_up"),
+    "mlp.down": ("ffn_down",),
+}
+GGUF_GPT2: Names = GGUF_LLAMA | {
+    "positions": ("position_embd",),
+    "attention.qkv": ("attn_qkv",),
+    "mlp.up": ("ffn_up",),
+}
+TENSORS = {"llama": GGUF_LLAMA, "qwen2": GGUF_LLAMA, "qwen3": GGUF_LLAMA, "gpt2": GGUF_GPT2}
+FREQUENCIES = "rope_freqs.weight"
+
+
+Metadata = Mapping[str, Any]
+
+
+def from_metadata(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GPTConfig:
+    """The shape that a GGUF describes. Raises InputError for another architecture, or a setting that is not ours."""
+    kind = metadata.get("general.architecture")
+    if kind not in TENSORS:
+        raise InputError(f"gguf: models of the architecture {kind!r} are not read; {', '.join(TENSORS)} are")
+    if metadata.get(f"{kind}.expert_count"):
+        raise InputError("gguf: a mixture of experts is not computed here")
+    if (scaling := metadata.get(f"{kind}.rope.scaling.type", "none")) != "none":
+        raise InputError(f"gguf: rotary positions of type {scaling!r} are not computed here")
+    try:
+        return _read_shape(kind, lambda name: metadata[f"{kind}.{name}"], metadata, tensors)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"gguf: the metadata does not describe a {kind} decoder ({error})") from None
+
+
+def _read_shape(
+    kind: str, number: Callable[[str], Any], metadata: Metadata, tensors: Mapping[str, Tensor]
+) -> GPTConfig:
+    width, heads = number("embedding_length"), number("attention.head_count")
+    shape: dict[str, Any] = dict(
+        vocab_size=len(tensors["token_embd.weight"]), width=width, layers=number("block_count"), heads=heads,
+        kv_heads=metadata.get(f"{kind}.attention.head_count_kv", heads), hidden=number("feed_forward_length"),
+        head_width=metadata.get(f"{kind}.attention.key_length", width // heads), context=number("context_length"),
+        tied="output.weight" not in tensors,
+    )  # fmt: skip
+    if kind == "gpt2":
+        shape |= dict(norm="layer", learned_positions=True, mlp="gelu", biases=True)
+        return GPTConfig(**shape, norm_eps=number("attention.layer_norm_epsilon"))
+    if (turned := metadata.get(f"{kind}.rope.dimension_count", shape["head_width"])) != shape["head_width"]:
+        raise ValueError(f"{turned} of {shape['head_width']} channels of a head turn")
+    theta = float(metadata.get(f"{kind}.rope.freq_base", 10_000.0))
+    factors = tensors.get(FREQUENCIES)
+    return GPTConfig(
+        **shape,
+        norm_eps=number("attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        rope_scaling=None if factors is None else scaling_of(factors, theta),
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+    )
+
+
+def to_metadata(config: GPTConfig) -> dict[str, Any]:
+    """{key: number} without the tokenizer's. Raises InputError for a shape that llama.cpp does not have."""
+    kind = architecture_of(config)
+    common = {
+        "context_length": config.context,
+        "embedding_length": config.width,
+        "block_count": config.layers,
+        "feed_forward_length": config.hidden,
+        "attention.head_count": config.heads,
+        "vocab_size": config.vocab_size,
+    }
+    if kind == "gpt2":
+        own: dict[str, Any] = {"attention.layer_norm_epsilon": config.norm_eps}
+    else:
+        own = {
+            "attention.head_count_kv": config.kv_heads,
+            "attention.key_length": config.head_width,
+            "attention.value_length": config.head_width,
+            "attention.layer_norm_rms_epsilon": config.norm_eps,
+            "rope.dimension_count": config.head_width,
+            "rope.freq_base": config.rope_theta,
+        }
+    return {f"{kind}.{name}": value for name, value in (common | own).items()}
+
+
+def load_gguf_weights(model: GPT, tensors: Mapping[str, Tensor]) -> None:
+    """Copy GGUF tensors into the decoder. Raises InputError unless names and shapes fit exactly."""
+    kind = architecture_of(model.config)
+    named = {name: tensor for name, tensor in tensors.items() if name != FREQUENCIES}
+    if kind == "llama":
+        named = {name: _reordered(name, tensor, model.config, ours=True) for name, tensor in named.items()}
+    copy_weights(named_views(model, TENSORS[kind]), named)
+
+
+def to_gguf_weights(model: GPT) -> dict[str, Tensor]:
+    """{GGUF name: tensor}."""
+    kind = architecture_of(model.config)
+    views = named_views(model, TENSORS[kind])
+    if kind == "llama":
+        views = {name: _reordered(name, tensor, model.config, ours=False) for name, tensor in views.items()}
+    if model.config.rope_scaling:
+        views[FREQUENCIES] = factors_of(model.config.rope_scaling, model.config.head_width, model.config.rope_theta)
+    return views
+
+
+def _reordered(name: str, tensor: Tensor, config: GPTConfig, ours: bool) -> Tensor:
+    """Rows of a query or key matrix: a head's channels 0, 1, 2, 3 .. of theirs are 0, D/2, 1, D/2 + 1 .. of ours."""
+    if not name.endswith(("attn_q.weight", "attn_k.weight")):
+        return tensor
+    halves = (2, config.head_width // 2)
+    shape = (-1, *(reversed(halves) if ours else halves), tensor.shape[1])
+    return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
+
+
+def factors_of(scaling: RopeScaling, head_width: int, theta: float) -> Tensor:
+    """(D/2,): how much slower each pair of channels turns than without the scaling."""
+    frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    return (frequency / scaling.scale(frequency)).float()
+
+
+def scaling_of(factors: Tensor, theta: float) -> RopeScaling:
+    """The scaling that gives these factors, told by two channels on its ramp. Raises ValueError where none does.
+
+    Only ratios of context and thresholds matter, so that the lower threshold can be 1 turn, as Llama 3 has it.
+    """
+    head_width, most = 2 * len(factors), float(factors.max())
+    frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    kept = (1 / factors.double() - 1 / most) / (1 - 1 / most)
+    ramp = ((kept > 1e-4) & (kept < 1 - 1e-4)).nonzero().squeeze(1)
+    if len(ramp) < 2:
+        raise ValueError("its rotary factors have no ramp to tell their scaling by")
+    i, j = int(ramp[0]), int(ramp[-1])
+    slope = float((kept[i] - kept[j]) / (frequency[i] - frequency[j]))
+    high = 1 + 1 / (slope * float(frequency[j]) - float(kept[j]))
+    context = round(slope * (high - 1) * 2 * math.pi)
+    found = RopeScaling(factor=most, low_frequency=1.0, high_frequency=high, original_context=context)
+    if not torch.allclose(factors_of(found, head_width, theta), factors.float(), rtol=1e-3):
+        raise ValueError("its rotary factors are not those of Llama 3's scaling")
+    return found
+
+
+def architecture_of(config: GPTConfig) -> str:
+    """What llama.cpp calls such a model. Raises InputError where it has none."""
+    family = family_of(config)
+    if family == "mistral" and config.band >= config.context:
+        return "llama"  # a band as wide as the context is dense attention
+    if family not in TENSORS:
+        raise InputError(f"export: llama.cpp has no model of the family {family}, so there is no GGUF of it; use hf")
+    return family

@@ -1,0 +1,160 @@
+"""Low-rank adaptation: h = W0 x + (alpha / r) B A x, with W0 frozen (Hu et al. 2021, section 4.1).
+
+    GPT + LoRAConfig -> add_adapters -> a GPT whose only weights to train are A and B -> merge_adapters -> a plain GPT
+
+A starts random and B at 0, so that training begins at the base model exactly; without its adapters (`adapters_off`) a
+model is its base, bit for bit. Ours: what the decoder stores as one matrix (query, key and value; gate and up) has an
+A and a B per map, and they share one dropout mask.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tutelage.model.gpt import GPT, Linear
+
+# The maps of a block by the names this package gives them, and where the decoder stores them.
+MAPS = {
+    "attention.qkv": ("q", "k", "v"),
+    "attention.out": ("out",),
+    "mlp.up": ("gate", "up"),
+    "mlp.down": ("down",),
+}
+ALL = ("q", "k", "v", "out", "gate", "up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Which maps are adapted, and how. Raises ValueError for what no adapter can be."""
+
+    rank: int = 8
+    """Rows of A and columns of B: r."""
+    alpha: float = 16.0
+    """The update is multiplied by alpha / r."""
+    targets: tuple[str, ...] = ("q", "v")
+    """Maps that get an adapter, of q, k, v, out, gate, up, down. The paper adapts q and v."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs that are dropped in training; .1 in the paper's GPT-2 runs."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.targets) - set(ALL)):
+            raise ValueError(f"{unknown[0]!r} is no map of a block; they are {', '.join(ALL)}")
+        if self.rank < 1 or not self.targets:
+            raise ValueError(f"rank {self.rank} on {len(self.targets)} maps adapts nothing")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"a dropout of {self.dropout} is no share between 0 and 1")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class Adapter(nn.Module):
+    """(alpha / r) B A x for the maps of one stored matrix: (..., k) -> (..., d), zeros where a map has no adapter."""
+
+    def __init__(self, columns: int, rows: Sequence[int], names: Sequence[str], config: LoRAConfig):
+        super().__init__()
+        self.config = config
+        self.rows, self.names = tuple(rows), tuple(names)
+        self.adapted = adapted = [name in config.targets for name in names]
+        self.down = nn.Parameter(torch.zeros(sum(adapted) * config.rank, columns))  # the maps' A, one below the other
+        self.up = nn.ParameterList(
+            torch.zeros(d, config.rank) for d, chosen in zip(rows, adapted, strict=True) if chosen
+        )
+
+    def initialise(self, generator: torch.Generator) -> "Adapter":
+        """A uniform within 1/sqrt(k), as the paper's code draws it; B is 0."""
+        bound = 1 / math.sqrt(self.down.shape[1])
+        with torch.no_grad():
+            self.down.copy_(torch.rand(self.down.shape, generator=generator) * 2 * bound - bound)
+        return self
+
+    def maps(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(which of the stored maps, its A (r, k), its B (d, r))."""
+        numbers = [i for i, chosen in enumerate(self.adapted) if chosen]
+        yield from zip(numbers, self.down.split(self.config.rank), self.up, strict=True)
+
+    def map(self, name: str) -> tuple[Tensor, Tensor]:
+        """A and B of the map with this name."""
+        return next((a, b) for i, a, b in self.maps() if self.names[i] == name)
+
+    def spread_up(self) -> Tensor:
+        """(sum of d, maps x r): the maps' B along a diagonal of blocks, empty ones where there is no adapter."""
+        ups = iter(self.up)
+        blocks = [
+            next(ups) if chosen else self.down.new_zeros(d, 0)
+            for d, chosen in zip(self.rows, self.adapted, strict=True)
+        ]
+        return torch.block_diag(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = F.linear(F.dropout(x, self.config.dropout, self.training), self.down.to(x.dtype))
+        return F.linear(inside, (self.spread_up() * self.config.scale).to(x.dtype))
+
+    def update(self) -> Tensor:
+        """(sum of d, k): what merging adds to W0."""
+        return self.config.scale * self.spread_up() @ self.down
+
+
+def stored_maps(path: str, linear: nn.Module) -> tuple[str, ...]:
+    """Names of the maps that are stored as one at this path of a block; an MLP without a gate has only `up`."""
+    count = len(getattr(linear.weight, "parts", [0]))
+    return MAPS[path][-count:]
+
+
+def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Linear, Adapter]]:
+    """(path, linear map, its adapter) for all that have one."""
+    for path, module in model.named_modules():
+        if isinstance(module, Linear) and isinstance(module.adapter, Adapter):
+            yield path, module, module.adapter
+
+
+def add_adapters(model: GPT, config: LoRAConfig, generator: torch.Generator) -> GPT:
+    """Freeze the model and give every target an adapter. Raises ValueError where the model has no such map."""
+    model.requires_grad_(False)
+    found: set[str] = set()
+    for block in model.blocks:
+        for path in MAPS:
+            linear = block.get_submodule(path)
+            assert isinstance(linear, Linear)
+            names = stored_maps(path, linear)
+            found |= set(names)
+            if set(names) & set(config.targets):
+                rows = getattr(linear.weight, "parts", [linear.out_features])
+                adapter = Adapter(linear.in_features, rows, names, config).initialise(generator)
+                linear.adapter = adapter.to(linear.weight.device)
+    if missing := sorted(set(config.targets) - found):
+        raise ValueError(f"this model has no map {missing[0]!r}; it has {', '.join(n for n in ALL if n in found)}")
+    return model
+
+
+@torch.no_grad()
+def merge_adapters(model: GPT) -> GPT:
+    """W <- W0 + (alpha / r) B A in the weights' own precision; the adapters go, and what is left is a plain model."""
+    for _, linear, adapter in list(adapted_linears(model)):
+        linear.weight += adapter.update().to(linear.weight)
+        linear.adapter = None
+    return model
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within this, the model is its base."""
+    adapted = [(linear, adapter) for _, linear, adapter in adapted_linears(model)]
+    try:
+        for linear, _ in adapted:
+            linear.adapter = None
+        yield
+    finally:
+        for linear, adapter in adapted:
+            linear.adapter = adapter
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What training changes: all of a plain model, only A and B (and a head) of an adapted one."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,143 @@
+"""Adapters under the names of the library PEFT.
+
+    to_peft(adapted GPT) -> adapter_config.json, {name: tensor};  from_peft(plain GPT, config, tensors) -> adapted GPT
+
+Where their module holds several of our maps (GPT-2's `c_attn` is query, key and value), one adapter of theirs is the
+same function as ours with A below A and B along a diagonal of blocks; read back, each map gets all of A and its rows of
+B. Another scaling (rank-stabilised, or per module) is folded into B.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import InputError
+from tutelage.model.families import INPUT_FIRST, NAMES, query_scale
+from tutelage.model.gpt import GPT
+from tutelage.model.hf_config import family_of
+from tutelage.model.lora import ALL, MAPS, Adapter, LoRAConfig, adapted_linears, add_adapters, stored_maps
+
+PREFIX = "base_model.model."
+Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r)
+
+
+def to_peft(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """adapter_config.json without the base's name, and the tensors. The model must have adapters."""
+    family = family_of(model.config)
+    names, pairs, ranks = NAMES[family], {}, {}
+    config = next(adapter.config for _, _, adapter in adapted_linears(model))
+    for path, _, adapter in adapted_linears(model):
+        _, layer, ours = path.split(".", 2)
+        for their, (down, up) in _pairs(adapter, names[ours]):
+            up = up / query_scale(model) if their.endswith("q_proj") else up
+            pairs[f"{names['blocks'][0]}.{layer}.{their}"] = down, up
+            ranks[their] = len(down)
+    other = {their: rank for their, rank in ranks.items() if rank != config.rank}
+    written = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(ranks),
+        "rank_pattern": other,
+        "alpha_pattern": {their: config.scale * rank for their, rank in other.items()},
+        "fan_in_fan_out": family in INPUT_FIRST,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = {}
+    for module, (down, up) in pairs.items():
+        tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = down, up
+    return written, tensors
+
+
+def _pairs(adapter: Adapter, theirs: tuple[str, ...]) -> list[tuple[str, Pair]]:
+    if len(theirs) == len(adapter.rows):
+        return [(theirs[i], (down.detach(), up.detach())) for i, down, up in adapter.maps()]
+    return [(theirs[0], (adapter.down.detach(), adapter.spread_up().detach()))]
+
+
+def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
+    """Freeze the model and add the adapters. Raises InputError for what is no LoRA of this model."""
+    pairs = _read_pairs(config, tensors)
+    modules = _their_modules(model)
+    if unknown := sorted(pairs.keys() - modules.keys()):
+        raise InputError(f"adapter: {unknown[0]} is no linear map of the base; it was made for another model")
+    rank = max(len(down) for down, _ in pairs.values())
+    targets = tuple(name for name in ALL if any(name in modules[module][1] for module in pairs))
+    unscaled = LoRAConfig(rank=rank, alpha=rank, targets=targets, dropout=float(config.get("lora_dropout", 0.0)))
+    add_adapters(model, unscaled, torch.Generator())
+    adapters = {path: adapter for path, _, adapter in adapted_linears(model)}
+    for adapter in adapters.values():
+        torch.nn.init.zeros_(adapter.down)  # an adapter that the folder has for other layers only
+    for module, (down, up) in pairs.items():
+        path, names = modules[module]
+        up = up * query_scale(model) if module.endswith("q_proj") else up
+        _copy(module, (down, up), [adapters[path].map(name) for name in names])
+    return model
+
+
+def _their_modules(model: GPT) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{their module: (path of our stored matrix, which of its maps)}."""
+    names = NAMES[family_of(model.config)]
+    modules = {}
+    for layer, block in enumerate(model.blocks):
+        for path in MAPS:
+            maps = stored_maps(path, block.get_submodule(path))
+            theirs = names[path]
+            for i, their in enumerate(theirs):
+                whose = maps if len(theirs) == 1 else (maps[i],)
+                modules[f"{names['blocks'][0]}.{layer}.{their}"] = (f"blocks.{layer}.{path}", whose)
+    return modules
+
+
+@torch.no_grad()
+def _copy(module: str, pair: Pair, maps: Sequence[Pair]) -> None:
+    """Each of our maps takes all of their A and its own rows of their B; ranks above theirs stay 0."""
+    down, up = pair
+    rows, columns = [len(b) for _, b in maps], maps[0][0].shape[1]
+    if down.shape[1] != columns or len(up) != sum(rows):
+        raise InputError(
+            f"adapter: {module} maps {down.shape[1]} channels to {len(up)}, the base {columns} to {sum(rows)}; "
+            "it was made for another model"
+        )
+    for (a, b), part in zip(maps, up.split(rows), strict=True):
+        a[: len(down)] = down
+        b[:, : len(down)] = part
+
+
+def _read_pairs(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
+    """{their module: (A, B times its scale)}. Raises InputError for other kinds of adapters and for half of a pair."""
+    for name, plain in {"peft_type": "LORA", "bias": "none", "use_dora": False}.items():
+        if config.get(name, plain) != plain:
+            raise InputError(f"adapter: {name} is {config[name]!r}; plain LoRA is read, {name} {plain!r}")
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)
+        if match is None:
+            raise InputError(f"adapter: {name} is no LoRA of a linear map; only these are read")
+        found.setdefault(match[1], {})[match[2]] = tensor.float()
+    pairs = {}
+    for module, pair in found.items():
+        if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].shape[1:] != pair["A"].shape[:1]:
+            raise InputError(f"adapter: A and B of {module} do not belong together; copy the adapter again")
+        pairs[module] = (pair["A"], pair["B"] * _scale(config, module))
+    if not pairs:
+        raise InputError("adapter: the file holds no adapter; copy it again")
+    return pairs
+
+
+def _scale(config: Mapping[str, Any], module: str) -> float:
+    """alpha / r, or alpha / sqrt(r) where it is rank-stabilised, with the patterns that set single modules apart."""
+    alpha, rank = (
+        next(
+            (value for key, value in (config.get(pattern) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", module)),
+            config[default],
+        )
+        for pattern, default in (("alpha_pattern", "lora_alpha"), ("rank_pattern", "r"))
+    )
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)

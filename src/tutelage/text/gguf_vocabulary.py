@@ -1,0 +1,165 @@
+"""A tokenizer in the terms of GGUF, the format of llama.cpp.
+
+    Tokenizer <-> metadata {tokenizer.*: value}
+
+A GGUF names its rule for cutting text into words; only the byte-level rules whose exact form is known here are read.
+A rule of our own has no such name: it is written as the nearest one, so that llama.cpp may cut some texts otherwise,
+and beside it stands the whole tokenizer.json, under the key that the format has for it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as BackendTokenizer
+
+from tutelage.errors import InputError
+from tutelage.text.tokenizer import Tokenizer
+
+WHOLE = "tokenizer.huggingface.json"
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of tokens
+NEAREST = "qwen2"  # differs from our own rule in a colon's space and in runs of empty lines
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def _words(digits: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS.replace("DIGITS", digits)), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _single_digits() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+RULES: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": _gpt2,
+    "smollm": _single_digits,
+    "llama-bpe": lambda: _words(r"\p{N}{1,3}"),
+    "qwen2": lambda: _words(r"\p{N}"),
+}
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, str | None]:
+    """The tokenizer, and what had to be chosen for it, in words. Raises InputError for a kind that is not read."""
+    kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or rule not in RULES:
+        raise InputError(
+            f"gguf: a tokenizer of the kind {kind!r} with the rule {rule!r} is not read, byte-level BPE with "
+            f"{', '.join(RULES)} is; use the model's Hugging Face folder"
+        )
+    try:
+        tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+        merges = [(left, right) for left, right in (m.split(" ") for m in metadata["tokenizer.ggml.merges"])]
+        whole = metadata.get(WHOLE)
+        backend = BackendTokenizer.from_str(whole) if whole else _backend(tokens, kinds, merges, rule)
+        settings, chosen = _settings(metadata, tokens, kinds)
+        tokenizer = Tokenizer(backend, settings)
+        if tokenizer.tokens() != tokens:
+            raise ValueError(f"its {WHOLE} has other tokens")
+    except InputError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"gguf: the tokenizer cannot be read ({error}); download the file again") from None
+    return tokenizer, chosen
+
+
+def _backend(
+    tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[tuple[str, str]], rule: str
+) -> BackendTokenizer:
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, {len(vocabulary)} different ones, {len(kinds)} kinds")
+    backend = BackendTokenizer(models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe"))
+    if rule == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = RULES[rule]()
+    backend.decoder = decoders.ByteLevel()
+    of_kind = {
+        kind: [AddedToken(t, special=kind == CONTROL, normalized=False) for t, k in zip(tokens, kinds) if k == kind]
+        for kind in (CONTROL, USER_DEFINED)
+    }
+    backend.add_special_tokens(of_kind[CONTROL])
+    backend.add_tokens(of_kind[USER_DEFINED])
+    return backend
+
+
+def _settings(
+    metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]
+) -> tuple[dict[str, Any], str | None]:
+    """What tokenizer_config.json holds. Padding must not be the end of a turn: else the first free control token is."""
+    template = metadata.get("tokenizer.chat_template")
+    if not template:
+        raise InputError("gguf: it has no chat template; a chat model needs one")
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    named = {
+        ours: tokens[metadata[f"tokenizer.ggml.{theirs}_token_id"]]
+        for theirs, ours in names.items()
+        if f"tokenizer.ggml.{theirs}_token_id" in metadata
+    }
+    chosen = None
+    if named.get("pad_token") in (None, named["eos_token"]):
+        taken = set(named.values())
+        free = [t for t, kind in zip(tokens, kinds) if kind == CONTROL and t not in taken and t not in template]
+        if not free:
+            raise ValueError("padding is the end of a turn, and no control token is free")
+        named["pad_token"] = free[0]
+        chosen = f"padding was the end of a turn; {free[0]}, which is not in use, is padding now"
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": template,
+    }, chosen
+
+
+def to_gguf(tokenizer: Tokenizer) -> tuple[dict[str, Any], bool]:
+    """tokenizer.* metadata, and whether llama.cpp cuts text by exactly our rule."""
+    state = json.loads(tokenizer.to_json())
+    model = state["model"]
+    if model["type"] != "BPE":
+        raise InputError(f"export: a tokenizer of the kind {model['type']} is not written as GGUF; use hf")
+    tokens = tokenizer.tokens()
+    added = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in state["added_tokens"]}
+    rule = next((name for name, make in RULES.items() if _same_rule(state["pre_tokenizer"], make)), None)
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {
+        f"tokenizer.ggml.{names[role]}_token_id": tokenizer.special[token]
+        for role, token in tokenizer.named_specials
+        if token in tokenizer.special
+    }
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": rule or NEAREST,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [added.get(token, NORMAL) for token in tokens],
+        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": tokenizer.chat_template,
+        **ids,
+        **({} if rule else {WHOLE: tokenizer.to_json()}),
+    }, rule is not None
+
+
+def _same_rule(state: dict[str, Any] | None, make: Callable[[], pre_tokenizers.PreTokenizer]) -> bool:
+    probe = BackendTokenizer(models.BPE())
+    probe.pre_tokenizer = make()
+    return _without_offsets(state) == _without_offsets(json.loads(probe.to_str())["pre_tokenizer"])
+
+
+def _without_offsets(state: Any) -> Any:
+    """A pre-tokenizer's settings without those that move no token."""
+    if isinstance(state, dict):
+        return {name: _without_offsets(value) for name, value in state.items() if name != "trim_offsets"}
+    return [_without_offsets(value) for value in state] if isinstance(state, list) else state
