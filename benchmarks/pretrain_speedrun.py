@@ -95,7 +95,7 @@ def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, unse
         if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
             for contestant, curve in zip(contestants, curves, strict=True):
                 if not contestant.plain or step + 1 == steps:
-                    bits = bits_per_byte(contestant.model, unseen, sizes, config.heldout_windows)
+                    bits = bits_per_byte(contestant.model, unseen, sizes, config.heldout_windows, config.context)
                     curve.append((contestant.seconds, bits))
     return curves
 

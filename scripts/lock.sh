@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rewrites requirements.lock: resolves pyproject.toml with the extras demo and dev in an empty environment and pins all
+# Rewrites requirements.lock: resolves pyproject.toml with the extras demo, gguf, hub and dev in an empty environment and pins all
 # that came. Runs on Python 3.11, the oldest supported, so that every pin has a release for it.
 #
 #   make lock      (or: PYTHON=python3.11 scripts/lock.sh)
@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 
 "${PYTHON:-python3.11}" -m venv "$work/venv"
 pip=("$work/venv/bin/python" -m pip --disable-pip-version-check)
-"${pip[@]}" install --quiet "torch==$torch" "setuptools>=77" ".[demo,dev]"
+"${pip[@]}" install --quiet "torch==$torch" "setuptools>=77" ".[demo,gguf,hub,dev]"
 {
     echo "# Every package that \`make\` and CI install, pinned; installed with --no-deps. Regenerate: make lock"
     echo "# No index address and no hash, torch without a local version: one lock for CPU and CUDA machines alike."

@@ -54,7 +54,7 @@ def test_help_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("set()\n")
     for verb, row in cli.VERBS.items():
-        assert f"  {verb:<10} {row.line}\n" in done.stdout
+        assert f"  {verb:<12} {row.line}\n" in done.stdout
 
 
 def test_python_m_tutelage_is_the_command() -> None:

@@ -31,7 +31,9 @@ TREES = {path: tree_of(path) for path in SOURCES}
 
 def documented_keys() -> set[str]:
     """First column of every table in docs/metrics.md."""
-    return set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(
+        re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def dict_keys(node: ast.AST, scope: FUNCTION, module: ast.Module) -> set[str]:
@@ -194,7 +196,7 @@ def test_both_readmes_say_the_same_commands_and_links() -> None:
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
 def test_the_table_of_verbs_is_complete(page: Path) -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert [verb for verb, _ in rows] == list(VERBS)
 
 

@@ -39,6 +39,7 @@ VERBS = {
     "demo": Verb("tutelage.recipe.demo", "demo", "run the whole recipe on real dialogues; resumable"),
     "collect": Verb("tutelage.stages.collect", "collect", "gather, clean, redact and split the demo's dialogues"),
     "tokenizer": Verb("tutelage.stages.tokenizer", "tokenizer", "train a byte-level BPE tokenizer"),
+    "import-model": Verb("tutelage.stages.imported", "import_model", "take over a model from elsewhere as a run"),
     "pretrain": Verb("tutelage.stages.pretrain", "pretrain", "train a GPT on plain text: predict the next token"),
     "sft": Verb("tutelage.stages.sft", "sft", "fine-tune on demonstrations (InstructGPT's step 1)"),
     "rank": Verb("tutelage.stages.rank", "rank", "sample answers and have them ranked, or import rankings"),
@@ -91,7 +92,7 @@ def run(words: list[str]) -> None:
 
 def overview() -> str:
     """The list of verbs, each with its one line."""
-    rows = "\n".join(f"  {name:<10} {verb.line}" for name, verb in VERBS.items())
+    rows = "\n".join(f"  {name:<12} {verb.line}" for name, verb in VERBS.items())
     return (
         "tutelage: raise your own ChatGPT, from raw dialogue to a preference-aligned chat model\n\n"
         f"usage: tutelage <verb> [options]\n\n{rows}\n\n"

@@ -154,5 +154,5 @@ def test_foreign_weights_are_refused(make_gpt: Any) -> None:
         load_hf_weights(model, {n: t for n, t in weights.items() if n != "model.norm.weight"})
     with pytest.raises(InputError, match="1 unknown ones .lm_head.weight"):
         load_hf_weights(model, weights | {"lm_head.weight": torch.zeros(300, 32)})
-    with pytest.raises(InputError, match=r"model.norm.weight is \(31,\), config.json asks for \(32,\)"):
+    with pytest.raises(InputError, match=r"model.norm.weight is \(31,\), the configuration asks for \(32,\)"):
         load_hf_weights(model, weights | {"model.norm.weight": torch.zeros(31)})

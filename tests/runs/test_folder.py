@@ -133,7 +133,7 @@ def test_what_comes_from_different_runs_is_refused(make_gpt: Any, tokenizer: Tok
         load_policy(tmp_path, CPU)
     tokenizer.save(tmp_path)
     edit_json(tmp_path / "config.json", intermediate_size=64)
-    with pytest.raises(InputError, match="config.json asks for"):
+    with pytest.raises(InputError, match="the configuration asks for"):
         load_policy(tmp_path, CPU)
     edit_json(tmp_path / "config.json", intermediate_size=48, num_hidden_layers=3)
     with pytest.raises(InputError, match="lack 11 tensors"):

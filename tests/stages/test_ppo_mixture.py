@@ -41,9 +41,7 @@ def add_pretraining_gradient(world: World, bench: Bench, ratios: list[float]) ->
     mix = stage.read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
     bench.learner.share.ratios = ratios
     loss = pretraining_loss(bench.learner, mix, 2)
-    return mix.batch(0, 2, 64), bench.learner.share.add_gradient(
-        bench.learner.policy.parameters(), loss, calibrate=False
-    )
+    return mix.batch(0, 2), bench.learner.share.add_gradient(bench.learner.policy.parameters(), loss, calibrate=False)
 
 
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
@@ -88,7 +86,7 @@ def test_the_mixture_does_not_push_the_chats_markers_away(world: World, bench: B
     assert learner.absent.tolist() == markers and words.end_of_turn_id in markers
     loss = pretraining_loss(learner, mix, 2)
     loss.backward()
-    windows = mix.batch(0, 2, 64)
+    windows = mix.batch(0, 2)
     logits = transformers.AutoModelForCausalLM.from_pretrained(world.sft)(windows[:, :-1]).logits
     logits[..., markers] = -torch.inf
     expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
@@ -118,8 +116,8 @@ def test_the_mixture_repeats_no_window_before_all_were_seen(
     seen: list[list[int]] = []
     original = Windows.batch
 
-    def batch(self: Windows, start: int, count: int, length: int) -> torch.Tensor:
-        found = original(self, start, count, length)
+    def batch(self: Windows, start: int, count: int) -> torch.Tensor:
+        found = original(self, start, count)
         seen.extend(found.tolist())
         return found
 

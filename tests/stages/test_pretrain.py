@@ -126,9 +126,9 @@ def test_bits_per_byte_by_hand() -> None:
     bits = sum(-math.log2(shares[t]) for t in targets)
     size = sum(sizes[t] for t in targets)
     assert (bits, size) == (2 + 3 + 3 + 3 + 3 + 3 + 2 + 1, 2 + 3 + 3 + 3 + 2 + 1)
-    measured = bits_per_byte(Constant(), ids, sizes, 99)  # type: ignore[arg-type]
+    measured = bits_per_byte(Constant(), ids, sizes, 99, 4)  # type: ignore[arg-type]
     assert measured == pytest.approx(20 / 14, rel=1e-6)
-    assert bits_per_byte(Constant(), ids, sizes, 1) == pytest.approx(11 / 8, rel=1e-6)  # type: ignore[arg-type]
+    assert bits_per_byte(Constant(), ids, sizes, 1, 4) == pytest.approx(11 / 8, rel=1e-6)  # type: ignore[arg-type]
 
 
 def test_bits_per_byte_is_what_transformers_finds(world: World) -> None:

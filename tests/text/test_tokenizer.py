@@ -125,7 +125,7 @@ def test_a_broken_folder_is_refused_in_one_line(tokenizer: Tokenizer, tmp_path: 
 def test_a_configuration_that_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    for change, complaint in (({"eos_token": "</s>"}, "</s>"), ({"pad_token": None}, "pad_token")):
+    for change, complaint in (({"eos_token": "</s>"}, "</s>"), ({"pad_token": "</s>"}, "pad_token")):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | change))
         with pytest.raises(InputError, match=complaint):
             Tokenizer.load(tmp_path)
@@ -133,3 +133,16 @@ def test_a_configuration_that_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="chat_template"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("padding", [None, "<|end|>"])
+def test_padding_is_never_the_end_of_a_turn(tokenizer: Tokenizer, tmp_path: Path, padding: str | None) -> None:
+    """Many folders say it is: learning the one would then unlearn the other."""
+    tokenizer.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": padding}))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.pad_id == tokenizer.pad_id != loaded.end_of_turn_id
+    assert loaded.chosen is not None and "<|pad|>" in loaded.chosen and tokenizer.chosen is None
+    loaded.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"] == "<|pad|>"

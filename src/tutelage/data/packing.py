@@ -61,11 +61,12 @@ class Windows:
     """A token stream and the order in which its windows are read; the order repeats when it ends."""
 
     ids: np.ndarray
+    length: int  # tokens of a window
     order: np.ndarray
 
-    def batch(self, start: int, count: int, length: int) -> Tensor:
+    def batch(self, start: int, count: int) -> Tensor:
         """(count, length + 1): windows number start .. start + count - 1 of the order."""
-        return window(self.ids, self.order[np.arange(start, start + count) % len(self.order)], length)
+        return window(self.ids, self.order[np.arange(start, start + count) % len(self.order)], self.length)
 
 
 @dataclass(frozen=True)

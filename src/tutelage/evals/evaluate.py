@@ -64,6 +64,8 @@ class EvaluateConfig(RunConfig):
     """Prompts whose answers are printed: the first ones."""
     heldout_windows: int = 256
     """Windows of held-out pretraining text for bits per byte."""
+    heldout_window: int = 0
+    """Tokens of such a window; 0 is the model's whole context."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def lay_out(
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
-    check_windows(unseen, model.config.context)
+    check_windows(unseen, config.heldout_window or model.config.context)
     return Bench(words, chosen, asked, inference_copy(model), scorer, Panel.load(panel), config), unseen
 
 
@@ -149,7 +151,9 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
             model = inference_copy(trained)
             answers = sample(bench, model, 1)
             measured[name] = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
-            measured[name]["bits_per_byte"] = bits_per_byte(trained, unseen, sizes, bench.config.heldout_windows)
+            length = bench.config.heldout_window or model.config.context
+            windows = bench.config.heldout_windows
+            measured[name]["bits_per_byte"] = bits_per_byte(trained, unseen, sizes, windows, length)
         run.checkpoint(i + 1, lambda: {"measured": measured})
     run.progress.update(1.0)
     return measured

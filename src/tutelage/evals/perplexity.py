@@ -26,9 +26,8 @@ def check_windows(ids: np.ndarray, length: int) -> None:
 
 
 @torch.no_grad()
-def bits_per_byte(model: GPT, ids: np.ndarray, token_bytes: Sequence[int], windows: int) -> float:
-    """Bits per byte on the first `windows` windows of a token stream (fewer if it is shorter)."""
-    length = model.config.context
+def bits_per_byte(model: GPT, ids: np.ndarray, token_bytes: Sequence[int], windows: int, length: int) -> float:
+    """Bits per byte on the first `windows` windows of `length` tokens of a stream (fewer if it is shorter)."""
     rows = np.arange(min(windows, window_count(ids, length)))
     sizes = torch.tensor(token_bytes)
     nats, bytes_seen = 0.0, 0

@@ -38,7 +38,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, absent: Tensor | None, chunk: int) -> Tensor:
         w = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        head_trains = ctx.needs_input_grad[1]
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if head_trains else torch.empty(0)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for rows in torch.arange(hidden.shape[0], device=hidden.device).split(chunk):
             h, y = hidden[rows[0] : rows[-1] + 1], targets[rows[0] : rows[-1] + 1]
@@ -49,16 +50,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             error[torch.arange(len(y), device=y.device), y] -= 1.0
             error = error.to(hidden.dtype)
             hidden_grad[rows[0] : rows[-1] + 1] = error @ w
-            weight_grad += error.T @ h
+            if head_trains:
+                weight_grad += error.T @ h
         ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             (hidden_grad * grads[0]).to(hidden_grad.dtype),
-            (weight_grad * grads[0]).to(weight_grad.dtype),
+            (weight_grad * grads[0]).to(weight_grad.dtype) if ctx.needs_input_grad[1] else None,
             None,
             None,
             None,

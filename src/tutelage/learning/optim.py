@@ -144,16 +144,17 @@ def gradient_norm(gradients: Iterable[Tensor]) -> float:
 
 
 class EMA:
-    """An exponential moving average of a model's weights: average <- decay * average + (1 - decay) * weights."""
+    """An exponential moving average of what is trained: average <- decay * average + (1 - decay) * weights."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        for name, p in model.named_parameters():
-            self.weights[name].lerp_(p, 1 - self.decay)
+        own = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            average.lerp_(own[name], 1 - self.decay)
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Continue from saved averages."""

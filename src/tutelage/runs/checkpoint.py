@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from tutelage.atomic import sync_file, sync_folder
 from tutelage.errors import InputError
+from tutelage.model.lora import trainable
 
 KEPT = 2  # one may be damaged by a full disk or a power cut; two rarely are
 
@@ -97,11 +99,16 @@ def _unflatten(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def training_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """What a model and its optimizers need to go on as if never stopped."""
-    return {"model": dict(model.state_dict()), "optimizers": [o.state_dict() for o in optimizers]}
+    """What a model and its optimizers need to go on as if never stopped; frozen weights are on disk already."""
+    return {"model": dict(trainable(model)), "optimizers": [o.state_dict() for o in optimizers]}
 
 
 def load_training_state(state: dict[str, Any], model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    model.load_state_dict(state["model"])
+    weights = trainable(model)
+    if weights.keys() != state["model"].keys():
+        raise InputError("checkpoint: holds other weights than this model trains; give another --out")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(state["model"][name])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

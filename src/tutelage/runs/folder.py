@@ -3,7 +3,9 @@
     save_policy / load_policy    config.json, model.safetensors, generation_config.json, the tokenizer's two files
     save_scorer / load_scorer    the same as a one-label sequence classifier; the score is its logit less reward_mean
 
-Only safetensors and JSON are read. What does not fit is refused in one line.
+A folder may hold an adapter instead (PEFT's files, or a run's `adapter/`): its base is loaded, the adapter merged into
+it. A GGUF file is a language model, too. Only safetensors, GGUF and JSON are read; what does not fit is refused in one
+line.
 """
 
 import json
@@ -21,7 +23,11 @@ from tutelage.model.families import load_hf_weights, to_hf_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.hf_config import classifier_of, from_hf_config, to_hf_config
+from tutelage.model.lora import merge_adapters
+from tutelage.model.peft import from_peft
 from tutelage.runs.device import Device
+from tutelage.runs.gguf_file import read_gguf
+from tutelage.runs.identity import hash_input
 from tutelage.text.tokenizer import Tokenizer
 
 SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens
@@ -39,12 +45,40 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
 
 
 def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
-    """Read a language model folder onto the device. Raises InputError for anything missing, cut short or foreign."""
+    """Read a language model onto the device. Raises InputError for anything missing, cut short or foreign."""
+    if folder.is_file():
+        model, tokenizer = read_gguf(folder)
+        model.compute_dtype = device.compute_dtype
+        return model.to(device.torch_device), tokenizer
+    if adapter := find_adapter(folder):
+        return load_adapted(adapter, device)
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     model = GPT(from_hf_config(config), device.compute_dtype)
     _check_vocabulary(folder, config, tokenizer)
     load_hf_weights(model, _read_weights(folder))
     return model.to(device.torch_device), tokenizer
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """Where the adapter lies in a folder that has no weights of its own."""
+    if (folder / "config.json").is_file():
+        return None
+    return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
+
+
+def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
+    """An adapter merged into its base. Raises InputError for a base that has moved or changed."""
+    config = _read_json(folder / "adapter_config.json")
+    named = str(config.get("base_model_name_or_path"))
+    note = _read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
+    base = next((place for place in (folder / named, Path(named)) if place.exists()), None)
+    if base is None:
+        raise InputError(f"{folder}: its base {named!r} is not there; put it there, or merge the adapter where it is")
+    if note and note.get("sha256") != hash_input(base):
+        raise InputError(f"{folder}: its base {base} has changed since; bring the old one back, or train it again")
+    model, tokenizer = load_policy(base, device)
+    tensors = _read_safetensors(folder / "adapter_model.safetensors")
+    return merge_adapters(from_peft(model, config, tensors)).requires_grad_(True), tokenizer
 
 
 def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
@@ -84,6 +118,13 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
         model.score.weight.copy_(weights.pop("score.weight"))
     load_hf_weights(model.trunk, weights)
     return model.to(device.torch_device), tokenizer
+
+
+def load_trunk(folder: Path, device: Device) -> GPT:
+    """The decoder of a language model, or of a reward model without its head."""
+    if (folder / "config.json").is_file() and "reward_mean" in _read_config(folder):
+        return load_scorer(folder, device)[0].trunk
+    return load_policy(folder, device)[0]
 
 
 def same_tokenizer(first: Path, second: Path) -> None:

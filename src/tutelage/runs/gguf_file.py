@@ -1,6 +1,6 @@
 """A model in one GGUF file, the format of llama.cpp: read whatever its quantization, written in F16, BF16 or Q8_0.
 
-    read_gguf(path) -> GPT, Tokenizer, what was chosen;  write_gguf(path, GPT, Tokenizer, kind)
+    read_gguf(path) -> GPT, Tokenizer;  write_gguf(path, GPT, Tokenizer, kind)
 
 The library `gguf` reads and writes the file; names and shapes are translated by `model/gguf.py`, the tokenizer by
 `text/gguf_vocabulary.py`. Weights are fp32 in memory: a quantized file is unpacked once, when it is imported.
@@ -24,18 +24,18 @@ Kind = Literal["f16", "bf16", "q8_0"]
 LLAMA_FILE_TYPE = {"f16": 1, "q8_0": 7, "bf16": 32}
 
 
-def read_gguf(path: Path) -> tuple[GPT, Tokenizer, str | None]:
-    """The model in fp32, its tokenizer, and what had to be chosen for the latter, in words.
+def read_gguf(path: Path) -> tuple[GPT, Tokenizer]:
+    """The model in fp32 and its tokenizer.
 
     Raises InputError for a file that is cut short or whose header lies, and for a model that is not computed here.
     """
     metadata, tensors = _read_file(path)
     model = GPT(from_metadata(metadata, tensors))
-    words, chosen = from_gguf(metadata)
+    words = from_gguf(metadata)
     if words.vocab_size != model.config.vocab_size:
         raise InputError(f"{path}: {words.vocab_size} tokens, but an embedding of {model.config.vocab_size} rows")
     load_gguf_weights(model, tensors)
-    return model, words, chosen
+    return model, words
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -43,7 +43,7 @@ def fingerprint(stage: str, config: Any, inputs: Mapping[str, Mapping[str, str]]
 def hash_input(path: Path) -> str:
     """sha256 of a file, or of a run directory's own content (weights, tokenizer, data), not of its logs."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return _digest(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check the path")
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl", ".safetensors"))
@@ -52,8 +52,13 @@ def hash_input(path: Path) -> str:
         raise InputError(f"{path}: holds no model, tokenizer or data; point at a finished run")
     digest = hashlib.sha256()
     for p in content:
-        digest.update(p.name.encode() + hashlib.sha256(p.read_bytes()).digest())
+        digest.update(p.name.encode() + bytes.fromhex(_digest(p)))
     return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def difference(found: dict[str, Any], stage: str, config: Any, inputs: Mapping[str, Any]) -> str:

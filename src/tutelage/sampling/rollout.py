@@ -18,6 +18,7 @@ from tutelage.learning.kl import kl_per_response, mean_k3
 from tutelage.learning.losses import masked_mean, token_logprobs
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Answer
 
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
@@ -119,15 +120,20 @@ class Rollout:
 
 @torch.no_grad()
 def score_rollout(
-    policy: GPT, reference: GPT, value: ScalarGPT, reward: ScalarGPT, responses: Responses, *, missing_end: float,
-    temperature: float,
+    policy: GPT, reference: GPT | None, value: ScalarGPT, reward: ScalarGPT, responses: Responses, *,
+    missing_end: float, temperature: float,
 ) -> Rollout:  # fmt: skip
-    """Run the four models over sampled responses."""
+    """Run the four models over sampled responses. Without a reference it is the policy with its adapters off."""
     scores = response_scores(reward, responses)
+    if reference:
+        ref_logprobs = response_logprobs(reference, responses, temperature)
+    else:
+        with adapters_off(policy):
+            ref_logprobs = response_logprobs(policy, responses, temperature)
     return Rollout(
         responses=responses,
         logprobs=response_logprobs(policy, responses, temperature),
-        ref_logprobs=response_logprobs(reference, responses, temperature),
+        ref_logprobs=ref_logprobs,
         values=response_values(value, responses),
         scores=torch.where(responses.ended, scores, missing_end),
     )

@@ -30,10 +30,12 @@ from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.lora import trainable
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, save_tuned_scorer
 from tutelage.runs.checkpoint import load_training_state, training_state
-from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
+from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.identity import Inputs
-from tutelage.runs.run import Run, RunConfig, seed_for
+from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import (
     Rollout,
@@ -49,7 +51,7 @@ from tutelage.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(RunConfig):
+class PPOConfig(AdapterConfig):
     """One PPO-ptx run. Defaults suit a laptop; the paper's numbers (appendix C.4) stand beside them."""
 
     iterations: int = 30
@@ -94,6 +96,8 @@ class PPOConfig(RunConfig):
     """Mix in the pretraining loss; without it this is plain PPO."""
     ptx_windows: int = 16
     """Pretraining windows per minibatch; the paper has 8 per response."""
+    ptx_window: int = 0
+    """Tokens of such a window; 0 is the model's whole context."""
     ptx_calibration: int = 5
     """Iterations over which the coefficient of the pretraining loss is found; fixed afterwards."""
     ptx_ratio: float = 0.5
@@ -156,19 +160,23 @@ def ppo(
         value, _ = load_scorer(reward, run.device)
         pool = choose_fitting(read_prompts(prompts), words, config.iterations * config.batch, config.max_prompt, "ppo")
         asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in pool]
-        learner = make_learner(trained, value, config)
+        reference = None if config.adapted else inference_copy(trained)
+        adapt(trained, config, run.generator("adapter"))
+        adapt(value.trunk, config, run.generator("value-adapter"))
+        learner = make_learner(trained.eval(), value.eval(), config)
         if config.ptx:
-            learner.mix = read_mix(words, corpus, trained.config.context, config, run.generator("mix"))
+            length = config.ptx_window or trained.config.context
+            learner.mix = read_mix(words, corpus, length, config, run.generator("mix"))
             learner.absent = absent_specials(words, learner.mix).to(run.device.torch_device)
-        results = train(run, learner, inference_copy(trained), scorer.requires_grad_(False), asked, words)
+        results = train(run, learner, reference, scorer.requires_grad_(False), asked, words)
         learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
-        save_scorer(out / "value", learner.value, words)
-        save_policy(out, learner.policy, words)
+        save_tuned_scorer(out / "value", learner.value, words, reward, config)
+        save_tuned(out, learner.policy, words, policy, config)
         run.finish(results | {"prompts": len(asked)})
 
 
 def train(
-    run: Run, learner: Learner, reference: GPT, scorer: ScalarGPT, asked: list[list[int]], words: Tokenizer
+    run: Run, learner: Learner, reference: GPT | None, scorer: ScalarGPT, asked: list[list[int]], words: Tokenizer
 ) -> dict[str, Any]:
     """The algorithm box: roll out, shape rewards, estimate advantages, improve. Returns the weights to keep."""
     config: PPOConfig = run.config  # type: ignore[assignment]
@@ -206,7 +214,7 @@ def snapshot(learner: Learner, kept: dict[str, Tensor]) -> dict[str, Any]:
 def roll_out(
     run: Run,
     learner: Learner,
-    reference: GPT,
+    reference: GPT | None,
     scorer: ScalarGPT,
     asked: list[list[int]],
     words: Tokenizer,
@@ -293,7 +301,7 @@ def pretraining_loss(learner: Learner, mix: Windows, count: int) -> Tensor:
     the policy would forget to end its turns.
     """
     policy = learner.policy
-    batch = mix.batch(learner.windows_used, count, policy.config.context).to(policy.embedding.weight.device)
+    batch = mix.batch(learner.windows_used, count).to(policy.embedding.weight.device)
     learner.windows_used += count
     hidden, targets = policy.trunk(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
     return next_token_loss(hidden, policy.head_weight, targets, absent=learner.absent)
@@ -335,24 +343,24 @@ def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
     return Learner(
         policy=policy,
         value=value,
-        policy_optimizer=adamw(policy.named_parameters(), lr=config.lr, weight_decay=0.0, eps=1e-5),
-        value_optimizer=adamw(value.named_parameters(), lr=config.value_lr, weight_decay=0.0, eps=1e-5),
+        policy_optimizer=adamw(trainable(policy).items(), lr=config.lr, weight_decay=0.0, eps=1e-5),
+        value_optimizer=adamw(trainable(value).items(), lr=config.value_lr, weight_decay=0.0, eps=1e-5),
         average=EMA(policy, config.ema),
         share=PretrainingShare(config.ptx_ratio),
     )
 
 
 def read_mix(
-    words: Tokenizer, corpus: Sequence[Path], context: int, config: PPOConfig, generator: torch.Generator
+    words: Tokenizer, corpus: Sequence[Path], length: int, config: PPOConfig, generator: torch.Generator
 ) -> Windows:
     """As many pretraining windows as the run will mix in. Raises InputError when the corpus does not fill one."""
     texts = [document.plain_text() for document in read_documents(corpus)]
     steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
-    ids = encode_enough(words, texts, steps * config.ptx_windows * context + 1, generator)
-    count = window_count(ids, context)
+    ids = encode_enough(words, texts, steps * config.ptx_windows * length + 1, generator)
+    count = window_count(ids, length)
     if count == 0:
-        raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {context + 1}; give more text")
-    return Windows(ids, torch.randperm(count, generator=generator).numpy())
+        raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {length + 1}; give more text")
+    return Windows(ids, length, torch.randperm(count, generator=generator).numpy())
 
 
 def absent_specials(words: Tokenizer, mix: Windows) -> Tensor:

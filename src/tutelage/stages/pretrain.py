@@ -154,7 +154,9 @@ def train(
         logged["tokens_per_second"] = seen / run.seconds
         if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
             results = {
-                "heldout_bits_per_byte": bits_per_byte(model, unseen, words.token_bytes(), config.heldout_windows)
+                "heldout_bits_per_byte": bits_per_byte(
+                    model, unseen, words.token_bytes(), config.heldout_windows, config.context
+                )
             }
         run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{seen / run.seconds:,.0f}/s")

@@ -27,10 +27,12 @@ from tutelage.learning.losses import ranking_loss
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.lora import trainable
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer, seed_dropout
 from tutelage.runs.checkpoint import load_training_state, training_state
-from tutelage.runs.folder import load_policy, save_scorer
+from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
-from tutelage.runs.run import Run, RunConfig
+from tutelage.runs.run import Run
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -38,7 +40,7 @@ MATCHED = 0.1  # answers whose lengths differ by at most this share count as len
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(RunConfig):
+class RewardConfig(AdapterConfig):
     """One reward model. Defaults suit a small model on a laptop."""
 
     epochs: int = 1
@@ -86,16 +88,18 @@ def reward(
         if run.finished:
             return
         trunk, words = load_policy(base, run.device)
-        model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device)
+        adapt(trunk, config, run.generator("adapter"))
+        model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
         told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
         held = [c for c in told if held_out(c, config.heldout)]
         kept = [c for c in told if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
         train(run, model, [encode(c, words, trunk.config.context) for c in kept], words.pad_id)
+        model.eval()
         model.mean = demonstration_mean(model, words, demos, config, run.generator("demonstrations"))
         results = accuracy_report(model, words, held, Panel.load(panel) if panel else None)
-        save_scorer(out, model, words)
+        save_tuned_scorer(out, model, words, base, config)
         run.finish(results | {"reward_mean": model.mean, "rankings": len(kept), "rankings_held_out": len(held)})
 
 
@@ -103,7 +107,7 @@ def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None
     """The loop: next prompts with all their rankings, ranking loss, gradient, step."""
     config: RewardConfig = run.config  # type: ignore[assignment]
     prompts = same_answers(rankings)
-    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
     generator = run.generator("order")
     order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
     steps, first = math.ceil(len(order) / config.batch), 0
@@ -113,6 +117,7 @@ def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None
     for step in range(first, steps):
         factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
         set_learning_rate(optimizer, factor)
+        seed_dropout(config, step)
         some = [ranking for i in order[step * config.batch : (step + 1) * config.batch] for ranking in prompts[i]]
         scores, ranks, mask = score_rankings(model, some, pad)
         loss = ranking_loss(scores, ranks, mask)

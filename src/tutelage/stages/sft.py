@@ -23,10 +23,13 @@ from tutelage.errors import InputError
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.gpt import GPT
+from tutelage.model.lora import trainable
 from tutelage.model.vocabulary import renew_untrained
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
+from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
-from tutelage.runs.folder import load_policy, save_policy
-from tutelage.runs.run import Run, RunConfig
+from tutelage.runs.folder import load_policy
+from tutelage.runs.run import Run
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -34,7 +37,7 @@ CHUNK = 512  # conversations packed together: enough to fill rows, few enough to
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(RunConfig):
+class SFTConfig(AdapterConfig):
     """One fine-tuning run on demonstrations. Defaults suit a small model on a laptop."""
 
     tokens: int = 500_000
@@ -59,6 +62,8 @@ class SFTConfig(RunConfig):
     """So are those of more tokens: where answers are limited, a long one teaches not to end. 0 is no limit."""
     heldout_rows: int = 32
     """Packed rows of held-out demonstrations per evaluation."""
+    row: int = 0
+    """Tokens of a packed row; 0 is the model's whole context."""
 
 
 def sft(
@@ -72,12 +77,18 @@ def sft(
 
     Example: tutelage sft --base runs/base --demos data/demonstrations.train.jsonl --out runs/sft
     """
+    base = find_base(base)
     with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos, "heldout": heldout}) as run:
         if run.finished:
             return
         model, words = load_policy(base, run.device)
-        renewed = renew_untrained(model, list(words.special.values()), run.generator("markers"))
-        length = model.config.context
+        # Adapters leave the embedding alone: a fresh marker would never be trained.
+        markers = [] if config.adapted else list(words.special.values())
+        renewed = renew_untrained(model, markers, run.generator("markers"))
+        model = adapt(model, config, run.generator("adapter")).train()
+        length = config.row or model.config.context
+        if length > model.config.context:
+            raise InputError(f"--row {length}: the model's context is {model.config.context}; give at most that")
         examples, dropped = read_examples(demos, words, config, length, config.tokens, run.generator("demos"))
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
@@ -90,8 +101,8 @@ def sft(
         unseen, _ = read_examples(heldout, words, config, length, enough, run.generator("heldout"))
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
-        results = train(run, model, words, rows, held)
-        save_policy(out, model, words)
+        results = train(run, model, words, rows, held, length)
+        save_tuned(out, model.eval(), words, base, config)
         run.finish(
             results
             | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch}
@@ -100,11 +111,11 @@ def sft(
 
 
 def train(
-    run: Run, model: GPT, words: Tokenizer, rows: list[list[Example]], held: list[list[Example]]
+    run: Run, model: GPT, words: Tokenizer, rows: list[list[Example]], held: list[list[Example]], length: int
 ) -> dict[str, float]:
     """The loop: next rows, loss on the assistant's tokens, gradient, step. Returns the last held-out loss."""
     config: SFTConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
     steps, first, results = len(rows) // config.batch, 0, {}
     if state := run.restore():
         load_training_state(state["training"], model, [optimizer])
@@ -112,14 +123,15 @@ def train(
     for step in range(first, steps):
         factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
         set_learning_rate(optimizer, factor)
+        seed_dropout(config, step)
         some = rows[step * config.batch : (step + 1) * config.batch]
-        loss = supervised_loss(model, pack(some, model.config.context, words.pad_id))
+        loss = supervised_loss(model, pack(some, length, words.pad_id))
         loss.backward()
         norm = clipped_step([optimizer], model.parameters(), config.clip)
-        rate = (step + 1) * config.batch * model.config.context / run.seconds
+        rate = (step + 1) * config.batch * length / run.seconds
         evaluated = {}
         if held and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            evaluated = results = {"heldout_loss": heldout_loss(model, words, held)}
+            evaluated = results = {"heldout_loss": heldout_loss(model, words, held, length)}
         run.log(step + 1, loss=loss.item(), lr=config.lr * factor, grad_norm=norm, tokens_per_second=rate, **evaluated)
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
         run.checkpoint(step + 1, partial(snapshot, model, [optimizer], results))
@@ -140,11 +152,11 @@ def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> to
 
 
 @torch.no_grad()
-def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]]) -> float:
+def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]], length: int) -> float:
     """Token mean over held-out rows."""
     nats, count = 0.0, 0
     for i in range(0, len(rows), 16):
-        batch = pack(rows[i : i + 16], model.config.context, words.pad_id)
+        batch = pack(rows[i : i + 16], length, words.pad_id)
         nats += float(supervised_loss(model, batch, total=1.0))
         count += int(batch.supervised.sum())
     return nats / max(1, count)

@@ -51,8 +51,8 @@ RULES: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
-def from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, str | None]:
-    """The tokenizer, and what had to be chosen for it, in words. Raises InputError for a kind that is not read."""
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer. Raises InputError for a kind that is not read."""
     kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or rule not in RULES:
         raise InputError(
@@ -64,15 +64,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, str | None]:
         merges = [(left, right) for left, right in (m.split(" ") for m in metadata["tokenizer.ggml.merges"])]
         whole = metadata.get(WHOLE)
         backend = BackendTokenizer.from_str(whole) if whole else _backend(tokens, kinds, merges, rule)
-        settings, chosen = _settings(metadata, tokens, kinds)
-        tokenizer = Tokenizer(backend, settings)
+        tokenizer = Tokenizer(backend, _settings(metadata, tokens))
         if tokenizer.tokens() != tokens:
             raise ValueError(f"its {WHOLE} has other tokens")
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"gguf: the tokenizer cannot be read ({error}); download the file again") from None
-    return tokenizer, chosen
+    return tokenizer
 
 
 def _backend(
@@ -95,10 +94,8 @@ def _backend(
     return backend
 
 
-def _settings(
-    metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]
-) -> tuple[dict[str, Any], str | None]:
-    """What tokenizer_config.json holds. Padding must not be the end of a turn: else the first free control token is."""
+def _settings(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+    """What tokenizer_config.json holds."""
     template = metadata.get("tokenizer.chat_template")
     if not template:
         raise InputError("gguf: it has no chat template; a chat model needs one")
@@ -108,20 +105,12 @@ def _settings(
         for theirs, ours in names.items()
         if f"tokenizer.ggml.{theirs}_token_id" in metadata
     }
-    chosen = None
-    if named.get("pad_token") in (None, named["eos_token"]):
-        taken = set(named.values())
-        free = [t for t, kind in zip(tokens, kinds) if kind == CONTROL and t not in taken and t not in template]
-        if not free:
-            raise ValueError("padding is the end of a turn, and no control token is free")
-        named["pad_token"] = free[0]
-        chosen = f"padding was the end of a turn; {free[0]}, which is not in use, is padding now"
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
         "clean_up_tokenization_spaces": False,
         "chat_template": template,
-    }, chosen
+    }
 
 
 def to_gguf(tokenizer: Tokenizer) -> tuple[dict[str, Any], bool]:

@@ -44,9 +44,9 @@ class Tokenizer:
     def __init__(self, backend: BackendTokenizer, settings: dict[str, Any]):
         backend.encode_special_tokens = True  # "<|end|>" typed by a user is seven letters, never the special id
         self._backend = backend
-        self.settings = settings
-        self.chat_template: str = settings["chat_template"]
         self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self.settings, self.chosen = _with_padding(settings, self.special)  # chosen: what was decided, in words
+        self.chat_template: str = settings["chat_template"]
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special)) + ")")
         self.pad_id = self._id_of("pad_token")
         self.end_of_turn_id = self._id_of("eos_token")
@@ -134,6 +134,23 @@ class Tokenizer:
         if template is None:
             raise InputError(f"{folder}: tokenizer_config.json has no chat_template; a chat model needs one")
         return cls(backend, settings | {"chat_template": template})
+
+
+def _with_padding(settings: dict[str, Any], special: dict[str, int]) -> tuple[dict[str, Any], str | None]:
+    """Padding must not be the end of a turn, as it is in many folders: then a special token that is not in use is it.
+
+    One with "pad" in its name comes first, then the one with the smallest id.
+    """
+    taken = {_token_name(settings.get(role)) for role in TEMPLATE_NAMES if role != "pad_token"} | {END_OF_TEXT}
+    if _token_name(settings.get("pad_token")) not in (None, _token_name(settings.get("eos_token"))):
+        return settings, None
+    in_order = sorted(special, key=lambda token: ("pad" not in token.lower(), special[token]))
+    free = [token for token in in_order if token not in taken and token not in settings["chat_template"]]
+    if not free:
+        raise InputError(
+            "tokenizer: padding is the end of a turn, and no special token is free to be padding; add one to the folder"
+        )
+    return settings | {"pad_token": free[0]}, f"padding is {free[0]} now: it was the end of a turn, or nothing"
 
 
 def _token_name(token: Any) -> str | None:

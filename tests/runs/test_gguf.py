@@ -1,0 +1,296 @@
+"""GGUF files: transformers reads ours and computes our logits, every quantization is unpacked by its definition."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.quants import quantize
+from tokenizers import Tokenizer as BackendTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tutelage.errors import InputError
+from tutelage.model.config import RopeScaling
+from tutelage.model.gguf import factors_of, scaling_of
+from tutelage.model.gpt import GPT
+from tutelage.runs.device import Device
+from tutelage.runs.folder import load_policy
+from tutelage.runs.gguf_file import read_gguf, write_gguf
+from tutelage.text.gguf_vocabulary import RULES, from_gguf, to_gguf
+from tutelage.text.tokenizer import Tokenizer
+
+IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 22, 22, 290, 14, 15, 16, 99, 100, 33]])
+LLAMA3 = RopeScaling(factor=8.0, low_frequency=1.0, high_frequency=4.0, original_context=64)
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", dict(norm_eps=1e-5)),
+    "llama3": ("llama", dict(norm_eps=1e-5, rope_scaling=LLAMA3, head_width=16)),
+    "untied": ("llama", dict(tied=False)),
+    "mistral": ("mistral", dict(band=64)),  # a band as wide as the context
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("modern", dict(head_width=16)),
+    "gpt2": ("gpt2", {}),
+}
+TEXTS = ["Hello there, how are 42 you?\n\n\nFine: I'm ok...  ", "今天天气很好，你好吗？", "  x\t1234 <|end|> É"]
+
+
+@pytest.fixture(params=SHAPES)
+def model(request: pytest.FixtureRequest, make_gpt: Callable[..., GPT]) -> GPT:
+    family, changes = SHAPES[request.param]
+    return make_gpt(family, **changes)
+
+
+def rounded(model: GPT, dtype: torch.dtype) -> GPT:
+    """The same model with its matrices rounded as the file's precision rounds them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "positions" not in name:
+                parameter.copy_(parameter.to(dtype).float())
+    return model
+
+
+@pytest.mark.parametrize("kind, dtype", [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_what_was_written_comes_back(model: GPT, tokenizer: Tokenizer, tmp_path: Path, kind: Any, dtype: Any) -> None:
+    write_gguf(tmp_path / "model.gguf", model, tokenizer, kind)
+    again, words = read_gguf(tmp_path / "model.gguf")
+    torch.testing.assert_close(again.eval()(IDS), rounded(model, dtype)(IDS), atol=1e-4, rtol=1e-4)
+    assert words.vocabulary_sha256 == tokenizer.vocabulary_sha256
+    assert [words.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    assert (words.pad_id, words.end_of_turn_id, words.chat_template) == (
+        tokenizer.pad_id, tokenizer.end_of_turn_id, tokenizer.chat_template,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ["llama", "untied", "mistral", "qwen2", "qwen3", "gpt2"])
+def test_transformers_reads_our_file_and_computes_our_logits(
+    make_gpt: Callable[..., GPT], tokenizer: Tokenizer, tmp_path: Path, shape: str
+) -> None:
+    """Their reader of GGUF knows nothing of our order of channels."""
+    family, changes = SHAPES[shape]
+    theirs_only = {"qwen3": {"head_width": 128}, "gpt2": {"hidden": 128, "context": 1024}}  # it reads no others
+    ours = make_gpt(family, **changes | theirs_only.get(shape, {}))
+    write_gguf(tmp_path / "model.gguf", ours, tokenizer, "f16")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32).eval()
+    torch.testing.assert_close(theirs(IDS).logits, rounded(ours, torch.float16)(IDS), atol=1e-3, rtol=1e-3)
+
+
+def test_q8_0_is_near_enough(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", model, tokenizer, "q8_0")
+    again, _ = read_gguf(tmp_path / "model.gguf")
+    for (name, mine), theirs in zip(again.named_parameters(), model.parameters(), strict=True):
+        width = theirs.abs().max() / 127  # of a step: half of it is the most that rounding moves a weight
+        assert (mine - theirs).abs().max() <= 0.51 * width, name
+
+
+def test_the_folder_reader_takes_a_file(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", make_gpt(), tokenizer, "f16")
+    loaded, _ = load_policy(tmp_path / "model.gguf", Device(torch.device("cpu"), torch.bfloat16, 1, "the tests"))
+    assert loaded.compute_dtype == torch.bfloat16 and loaded.embedding.weight.dtype == torch.float32
+
+
+# --- quantizations, unpacked by hand
+
+
+def half(value: float) -> bytes:
+    return struct.pack("<e", value)
+
+
+def q4_0(rng: np.random.Generator) -> tuple[bytes, list[float]]:
+    d, nibbles = 0.25, rng.integers(0, 16, 32)
+    packed = bytes(int(nibbles[i]) | int(nibbles[i + 16]) << 4 for i in range(16))
+    return half(d) + packed, [d * (int(q) - 8) for q in nibbles]
+
+
+def q4_1(rng: np.random.Generator) -> tuple[bytes, list[float]]:
+    d, least, nibbles = 0.125, -1.5, rng.integers(0, 16, 32)
+    packed = bytes(int(nibbles[i]) | int(nibbles[i + 16]) << 4 for i in range(16))
+    return half(d) + half(least) + packed, [d * int(q) + least for q in nibbles]
+
+
+def q8_0(rng: np.random.Generator) -> tuple[bytes, list[float]]:
+    d, values = 0.5, rng.integers(-127, 128, 32)
+    return half(d) + bytes(int(v) & 255 for v in values), [d * int(v) for v in values]
+
+
+def q4_k(rng: np.random.Generator) -> tuple[bytes, list[float]]:
+    """256 weights: eight groups of 32, each with a scale and a minimum of 6 bits."""
+    d, dmin = 0.5, 0.25
+    scales, minima, nibbles = rng.integers(0, 64, 8), rng.integers(0, 64, 8), rng.integers(0, 16, 256)
+    packed = [0] * 12
+    for j in range(4):
+        packed[j] = int(scales[j]) | int(scales[j + 4] >> 4) << 6
+        packed[j + 4] = int(minima[j]) | int(minima[j + 4] >> 4) << 6
+        packed[j + 8] = int(scales[j + 4] & 15) | int(minima[j + 4] & 15) << 4
+    quants = []
+    for pair in range(4):  # two groups of 32 share 32 bytes: the first in the low halves
+        low, high = nibbles[64 * pair : 64 * pair + 32], nibbles[64 * pair + 32 : 64 * pair + 64]
+        quants += [int(a) | int(b) << 4 for a, b in zip(low, high, strict=True)]
+    values = [d * int(scales[i // 32]) * int(nibbles[i]) - dmin * int(minima[i // 32]) for i in range(256)]
+    return half(d) + half(dmin) + bytes(packed) + bytes(quants), values
+
+
+def q6_k(rng: np.random.Generator) -> tuple[bytes, list[float]]:
+    """256 weights of 6 bits, four lower and two upper, in sixteen groups of 16 with a scale of 8 bits."""
+    d, scales, values = 0.125, rng.integers(-128, 128, 16), rng.integers(0, 64, 256)
+    low, high = [0] * 128, [0] * 64
+    for n in range(2):
+        v = values[128 * n : 128 * n + 128]
+        for i in range(32):
+            low[64 * n + i] = int(v[i] & 15) | int(v[i + 64] & 15) << 4
+            low[64 * n + i + 32] = int(v[i + 32] & 15) | int(v[i + 96] & 15) << 4
+            high[32 * n + i] = sum(int(v[i + 32 * k] >> 4) << 2 * k for k in range(4))
+    unpacked = [d * int(scales[i // 16]) * (int(values[i]) - 32) for i in range(256)]
+    return bytes(low) + bytes(high) + bytes(int(s) & 255 for s in scales) + half(d), unpacked
+
+
+BLOCKS = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0, "Q4_K": q4_k, "Q6_K": q6_k}
+
+
+@pytest.mark.parametrize("kind", [*BLOCKS, "F32", "F16", "BF16"])
+def test_a_quantized_matrix_is_unpacked_by_its_definition(
+    kind: str, make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = make_gpt("llama", width=256, heads=4, head_width=64, hidden=64)
+    rows, rng, how = [], np.random.default_rng(0), gguf.GGMLQuantizationType[kind]
+    if kind in BLOCKS:
+        size = 256 if kind.endswith("K") else 32
+        blocks = [[BLOCKS[kind](rng) for _ in range(256 // size)] for _ in range(64)]
+        rows = [[value for _, values in row for value in values] for row in blocks]
+        stored = np.array([list(b"".join(data for data, _ in row)) for row in blocks], dtype=np.uint8)
+    else:
+        rows = rng.integers(-64, 64, (64, 256)).tolist()  # exact in any of them
+        stored = quantize(np.array(rows, dtype=np.float32), how)
+    original = gguf.GGUFWriter.add_tensor
+
+    def add_tensor(self: Any, name: str, tensor: Any, raw_dtype: Any = None) -> None:
+        if name == "blk.1.ffn_up.weight":
+            return original(self, name, stored, raw_dtype=how)
+        return original(self, name, tensor, raw_dtype=raw_dtype)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add_tensor)
+    write_gguf(tmp_path / "model.gguf", ours, tokenizer, "f16")
+    again, _ = read_gguf(tmp_path / "model.gguf")
+    up = again.blocks[1].mlp.up.weight[64:]  # gate, then up
+    torch.testing.assert_close(up, torch.tensor(rows, dtype=torch.float32), atol=1e-6, rtol=1e-6)
+
+
+# --- tokenizers
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_vocabulary_in_gguf_cuts_text_as_before(tokenizer: Tokenizer, rule: str, tmp_path: Path) -> None:
+    state = json.loads(tokenizer.to_json())
+    probe = BackendTokenizer.from_str(tokenizer.to_json())
+    probe.pre_tokenizer = RULES[rule]()
+    state["pre_tokenizer"] = json.loads(probe.to_str())["pre_tokenizer"]
+    words = Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings)
+    metadata, exact = to_gguf(words)
+    assert exact and metadata["tokenizer.ggml.pre"] == rule and "tokenizer.huggingface.json" not in metadata
+    again = from_gguf(metadata)
+    assert [again.encode(text) for text in TEXTS] == [words.encode(text) for text in TEXTS]
+    assert again.special == words.special
+    again.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert [theirs(text, split_special_tokens=True)["input_ids"] for text in TEXTS] == [again.encode(t) for t in TEXTS]
+
+
+def test_a_rule_of_our_own_is_written_whole_and_said_to_be_inexact(tokenizer: Tokenizer) -> None:
+    metadata, exact = to_gguf(tokenizer)
+    assert not exact and metadata["tokenizer.ggml.pre"] in RULES
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], "other"]
+    with pytest.raises(InputError, match="other tokens"):
+        from_gguf(metadata)
+
+
+@pytest.mark.parametrize("key, value", [("model", "llama"), ("pre", "tekken")])
+def test_another_kind_of_tokenizer_is_refused(tokenizer: Tokenizer, key: str, value: str) -> None:
+    metadata, _ = to_gguf(tokenizer)
+    with pytest.raises(InputError, match=f"{value!r}.*Hugging Face folder"):
+        from_gguf(metadata | {f"tokenizer.ggml.{key}": value})
+
+
+# --- Llama 3's factors
+
+
+def test_the_scaling_is_told_by_its_factors() -> None:
+    llama = RopeScaling(factor=32.0, low_frequency=1.0, high_frequency=4.0, original_context=8192)
+    found = scaling_of(factors_of(llama, 64, 500_000.0), 500_000.0)
+    assert found.factor == 32.0 and found.original_context == pytest.approx(8192, rel=1e-3)
+    assert found.high_frequency == pytest.approx(4.0, rel=1e-3)
+    with pytest.raises(ValueError, match="not those of Llama 3"):
+        scaling_of(torch.linspace(1, 8, 32), 10_000.0)
+
+
+# --- what is not read, what is not written
+
+
+def a_file(folder: Path, make_gpt: Any, tokenizer: Tokenizer) -> Path:
+    write_gguf(folder / "model.gguf", make_gpt("llama"), tokenizer, "f16")
+    return folder / "model.gguf"
+
+
+def test_a_broken_file_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = a_file(tmp_path, make_gpt, tokenizer)
+    whole = path.read_bytes()
+    many = struct.pack("<Q", 2**60)
+    for broken in (
+        b"", b"GGUF", whole[:100], whole[: len(whole) // 2], whole[:-2000], b"PK\x03\x04" + whole[4:],
+        whole[:8] + many + whole[16:], whole[:16] + many + whole[24:],
+        whole.replace(b"blk.0.attn_q.weight\x02\x00\x00\x00\x20", b"blk.0.attn_q.weight\x02\x00\x00\x00\xff"),
+    ):  # fmt: skip
+        path.write_bytes(broken)
+        with pytest.raises(InputError) as refused:
+            read_gguf(path)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("general.architecture", "mamba", "'mamba' are not read"),
+        ("llama.embedding_length", 48, "asks for"),
+        ("llama.attention.head_count", 3, "does not describe|asks for"),
+        ("llama.block_count", 3, "lack"),
+        ("llama.expert_count", 8, "mixture of experts"),
+        ("llama.rope.scaling.type", "yarn", "'yarn'"),
+        ("llama.rope.dimension_count", 4, "4 of 8 channels"),
+        ("tokenizer.chat_template", "", "no chat template"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any,
+    words: str,
+) -> None:  # fmt: skip
+    from tutelage.runs import gguf_file
+
+    original = gguf_file.to_metadata
+    monkeypatch.setattr(gguf_file, "to_metadata", lambda config: original(config))
+    add = gguf_file._add
+    changed: set[str] = set()
+
+    def lie(writer: Any, name: str, told: Any) -> None:
+        changed.add(name)
+        add(writer, name, value if name == key else told)
+
+    monkeypatch.setattr(gguf_file, "_add", lie)
+    if key == "general.architecture":
+        monkeypatch.setattr(gguf_file, "architecture_of", lambda config: value)
+    elif key not in (*original(make_gpt("llama").config), "tokenizer.chat_template"):
+        monkeypatch.setattr(gguf_file, "to_metadata", lambda config: original(config) | {key: value})
+    path = a_file(tmp_path, make_gpt, tokenizer)
+    with pytest.raises(InputError, match=words) as refused:
+        read_gguf(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["gpt1", "gpt3", "mistral"])
+def test_what_llama_cpp_does_not_have_is_not_written(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str
+) -> None:
+    with pytest.raises(InputError, match="there is no GGUF of it"):
+        write_gguf(tmp_path / "model.gguf", make_gpt(family), tokenizer, "f16")
+    assert not list(tmp_path.iterdir())
