@@ -47,6 +47,7 @@ VERBS = {
     "ppo": Verb("tutelage.stages.ppo", "ppo", "optimise against the reward with PPO-ptx (step 3)"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
     "report": Verb("tutelage.runs.report", "report", "write the one-page report of a finished recipe"),
+    "export": Verb("tutelage.runs.export", "export", "hand a model over: Hugging Face folder or GGUF file"),
     "chat": Verb("tutelage.sampling.terminal", "chat", "talk to a run in this terminal"),
     "doctor": Verb("tutelage.runs.doctor", "doctor", "say what this machine is, and what is missing"),
 }

@@ -48,6 +48,8 @@ def hash_input(path: Path) -> str:
         raise InputError(f"{path}: no such file or folder; check the path")
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl", ".safetensors"))
     content = [p for p in files if p.name not in ("run.json", "metrics.jsonl", "report.json")]
+    if not content and (path / "adapter").is_dir():
+        return hash_input(path / "adapter")  # which names its base with its hash
     if not content:
         raise InputError(f"{path}: holds no model, tokenizer or data; point at a finished run")
     digest = hashlib.sha256()
