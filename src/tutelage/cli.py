@@ -46,6 +46,7 @@ VERBS = {
     "reward": Verb("tutelage.stages.reward", "reward", "train a reward model on rankings (step 2)"),
     "ppo": Verb("tutelage.stages.ppo", "ppo", "optimise against the reward with PPO-ptx (step 3)"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
+    "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks"),
     "report": Verb("tutelage.runs.report", "report", "write the one-page report of a finished recipe"),
     "export": Verb("tutelage.runs.export", "export", "hand a model over: Hugging Face folder or GGUF file"),
     "chat": Verb("tutelage.sampling.terminal", "chat", "talk to a run in this terminal"),

@@ -12,7 +12,7 @@ from world import World, interrupted, results
 
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
-from tutelage.evals.evaluate import Bench, EvaluateConfig, answer_fit, evaluate
+from tutelage.evals.evaluate import Bench, EvaluateConfig, answer_fit, evaluate, nats_under_base
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.sampling.sampler import Answer
@@ -24,7 +24,7 @@ CONFIG = EvaluateConfig(count=20, max_tokens=24, max_prompt=32, heldout_windows=
 
 KEYS = {
     "gold_win_rate", "gold_win_rate_ci", "gold", "reward", "kl", "kl_is_bound", "bits_per_byte", "length",
-    "end_of_turn_rate", "distinct_1", "distinct_2", "answer_fit",
+    "end_of_turn_rate", "distinct_1", "distinct_2", "answer_fit", "nats_under_base",
 }  # fmt: skip
 MODELS = ["base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx"]
 
@@ -145,7 +145,7 @@ class Fixed:
             for p in self.model.parameters():
                 p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         words: Any = type("Words", (), {"pad_id": 0})
-        self.bench = Bench(words, [], prompts, self.model.eval(), None, None, CONFIG)  # type: ignore[arg-type]
+        self.bench = Bench(words, [], prompts, self.model.eval(), self.model, None, None, CONFIG)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def logprob(self, prompt: list[int], answer: list[int]) -> float:
@@ -155,6 +155,14 @@ class Fixed:
             logits = self.model(torch.tensor([[*prompt, *answer[:t]]]))[0, -1]
             total += float(logits.log_softmax(-1)[answer[t]])
         return total
+
+
+def test_nats_under_base_by_hand() -> None:
+    fixed = Fixed([[1, 2, 3], [4, 5]])
+    answers = [[6, 7, 8, 9], [10, 11]]
+    expected = -sum(fixed.logprob(p, a) for p, a in zip(fixed.bench.asked, answers, strict=True)) / 6
+    measured = nats_under_base(fixed.bench, [Answer(a, [], True) for a in answers])
+    assert measured == pytest.approx(expected, rel=1e-5)
 
 
 def test_answer_fit_by_hand() -> None:

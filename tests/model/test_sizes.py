@@ -8,21 +8,23 @@ import torch.nn.functional as F
 
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.presets import ROWS, named_shape, published
 
-COUNTS = [  # layers, width, heads, parameters: algorithms of the GPT-2 and GPT-3 papers, counted by hand
-    ("GPT-2 small", 12, 768, 12, 124_439_808),
-    ("GPT-2 medium", 24, 1024, 16, 354_823_168),
-    ("GPT-2 large", 36, 1280, 20, 774_030_080),
-    ("GPT-2 XL", 48, 1600, 25, 1_557_611_200),
-    ("GPT-3 small", 12, 768, 12, 125_226_240),
-    ("GPT-3 medium", 24, 1024, 16, 355_871_744),
-    ("GPT-3 large", 24, 1536, 16, 760_300_032),
-    ("GPT-3 XL", 24, 2048, 16, 1_315_723_264),  # 16 heads as in Stiennon et al. 2020; Brown et al. print 24
-    ("GPT-3 2.7B", 32, 2560, 32, 2_651_553_280),
-    ("GPT-3 6.7B", 32, 4096, 32, 6_658_404_352),
-    ("GPT-3 13B", 40, 5120, 40, 12_853_386_240),
-    ("GPT-3 175B", 96, 12288, 96, 174_604_259_328),
-]
+COUNTS = {  # counted by hand: N(12d^2 + 13d) + Vd + ctx d, and 2d for the last norm where there is one
+    "gpt1": 116_534_784,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "gpt3-small": 125_226_240,
+    "gpt3-medium": 355_871_744,
+    "gpt3-large": 760_300_032,
+    "gpt3-xl": 1_315_723_264,
+    "gpt3-2.7b": 2_651_553_280,
+    "gpt3-6.7b": 6_658_404_352,
+    "gpt3-13b": 12_853_386_240,
+    "gpt3-175b": 174_604_259_328,
+}
 
 
 def gpt(layers: int, width: int, heads: int, **changes: Any) -> GPTConfig:
@@ -38,15 +40,17 @@ def counted(config: GPTConfig) -> int:
         return parameter_count(GPT(config))
 
 
-@pytest.mark.parametrize(("name", "layers", "width", "heads", "expected"), COUNTS, ids=[c[0] for c in COUNTS])
-def test_published_sizes(name: str, layers: int, width: int, heads: int, expected: int) -> None:
-    context = 2048 if name.startswith("GPT-3") else 1024
-    assert counted(gpt(layers, width, heads, context=context)) == expected
+@pytest.mark.parametrize("size", ROWS)
+def test_published_sizes(size: str) -> None:
+    assert counted(published(size)) == COUNTS[size]
 
 
-def test_gpt1_has_no_final_norm() -> None:
-    config = gpt(12, 768, 12, vocab_size=40_478, context=512, post_norm=True)
-    assert counted(config) == 116_534_784
+def test_gpt3_has_a_band_in_every_second_layer_and_the_others_none() -> None:
+    assert [(published(size).band, published(size).band_every) for size in ROWS if size.startswith("gpt3")] == [
+        (256, 2)
+    ] * 8
+    assert not any(published(size).band for size in ROWS if not size.startswith("gpt3"))
+    assert named_shape("gpt3-small", 300, 64).band == 8
 
 
 @pytest.mark.parametrize(("width", "heads", "head_width"), [(2048, 24, 128), (5140, 40, 128)])

@@ -41,7 +41,7 @@ DATA_FILES = {
 } - {"corpus.test.jsonl"} | {"panel.json", "report.json", "run.json"}
 FIGURES = {
     "gold_win_rate", "gold_win_rate_ci", "reward", "kl", "kl_is_bound", "bits_per_byte", "length", "end_of_turn_rate",
-    "distinct_1", "distinct_2", "answer_fit",
+    "distinct_1", "distinct_2", "answer_fit", "nats_under_base",
 }  # fmt: skip
 MODELS = ["base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx"]
 STAGES = ["data", "tokenizer", "pretrain", "sft", "rank", "reward", "ppo", "ppo-ptx", "evaluate", "report"]
@@ -235,13 +235,14 @@ def test_transformers_loads_the_models(demo: tuple[Path, str], run: str) -> None
 def test_the_demos_budget() -> None:
     """The size that was asked for, and a decoder of it counted by adding up its matrices."""
     preset = PRESETS["demo"]
-    shape = preset.pretrain.shape(preset.tokenizer.vocab_size)
+    tokenizer, pretrain = preset.base  # type: ignore[misc]
+    shape = pretrain.shape(tokenizer.vocab_size)
     assert (shape.vocab_size, shape.width, shape.layers, shape.context) == (4096, 256, 4, 256)
     c, heads = 256, shape.head_width * (shape.heads + 2 * shape.kv_heads)
     block = c * heads + shape.heads * shape.head_width * c + 3 * c * shape.hidden + 2 * c + 2 * shape.head_width
     total = 4096 * c + 4 * block + c
     assert parameter_count(GPT(shape)) == total <= 5_000_000
     assert 4 <= preset.rank.answers <= 9 and RankConfig().answers == 4  # InstructGPT: K is 4 to 9
-    assert preset.ppo.kl_budget == 8.0
+    assert (preset.ppo.kl_budget, preset.ppo.ptx_windows, preset.ppo.ptx_calibration) == (8.0, 16, 5)
     evaluated = preset.evaluate
     assert (evaluated.count, evaluated.per_conversation, evaluated.max_tokens, evaluated.samples) == (300, 2, 40, 12)

@@ -179,3 +179,21 @@ def test_two_folders_share_a_tokenizer_or_are_refused(tokenizer: Tokenizer, tmp_
     train_bpe(["abab abab"], 264).save(tmp_path / "b")
     with pytest.raises(InputError, match="tokenizers differ"):
         same_tokenizer(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("family, changes", [("gpt3", {}), ("gpt1", {"band": 3}), ("modern", {"qkv_bias": True})])
+def test_what_no_library_has_is_kept_in_our_own_format(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    """A trained GPT-3 has biases of queries, keys and values, which GPT-Neo, its nearest relative, has not."""
+    ours = make_gpt(family, **changes)
+    save_policy(tmp_path / "model", ours, tokenizer)
+    again, _ = load_policy(tmp_path / "model", CPU)
+    assert again.config == ours.config and torch.equal(again.eval()(IDS), ours(IDS))
+    scorer = ScalarGPT(ours, 0.25).initialise(torch.Generator().manual_seed(1))
+    save_scorer(tmp_path / "scorer", scorer, tokenizer)
+    loaded, _ = load_scorer(tmp_path / "scorer", CPU)
+    assert torch.equal(loaded.eval()(IDS), scorer(IDS))
+    edit_json(tmp_path / "model/config.json", kv_heads=3)
+    with pytest.raises(InputError, match="does not describe a decoder of ours"):
+        load_policy(tmp_path / "model", CPU)

@@ -150,7 +150,7 @@ def evaluation() -> dict[str, Any]:
             "bits_per_byte": None if model.startswith("best") else 1.61 + 0.1 * (model == "ppo"),
             "length": 9 + 8 * rate,
             "end_of_turn_rate": 0.93, "distinct_1": 0.31, "distinct_2": 0.74,
-            "answer_fit": rate if rate > 0.2 else None,
+            "answer_fit": rate if rate > 0.2 else None, "nats_under_base": 2.5 + rate,
         }
         for model, rate, kl in zip(MODELS, rates, kls)
     }  # fmt: skip
@@ -331,7 +331,7 @@ def test_summary_has_exactly_the_agreed_keys(made: Path) -> None:
     for figures in summary["models"].values():
         assert set(figures) == {
             "gold_win_rate", "gold_win_rate_ci", "reward", "kl", "kl_is_bound", "bits_per_byte", "length",
-            "end_of_turn_rate", "distinct_1", "distinct_2", "answer_fit",
+            "end_of_turn_rate", "distinct_1", "distinct_2", "answer_fit", "nats_under_base",
         }  # fmt: skip
     assert list(summary["stages"]) == list(SECONDS)
     assert all(set(cost) == {"seconds", "peak_memory_bytes"} for cost in summary["stages"].values())

@@ -52,12 +52,12 @@ def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
     mask = rollout.responses.mask
     (-(logprobs * advantages)[mask].mean()).backward()  # PPO's gradient at ratio 1
     ppo_gradient = flat_gradient(learner.policy)
-    windows, logged = add_pretraining_gradient(world, bench, [4.0, 6.0])
+    windows, logged = add_pretraining_gradient(world, bench, [2.0, 3.0])
     model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
     expected_loss = F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten())
     expected_loss.backward()
     assert logged["ptx_loss"] == pytest.approx(expected_loss.item(), rel=1e-5)
-    assert logged["ptx_coef"] == 2.5  # half of the mean ratio
+    assert logged["ptx_coef"] == 2.5
     added = flat_gradient(learner.policy) - ppo_gradient
     embedding = learner.policy.embedding.weight.numel()
     theirs = model.model.embed_tokens.weight.grad.flatten()
@@ -70,7 +70,7 @@ def test_a_zero_reward_leaves_the_pretraining_gradient(world: World, tmp_path: P
     """Advantages of 0: the only way is that of the language model."""
     bench = Bench(world, tmp_path / "bench", world.reward, CONFIG)
     (stage.response_logprobs(bench.learner.policy, bench.rollout.responses) * 0.0).sum().backward()
-    windows, _ = add_pretraining_gradient(world, bench, [2.0])
+    windows, _ = add_pretraining_gradient(world, bench, [1.0])
     model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
     F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
     ours, theirs = bench.learner.policy.blocks[0].mlp.down.weight.grad, model.model.layers[0].mlp.down_proj.weight.grad
@@ -96,15 +96,15 @@ def test_the_mixture_does_not_push_the_chats_markers_away(world: World, bench: B
 
 
 def test_the_coefficient_is_fixed_after_calibration(world: World, tmp_path: Path) -> None:
-    """It is a share of the mean of |g_PPO| / |g_ptx| over the first iterations; run.json has it."""
-    out = run_ppo(world, tmp_path / "out", replace(CONFIG, iterations=5, ptx_calibration=3, ptx_ratio=0.25))
+    """It is the mean of |g_PPO| / |g_ptx| over the first iterations; run.json has it."""
+    out = run_ppo(world, tmp_path / "out", replace(CONFIG, iterations=5, ptx_calibration=3))
     lines = metrics(out)
     coefficients = [line["ptx_coef"] for line in lines]
     # The logged ratio is coefficient |g_ptx| / |g_PPO|: from both follows each iteration's own |g_PPO| / |g_ptx|.
     ratios = [line["ptx_coef"] / line["ptx_gradient_ratio"] for line in lines]
     for i in range(3):
-        assert coefficients[i] == pytest.approx(0.25 * sum(ratios[: i + 1]) / (i + 1), rel=1e-4)
-    assert lines[0]["ptx_gradient_ratio"] == pytest.approx(0.25, rel=1e-5)
+        assert coefficients[i] == pytest.approx(sum(ratios[: i + 1]) / (i + 1), rel=1e-4)
+    assert lines[0]["ptx_gradient_ratio"] == pytest.approx(1.0, rel=1e-5)
     assert coefficients[2] == coefficients[3] == coefficients[4]
     assert results(out)["ptx_coef"] == pytest.approx(coefficients[4], rel=1e-6)
     assert coefficients[0] != coefficients[1]

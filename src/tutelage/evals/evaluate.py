@@ -75,6 +75,7 @@ class Bench:
     words: Tokenizer
     prompts: list[Prompt]
     asked: list[list[int]]  # the prompts, encoded
+    base: GPT
     sft: GPT
     scorer: ScalarGPT
     panel: Panel
@@ -109,7 +110,7 @@ def evaluate(
             return
         for folder in [*folders.values(), reward]:
             same_tokenizer(sft, folder)
-        bench, unseen = lay_out(run, sft, reward, panel, prompts, heldout)
+        bench, unseen = lay_out(run, base, sft, reward, panel, prompts, heldout)
         measured = measure_all(run, bench, folders, unseen)
         report = compare(bench, measured)
         with atomic_write(out / "evaluation.json") as file:
@@ -118,7 +119,7 @@ def evaluate(
 
 
 def lay_out(
-    run: Run, sft: Path, reward: Path, panel: Path, prompts: Sequence[Path], heldout: Sequence[Path]
+    run: Run, base: Path, sft: Path, reward: Path, panel: Path, prompts: Sequence[Path], heldout: Sequence[Path]
 ) -> tuple[Bench, Any]:
     """Load what all models share, and the held-out text as a token stream."""
     config: EvaluateConfig = run.config  # type: ignore[assignment]
@@ -131,7 +132,9 @@ def lay_out(
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
     check_windows(unseen, config.heldout_window or model.config.context)
-    return Bench(words, chosen, asked, inference_copy(model), scorer, Panel.load(panel), config), unseen
+    untouched = inference_copy(load_policy(base, run.device)[0])
+    bench = Bench(words, chosen, asked, untouched, inference_copy(model), scorer, Panel.load(panel), config)
+    return bench, unseen
 
 
 def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -> dict[str, dict[str, Any]]:
@@ -188,6 +191,7 @@ def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
         "distinct_1": distinct(ids, 1, DISTINCT_TOKENS),
         "distinct_2": distinct(ids, 2, DISTINCT_TOKENS),
         "answer_fit": answer_fit(bench, answers),
+        "nats_under_base": nats_under_base(bench, answers),
     }
 
 
@@ -248,6 +252,12 @@ def answer_fit(bench: Bench, answers: Sequence[Answer]) -> float:
         other[here] = bench.asked[there]
     own, shuffled = (logprobs(bench, bench.sft, asked, answers) for asked in (bench.asked, other))
     return float((own > shuffled).float().mean())
+
+
+def nats_under_base(bench: Bench, answers: Sequence[Answer]) -> float:
+    """-log p of the answers' tokens under the base model, token mean: it rises where answers stop being fluent."""
+    total = sum(len(answer.ids) for answer in answers)
+    return -float(logprobs(bench, bench.base, bench.asked, answers).sum()) / total
 
 
 def compare(bench: Bench, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:

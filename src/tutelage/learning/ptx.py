@@ -1,7 +1,7 @@
 """The "ptx" of PPO-ptx: how much of the pretraining gradient joins PPO's (Ouyang et al. 2022, eq. 2).
 
 The paper's coefficient is 27.8, for its own sums over tokens. Ours multiplies a token mean and is measured: over the
-first steps it makes the pretraining gradient `ratio` times as long as PPO's on average, then it stays as it is.
+first steps it makes both gradients equally long on average, then it stays as it is.
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,13 @@ from tutelage.learning.optim import gradient_norm
 class PretrainingShare:
     """The coefficient, and what it was measured from."""
 
-    def __init__(self, ratio: float = 1.0) -> None:
-        self.ratio = ratio
+    def __init__(self) -> None:
         self.ratios: list[float] = []  # |PPO gradient| / |pretraining gradient|, one per calibration step
 
     @property
     def coefficient(self) -> float:
-        """`ratio` times the mean of what was measured so far."""
-        return self.ratio * sum(self.ratios) / max(1, len(self.ratios))
+        """The mean of the ratios so far."""
+        return sum(self.ratios) / max(1, len(self.ratios))
 
     def add_gradient(self, parameters: Iterable[Tensor], loss: Tensor, calibrate: bool) -> dict[str, float]:
         """p.grad becomes p.grad + coefficient * d loss / d p. Returns what to log."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
-from tutelage.model.hf_config import family_of
+from tutelage.model.hf_config import NoClassError, family_of
 
 Names = dict[str, tuple[str, ...]]
 
@@ -81,7 +81,7 @@ def _parts(model: GPT, path: str, parameter: Tensor, count: int) -> tuple[Tensor
 
 
 def to_hf_weights(model: GPT) -> dict[str, Tensor]:
-    """{Hugging Face name: tensor}. Raises InputError for weights that their class has no place for."""
+    """{Hugging Face name: tensor}. Raises NoClassError for weights that their class has no place for."""
     weights = _hf_views(model)
     return _to_gpt_neo(weights, model) if family_of(model.config) == "gpt_neo" else weights
 
@@ -89,6 +89,11 @@ def to_hf_weights(model: GPT) -> dict[str, Tensor]:
 def _hf_views(model: GPT) -> dict[str, Tensor]:
     family = family_of(model.config)
     return named_views(model, NAMES[family], family in INPUT_FIRST)
+
+
+def own_views(model: GPT) -> dict[str, Tensor]:
+    """{our name: view}, for folders of our own format."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
@@ -147,7 +152,7 @@ def _to_gpt_neo(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
             if tensor.any():
-                raise InputError(f"model: {name} is not 0; GPT-Neo, the only class with bands, has no such bias")
+                raise NoClassError(f"model: {name} is not 0; GPT-Neo, the only class with bands, has no such bias")
             continue
         written[name] = tensor / query_scale(model) if name.endswith("q_proj.weight") else tensor
     return written

@@ -7,17 +7,25 @@ model that loads and is quietly wrong.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig, RopeScaling
 
 Config = Mapping[str, Any]
+OURS = "tutelage"  # the model_type of shapes that no other library has: a folder only this package reads
+
+
+class NoClassError(InputError):
+    """No class of transformers computes such a model."""
 
 
 def from_hf_config(hf: Config) -> GPTConfig:
     """The shape that a config.json describes. Raises InputError for another family, or a setting that is not ours."""
     kind = hf.get("model_type")
+    if kind == OURS:
+        return _read_own(hf)
     if kind not in READERS:
         raise InputError(f"model: family {kind!r} is not read; {', '.join(sorted(READERS))} are")
     try:
@@ -27,15 +35,32 @@ def from_hf_config(hf: Config) -> GPTConfig:
 
 
 def to_hf_config(config: GPTConfig) -> dict[str, Any]:
-    """A config.json that transformers loads. Raises InputError for a shape that none of its classes has."""
+    """A config.json that transformers loads. Raises NoClassError for a shape that none of its classes has."""
     kind = family_of(config)
     written = WRITERS[kind](config)
     for name, value in written.pop("derived", {}).items():
         if value != getattr(config, name):
-            raise InputError(f"model: {kind} has {name} {value}, this model {getattr(config, name)}: no class fits it")
+            raise NoClassError(f"model: {kind} has {name} {value}, this one {getattr(config, name)}: no class fits it")
     architecture = ARCHITECTURES[kind]
     common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}
     return {"architectures": [architecture], "model_type": kind, **common, **written, **PRECISION}
+
+
+def to_own_config(config: GPTConfig) -> dict[str, Any]:
+    """A config.json of our own, for what has no class elsewhere."""
+    common = {"vocab_size": config.vocab_size, "architectures": ["GPTForCausalLM"], "model_type": OURS}
+    return asdict(config) | common | PRECISION
+
+
+def _read_own(hf: Config) -> GPTConfig:
+    known = {field.name for field in fields(GPTConfig)}
+    shape = {name: value for name, value in hf.items() if name in known}
+    try:
+        if shape.get("rope_scaling"):
+            shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
+        return GPTConfig(**shape)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"model: config.json does not describe a decoder of ours ({error})") from None
 
 
 def classifier_of(architecture: str) -> str:
@@ -44,7 +69,7 @@ def classifier_of(architecture: str) -> str:
 
 
 def family_of(config: GPTConfig) -> str:
-    """The family that a shape is written as. Raises InputError where there is none."""
+    """The family that a shape is written as. Raises NoClassError where there is none."""
     modern = config.norm == "rms" and config.mlp == "swiglu" and not (config.learned_positions or config.post_norm)
     classic = config.norm == "layer" and config.mlp == "gelu" and config.learned_positions and config.biases
     if modern and not config.biases:
@@ -62,7 +87,7 @@ def family_of(config: GPTConfig) -> str:
 
 
 def _no_class(what: str) -> str:
-    raise InputError(f"model: no class of transformers has {what}; such a model can be trained here, not handed over")
+    raise NoClassError(f"model: no class of transformers has {what}; such a model is trained here, not handed over")
 
 
 # ---- Llama and its kin

@@ -20,7 +20,8 @@ from typing import Any, Literal, NoReturn
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.recipe.preset import PRESETS, SECONDS, Preset, seeded
+from tutelage.recipe.preset import BASED, PRESETS, Preset, seeded
+from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES
 from tutelage.runs.doctor import gemm_rate
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs
@@ -28,6 +29,7 @@ from tutelage.runs.log import clock
 from tutelage.runs.run import RunConfig, read_run
 from tutelage.runs.summary import write_summary
 from tutelage.stages.collect import source_files
+from tutelage.stages.imported import ImportConfig
 
 STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C
 
@@ -78,28 +80,46 @@ def flags(config: RunConfig | None) -> list[str]:
     return words
 
 
-def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
+@dataclass(frozen=True)
+class Start:
+    """What the user brings: a base model made elsewhere, demonstrations and pretraining text beside the demo's."""
+
+    base: Path | None = None
+    demos: tuple[Path, ...] = ()
+    corpus: tuple[Path, ...] = ()
+
+
+def steps(out: Path, preset: Preset, seed: int, start: Start = Start()) -> list[Step]:
     """The recipe in order."""
     data = out / "data"
-    train, valid = data / "corpus.train.jsonl", data / "corpus.valid.jsonl"
-    asked, demos = data / "prompts.train.jsonl", data / "demonstrations.train.jsonl"
+    train, valid = start.corpus or (data / "corpus.train.jsonl",), data / "corpus.valid.jsonl"
+    asked, demos = data / "prompts.train.jsonl", (data / "demonstrations.train.jsonl", *start.demos)
     ranked, panel = out / "comparisons.jsonl", data / "panel.json"
-    words, base, sft, reward = out / "tokenizer", out / "base", out / "sft", out / "reward"
+    words, sft, reward = out / "tokenizer", out / "sft", out / "reward"
+    base = out / "imported" if start.base else out / "base"
 
     def step(name: str, verb: str, to: Path, config: RunConfig, **inputs: Path | tuple[Path, ...]) -> Step:
         return Step(name, verb, inputs, to, to.with_suffix(".run") if to.suffix else to, seeded(config, seed))
 
     rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,)}
     tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": (valid,)}
+    if isinstance(preset.base, ImportConfig):
+        assert start.base is not None
+        made = [step("import", "import-model", base, preset.base, base=start.base)]
+    else:
+        tokenizer, pretrain = preset.base
+        made = [
+            step("tokenizer", "tokenizer", words, tokenizer, corpus=train),
+            step("pretrain", "pretrain", base, pretrain, tokenizer=words, corpus=train, heldout=(valid,)),
+        ]
     return [
         replace(step("data", "collect", data, preset.collect), found=source_files()),
-        step("tokenizer", "tokenizer", words, preset.tokenizer, corpus=(train,)),
-        step("pretrain", "pretrain", base, preset.pretrain, tokenizer=words, corpus=(train,), heldout=(valid,)),
-        step("sft", "sft", sft, preset.sft, base=base, demos=(demos,), heldout=(data / "demonstrations.valid.jsonl",)),
+        *made,
+        step("sft", "sft", sft, preset.sft, base=base, demos=demos, heldout=(data / "demonstrations.valid.jsonl",)),
         step("rank", "rank", ranked, preset.rank, policy=sft, panel=panel, prompts=(asked,)),
-        step("reward", "reward", reward, preset.reward, base=sft, comparisons=(ranked,), demos=(demos,), panel=panel),
+        step("reward", "reward", reward, preset.reward, base=sft, comparisons=(ranked,), demos=demos, panel=panel),
         step("ppo", "ppo", out / "ppo", replace(preset.ppo, ptx=False), **rl),
-        step("ppo-ptx", "ppo", out / "ppo-ptx", preset.ppo, **rl, corpus=(train,)),
+        step("ppo-ptx", "ppo", out / "ppo-ptx", preset.ppo, **rl, corpus=train),
         step(
             "evaluate", "evaluate", out / "evaluate", preset.evaluate,
             policies=(out / "ppo", out / "ppo-ptx"), base=base, sft=sft, reward=reward, **tested,
@@ -108,19 +128,34 @@ def steps(out: Path, preset: Preset, seed: int) -> list[Step]:
     ]  # fmt: skip
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, preset: Literal["demo", "toy"] = "demo") -> None:
+def demo(
+    out: Path | None = None,
+    seed: int = 0,
+    preset: Literal["demo", "toy"] = "demo",
+    base: Path | None = None,
+    demos: tuple[Path, ...] = (),
+    corpus: tuple[Path, ...] = (),
+) -> None:
     """Raise a small ChatGPT from raw dialogue: the whole recipe, in minutes on two cores.
 
     Run it again after an interruption: it goes on where it was.
 
+    out: runs/demo, or runs/demo-BASE with a base.
+    base: start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining one.
+    demos: your own demonstrations, beside the demo's.
+    corpus: your own pretraining text, instead of the demo's.
+
     Example: tutelage demo --out runs/demo --seed 0
     """
     begun = time.monotonic()
+    out = out or Path("runs") / (f"demo-{base.stem}" if base else "demo")
+    sizes = (BASED if base else PRESETS)[preset]
+    start = Start(find_base(base) if base else None, demos, corpus)
     record = read_record(out) or {"seed": seed, "stages": {}}
     record |= {"seed": seed, "gemm_gflops": {name: round(gemm_rate(dtype)) for name, dtype in DTYPES.items()}}
     rates = ", ".join(f"{name} {rate}" for name, rate in record["gemm_gflops"].items())
     print(f"tutelage demo -> {out}   {os.cpu_count()} cores, matrix products in GFLOP/s: {rates}", flush=True)
-    conductor = Conductor(out, record, steps(out, PRESETS[preset], seed))
+    conductor = Conductor(out, record, steps(out, sizes, seed, start), sizes.seconds)
     conductor.run_all()
     record["total_seconds"] = round(sum(s["seconds"] for s in record["stages"].values()), 1)
     write_record(out, record)
@@ -136,8 +171,8 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, preset: Literal["demo", "
 class Conductor:
     """Runs the steps one after another and keeps the one progress line."""
 
-    def __init__(self, out: Path, record: dict[str, Any], plan: Sequence[Step]):
-        self.out, self.record, self.plan = out, record, plan
+    def __init__(self, out: Path, record: dict[str, Any], plan: Sequence[Step], expected: dict[str, int]):
+        self.out, self.record, self.plan, self.expected = out, record, plan, expected
         self.live = sys.stdout.isatty()
         self.shown = 0.0
         self.resumed: float | None = None  # the fraction at which the running stage went on
@@ -189,7 +224,7 @@ class Conductor:
             crash(step, status, said)
         self.note(step, 0.0, peak)
         self.spent += time.monotonic() - begun
-        self.planned += SECONDS[step.name]
+        self.planned += self.expected[step.name]
         self.line(
             f"{title} {clock(time.monotonic() - begun):>5} | {peak / 2**20:,.0f} MiB | {outcome(step)}", keep=True
         )
@@ -219,10 +254,10 @@ class Conductor:
 
     def left(self, step: Step, fraction: float, running: float) -> float:
         """Expected seconds of what is to come, scaled by how this machine has kept to the expectation so far."""
-        done = self.planned + (fraction - (self.resumed or 0.0)) * SECONDS[step.name]
+        done = self.planned + (fraction - (self.resumed or 0.0)) * self.expected[step.name]
         pace = (self.spent + running) / done if done > 5 else 1.0
-        coming = sum(SECONDS[s.name] for s in self.plan[self.plan.index(step) + 1 :])
-        return pace * (coming + (1 - fraction) * SECONDS[step.name])
+        coming = sum(self.expected[s.name] for s in self.plan[self.plan.index(step) + 1 :])
+        return pace * (coming + (1 - fraction) * self.expected[step.name])
 
     def line(self, text: str, keep: bool = False) -> None:
         """Overwrite the progress line on a terminal; elsewhere one line each."""

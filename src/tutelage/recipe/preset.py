@@ -1,6 +1,6 @@
 """The demo's sizes and budgets: tokens and iterations, never minutes.
 
-    PRESETS[name] -> a config for every stage
+    PRESETS[name] -> a config for every stage;  BASED[name] -> the same for a base model that was trained elsewhere
 
 `demo` is the real thing for two CPU cores; `toy` runs every stage in seconds, to test the plumbing. The seconds beside
 each stage are what it took where the demo was tuned (LOG.md): they only split the progress bar.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tutelage.evals.evaluate import EvaluateConfig
 from tutelage.runs.run import RunConfig
 from tutelage.stages.collect import CollectConfig
+from tutelage.stages.imported import ImportConfig
 from tutelage.stages.ppo import PPOConfig
 from tutelage.stages.pretrain import PretrainConfig
 from tutelage.stages.rank import RankConfig
@@ -24,46 +25,77 @@ class Preset:
     """One config per stage."""
 
     collect: CollectConfig
-    tokenizer: TokenizerConfig
-    pretrain: PretrainConfig
+    base: tuple[TokenizerConfig, PretrainConfig] | ImportConfig  # made here, or taken over
     sft: SFTConfig
     rank: RankConfig
     reward: RewardConfig
     ppo: PPOConfig
     evaluate: EvaluateConfig
+    seconds: dict[str, int]
 
 
 DEMO = Preset(
     collect=CollectConfig(),
-    tokenizer=TokenizerConfig(vocab_size=4_096),
-    pretrain=PretrainConfig(tokens=1_400_000),
+    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=1_400_000)),
     sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
-    rank=RankConfig(count=3_300, answers=9),
+    rank=RankConfig(count=3_500, answers=9),
     reward=RewardConfig(batch=4, lr=1.25e-3),
     ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.06, ema=0.8, ptx_windows=12),
-    evaluate=EvaluateConfig(count=600),
-)
+    evaluate=EvaluateConfig(),
+    seconds={
+        "data": 12, "tokenizer": 8, "pretrain": 170, "sft": 60, "rank": 58, "reward": 78, "ppo": 45, "ppo-ptx": 65,
+        "evaluate": 75, "report": 2,
+    },
+)  # fmt: skip
 
 TOY = Preset(
     collect=CollectConfig(limit=240),
-    tokenizer=TokenizerConfig(vocab_size=512),
-    pretrain=PretrainConfig(
-        width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64, tokens=32_768, batch=8, evaluate_every=8,
-        heldout_windows=4,
+    base=(
+        TokenizerConfig(vocab_size=512),
+        PretrainConfig(
+            width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64, tokens=32_768, batch=8, evaluate_every=8,
+            heldout_windows=4,
+        ),
     ),
     sft=SFTConfig(tokens=16_384, batch=4, evaluate_every=8, heldout_rows=4),
     rank=RankConfig(count=24, answers=4, max_tokens=12),
     reward=RewardConfig(batch=8, demonstrations=16),
     ppo=PPOConfig(iterations=3, batch=8, minibatch=4, max_tokens=12, ptx_windows=2, ptx_calibration=1, kl_budget=1e3),
     evaluate=EvaluateConfig(count=12, max_tokens=12, best_of=(4, 16), samples=12, heldout_windows=4),
+    seconds=dict.fromkeys(DEMO.seconds, 5),
 )  # fmt: skip
 
-PRESETS = {"demo": DEMO, "toy": TOY}
+# For an instruct model of some hundred million parameters: adapters in every stage, rows shorter than its context.
+DEMO_BASED = Preset(
+    collect=CollectConfig(),
+    base=ImportConfig(),
+    sft=SFTConfig(
+        tokens=100_000, row=256, batch=8, lr=1e-3, min_answer=5, max_answer=32, heldout_rows=16, lora_rank=16,
+    ),
+    rank=RankConfig(count=256, answers=9),
+    reward=RewardConfig(batch=4, lr=1e-3, lora_rank=16, demonstrations=64),
+    ppo=PPOConfig(
+        iterations=30, batch=16, minibatch=16, lr=1e-3, value_lr=1e-3, kl_coef=0.06, ema=0.8, ptx_windows=4,
+        ptx_window=256, lora_rank=16,
+    ),
+    evaluate=EvaluateConfig(count=200, heldout_windows=64, heldout_window=256),
+    seconds={
+        "data": 12, "import": 10, "sft": 180, "rank": 120, "reward": 180, "ppo": 360, "ppo-ptx": 400, "evaluate": 400,
+        "report": 2,
+    },
+)  # fmt: skip
+TOY_BASED = replace(
+    TOY,
+    base=ImportConfig(),
+    sft=replace(TOY.sft, row=64, lora_rank=2),
+    reward=replace(TOY.reward, lora_rank=2),
+    ppo=replace(TOY.ppo, ptx_window=64, lora_rank=2),
+    evaluate=replace(TOY.evaluate, heldout_window=64),
+    seconds=dict.fromkeys(DEMO_BASED.seconds, 5),
+)
 
-SECONDS = {
-    "data": 12, "tokenizer": 8, "pretrain": 165, "sft": 60, "rank": 58, "reward": 78, "ppo": 45, "ppo-ptx": 70,
-    "evaluate": 50, "report": 2,
-}  # fmt: skip
+PRESETS = {"demo": DEMO, "toy": TOY}
+BASED = {"demo": DEMO_BASED, "toy": TOY_BASED}
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:

@@ -14,7 +14,9 @@ import torch
 import tyro
 
 from tutelage.errors import InputError
+from tutelage.model.families import to_hf_weights
 from tutelage.model.gpt import GPT
+from tutelage.model.hf_config import to_hf_config
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, save_policy
@@ -50,6 +52,7 @@ def export(
     partial = out.with_name(f".{out.name}.partial")
     try:
         if format == "hf":
+            to_hf_config(model.config), to_hf_weights(model)  # refuses what only we can read
             save_policy(partial, model, words)
         else:
             exact = write_gguf(partial, model, words, kind)

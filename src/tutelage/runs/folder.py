@@ -19,10 +19,17 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.model.families import load_hf_weights, to_hf_weights
+from tutelage.model.families import copy_weights, load_hf_weights, own_views, to_hf_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
-from tutelage.model.hf_config import classifier_of, from_hf_config, to_hf_config
+from tutelage.model.hf_config import (
+    OURS,
+    NoClassError,
+    classifier_of,
+    from_hf_config,
+    to_hf_config,
+    to_own_config,
+)
 from tutelage.model.lora import merge_adapters
 from tutelage.model.peft import from_peft
 from tutelage.runs.device import Device
@@ -34,14 +41,16 @@ SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens
 
 
 def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write a causal language model and its tokenizer; config.json comes last, so that half a folder is no model."""
-    _write_weights(folder / "model.safetensors", to_hf_weights(model))
+    """Write a causal language model and its tokenizer; config.json comes last, so that half a folder is no model.
+
+    In our own format where no other library has such a model.
+    """
+    config, weights = _described(model)
+    _write_weights(folder / "model.safetensors", weights)
     tokenizer.save(folder)
     ids = {"eos_token_id": tokenizer.end_of_turn_id, "pad_token_id": tokenizer.pad_id}
     _write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
-    _write_json(
-        folder / "config.json", to_hf_config(model.config) | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256}
-    )
+    _write_json(folder / "config.json", config | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256})
 
 
 def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
@@ -55,8 +64,23 @@ def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     model = GPT(from_hf_config(config), device.compute_dtype)
     _check_vocabulary(folder, config, tokenizer)
-    load_hf_weights(model, _read_weights(folder))
+    _fill(model, config, _read_weights(folder))
     return model.to(device.torch_device), tokenizer
+
+
+def _described(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and the tensors, by transformers' names where it has a class for such a model."""
+    try:
+        return to_hf_config(model.config), to_hf_weights(model)
+    except NoClassError:
+        return to_own_config(model.config), own_views(model)
+
+
+def _fill(model: GPT, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    if config["model_type"] == OURS:
+        copy_weights(own_views(model), weights)
+    else:
+        load_hf_weights(model, weights)
 
 
 def find_adapter(folder: Path) -> Path | None:
@@ -83,10 +107,9 @@ def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
 
 def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
     """Write a reward or value model as a sequence classifier with one label and no bias."""
-    weights = to_hf_weights(model.trunk) | {"score.weight": model.score.weight.detach()}
-    _write_weights(folder / "model.safetensors", weights)
+    config, weights = _described(model.trunk)
+    _write_weights(folder / "model.safetensors", weights | {"score.weight": model.score.weight.detach()})
     tokenizer.save(folder)
-    config = to_hf_config(model.trunk.config)
     config |= {
         "architectures": [classifier_of(config["architectures"][0])],
         "num_labels": 1,
@@ -116,7 +139,7 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
         )
     with torch.no_grad():
         model.score.weight.copy_(weights.pop("score.weight"))
-    load_hf_weights(model.trunk, weights)
+    _fill(model.trunk, config, weights)
     return model.to(device.torch_device), tokenizer
 
 

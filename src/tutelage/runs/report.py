@@ -19,7 +19,7 @@ from markupsafe import Markup
 from tutelage.atomic import atomic_write
 from tutelage.runs.curves import draw_curves, kl_budget
 from tutelage.runs.log import clock
-from tutelage.runs.summary import FOLDERS, MODELS, STAGES, Recipe, read_recipe, summarise, write_summary
+from tutelage.runs.summary import FOLDERS, MODELS, Recipe, read_recipe, summarise, write_summary
 
 NONE = "–"
 INK = {"pretrain": "base", "sft": "sft", "reward": "reward", "ppo": "ppo", "ppo-ptx": "ppo-ptx"}  # others are neutral
@@ -72,7 +72,8 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         samples=recipe.evaluation.get("samples", []),
         charts={name: Markup(drawing) for name, drawing in draw_curves(recipe).items()},  # numbers and our own names
         kl_budget=kl_budget(recipe),
-        parameters=rounded(recipe.results("pretrain").get("parameters")),
+        parameters=rounded((recipe.results("pretrain") or recipe.results("import")).get("parameters")),
+        imported=recipe.results("import"),
         machine=machine(recipe),
         costs=costs(recipe),
         peak=max((row["memory"] for row in costs(recipe) if row["memory"]), default=None),
@@ -101,7 +102,7 @@ def machine(recipe: Recipe) -> dict[str, str]:
 
 def costs(recipe: Recipe) -> list[dict[str, Any]]:
     """Per stage: seconds, peak bytes, and each as a share (%) of the largest, for the bars."""
-    rows = [(stage, recipe.cost(stage)) for stage in STAGES]
+    rows = [(stage, recipe.cost(stage)) for stage in recipe.stages]
     rows = [(stage, cost) for stage, cost in rows if any(value is not None for value in cost.values())]
     longest = largest([cost["seconds"] for _, cost in rows])
     most = largest([cost["peak_memory_bytes"] for _, cost in rows])

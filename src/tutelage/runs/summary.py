@@ -20,6 +20,7 @@ FOLDERS = {  # stage -> its folder in the recipe's, in the order in which they r
     "data": "data",
     "tokenizer": "tokenizer",
     "pretrain": "base",
+    "import": "imported",
     "sft": "sft",
     "rank": "comparisons.run",
     "reward": "reward",
@@ -28,10 +29,11 @@ FOLDERS = {  # stage -> its folder in the recipe's, in the order in which they r
     "evaluate": "evaluate",
 }
 STAGES = (*FOLDERS, "report")
+MADE_HERE = ("tokenizer", "pretrain")  # by a recipe whose base was not taken over from elsewhere
 MODELS = ("base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx")
 FIGURES = (
     "gold_win_rate", "gold_win_rate_ci", "reward", "kl", "kl_is_bound", "bits_per_byte", "length", "end_of_turn_rate",
-    "distinct_1", "distinct_2", "answer_fit",
+    "distinct_1", "distinct_2", "answer_fit", "nats_under_base",
 )  # fmt: skip
 
 
@@ -63,9 +65,15 @@ class Recipe:
         return {name: own[name] if measured.get(name) is None else measured[name] for name in own}
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """Those of this recipe: its base was either made here or taken over."""
+        others = MADE_HERE if "import" in self.runs else ("import",)
+        return tuple(stage for stage in STAGES if stage not in others)
+
+    @property
     def total_seconds(self) -> float | None:
         """Of the stages that are there, over all their sittings."""
-        known = [seconds for stage in STAGES if (seconds := self.cost(stage)["seconds"]) is not None]
+        known = [seconds for stage in self.stages if (seconds := self.cost(stage)["seconds"]) is not None]
         return round(sum(known), 1) if known else None
 
     @property
@@ -110,7 +118,7 @@ def summarise(recipe: Recipe) -> dict[str, Any]:
     reward = recipe.results("reward")
     return {
         "models": {model: {name: models.get(model, {}).get(name) for name in FIGURES} for model in MODELS},
-        "stages": {stage: recipe.cost(stage) for stage in STAGES},
+        "stages": {stage: recipe.cost(stage) for stage in recipe.stages},
         "reward_model": {"accuracy": reward.get("accuracy"), "ceiling": reward.get("ceiling")},
         "total_seconds": recipe.total_seconds,
         "seed": recipe.seed,

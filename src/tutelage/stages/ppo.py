@@ -99,9 +99,7 @@ class PPOConfig(AdapterConfig):
     ptx_window: int = 0
     """Tokens of such a window; 0 is the model's whole context."""
     ptx_calibration: int = 5
-    """Iterations over which the coefficient of the pretraining loss is found; fixed afterwards."""
-    ptx_ratio: float = 0.5
-    """How long the pretraining gradient is, in lengths of PPO's, while the coefficient is found."""
+    """Iterations over which the coefficient makes both gradients equally long; fixed afterwards."""
 
 
 @dataclass
@@ -346,7 +344,6 @@ def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
         policy_optimizer=adamw(trainable(policy).items(), lr=config.lr, weight_decay=0.0, eps=1e-5),
         value_optimizer=adamw(trainable(value).items(), lr=config.value_lr, weight_decay=0.0, eps=1e-5),
         average=EMA(policy, config.ema),
-        share=PretrainingShare(config.ptx_ratio),
     )
 
 

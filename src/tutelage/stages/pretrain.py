@@ -25,6 +25,7 @@ from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.presets import ROWS, named_shape
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
@@ -36,6 +37,9 @@ from tutelage.text.tokenizer import Tokenizer
 class PretrainConfig(RunConfig):
     """One pretraining run: the model's shape and the budget. Defaults suit a laptop without a GPU."""
 
+    size: str = ""
+    """A published shape, gpt1 to gpt3-175b (`model/presets.py`), instead of the seven numbers that follow; the context
+    stays as given."""
     width: int = 256
     """Channels of the residual stream."""
     layers: int = 4
@@ -81,6 +85,10 @@ class PretrainConfig(RunConfig):
 
     def shape(self, vocab_size: int) -> GPTConfig:
         """The decoder these numbers describe. Raises InputError where they disagree."""
+        if self.size:
+            if self.size not in ROWS:
+                raise InputError(f"--size {self.size}: unknown; the published ones are {', '.join(ROWS)}")
+            return named_shape(self.size, vocab_size, self.context)
         try:
             return GPTConfig(
                 vocab_size=vocab_size, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
