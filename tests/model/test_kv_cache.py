@@ -15,7 +15,7 @@ IDS = torch.tensor([[5, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 2, 2, 290, 14
 def cache_for(model: GPT, batch: int, size: int) -> KVCache:
     c = model.config
     return KVCache(
-        layers=c.layers, batch=batch, kv_heads=c.kv_heads, size=size, head_width=c.head_width,
+        bands=c.bands, batch=batch, kv_heads=c.kv_heads, size=size, head_width=c.head_width,
         dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
 
@@ -49,3 +49,14 @@ def test_repeated_rows_stand_next_to_each_other(make_gpt: Any) -> None:
     logits = model.logits(model.trunk(new, cache=cache))
     whole = torch.cat([IDS[:, :5].repeat_interleave(3, 0), new], dim=1)
     torch.testing.assert_close(logits, model(whole)[:, 5:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family, layers", [("gpt3", [False, True] * 2), ("mistral", [True, True])])
+def test_a_banded_layer_holds_no_more_than_its_band(make_gpt: Any, family: str, layers: list[bool]) -> None:
+    """What lies further back can never be seen again; the logits are those of the whole text all the same."""
+    model = make_gpt(family)
+    cache = cache_for(model, 2, 10)
+    logits = [model.logits(model.trunk(part, cache=cache)) for part in IDS.split([4, 1, 1, 3, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(IDS), atol=1e-5, rtol=1e-5)
+    assert [keys.shape[2] for keys in cache.keys] == [2 if banded else 10 for banded in layers]  # bands of 3
+    assert [values.shape for values in cache.values] == [keys.shape for keys in cache.keys]

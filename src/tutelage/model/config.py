@@ -75,6 +75,11 @@ class GPTConfig:
     band_every: int = 2
     """Which layers are banded: 2 is every second one, the odd ones (GPT-3), 1 is all of them (Mistral)."""
 
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """For each layer how many tokens it looks at, its own included; 0 is all of them."""
+        return tuple(0 if (i + 1) % self.band_every else self.band for i in range(self.layers))
+
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context"):
             if not getattr(self, name) > 0:

@@ -214,18 +214,22 @@ class GPT(nn.Module):
             rope = self.rotary.at(positions, self.compute_dtype)
         banded = self._banded(ids, mask, cache) if self.config.band else mask
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, mask if (i + 1) % self.config.band_every else banded, cache)
+            x = block(x, rope, banded if self.config.bands[i] else mask, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.final_norm(x)
 
     def _banded(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """The mask of banded layers: j <= i and i - j < band, within what `mask` already allows."""
+        """The mask of banded layers: j <= i and i - j < band, within what `mask` already allows.
+
+        Its columns are those tokens that the cache still holds for such a layer, and the new ones.
+        """
         past = 0 if cache is None else cache.length
+        held = 0 if cache is None else cache.kept(self.config.band)
         i = torch.arange(past, past + ids.shape[1], device=ids.device)[:, None]
-        j = torch.arange(past + ids.shape[1], device=ids.device)[None, :]
+        j = torch.arange(past - held, past + ids.shape[1], device=ids.device)[None, :]
         near = (j <= i) & (i - j < self.config.band)
-        return near[None, None] if mask is None else mask & near
+        return near[None, None] if mask is None else mask[..., past - held :] & near
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), in the precision of `hidden`."""

@@ -1,21 +1,24 @@
 """Keys and values of the tokens already seen, so that each new token costs one row instead of the whole prefix.
 
-    append(layer, k, v) -> all keys, all values;  advance(n) after the last layer;  keep(rows) when answers finish
+    append(layer, k, v) -> all keys, all values that may be seen;  advance(n) after the last layer;  keep(rows)
 
-Memory is taken once for the longest text wanted (static shapes); rows that are finished leave with `keep`.
+Memory of dense layers is taken once for the longest text wanted (static shapes); a banded layer holds no more than its
+band. Rows that are finished leave with `keep`.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 class KVCache:
-    """One model's cache. keys and values: (layers, B, kv_heads, S, D), the first `length` of S filled."""
+    """One model's cache: for each layer keys and values (B, kv_heads, S, D), of which `length` tokens were seen."""
 
     def __init__(
         self,
         *,
-        layers: int,
+        bands: Sequence[int],
         batch: int,
         kv_heads: int,
         size: int,
@@ -23,17 +26,30 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        shape = (layers, batch, kv_heads, size, head_width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        """`bands` has one entry per layer: how many tokens it looks at, its own included; 0 is all of them."""
+        self.bands = list(bands)
+        sizes = [0 if band else size for band in bands]
+        self.keys, self.values = (
+            [torch.zeros(batch, kv_heads, size, head_width, dtype=dtype, device=device) for size in sizes]
+            for _ in range(2)
+        )
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, kv_heads, L, D) behind the filled part; returns everything seen, (B, kv_heads, S', D)."""
+        """Store k, v (B, kv_heads, L, D); returns what may be seen, (B, kv_heads, S', D), the new ones at its end."""
+        if band := self.bands[layer]:
+            k, v = torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
+            first = max(0, k.shape[2] - (band - 1))  # the next token looks back band - 1
+            self.keys[layer], self.values[layer] = k[:, :, first:].clone(), v[:, :, first:].clone()
+            return k, v
         end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def kept(self, band: int) -> int:
+        """How many of the tokens seen a layer of this band still holds."""
+        return min(self.length, band - 1)
 
     def advance(self, tokens: int) -> None:
         """Called once per forward pass, after the last layer has appended."""
@@ -41,9 +57,10 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (indices) of the batch."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.keys, self.values = ([x[rows] for x in kind] for kind in (self.keys, self.values))
 
     def repeat(self, times: int) -> None:
         """Make `times` copies of each row, next to each other: one prompt, several answers."""
-        self.keys = self.keys.repeat_interleave(times, dim=1)
-        self.values = self.values.repeat_interleave(times, dim=1)
+        self.keys, self.values = (
+            [x.repeat_interleave(times, dim=0) for x in kind] for kind in (self.keys, self.values)
+        )

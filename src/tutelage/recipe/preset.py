@@ -38,9 +38,9 @@ DEMO = Preset(
     collect=CollectConfig(),
     base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=1_400_000)),
     sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
-    rank=RankConfig(count=3_500, answers=9),
+    rank=RankConfig(count=3_300, answers=9),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=36, batch=64, lr=1.5e-4, kl_coef=0.06, ema=0.8, ptx_windows=12),
+    ppo=PPOConfig(iterations=40, batch=64, lr=2.25e-4, kl_coef=0.05, ema=0.8),
     evaluate=EvaluateConfig(),
     seconds={
         "data": 12, "tokenizer": 8, "pretrain": 170, "sft": 60, "rank": 58, "reward": 78, "ppo": 45, "ppo-ptx": 65,

@@ -61,7 +61,7 @@ class Decoding:
         self.model, self.config = model, config
         self.said = Written(prompts, samples, c.vocab_size, device) if config.penalised else None
         self.cache = KVCache(
-            layers=c.layers, batch=len(prompts), kv_heads=c.kv_heads, size=width + config.max_tokens,
+            bands=c.bands, batch=len(prompts), kv_heads=c.kv_heads, size=width + config.max_tokens,
             head_width=c.head_width, dtype=model.compute_dtype, device=device,
         )  # fmt: skip
         self.real, self.pads = real.to(device), (~real).sum(1).to(device)

@@ -25,7 +25,7 @@ def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -
     Example: tutelage import-model --base smollm2 --out runs/smollm2
     """
     base = find_base(base)
-    with Run(out, stage="import", config=config, inputs={"base": base}) as run:
+    with Run(out, stage="import-model", config=config, inputs={"base": base}) as run:
         if run.finished:
             return
         model, words = load_policy(base, EXACT)
