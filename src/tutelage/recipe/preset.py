@@ -36,15 +36,15 @@ class Preset:
 
 DEMO = Preset(
     collect=CollectConfig(),
-    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=1_400_000)),
-    sft=SFTConfig(tokens=650_000, min_answer=5, max_answer=32),
+    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=1_250_000)),
+    sft=SFTConfig(tokens=600_000, min_answer=5, max_answer=32),
     rank=RankConfig(count=3_300, answers=9),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=40, batch=64, lr=2.25e-4, kl_coef=0.05, ema=0.8),
+    ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, kl_coef=0.05, ema=0.8),
     evaluate=EvaluateConfig(),
     seconds={
-        "data": 12, "tokenizer": 8, "pretrain": 170, "sft": 60, "rank": 58, "reward": 78, "ppo": 45, "ppo-ptx": 65,
-        "evaluate": 75, "report": 2,
+        "data": 11, "tokenizer": 7, "pretrain": 155, "sft": 56, "rank": 55, "reward": 79, "ppo": 50, "ppo-ptx": 74,
+        "evaluate": 47, "report": 2,
     },
 )  # fmt: skip
 
