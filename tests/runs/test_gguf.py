@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf.quants import quantize
 from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.errors import InputError
@@ -20,7 +21,7 @@ from tutelage.model.gguf import factors_of, scaling_of
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy
-from tutelage.runs.gguf_file import read_gguf, write_gguf
+from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer, write_gguf
 from tutelage.text.gguf_vocabulary import RULES, from_gguf, to_gguf
 from tutelage.text.tokenizer import Tokenizer
 
@@ -181,14 +182,21 @@ def test_a_quantized_matrix_is_unpacked_by_its_definition(
 # --- tokenizers
 
 
+def with_rule(tokenizer: Tokenizer, rule: str, **switches: bool) -> Tokenizer:
+    """The same vocabulary, cut by a rule that llama.cpp knows."""
+    backend = BackendTokenizer.from_str(tokenizer.to_json())
+    backend.pre_tokenizer = RULES[rule]()
+    if rule == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    state = json.loads(backend.to_str())
+    state["model"] |= {"ignore_merges": rule == "llama-bpe"} | switches
+    return Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_vocabulary_in_gguf_cuts_text_as_before(tokenizer: Tokenizer, rule: str, tmp_path: Path) -> None:
-    state = json.loads(tokenizer.to_json())
-    probe = BackendTokenizer.from_str(tokenizer.to_json())
-    probe.pre_tokenizer = RULES[rule]()
-    state["pre_tokenizer"] = json.loads(probe.to_str())["pre_tokenizer"]
-    words = Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings)
-    metadata, exact = to_gguf(words)
+    words = with_rule(tokenizer, rule)
+    metadata, exact = to_gguf(words, 300)
     assert exact and metadata["tokenizer.ggml.pre"] == rule and "tokenizer.huggingface.json" not in metadata
     again = from_gguf(metadata)
     assert [again.encode(text) for text in TEXTS] == [words.encode(text) for text in TEXTS]
@@ -199,7 +207,8 @@ def test_a_vocabulary_in_gguf_cuts_text_as_before(tokenizer: Tokenizer, rule: st
 
 
 def test_a_rule_of_our_own_is_written_whole_and_said_to_be_inexact(tokenizer: Tokenizer) -> None:
-    metadata, exact = to_gguf(tokenizer)
+    assert not to_gguf(with_rule(tokenizer, "llama-bpe", ignore_merges=False), 300)[1]
+    metadata, exact = to_gguf(tokenizer, 300)
     assert not exact and metadata["tokenizer.ggml.pre"] in RULES
     metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], "other"]
     with pytest.raises(InputError, match="other tokens"):
@@ -208,9 +217,25 @@ def test_a_rule_of_our_own_is_written_whole_and_said_to_be_inexact(tokenizer: To
 
 @pytest.mark.parametrize("key, value", [("model", "llama"), ("pre", "tekken")])
 def test_another_kind_of_tokenizer_is_refused(tokenizer: Tokenizer, key: str, value: str) -> None:
-    metadata, _ = to_gguf(tokenizer)
+    metadata, _ = to_gguf(tokenizer, 300)
     with pytest.raises(InputError, match=f"{value!r}.*Hugging Face folder"):
         from_gguf(metadata | {f"tokenizer.ggml.{key}": value})
+
+
+def test_spare_rows_get_names_and_lose_them_again(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ours = make_gpt("qwen2", vocab_size=303)
+    write_gguf(tmp_path / "model.gguf", ours, tokenizer, "f16")
+    again, words = read_gguf(tmp_path / "model.gguf")
+    assert (again.config.vocab_size, words.vocab_size) == (303, 300)
+    assert read_gguf_tokenizer(tmp_path / "model.gguf").vocabulary_sha256 == tokenizer.vocabulary_sha256
+
+
+def test_pieces_of_text_are_not_written_as_bytes(tokenizer: Tokenizer) -> None:
+    """A SentencePiece vocabulary under the name of a byte-level one would cut nearly everything wrongly."""
+    state = json.loads(tokenizer.to_json()) | {"decoder": {"type": "Metaspace", "replacement": "▁",
+                                                           "prepend_scheme": "always", "split": True}}  # fmt: skip
+    with pytest.raises(InputError, match="only byte-level BPE"):
+        to_gguf(Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings), 300)
 
 
 # --- Llama 3's factors
@@ -233,13 +258,20 @@ def a_file(folder: Path, make_gpt: Any, tokenizer: Tokenizer) -> Path:
     return folder / "model.gguf"
 
 
+def endless_array(whole: bytes) -> bytes:
+    """The list of kinds of tokens says that it has 2^60 entries."""
+    key = b"tokenizer.ggml.token_type"
+    at = whole.index(key) + len(key) + 8
+    return whole[:at] + struct.pack("<Q", 2**60) + whole[at + 8 :]
+
+
 def test_a_broken_file_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = a_file(tmp_path, make_gpt, tokenizer)
     whole = path.read_bytes()
     many = struct.pack("<Q", 2**60)
     for broken in (
         b"", b"GGUF", whole[:100], whole[: len(whole) // 2], whole[:-2000], b"PK\x03\x04" + whole[4:],
-        whole[:8] + many + whole[16:], whole[:16] + many + whole[24:],
+        whole[:8] + many + whole[16:], whole[:16] + many + whole[24:], endless_array(whole),
         whole.replace(b"blk.0.attn_q.weight\x02\x00\x00\x00\x20", b"blk.0.attn_q.weight\x02\x00\x00\x00\xff"),
     ):  # fmt: skip
         path.write_bytes(broken)
@@ -255,6 +287,10 @@ def test_a_broken_file_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenize
         ("llama.embedding_length", 48, "asks for"),
         ("llama.attention.head_count", 3, "does not describe|asks for"),
         ("llama.block_count", 3, "lack"),
+        ("llama.block_count", 2**31, "layers"),
+        ("llama.context_length", 2**31, "positions"),
+        ("llama.feed_forward_length", 2**31, "asks for"),
+        ("llama.attention.head_count", 0, "does not describe"),
         ("llama.expert_count", 8, "mixture of experts"),
         ("llama.rope.scaling.type", "yarn", "'yarn'"),
         ("llama.rope.dimension_count", 4, "4 of 8 channels"),

@@ -19,6 +19,7 @@ from tutelage.errors import InputError
 from tutelage.runs.adapter import AdapterConfig, adapt, merged
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
+from tutelage.runs.identity import hash_input
 from tutelage.stages.reward import reward
 from tutelage.stages.sft import SFTConfig, sft
 
@@ -66,7 +67,10 @@ def test_the_adapter_alone_is_the_same_model(world: World, tuned: Path, tmp_path
     model, words = load_policy(alone, CPU)
     torch.testing.assert_close(model(IDS), their_logits(tuned), atol=1e-4, rtol=1e-4)
     assert words.vocab_size == 300
-    sft(alone, (world.demos,), tmp_path / "next", (), replace(SFT, tokens=64 * 4))  # a base like any other
+    run_ppo(world, tmp_path / "next", replace(CONFIG, iterations=1), policy=alone)  # a run like any other
+    before = hash_input(alone)
+    (alone / "adapter" / "adapter_config.json").write_text("{}")
+    assert hash_input(alone) != before
 
 
 def test_a_base_that_has_moved_or_changed_is_refused_in_one_line(world: World, tmp_path: Path) -> None:
@@ -74,7 +78,7 @@ def test_a_base_that_has_moved_or_changed_is_refused_in_one_line(world: World, t
     shutil.copytree(world.base, base)
     sft(base, (world.demos,), tmp_path / "run", (), replace(LORA, adapter_only=True, tokens=64 * 4))
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="its base .* is not there"):
+    with pytest.raises(InputError, match="no such folder or file"):
         load_policy(tmp_path / "run", CPU)
     shutil.copytree(world.sft, base)
     with pytest.raises(InputError, match="has changed since"):
@@ -140,6 +144,29 @@ def test_merging_is_held_to_the_adapted_models_logits(world: World, monkeypatch:
     monkeypatch.setattr(lora.Adapter, "update", lambda self: 1.01 * update(self))
     with pytest.raises(InputError, match="merged model's logits are off"):
         merged(adapted, load_policy(world.sft, CPU)[0])
+
+
+def test_a_folder_that_names_itself_or_nothing_as_its_base_is_refused(tuned: Path, tmp_path: Path) -> None:
+    for name in ("", ".", None, "../adapter"):
+        folder = tmp_path / "adapter"
+        shutil.copytree(tuned / "adapter", folder, dirs_exist_ok=True)
+        (folder / "base.json").unlink()
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="names (no|itself as its) base"):
+            load_policy(folder, CPU)
+
+
+def test_settings_that_would_do_nothing_are_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give --lora-rank"):
+        replace(SFT, adapter_only=True)
+    with pytest.raises(InputError, match="leave it out"):
+        run_ppo(world, tmp_path / "ppo", replace(CONFIG, lora_rank=2, lora_dropout=0.1))
+    with pytest.raises(InputError, match="leave --adapter-only out"):
+        reward(
+            world.sft, (world.comparisons,), (world.demos,), tmp_path / "reward", world.panel,
+            replace(REWARD, lora_rank=2, adapter_only=True),
+        )  # fmt: skip
 
 
 def test_maps_that_do_not_exist_are_refused(world: World, tmp_path: Path) -> None:

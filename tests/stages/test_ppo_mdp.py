@@ -40,7 +40,7 @@ class Table(nn.Module):
     """A "language model" whose hidden state is the one-hot state and whose head is the table of logits."""
 
     compute_dtype = torch.float32
-    config = SimpleNamespace(layers=1, kv_heads=1, head_width=1, context=8, vocab_size=3)
+    config = SimpleNamespace(bands=(0,), kv_heads=1, head_width=1, context=8, vocab_size=3)
 
     def __init__(self, logits: torch.Tensor):
         super().__init__()

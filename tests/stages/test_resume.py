@@ -60,6 +60,21 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not(
     assert not (parts / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("stage", "last"), [("pretrain", 40), ("sft", 24)])
+def test_stopped_at_its_very_last_step_it_still_knows_its_figures(
+    stage: str, last: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to train then, so the held-out figures can only come out of the checkpoint."""
+    call, _, files = stages(world)[stage]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    call(whole)
+    assert len(metrics(whole)) == last
+    interrupted(lambda: call(parts), monkeypatch, last)
+    call(parts)
+    same_files(whole, parts, files)
+    assert results(parts) == results(whole) and any(name.startswith("heldout") for name in results(parts))
+
+
 def test_rank_goes_on_after_the_prompts_it_has_answered(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

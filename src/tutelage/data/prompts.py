@@ -94,6 +94,16 @@ def check_room(context: int, max_prompt: int, max_tokens: int) -> None:
         )
 
 
+def text_length(asked: int, context: int, option: str) -> int:
+    """Tokens of a row of text: as asked, or the context, but 512 at most, as memory grows with it.
+
+    Raises InputError where more is asked than the context holds.
+    """
+    if asked > context:
+        raise InputError(f"{option} {asked}: the model's context is {context}; give at most that")
+    return asked or min(context, 512)
+
+
 def key(messages: Messages) -> str:
     """A text that two prompts share only if they are the same."""
     return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in messages)

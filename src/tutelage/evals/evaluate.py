@@ -22,7 +22,7 @@ from torch import Tensor
 from tutelage.atomic import atomic_write
 from tutelage.data.packing import stream
 from tutelage.data.panel import Panel, constants_hash
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_room, choose_fitting, text_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
@@ -32,6 +32,7 @@ from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.forked import score_texts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
+from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
@@ -65,7 +66,7 @@ class EvaluateConfig(RunConfig):
     heldout_windows: int = 256
     """Windows of held-out pretraining text for bits per byte."""
     heldout_window: int = 0
-    """Tokens of such a window; 0 is the model's whole context."""
+    """Tokens of such a window; 0 is the model's whole context, or 512 of it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def evaluate(
     folders = {"base": base, "sft": sft} | {path.name: path for path in policies}
     if len(folders) != 2 + len(policies):
         raise InputError("evaluate: two of the models have the same folder name; rename one, the table goes by names")
+    folders = {name: find_base(path) for name, path in folders.items()}
+    base, sft, *policies = folders.values()  # type: ignore[assignment]
     inputs: Inputs = {
         "policies": policies, "base": base, "sft": sft, "reward": reward, "panel": panel, "prompts": prompts,
         "heldout": heldout,
@@ -131,7 +134,7 @@ def lay_out(
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
-    check_windows(unseen, config.heldout_window or model.config.context)
+    check_windows(unseen, text_length(config.heldout_window, model.config.context, "--heldout-window"))
     untouched = inference_copy(load_policy(base, run.device)[0])
     bench = Bench(words, chosen, asked, untouched, inference_copy(model), scorer, Panel.load(panel), config)
     return bench, unseen
@@ -154,7 +157,7 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
             model = inference_copy(trained)
             answers = sample(bench, model, 1)
             measured[name] = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
-            length = bench.config.heldout_window or model.config.context
+            length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
             windows = bench.config.heldout_windows
             measured[name]["bits_per_byte"] = bits_per_byte(trained, unseen, sizes, windows, length)
         run.checkpoint(i + 1, lambda: {"measured": measured})

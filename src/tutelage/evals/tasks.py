@@ -20,6 +20,7 @@ import torch
 import tyro
 
 from tutelage.atomic import atomic_write
+from tutelage.errors import InputError
 from tutelage.evals.prompting import (
     Example,
     Render,
@@ -41,6 +42,7 @@ from tutelage.sampling.stops import cut, stop_at
 from tutelage.text.tokenizer import Tokenizer
 
 CHOICES = 4
+ROWS = 64  # texts written at once
 BLANK_LINE = "\n\n"  # after it a model that goes on with the pattern has begun the next question
 
 
@@ -60,6 +62,11 @@ class TasksConfig(RunConfig):
     """Chains of thought per item for self-consistency."""
     max_tokens: int = 64
     """Longest text that is written, in tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.shots, default=0) < 0:
+            raise InputError(f"--shots {min(self.shots)}: a number of examples is 0 or more")
 
 
 def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = TasksConfig()) -> None:
@@ -138,7 +145,7 @@ def choose(
     fits = fitting(model, words, longest)
     items, right = pool[: config.count], 0
     for item in items:
-        prompt = few_shot_prompt(item, pool, shots, fits, config.seed, opening=opening)
+        prompt = asked(item, pool, shots, fits, config.seed, question_answer, opening)
         scores = choice_scores(model, words, prompt, item.choices)
         if config.scoring == "unconditional":
             scores = scores - choice_scores(model, words, "A:", item.choices)
@@ -173,16 +180,28 @@ def write_out(model: GPT, words: Tokenizer, pool: Sequence[Example], how: str, c
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=0.0 if samples == 1 else 0.7)
     items = pool[: config.count]
     fits = fitting(model, words, config.max_tokens)
-    prompts = [
-        words.encode(few_shot_prompt(item, pool, min(shots, len(pool) - 1), fits, config.seed, render))
-        for item in items
-    ]
-    seeds = [seed_for(config.seed, f"tasks/{how}/{i}/{k}") for i in range(len(items)) for k in range(samples)]
+    shots = min(shots, len(pool) - 1)
+    prompts = [words.encode(asked(item, pool, shots, fits, config.seed, render)) for item in items]
     # InstructGPT's automatic evaluations cut at the first newline; reasons may take several lines, not a blank one.
     stop = stop_at([BLANK_LINE], words.decode)
-    written = generate(model, prompts, seeds, words.end_of_turn_id, sampling, samples, stop)
+    written, size = [], max(1, ROWS // samples)
+    for at in range(0, len(prompts), size):
+        some = prompts[at : at + size]
+        seeds = [seed_for(config.seed, f"tasks/{how}/{at + i}/{k}") for i in range(len(some)) for k in range(samples)]
+        written += generate(model, some, seeds, words.end_of_turn_id, sampling, samples, stop)
     found = [majority([final_answer(cut(words.decode(a.ids), [BLANK_LINE])) for a in some]) for some in written]
     return sum(answer == item.answer for answer, item in zip(found, items, strict=True)) / len(items)
+
+
+def asked(
+    item: Example, pool: Sequence[Example], shots: int, fits: Callable[[str], bool], seed: int, render: Render,
+    opening: str = "",
+) -> str:  # fmt: skip
+    """The prompt. Raises InputError where it cannot be made."""
+    try:
+        return few_shot_prompt(item, pool, shots, fits, seed, render, opening)
+    except ValueError as error:
+        raise InputError(f"tasks: {error}; lower --shots or --max-tokens, or take a model with more context") from None
 
 
 def fitting(model: GPT, words: Tokenizer, room: int) -> Callable[[str], bool]:

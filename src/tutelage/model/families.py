@@ -6,12 +6,13 @@ One table per family: our name of a part -> theirs. Where we store several of th
 gate and up) a part has several names, and its rows are split. OpenAI's classes store linear maps input first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
+from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.hf_config import NoClassError, family_of
 
@@ -102,6 +103,30 @@ def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
     if family_of(model.config) == "gpt_neo":
         weights = _from_gpt_neo(weights, model)
     copy_weights(_hf_views(model), weights)
+
+
+LONGEST = 2**20  # tokens of context: a position costs memory before the first token is read
+
+
+def build(config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: torch.dtype) -> GPT:
+    """A decoder of this shape, filled. The shape is held against the weights before any memory is taken for it.
+
+    Raises InputError for a configuration that lies: `fill` refuses what does not fit, and each layer has tensors.
+    """
+    if config.layers > tensors or config.context > LONGEST:
+        raise InputError(
+            f"model: {config.layers} layers and a context of {config.context} do not go with {tensors} tensors and "
+            f"at most {LONGEST} positions; the configuration is not this model's"
+        )
+    try:
+        with torch.device("meta"):
+            probe = GPT(config)
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(f"model: no model has such a shape ({str(error).splitlines()[0]})") from None
+    fill(probe)
+    model = GPT(config, dtype)
+    fill(model)
+    return model
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ Metadata = Mapping[str, Any]
 
 def from_metadata(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GPTConfig:
     """The shape that a GGUF describes. Raises InputError for another architecture, or a setting that is not ours."""
-    kind = metadata.get("general.architecture")
+    kind = str(metadata.get("general.architecture"))
     if kind not in TENSORS:
         raise InputError(f"gguf: models of the architecture {kind!r} are not read; {', '.join(TENSORS)} are")
     if metadata.get(f"{kind}.expert_count"):
@@ -57,7 +57,7 @@ def from_metadata(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GPTConfi
         raise InputError(f"gguf: rotary positions of type {scaling!r} are not computed here")
     try:
         return _read_shape(kind, lambda name: metadata[f"{kind}.{name}"], metadata, tensors)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"gguf: the metadata does not describe a {kind} decoder ({error})") from None
 
 
@@ -137,6 +137,8 @@ def _reordered(name: str, tensor: Tensor, config: GPTConfig, ours: bool) -> Tens
     """Rows of a query or key matrix: a head's channels 0, 1, 2, 3 .. of theirs are 0, D/2, 1, D/2 + 1 .. of ours."""
     if not name.endswith(("attn_q.weight", "attn_k.weight")):
         return tensor
+    if tensor.ndim != 2 or len(tensor) % config.head_width:
+        raise InputError(f"gguf: {name} is {tuple(tensor.shape)}, no heads of {config.head_width}; it is damaged")
     halves = (2, config.head_width // 2)
     shape = (-1, *(reversed(halves) if ours else halves), tensor.shape[1])
     return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)

@@ -30,7 +30,7 @@ def from_hf_config(hf: Config) -> GPTConfig:
         raise InputError(f"model: family {kind!r} is not read; {', '.join(sorted(READERS))} are")
     try:
         return READERS[kind](hf)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"model: config.json does not describe a {kind} decoder ({error})") from None
 
 

@@ -6,7 +6,7 @@ Memory of dense layers is taken once for the longest text wanted (static shapes)
 band. Rows that are finished leave with `keep`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,10 +57,13 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (indices) of the batch."""
-        self.keys, self.values = ([x[rows] for x in kind] for kind in (self.keys, self.values))
+        self._each_layer(lambda x: x[rows])
 
     def repeat(self, times: int) -> None:
         """Make `times` copies of each row, next to each other: one prompt, several answers."""
-        self.keys, self.values = (
-            [x.repeat_interleave(times, dim=0) for x in kind] for kind in (self.keys, self.values)
-        )
+        self._each_layer(lambda x: x.repeat_interleave(times, dim=0))
+
+    def _each_layer(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Layer by layer, so that never more than one of them is there twice."""
+        for layer in range(len(self.bands)):
+            self.keys[layer], self.values[layer] = change(self.keys[layer]), change(self.values[layer])

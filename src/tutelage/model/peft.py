@@ -63,13 +63,16 @@ def _pairs(adapter: Adapter, theirs: tuple[str, ...]) -> list[tuple[str, Pair]]:
 
 def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
     """Freeze the model and add the adapters. Raises InputError for what is no LoRA of this model."""
-    pairs = _read_pairs(config, tensors)
+    try:
+        pairs = _read_pairs(config, tensors)
+    except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError, re.error) as error:
+        raise InputError(f"adapter: adapter_config.json does not describe a LoRA ({error})") from None
     modules = _their_modules(model)
     if unknown := sorted(pairs.keys() - modules.keys()):
         raise InputError(f"adapter: {unknown[0]} is no linear map of the base; it was made for another model")
     rank = max(len(down) for down, _ in pairs.values())
     targets = tuple(name for name in ALL if any(name in modules[module][1] for module in pairs))
-    unscaled = LoRAConfig(rank=rank, alpha=rank, targets=targets, dropout=float(config.get("lora_dropout", 0.0)))
+    unscaled = LoRAConfig(rank=rank, alpha=rank, targets=targets)
     add_adapters(model, unscaled, torch.Generator())
     adapters = {path: adapter for path, _, adapter in adapted_linears(model)}
     for adapter in adapters.values():
@@ -115,6 +118,8 @@ def _read_pairs(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
     for name, plain in {"peft_type": "LORA", "bias": "none", "use_dora": False}.items():
         if config.get(name, plain) != plain:
             raise InputError(f"adapter: {name} is {config[name]!r}; plain LoRA is read, {name} {plain!r}")
+    if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
+        raise InputError(f"adapter: {config['init_lora_weights']} changes the base as well; only plain LoRA is read")
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)

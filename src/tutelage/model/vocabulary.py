@@ -1,4 +1,4 @@
-"""Rows of the embedding whose tokens training has never met.
+"""Rows of the embedding: those of tokens that training has never met, and those of tokens that come or go.
 
 A tied embedding is also the output head: at every step the softmax pushes each token that never comes away from where
 the hidden states are. After a while all such rows are long and point the same way (cosine .999 in the demo, two and a
@@ -7,6 +7,7 @@ whose hidden state is the same whatever was said.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,6 +32,26 @@ def renew_untrained(model: GPT, tokens: Sequence[int], generator: torch.Generato
         others[untrained] = False
         weight[untrained] = _like(weight[others], len(untrained), generator)
     return untrained
+
+
+@torch.no_grad()
+def resized(model: GPT, rows: int) -> GPT:
+    """The same model with `rows` tokens: the last ones go, or new ones come as the mean of the old.
+
+    The mean (Hewitt 2021) makes a new token about as likely as an average one; a small random row, whose logit is near
+    0 where others are negative, may take most of the probability.
+    """
+    old = model.embedding.weight
+    made = GPT(replace(model.config, vocab_size=rows), model.compute_dtype).to(old.device)
+    kept = min(rows, len(old))
+    for name, parameter in made.named_parameters():
+        before = model.get_parameter(name)
+        if name in ("embedding.weight", "head.weight"):
+            parameter[:kept] = before[:kept]
+            parameter[kept:] = before.mean(0)
+        else:
+            parameter.copy_(before)
+    return made
 
 
 def _like(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -102,7 +102,8 @@ def steps(out: Path, preset: Preset, seed: int, start: Start = Start()) -> list[
         return Step(name, verb, inputs, to, to.with_suffix(".run") if to.suffix else to, seeded(config, seed))
 
     rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,)}
-    tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": (valid,)}
+    taxed = start.corpus or (valid,)  # what alignment costs is measured on the text that the base is to keep
+    tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": taxed}
     if isinstance(preset.base, ImportConfig):
         assert start.base is not None
         made = [step("import", "import-model", base, preset.base, base=start.base)]
@@ -148,7 +149,7 @@ def demo(
     Example: tutelage demo --out runs/demo --seed 0
     """
     begun = time.monotonic()
-    out = out or Path("runs") / (f"demo-{base.stem}" if base else "demo")
+    out = out or Path("runs") / (f"demo-{base.resolve().name.removesuffix('.gguf')}" if base else "demo")
     sizes = (BASED if base else PRESETS)[preset]
     start = Start(find_base(base) if base else None, demos, corpus)
     record = read_record(out) or {"seed": seed, "stages": {}}

@@ -72,11 +72,11 @@ DEMO_BASED = Preset(
     sft=SFTConfig(
         tokens=100_000, row=256, batch=8, lr=1e-3, min_answer=5, max_answer=32, heldout_rows=16, lora_rank=16,
     ),
-    rank=RankConfig(count=256, answers=9),
+    rank=RankConfig(count=256, answers=9, max_prompt=96),
     reward=RewardConfig(batch=4, lr=1e-3, lora_rank=16, demonstrations=64),
     ppo=PPOConfig(
-        iterations=30, batch=16, minibatch=16, lr=1e-3, value_lr=1e-3, kl_coef=0.06, ema=0.8, ptx_windows=4,
-        ptx_window=256, lora_rank=16,
+        iterations=30, batch=16, minibatch=16, max_prompt=96, lr=5e-4, value_lr=1e-3, kl_coef=0.06, ema=0.8,
+        ptx_windows=4, ptx_window=256, lora_rank=16,
     ),
     evaluate=EvaluateConfig(count=200, heldout_windows=64, heldout_window=256),
     seconds={

@@ -1,6 +1,6 @@
 """A stage that trains adapters instead of all weights, and what it leaves on disk.
 
-    load -> adapt -> train -> save_adapted: adapter/ in PEFT's format beside the merged model
+    load -> adapt -> train -> save_tuned: adapter/ in PEFT's format beside the merged model
 
 The frozen weights are kept in the compute precision while training, half the memory and no cast per step; merging
 starts from the base on disk, in fp32, and is checked: the merged model must give the adapted one's logits.
@@ -46,6 +46,13 @@ class AdapterConfig(RunConfig):
     adapter_only: bool = False
     """Save the adapter without the merged model: a few megabytes, but its base must stay where it is."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.adapted and (self.adapter_only or self.lora_dropout):
+            raise InputError("--adapter-only and --lora-dropout are for adapters; give --lora-rank, or leave them out")
+        if self.lora_dropout >= 1:
+            raise InputError(f"--lora-dropout {self.lora_dropout}: must be below 1")
+
     @property
     def adapted(self) -> bool:
         return self.lora_rank > 0
@@ -55,11 +62,11 @@ def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
     """Add adapters if the config asks for any. Raises InputError for maps that the model does not have."""
     if not config.adapted:
         return model
-    has = [name for name in config.lora_targets if name != "gate" or model.config.mlp == "swiglu"]
+    targets = config.lora_targets
+    if targets == ALL and model.config.mlp != "swiglu":
+        targets = tuple(name for name in ALL if name != "gate")
     try:
-        lora = LoRAConfig(
-            rank=config.lora_rank, alpha=config.lora_alpha, targets=tuple(has), dropout=config.lora_dropout
-        )
+        lora = LoRAConfig(rank=config.lora_rank, alpha=config.lora_alpha, targets=targets, dropout=config.lora_dropout)
         add_adapters(model, lora, generator)
     except ValueError as error:
         raise InputError(f"--lora-targets {' '.join(config.lora_targets)}: {error}") from None
@@ -97,12 +104,13 @@ def merged(model: GPT, base: GPT) -> GPT:
 
 def save_tuned(out: Path, model: GPT, words: Tokenizer, base: Path, config: AdapterConfig) -> None:
     """A fine-tuned language model as a run: the model, with its adapter beside it if it has one."""
-    if config.adapted:
+    if config.adapter_only:
+        words.save(out)
+    else:
+        whole = merged(model, load_policy(base, EXACT)[0]) if config.adapted else model
+        save_policy(out, whole, words)
+    if config.adapted:  # last: a folder with an adapter alone counts as a model
         save_adapter(out / "adapter", model, base)
-        if config.adapter_only:
-            return
-        model = merged(model, load_policy(base, EXACT)[0])
-    save_policy(out, model, words)
 
 
 def save_tuned_scorer(out: Path, model: ScalarGPT, words: Tokenizer, base: Path, config: AdapterConfig) -> None:
@@ -121,7 +129,7 @@ def save_adapter(folder: Path, model: GPT, base: Path, head: Tensor | None = Non
     if head is not None:
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         tensors[f"{PREFIX}score.weight"] = head
-    place = os.path.relpath(base, folder)
+    place = os.path.relpath(base.resolve(), folder.resolve())
     with atomic_write(folder / "adapter_model.safetensors", "wb") as file:
         file.write(save({name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}))
     with atomic_write(folder / "base.json") as file:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.model.families import copy_weights, load_hf_weights, own_views, to_hf_weights
+from tutelage.model.families import build, copy_weights, load_hf_weights, own_views, to_hf_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.hf_config import (
@@ -32,8 +32,10 @@ from tutelage.model.hf_config import (
 )
 from tutelage.model.lora import merge_adapters
 from tutelage.model.peft import from_peft
+from tutelage.model.vocabulary import resized
+from tutelage.runs.base import find_base
 from tutelage.runs.device import Device
-from tutelage.runs.gguf_file import read_gguf
+from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
 from tutelage.runs.identity import hash_input
 from tutelage.text.tokenizer import Tokenizer
 
@@ -53,18 +55,23 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     _write_json(folder / "config.json", config | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256})
 
 
-def load_policy(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
-    """Read a language model onto the device. Raises InputError for anything missing, cut short or foreign."""
+def load_policy(folder: Path, device: Device, make_chat: bool = False) -> tuple[GPT, Tokenizer]:
+    """Read a language model onto the device. Raises InputError for anything missing, cut short or foreign.
+
+    With `make_chat` a folder without a chat template gets ours, and its embedding a row for each new marker.
+    """
     if folder.is_file():
-        model, tokenizer = read_gguf(folder)
+        model, words = read_gguf(folder)
         model.compute_dtype = device.compute_dtype
-        return model.to(device.torch_device), tokenizer
+        return model.to(device.torch_device), words
     if adapter := find_adapter(folder):
         return load_adapted(adapter, device)
-    config, tokenizer = _read_config(folder), Tokenizer.load(folder)
-    model = GPT(from_hf_config(config), device.compute_dtype)
-    _check_vocabulary(folder, config, tokenizer)
-    _fill(model, config, _read_weights(folder))
+    config, tokenizer = _read_config(folder), Tokenizer.load(folder, make_chat)
+    if not make_chat:
+        _check_vocabulary(folder, config, tokenizer)
+    model = _built(config, _read_weights(folder), device)
+    if make_chat and tokenizer.vocab_size > model.config.vocab_size:
+        model = resized(model, tokenizer.vocab_size)
     return model.to(device.torch_device), tokenizer
 
 
@@ -76,11 +83,14 @@ def _described(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return to_own_config(model.config), own_views(model)
 
 
-def _fill(model: GPT, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    if config["model_type"] == OURS:
-        copy_weights(own_views(model), weights)
-    else:
-        load_hf_weights(model, weights)
+def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device) -> GPT:
+    def fill(model: GPT) -> None:
+        if config["model_type"] == OURS:
+            copy_weights(own_views(model), weights)
+        else:
+            load_hf_weights(model, weights)
+
+    return build(from_hf_config(config), fill, len(weights), device.compute_dtype)
 
 
 def find_adapter(folder: Path) -> Path | None:
@@ -93,16 +103,27 @@ def find_adapter(folder: Path) -> Path | None:
 def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     """An adapter merged into its base. Raises InputError for a base that has moved or changed."""
     config = _read_json(folder / "adapter_config.json")
-    named = str(config.get("base_model_name_or_path"))
+    base = _base_of(folder, config.get("base_model_name_or_path"))
     note = _read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
-    base = next((place for place in (folder / named, Path(named)) if place.exists()), None)
-    if base is None:
-        raise InputError(f"{folder}: its base {named!r} is not there; put it there, or merge the adapter where it is")
     if note and note.get("sha256") != hash_input(base):
         raise InputError(f"{folder}: its base {base} has changed since; bring the old one back, or train it again")
     model, tokenizer = load_policy(base, device)
+    if (folder / "tokenizer.json").is_file():  # PEFT folders may bring their own, with another chat template
+        tokenizer = Tokenizer.load(folder)
+        _check_vocabulary(folder, {"vocab_size": model.config.vocab_size}, tokenizer)
     tensors = _read_safetensors(folder / "adapter_model.safetensors")
     return merge_adapters(from_peft(model, config, tensors)).requires_grad_(True), tokenizer
+
+
+def _base_of(folder: Path, named: Any) -> Path:
+    """By a path seen from the adapter, or by any name that a base may have."""
+    if not isinstance(named, str) or not named:
+        raise InputError(f"{folder}: adapter_config.json names no base; write its path there")
+    place = folder / named
+    base = place if place.exists() else find_base(Path(named))
+    if base.resolve() in (folder.resolve(), folder.parent.resolve()):
+        raise InputError(f"{folder}: names itself as its base; write the base's path into adapter_config.json")
+    return base
 
 
 def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
@@ -126,20 +147,23 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
 def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     """Read a reward or value model. Raises InputError, also when the folder holds a language model instead."""
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
-    if "reward_mean" not in config:
+    classifies = str(config.get("architectures", [""])[0]).endswith("ForSequenceClassification")
+    if "reward_mean" not in config and not classifies:
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
     weights = _read_weights(folder)
     if "score.weight" not in weights:
         raise InputError(f"{folder}: model.safetensors has no score.weight, so it is no reward model")
-    model = ScalarGPT(GPT(from_hf_config(config), device.compute_dtype), config["reward_mean"])
     _check_vocabulary(folder, config, tokenizer)
-    if (found := weights["score.weight"].shape) != model.score.weight.shape:
+    head = weights.pop("score.weight")
+    if "lm_head.weight" not in weights:  # classifiers of others leave the language model's head out
+        config = config | {"tie_word_embeddings": True, "tied": True}
+    model = ScalarGPT(_built(config, weights, device), config.get("reward_mean", 0.0))
+    if head.shape != model.score.weight.shape:
         raise InputError(
-            f"{folder}: score.weight is {tuple(found)}, a reward model's is {tuple(model.score.weight.shape)}"
+            f"{folder}: score.weight is {tuple(head.shape)}, a reward model's is {tuple(model.score.weight.shape)}"
         )
     with torch.no_grad():
-        model.score.weight.copy_(weights.pop("score.weight"))
-    _fill(model.trunk, config, weights)
+        model.score.weight.copy_(head)
     return model.to(device.torch_device), tokenizer
 
 
@@ -150,9 +174,21 @@ def load_trunk(folder: Path, device: Device) -> GPT:
     return load_policy(folder, device)[0]
 
 
+def load_tokenizer(place: Path) -> Tokenizer:
+    """The tokenizer of anything that `load_policy` reads."""
+    if place.is_file():
+        return read_gguf_tokenizer(place)
+    adapter = None if (place / "tokenizer.json").is_file() else find_adapter(place)
+    if adapter:
+        named = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+        return load_tokenizer(_base_of(adapter, named))
+    return Tokenizer.load(place)
+
+
 def same_tokenizer(first: Path, second: Path) -> None:
-    """Raises InputError unless both folders hold the same tokenizer."""
-    if (first / "tokenizer.json").read_bytes() != (second / "tokenizer.json").read_bytes():
+    """Raises InputError unless both have the same tokens by the same ids, and the same chat template."""
+    one, other = load_tokenizer(first), load_tokenizer(second)
+    if (one.vocabulary_sha256, one.chat_template) != (other.vocabulary_sha256, other.chat_template):
         raise InputError(
             f"{first} and {second}: their tokenizers differ, so their token ids do; use runs of one lineage"
         )

@@ -6,6 +6,7 @@ The library `gguf` reads and writes the file; names and shapes are translated by
 `text/gguf_vocabulary.py`. Weights are fp32 in memory: a quantized file is unpacked once, when it is imported.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_path
 from tutelage.errors import InputError
+from tutelage.model.families import build
 from tutelage.model.gguf import architecture_of, from_metadata, load_gguf_weights, to_gguf_weights, to_metadata
 from tutelage.model.gpt import GPT
 from tutelage.text.gguf_vocabulary import from_gguf, to_gguf
@@ -30,27 +32,49 @@ def read_gguf(path: Path) -> tuple[GPT, Tokenizer]:
     Raises InputError for a file that is cut short or whose header lies, and for a model that is not computed here.
     """
     metadata, tensors = _read_file(path)
-    model = GPT(from_metadata(metadata, tensors))
-    words = from_gguf(metadata)
-    if words.vocab_size != model.config.vocab_size:
-        raise InputError(f"{path}: {words.vocab_size} tokens, but an embedding of {model.config.vocab_size} rows")
-    load_gguf_weights(model, tensors)
+    config, words = from_metadata(metadata, tensors), from_gguf(metadata)
+    if (told := len(metadata["tokenizer.ggml.tokens"])) != config.vocab_size:
+        raise InputError(f"{path}: names {told} tokens, its embedding has {config.vocab_size} rows; download it again")
+    model = build(config, lambda model: load_gguf_weights(model, tensors), len(tensors), torch.float32)
     return model, words
 
 
+def read_gguf_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer alone."""
+    return from_gguf(_metadata(_open(path)))
+
+
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    gguf = _library()
+    reader = _open(path)
+    return _metadata(reader), _guarded(path, lambda: {t.name: _unpacked(t) for t in reader.tensors})
+
+
+def _metadata(reader: Any) -> dict[str, Any]:
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def _open(path: Path) -> Any:
+    """The library's reader, which stops where the file ends, whatever the header promises."""
+    library: Any = _library()
+
+    class Reader(library.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise ValueError("it ends before its header says")
+            return super()._get(offset, dtype, count, override_order)
+
+    return _guarded(path, lambda: Reader(path))
+
+
+def _guarded(path: Path, read: Callable[[], Any]) -> Any:
     try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {t.name: _unpacked(t) for t in reader.tensors}
+        return read()
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a wrong byte makes the library stumble over
         raise InputError(
             f"{path}: cannot be read as GGUF ({type(error).__name__}: {error}); it may be cut short: download it again"
         ) from None
-    return metadata, tensors
 
 
 def _unpacked(tensor: Any) -> Tensor:
@@ -67,7 +91,7 @@ def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, kind: Kind) -> bool
     Vectors and learned positions stay fp32. Raises InputError for a model that llama.cpp does not have.
     """
     gguf = _library()
-    metadata, (vocabulary, exact) = to_metadata(model.config), to_gguf(tokenizer)
+    metadata, (vocabulary, exact) = to_metadata(model.config), to_gguf(tokenizer, model.config.vocab_size)
     weights = to_gguf_weights(model)
     with atomic_path(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture_of(model.config))

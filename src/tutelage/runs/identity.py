@@ -41,15 +41,17 @@ def fingerprint(stage: str, config: Any, inputs: Mapping[str, Mapping[str, str]]
 
 
 def hash_input(path: Path) -> str:
-    """sha256 of a file, or of a run directory's own content (weights, tokenizer, data), not of its logs."""
+    """sha256 of a file, or of a run directory's own content (weights, tokenizer, data), not of its logs.
+
+    A run without a model of its own is its adapter, which names its base by hash.
+    """
     if path.is_file():
         return _digest(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check the path")
-    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl", ".safetensors"))
+    inside = [*path.iterdir(), *([] if (path / "config.json").is_file() else path.glob("adapter/*"))]
+    files = sorted(p for p in inside if p.suffix in (".json", ".jsonl", ".safetensors", ".jinja"))
     content = [p for p in files if p.name not in ("run.json", "metrics.jsonl", "report.json")]
-    if not content and (path / "adapter").is_dir():
-        return hash_input(path / "adapter")  # which names its base with its hash
     if not content:
         raise InputError(f"{path}: holds no model, tokenizer or data; point at a finished run")
     digest = hashlib.sha256()

@@ -21,6 +21,7 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Answer
 
+LOGITS_AT_ONCE = 1024  # response tokens
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
 
 
@@ -88,9 +89,13 @@ def by_length(responses: Responses) -> Sequence[Tensor]:
 
 
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
-    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on responses only."""
-    logits = policy.logits(at_responses(policy.trunk, responses))
-    logprobs = token_logprobs(logits, responses.tokens[responses.mask], temperature)
+    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask.
+
+    The head runs on responses only, some tokens at a time: of a vocabulary of 49,152 each takes 200 kB of logits.
+    """
+    hidden, tokens = at_responses(policy.trunk, responses), responses.tokens[responses.mask]
+    pieces = zip(hidden.split(LOGITS_AT_ONCE), tokens.split(LOGITS_AT_ONCE), strict=True)
+    logprobs = torch.cat([token_logprobs(policy.logits(h), y, temperature) for h, y in pieces])
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT, parameter_count
+from tutelage.runs.base import find_base
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import seed_for
@@ -58,7 +59,7 @@ def chat(run: Positional[Path], config: ChatConfig = ChatConfig()) -> None:
 
     Example: tutelage chat runs/demo/ppo-ptx --temperature 0.7
     """
-    model, tokenizer = load_policy(run, choose_device(config.device, config.dtype))
+    model, tokenizer = load_policy(find_base(run), choose_device(config.device, config.dtype))
     room = model.config.context - config.max_tokens
     if config.max_tokens < 1 or room < 1:
         raise InputError(

@@ -1,6 +1,8 @@
 """A model from elsewhere as a run directory: weights unpacked once into safetensors, the tokenizer with its template.
 
-Hugging Face folder, GGUF file, adapter, smollm2 or hub id -> load -> a run that every stage starts from
+    Hugging Face folder, GGUF file, adapter, smollm2 or hub id -> load -> a run that every stage starts from
+
+Its vocabulary may grow by special tokens, or shed the spare rows of its embedding; nothing else is changed.
 """
 
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from tutelage.model.gpt import parameter_count
 from tutelage.model.hf_config import family_of
+from tutelage.model.vocabulary import resized
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, save_policy
@@ -16,7 +19,14 @@ from tutelage.runs.run import Run, RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(RunConfig):
-    """Nothing is to be chosen: a model is taken over as it is."""
+    """What of the vocabulary is changed."""
+
+    add_tokens: tuple[str, ...] = ()
+    """Special tokens to add; their rows of the embedding are the mean of the others."""
+    make_chat: bool = False
+    """Give a base model without a chat template ours, with its role markers as new tokens."""
+    drop_spare: bool = False
+    """Drop rows of the embedding that no token has; many models round their vocabulary up."""
 
 
 def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -> None:
@@ -28,9 +38,18 @@ def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -
     with Run(out, stage="import-model", config=config, inputs={"base": base}) as run:
         if run.finished:
             return
-        model, words = load_policy(base, EXACT)
+        model, words = load_policy(base, EXACT, config.make_chat)
         if words.chosen:
             run.progress.say(f"{out}: {words.chosen}")
+        rows, known = model.config.vocab_size, words.vocab_size
+        if config.add_tokens:
+            words = words.with_specials(config.add_tokens)
+            model = resized(resized(model, known), max(rows, words.vocab_size))  # spare rows are not the mean
+            run.progress.say(f"{out}: {words.vocab_size - known} tokens added; their rows are the mean of the others")
+        if config.drop_spare:
+            model = resized(model, words.vocab_size)
+        if model.config.vocab_size != rows:
+            run.progress.say(f"{out}: the embedding had {rows} rows and has {model.config.vocab_size} now")
         save_policy(out, model, words)
         run.finish(
             {"parameters": parameter_count(model), "context": model.config.context, "vocabulary": words.vocab_size}

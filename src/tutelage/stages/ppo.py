@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data.packing import Windows, encode_enough, window_count
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_room, choose_fitting, text_length
 from tutelage.data.records import read_documents, read_prompts
 from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
@@ -32,6 +32,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, save_tuned_scorer
+from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.identity import Inputs
@@ -97,7 +98,7 @@ class PPOConfig(AdapterConfig):
     ptx_windows: int = 16
     """Pretraining windows per minibatch; the paper has 8 per response."""
     ptx_window: int = 0
-    """Tokens of such a window; 0 is the model's whole context."""
+    """Tokens of such a window; 0 is the model's whole context, or 512 of it."""
     ptx_calibration: int = 5
     """Iterations over which the coefficient makes both gradients equally long; fixed afterwards."""
 
@@ -147,6 +148,9 @@ def ppo(
     """
     if config.ptx and not corpus:
         raise InputError("ppo: PPO-ptx mixes in pretraining text; give --corpus FILE, or --no-ptx for plain PPO")
+    if config.lora_dropout:
+        raise InputError("ppo: --lora-dropout would move the ratio off 1 before the first step; leave it out")
+    policy = find_base(policy)
     inputs: Inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
     with Run(out, stage="ppo", config=config, inputs=inputs) as run:
         if run.finished:
@@ -163,7 +167,7 @@ def ppo(
         adapt(value.trunk, config, run.generator("value-adapter"))
         learner = make_learner(trained.eval(), value.eval(), config)
         if config.ptx:
-            length = config.ptx_window or trained.config.context
+            length = text_length(config.ptx_window, trained.config.context, "--ptx-window")
             learner.mix = read_mix(words, corpus, length, config, run.generator("mix"))
             learner.absent = absent_specials(words, learner.mix).to(run.device.torch_device)
         results = train(run, learner, reference, scorer.requires_grad_(False), asked, words)

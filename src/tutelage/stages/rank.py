@@ -19,6 +19,7 @@ from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
 from tutelage.data.prompts import check_room, choose_fitting
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
+from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
@@ -74,6 +75,7 @@ def rank(
         raise InputError(
             "rank: give --policy, --prompts and --panel to sample and rank, or --from to bring in rankings"
         )
+    policy = find_base(policy)
     inputs: Inputs = {"policy": policy, "panel": panel, "prompts": prompts}
     with Run(record, stage="rank", config=config, inputs=inputs) as run:
         if run.finished and out.is_file():

@@ -29,6 +29,7 @@ from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer, seed_dropout
+from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
@@ -36,6 +37,7 @@ from tutelage.runs.run import Run
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
+DEMONSTRATION = 128  # most tokens of a demonstration that is scored: about what rankings and PPO have
 MATCHED = 0.1  # answers whose lengths differ by at most this share count as length-matched
 
 
@@ -83,6 +85,9 @@ def reward(
 
     Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
     """
+    if config.adapter_only:
+        raise InputError("reward: later stages start from the whole model; leave --adapter-only out")
+    base = find_base(base)
     inputs: Inputs = {"base": base, "comparisons": comparisons, "demos": demos, "panel": panel}
     with Run(out, stage="reward", config=config, inputs=inputs) as run:
         if run.finished:
@@ -182,13 +187,13 @@ def encode_answer(prompt: Messages, answer: str, words: Tokenizer) -> list[int]:
 def demonstration_mean(
     model: ScalarGPT, words: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
 ) -> float:
-    """The mean score of demonstrations: last answers of windows that fit half the context."""
+    """The mean score of demonstrations: last answers of windows that fit 128 tokens, or half the context."""
     told = read_demonstrations(demos)
     texts: list[list[int]] = []
     for i in torch.randperm(len(told), generator=generator).tolist():
         if len(texts) >= config.demonstrations:
             break
-        limit = model.trunk.config.context // 2  # prompts of the length that rankings and PPO have
+        limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
         pieces, _ = windows(told[i].messages, lambda messages: encode_chat(words, messages), limit)
         texts += [encode_answer(piece[:-1], piece[-1]["content"], words) for piece in pieces[:1]]
     if not texts:

@@ -18,6 +18,7 @@ import torch
 
 from tutelage.data.demonstrations import windows
 from tutelage.data.packing import Example, Packed, pack, pack_rows
+from tutelage.data.prompts import text_length
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
 from tutelage.learning.losses import next_token_loss
@@ -63,7 +64,7 @@ class SFTConfig(AdapterConfig):
     heldout_rows: int = 32
     """Packed rows of held-out demonstrations per evaluation."""
     row: int = 0
-    """Tokens of a packed row; 0 is the model's whole context."""
+    """Tokens of a packed row; 0 is the model's whole context, or 512 of it."""
 
 
 def sft(
@@ -86,9 +87,7 @@ def sft(
         markers = [] if config.adapted else list(words.special.values())
         renewed = renew_untrained(model, markers, run.generator("markers"))
         model = adapt(model, config, run.generator("adapter")).train()
-        length = config.row or model.config.context
-        if length > model.config.context:
-            raise InputError(f"--row {length}: the model's context is {model.config.context}; give at most that")
+        length = text_length(config.row, model.config.context, "--row")
         examples, dropped = read_examples(demos, words, config, length, config.tokens, run.generator("demos"))
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
@@ -153,12 +152,14 @@ def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> to
 
 @torch.no_grad()
 def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]], length: int) -> float:
-    """Token mean over held-out rows."""
-    nats, count = 0.0, 0
+    """Token mean over held-out rows, without dropout."""
+    nats, count, training = 0.0, 0, model.training
+    model.eval()
     for i in range(0, len(rows), 16):
         batch = pack(rows[i : i + 16], length, words.pad_id)
         nats += float(supervised_loss(model, batch, total=1.0))
         count += int(batch.supervised.sum())
+    model.train(training)
     return nats / max(1, count)
 
 

@@ -18,7 +18,7 @@ from tutelage.errors import InputError
 from tutelage.text.tokenizer import Tokenizer
 
 WHOLE = "tokenizer.huggingface.json"
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
 NEAREST = "qwen2"  # differs from our own rule in a colon's space and in runs of empty lines
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -53,7 +53,7 @@ RULES: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer. Raises InputError for a kind that is not read."""
-    kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    kind, rule = str(metadata.get("tokenizer.ggml.model")), str(metadata.get("tokenizer.ggml.pre", "default"))
     if kind != "gpt2" or rule not in RULES:
         raise InputError(
             f"gguf: a tokenizer of the kind {kind!r} with the rule {rule!r} is not read, byte-level BPE with "
@@ -61,6 +61,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     try:
         tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+        used = len(tokens) - next((i for i, kind in enumerate(reversed(kinds)) if kind != UNUSED), len(kinds))
+        tokens, kinds = tokens[:used], kinds[:used]  # behind them stand names for spare rows of the embedding
         merges = [(left, right) for left, right in (m.split(" ") for m in metadata["tokenizer.ggml.merges"])]
         whole = metadata.get(WHOLE)
         backend = BackendTokenizer.from_str(whole) if whole else _backend(tokens, kinds, merges, rule)
@@ -113,15 +115,21 @@ def _settings(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, A
     }
 
 
-def to_gguf(tokenizer: Tokenizer) -> tuple[dict[str, Any], bool]:
-    """tokenizer.* metadata, and whether llama.cpp cuts text by exactly our rule."""
+def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
+    """tokenizer.* metadata for an embedding of `rows`, and whether llama.cpp cuts text by exactly our rule.
+
+    Raises InputError for a tokenizer that is no byte-level BPE.
+    """
     state = json.loads(tokenizer.to_json())
     model = state["model"]
-    if model["type"] != "BPE":
-        raise InputError(f"export: a tokenizer of the kind {model['type']} is not written as GGUF; use hf")
+    if model["type"] != "BPE" or not tokenizer.byte_level:
+        raise InputError("export: only byte-level BPE is written as GGUF, this tokenizer is of another kind; use hf")
     tokens = tokenizer.tokens()
     added = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in state["added_tokens"]}
-    rule = next((name for name, make in RULES.items() if _same_rule(state["pre_tokenizer"], make)), None)
+    kinds = [added.get(token, NORMAL) for token in tokens]
+    merges = [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
+    rule = next((name for name in RULES if _cuts_alike(state, _backend(tokens, kinds, merges, name))), None)
+    spare = [f"[PAD{i}]" for i in range(len(tokens), rows)]
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {
         f"tokenizer.ggml.{names[role]}_token_id": tokenizer.special[token]
@@ -131,9 +139,9 @@ def to_gguf(tokenizer: Tokenizer) -> tuple[dict[str, Any], bool]:
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": rule or NEAREST,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [added.get(token, NORMAL) for token in tokens],
-        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
+        "tokenizer.ggml.tokens": [*tokens, *spare],
+        "tokenizer.ggml.token_type": [*kinds, *[UNUSED] * len(spare)],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": tokenizer.chat_template,
         **ids,
@@ -141,10 +149,13 @@ def to_gguf(tokenizer: Tokenizer) -> tuple[dict[str, Any], bool]:
     }, rule is not None
 
 
-def _same_rule(state: dict[str, Any] | None, make: Callable[[], pre_tokenizers.PreTokenizer]) -> bool:
-    probe = BackendTokenizer(models.BPE())
-    probe.pre_tokenizer = make()
-    return _without_offsets(state) == _without_offsets(json.loads(probe.to_str())["pre_tokenizer"])
+def _cuts_alike(state: dict[str, Any], other: BackendTokenizer) -> bool:
+    """Whether two tokenizers of one vocabulary prepare and merge text alike."""
+    theirs = json.loads(other.to_str())
+    parts = ("normalizer", "pre_tokenizer")
+    same = all(_without_offsets(state.get(part)) == _without_offsets(theirs.get(part)) for part in parts)
+    switches = ("ignore_merges", "byte_fallback")
+    return same and all(bool(state["model"].get(s)) == bool(theirs["model"].get(s)) for s in switches)
 
 
 def _without_offsets(state: Any) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.atomic import atomic_write
@@ -43,6 +43,8 @@ class Tokenizer:
 
     def __init__(self, backend: BackendTokenizer, settings: dict[str, Any]):
         backend.encode_special_tokens = True  # "<|end|>" typed by a user is seven letters, never the special id
+        backend.no_truncation()  # some folders carry the settings of somebody's training
+        backend.no_padding()
         self._backend = backend
         self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         self.settings, self.chosen = _with_padding(settings, self.special)  # chosen: what was decided, in words
@@ -99,8 +101,23 @@ class Tokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_bytes(self) -> list[int]:
-        """How many bytes of text each id stands for; 0 for special tokens. Byte-level: one character, one byte."""
-        return [0 if token in self.special else len(token) for token in self.tokens()]
+        """How many bytes of text each id stands for; 0 for special tokens."""
+        if self.byte_level:  # one character of a token is one byte
+            return [0 if token in self.special else len(token) for token in self.tokens()]
+        return [0 if token in self.special else _sentencepiece_bytes(token) for token in self.tokens()]
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether tokens are bytes written as characters (GPT-2 and after), not pieces of text (SentencePiece)."""
+        return "ByteLevel" in json.dumps(json.loads(self.to_json())["decoder"])
+
+    def with_specials(self, names: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with further special tokens, behind the others. Raises InputError for one it has."""
+        backend = BackendTokenizer.from_str(self.to_json())
+        if known := [name for name in names if backend.token_to_id(name) is not None]:
+            raise InputError(f"tokenizer: {known[0]!r} is a token already; leave it out")
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        return Tokenizer(backend, self.settings)
 
     def tokens(self) -> list[str]:
         """Every token by its id, as the library writes it: one character per byte, special tokens as they are."""
@@ -118,8 +135,11 @@ class Tokenizer:
             json.dump(self.settings, file, indent=2, ensure_ascii=False)
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """Read a tokenizer folder. Raises InputError if a file is missing, broken or without a chat template."""
+    def load(cls, folder: Path, make_chat: bool = False) -> "Tokenizer":
+        """Read a tokenizer folder. Raises InputError if a file is missing, broken or without a chat template.
+
+        With `make_chat` it gets our template, and its markers as special tokens behind its own.
+        """
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder}: no {name} here; point at a run directory that holds a tokenizer")
@@ -131,8 +151,14 @@ class Tokenizer:
                 f"{folder}: the tokenizer files cannot be read ({error}); make or copy them again"
             ) from None
         template = _chat_template(folder, settings)
+        if make_chat:
+            backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+            settings, template = settings | {"eos_token": END_OF_TURN, "pad_token": PAD}, CHAT_TEMPLATE
         if template is None:
-            raise InputError(f"{folder}: tokenizer_config.json has no chat_template; a chat model needs one")
+            raise InputError(
+                f"{folder}: tokenizer_config.json has no chat_template; give a base model one with "
+                "`tutelage import-model --make-chat`"
+            )
         return cls(backend, settings | {"chat_template": template})
 
 
@@ -151,6 +177,11 @@ def _with_padding(settings: dict[str, Any], special: dict[str, int]) -> tuple[di
             "tokenizer: padding is the end of a turn, and no special token is free to be padding; add one to the folder"
         )
     return settings | {"pad_token": free[0]}, f"padding is {free[0]} now: it was the end of a turn, or nothing"
+
+
+def _sentencepiece_bytes(token: str) -> int:
+    """A byte written as <0x0A>, or text in which a low line above the base stands for a space."""
+    return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("\u2581", " ").encode())
 
 
 def _token_name(token: Any) -> str | None:

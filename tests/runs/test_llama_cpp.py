@@ -1,0 +1,126 @@
+"""llama.cpp itself loads our GGUF files and writes the same greedy text (through the npm package node-llama-cpp).
+
+`make test-slow` installs it where npm is; elsewhere these are skipped.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage.model.config import RopeScaling
+from tutelage.model.gpt import GPT
+from tutelage.recipe.preset import DEMO
+from tutelage.runs.gguf_file import read_gguf, write_gguf
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate
+from tutelage.text.tokenizer import Tokenizer
+
+PLACE = Path(sys.prefix) / "llama-cpp"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (PLACE / "node_modules").is_dir(), reason="node-llama-cpp is not installed (npm is needed)"),
+]
+
+# Reads {"file", "prompts", "count", "text"} from its input, prints the greedy tokens after each prompt, and how it
+# cuts the text.
+PROGRAM = """
+import {getLlama} from "node-llama-cpp";
+const asked = JSON.parse(await new Promise(done => {
+  let text = ""; process.stdin.on("data", part => text += part).on("end", () => done(text));
+}));
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: 1});
+const model = await llama.loadModel({modelPath: asked.file});
+const written = [];
+for (const prompt of asked.prompts) {
+  const context = await model.createContext({contextSize: 64, batchSize: 64});
+  const tokens = [];
+  for await (const token of context.getSequence().evaluate(prompt, {temperature: 0})) {
+    tokens.push(token);
+    if (tokens.length >= asked.count) break;
+  }
+  written.push(tokens);
+  await context.dispose();
+}
+console.log(JSON.stringify({written, text: model.tokenize(asked.text, false)}));
+process.exit(0);
+"""
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", dict(norm_eps=1e-5)),
+    "llama3": ("llama", dict(head_width=16, rope_scaling=RopeScaling(
+        factor=8.0, low_frequency=1.0, high_frequency=4.0, original_context=64))),
+    "mistral": ("mistral", dict(band=64)),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("modern", dict(head_width=16)),
+    "qwen3-untied": ("modern", dict(head_width=16, tied=False)),
+    "gpt2": ("gpt2", {}),
+}  # fmt: skip
+PROMPTS = [[15, 17, 260, 33, 8, 120, 77], [61, 22, 290, 14], [99]]
+
+
+def llama_cpp(file: Path, prompts: list[list[int]], count: int, text: str = "hello") -> dict[str, Any]:
+    program = PLACE / "greedy.mjs"
+    program.write_text(PROGRAM)
+    asked = json.dumps({"file": str(file), "prompts": prompts, "count": count, "text": text})
+    done = subprocess.run(["node", program], input=asked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def our_greedy(model: GPT, prompts: list[list[int]], end: int, count: int) -> list[list[int]]:
+    config = SamplingConfig(max_tokens=count, temperature=0.0)
+    answers = generate(model.eval(), prompts, [0] * len(prompts), end, config)
+    return [[token for token in a.ids if token != end] for (a,) in answers]
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_llama_cpp_writes_our_greedy_text(
+    make_gpt: Callable[..., GPT], tokenizer: Tokenizer, tmp_path: Path, shape: str, kind: Any
+) -> None:
+    """Against the file read back, whose weights are rounded as theirs are."""
+    family, changes = SHAPES[shape]
+    file = tmp_path / "model.gguf"
+    write_gguf(file, make_gpt(family, **changes), tokenizer, kind)
+    model, words = read_gguf(file)
+    theirs = llama_cpp(file, PROMPTS, 12)["written"]
+    ours = our_greedy(model, PROMPTS, words.end_of_turn_id, 12)
+    # They round activations too: two tokens may be too close to call, once, and all after them differ.
+    agreed = sum(a == b for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=False))
+    assert agreed >= 0.75 * sum(map(len, ours)) and ours[0][:3] == theirs[0][:3]
+
+
+def test_the_demos_own_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    import torch
+
+    _, pretrain = DEMO.base  # type: ignore[misc]
+    model = GPT(pretrain.shape(300)).initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)  # of a fresh model all tokens are equally likely
+    write_gguf(tmp_path / "demo.gguf", model, tokenizer, "f16")
+    again, words = read_gguf(tmp_path / "demo.gguf")
+    assert llama_cpp(tmp_path / "demo.gguf", PROMPTS, 8)["written"] == our_greedy(
+        again, PROMPTS, words.end_of_turn_id, 8
+    )
+
+
+@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_llama_cpp_cuts_text_as_we_do(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, rule: str) -> None:
+    from tokenizers import Tokenizer as BackendTokenizer
+
+    from tutelage.text.gguf_vocabulary import RULES
+
+    backend = BackendTokenizer.from_str(tokenizer.to_json())
+    backend.pre_tokenizer = RULES[rule]()
+    state = json.loads(backend.to_str())
+    state["model"]["ignore_merges"] = rule == "llama-bpe"
+    words = Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings)
+    text = "Hello there, how are 42 you?\n\n\nFine: I'm ok...  the cat 今天天气很好 x\t1234"
+    write_gguf(tmp_path / "model.gguf", make_gpt("llama"), words, "f16")
+    assert llama_cpp(tmp_path / "model.gguf", [], 0, text)["text"] == words.encode(text)

