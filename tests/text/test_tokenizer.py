@@ -146,3 +146,17 @@ def test_padding_is_never_the_end_of_a_turn(tokenizer: Tokenizer, tmp_path: Path
     assert loaded.chosen is not None and "<|pad|>" in loaded.chosen and tokenizer.chosen is None
     loaded.save(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"] == "<|pad|>"
+
+
+def test_the_end_of_a_turn_is_found_in_the_generation_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As in folders whose eos is the end of a text, while their template ends turns with another token."""
+    tokenizer.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    assert Tokenizer.load(tmp_path).end_of_turn_id == tokenizer.end_of_text_id
+    ends = [tokenizer.end_of_text_id, tokenizer.end_of_turn_id]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert Tokenizer.load(tmp_path).end_of_turn_id == tokenizer.end_of_turn_id
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(InputError, match="not readable as JSON"):
+        Tokenizer.load(tmp_path)

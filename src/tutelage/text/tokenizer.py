@@ -159,7 +159,22 @@ class Tokenizer:
                 f"{folder}: tokenizer_config.json has no chat_template; give a base model one with "
                 "`tutelage import-model --make-chat`"
             )
-        return cls(backend, settings | {"chat_template": template})
+        return cls(backend, _with_end(folder, backend, settings | {"chat_template": template}))
+
+
+def _with_end(folder: Path, backend: BackendTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
+    """Some folders name the end of a text as eos, and the end of a turn only in their generation_config.json."""
+    template, path = settings["chat_template"], folder / "generation_config.json"
+    eos = _token_name(settings.get("eos_token"))
+    if (eos and eos in template) or "eos_token" in template or not path.is_file():
+        return settings
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); copy the model again") from None
+    ends = [backend.id_to_token(i) for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)]
+    found = next((end for end in ends if end and end in template), None)
+    return settings | {"eos_token": found} if found else settings
 
 
 def _with_padding(settings: dict[str, Any], special: dict[str, int]) -> tuple[dict[str, Any], str | None]:
