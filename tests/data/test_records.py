@@ -131,3 +131,16 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path):
     with pytest.raises(RuntimeError):
         records.write_jsonl(path, broken())
     assert path.read_text() == '{"a": 1}\n' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("given, asked", [("", "Add."), (None, "Add."), ("1, 2", "Add.\n\n1, 2")])
+def test_instruction_triples_are_demonstrations(given: str | None, asked: str) -> None:
+    found = records.demonstration_from({"instruction": "Add.", "input": given, "output": "3"}, "f, line 1")
+    assert found.messages == [{"role": "user", "content": asked}, {"role": "assistant", "content": "3"}]
+    for broken in (
+        {"instruction": "Add."},
+        {"instruction": 1, "output": "3"},
+        {"instruction": "a", "input": 2, "output": "b"},
+    ):
+        with pytest.raises(InputError, match="f, line 1.*must be a text"):
+            records.demonstration_from(broken, "f, line 1")

@@ -133,8 +133,19 @@ def document_from(record: dict[str, Any], where: str) -> Document:
     return Document(text, messages, source, **_optional(record, where, "lang", "conversation"))
 
 
+def instruction_messages(record: dict[str, Any], where: str) -> Messages:
+    """An instruction triple (Wang et al. 2023, Self-Instruct): the input, if there is one, follows the instruction."""
+    asked = text_field(record, "instruction", where)
+    given = text_field(record, "input", where) if record.get("input") else ""
+    answer = text_field(record, "output", where)
+    question = f"{asked}\n\n{given}" if given else asked
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
-    messages = messages_field(record, "messages", where)
+    messages = (
+        instruction_messages(record, where) if "instruction" in record else messages_field(record, "messages", where)
+    )
     asked = False
     for message in messages:
         asked = asked or message["role"] == "user"
