@@ -35,16 +35,17 @@ const asked = JSON.parse(await new Promise(done => {
 }));
 const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: 1});
 const model = await llama.loadModel({modelPath: asked.file});
+const context = await model.createContext({contextSize: 64, batchSize: 64});
+const sequence = context.getSequence();
 const written = [];
 for (const prompt of asked.prompts) {
-  const context = await model.createContext({contextSize: 64, batchSize: 64});
+  await sequence.clearHistory();
   const tokens = [];
-  for await (const token of context.getSequence().evaluate(prompt, {temperature: 0})) {
+  for await (const token of sequence.evaluate(prompt, {temperature: 0})) {
     tokens.push(token);
     if (tokens.length >= asked.count) break;
   }
   written.push(tokens);
-  await context.dispose();
 }
 console.log(JSON.stringify({written, text: model.tokenize(asked.text, false)}));
 process.exit(0);
@@ -83,16 +84,19 @@ def our_greedy(model: GPT, prompts: list[list[int]], end: int, count: int) -> li
 def test_llama_cpp_writes_our_greedy_text(
     make_gpt: Callable[..., GPT], tokenizer: Tokenizer, tmp_path: Path, shape: str, kind: Any
 ) -> None:
-    """Against the file read back, whose weights are rounded as theirs are."""
+    """Token by token after our own text, against the file read back, whose weights are rounded as theirs are.
+
+    They round activations too, so that two tokens of a random model may now and then be too close to call.
+    """
     family, changes = SHAPES[shape]
     file = tmp_path / "model.gguf"
     write_gguf(file, make_gpt(family, **changes), tokenizer, kind)
     model, words = read_gguf(file)
-    theirs = llama_cpp(file, PROMPTS, 12)["written"]
-    ours = our_greedy(model, PROMPTS, words.end_of_turn_id, 12)
-    # They round activations too: two tokens may be too close to call, once, and all after them differ.
-    agreed = sum(a == b for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=False))
-    assert agreed >= 0.75 * sum(map(len, ours)) and ours[0][:3] == theirs[0][:3]
+    ours = our_greedy(model, PROMPTS, words.end_of_turn_id, 20)
+    steps = [([*p, *text[:t]], text[t]) for p, text in zip(PROMPTS, ours, strict=True) for t in range(len(text))]
+    theirs = llama_cpp(file, [prefix for prefix, _ in steps], 1)["written"]
+    agreed = sum(written == [token] for written, (_, token) in zip(theirs, steps, strict=True))
+    assert agreed >= (0.85 if kind == "q8_0" else 0.95) * len(steps)
 
 
 def test_the_demos_own_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
