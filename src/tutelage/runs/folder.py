@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tutelage.atomic import atomic_write
+from tutelage.atomic import atomic_path, atomic_write
 from tutelage.errors import InputError
 from tutelage.model.families import build, copy_weights, load_hf_weights, own_views, to_hf_weights
 from tutelage.model.gpt import GPT
@@ -213,8 +213,8 @@ def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: Tokenizer
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    with atomic_write(path, "wb") as file:
-        file.write(save({n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}, {"format": "pt"}))
+    with atomic_path(path) as temporary:  # copies, because several tensors may be views into one of ours
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}, temporary, {"format": "pt"})
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
