@@ -7,6 +7,7 @@ gate and up) a part has several names, and its rows are split. OpenAI's classes 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -119,8 +120,8 @@ def build(config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: t
             f"at most {LONGEST} positions; the configuration is not this model's"
         )
     try:
-        with torch.device("meta"):
-            probe = GPT(config)
+        with torch.device("meta"):  # a rotary table says nothing of shapes, so that a short one will do
+            probe = GPT(config if config.learned_positions else replace(config, context=1))
     except (RuntimeError, OverflowError) as error:
         raise InputError(f"model: no model has such a shape ({str(error).splitlines()[0]})") from None
     fill(probe)

@@ -79,10 +79,12 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, context: int, theta: float, scaling: RopeScaling | None = None):
         super().__init__()
-        frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+        # On the CPU even where shapes alone are asked for (the meta device), which imports a second of torch for this.
+        frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width)
         frequency = scaling.scale(frequency) if scaling else frequency
-        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
-        sign = torch.cat([-torch.ones(head_width // 2), torch.ones(head_width // 2)])
+        angle = torch.outer(torch.arange(context, dtype=torch.float64, device="cpu"), frequency).repeat(1, 2)
+        sign = torch.ones(head_width, device="cpu")
+        sign[: head_width // 2] = -1.0
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", (angle.sin() * sign).float(), persistent=False)
 
