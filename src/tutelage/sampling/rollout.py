@@ -21,7 +21,7 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Answer
 
-LOGITS_AT_ONCE = 1024  # response tokens
+LOGITS_AT_ONCE = 2**26  # numbers: 256 MiB of fp32, whatever the vocabulary
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
 
 
@@ -94,7 +94,8 @@ def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.
     The head runs on responses only, some tokens at a time: of a vocabulary of 49,152 each takes 200 kB of logits.
     """
     hidden, tokens = at_responses(policy.trunk, responses), responses.tokens[responses.mask]
-    pieces = zip(hidden.split(LOGITS_AT_ONCE), tokens.split(LOGITS_AT_ONCE), strict=True)
+    size = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
+    pieces = zip(hidden.split(size), tokens.split(size), strict=True)
     logprobs = torch.cat([token_logprobs(policy.logits(h), y, temperature) for h, y in pieces])
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
