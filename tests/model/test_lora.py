@@ -14,8 +14,11 @@ from tutelage.model.lora import (
     adapted_linears,
     adapters_off,
     add_adapters,
+    frozen_depth,
     merge_adapters,
+    sharing,
     trainable,
+    without_adapters,
 )
 
 IDS = torch.tensor([[5, 17, 26, 33, 8, 12, 7, 20], [6, 2, 2, 29, 14, 15, 16, 9]])
@@ -190,3 +193,30 @@ def test_what_no_adapter_can_be_is_refused(settings: dict[str, object], words: s
 def test_a_map_the_model_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="no map 'gate'"):
         adapt(make(CLASSIC), targets=("q", "gate"))
+
+
+def test_adapters_in_the_top_layers_only() -> None:
+    """What lies below has nothing to train, and a model that is trained whole has no such depth."""
+    model = make({**MODERN, "layers": 3})
+    assert frozen_depth(model) == 0
+    adapt(model, layers=1)
+    assert {path.split(".")[1] for path, _, _ in adapted_linears(model)} == {"2"}
+    assert frozen_depth(model) == 2
+    assert frozen_depth(adapt(make({**MODERN, "layers": 3}))) == 0
+    with pytest.raises(ValueError, match="top 4 layers: this model has 3"):
+        adapt(make({**MODERN, "layers": 3}), layers=4)
+
+
+def test_a_copy_shares_what_is_frozen_and_merging_it_leaves_the_original_alone() -> None:
+    model = shake(adapt(make(), layers=1))
+    before, weights = model(IDS), {name: p.clone() for name, p in model.named_parameters()}
+    merged = merge_adapters(sharing(model))
+    torch.testing.assert_close(merged(IDS), before, atol=1e-5, rtol=1e-5)
+    assert merged.embedding.weight is model.embedding.weight
+    assert merged.blocks[0].mlp.up.weight is model.blocks[0].mlp.up.weight
+    assert torch.equal(model(IDS), before)
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    base = without_adapters(model)
+    with adapters_off(model):
+        assert torch.equal(base(IDS), model(IDS))
+    assert not list(adapted_linears(base)) and list(adapted_linears(model))

@@ -12,7 +12,7 @@ from theirs import IDS, make_theirs, read
 
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import LoRAConfig, adapted_linears, add_adapters
+from tutelage.model.lora import LoRAConfig, adapted_linears, add_adapters, frozen_depth
 from tutelage.model.peft import from_peft, to_peft
 
 LLAMA_MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -79,6 +79,24 @@ def test_an_adapter_of_ours_loads_in_peft_and_comes_back(case: str, tmp_path: Pa
     again = from_peft(read(tmp_path / "base"), config, tensors).eval()
     torch.testing.assert_close(again(IDS), ours(IDS), atol=1e-5, rtol=1e-5)
     assert len(list(adapted_linears(again))) == len(list(adapted_linears(ours)))
+
+
+def test_an_adapter_in_the_top_layers_is_one_in_peft(tmp_path: Path) -> None:
+    theirs, ours = base_of("llama", tmp_path / "base")
+    add_adapters(ours, LoRAConfig(rank=3, layers=1), torch.Generator().manual_seed(0))
+    shaken(ours)
+    config, tensors = to_peft(ours.eval())
+    assert config["layers_to_transform"] == [len(ours.blocks) - 1] and len(ours.blocks) > 1
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    save_file(
+        {name: t.contiguous().clone() for name, t in tensors.items()}, tmp_path / "adapter/adapter_model.safetensors"
+    )
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 2  # q and v of one layer, no other
+    torch.testing.assert_close(loaded(IDS).logits, ours(IDS), atol=1e-4, rtol=1e-4)
+    again = from_peft(read(tmp_path / "base"), config, tensors)
+    assert frozen_depth(again) == frozen_depth(ours) == len(ours.blocks) - 1
 
 
 def adapter_of_llama(tmp_path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], GPT]:

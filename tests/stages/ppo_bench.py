@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from test_reward import Theirs
 from world import World
 
-from tutelage.runs.device import choose_device
-from tutelage.runs.folder import load_policy, load_scorer
+from tutelage.rl.actors import load_actors, roll_out, rollout_seeds
 from tutelage.runs.run import Run
-from tutelage.sampling.sampler import inference_copy
-from tutelage.stages.ppo import PPOConfig, make_learner, ppo, roll_out
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.stages.ppo import PPOConfig, make_learner, ppo
 
 CONFIG = PPOConfig(
     iterations=4, batch=8, minibatch=8, max_tokens=24, max_prompt=32, ptx_windows=2, ptx_calibration=2, kl_budget=1e9,
@@ -46,15 +45,15 @@ class Bench:
     """One rollout of the stage's own making, with everything around it."""
 
     def __init__(self, world: World, out: Path, reward_run: Path, config: PPOConfig):
-        self.config, device = config, choose_device("cpu", "fp32")
-        trained, self.words = load_policy(world.sft, device)
-        self.scorer, self.value = (load_scorer(reward_run, device)[0] for _ in range(2))
-        self.learner = make_learner(trained, self.value, config)
-        self.reference = inference_copy(trained)
+        self.config = config
+        self.run = Run(out, stage="ppo", config=config, inputs={})
+        self.actors = load_actors(world.sft, reward_run, config, self.run)
+        self.words, self.scorer = self.actors.words, self.actors.reward
+        self.learner = make_learner(self.actors, config)
         asked = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
         self.theirs = Theirs(reward_run)
         self.prompts = [self.theirs.ids(question, "")[:-1] for question in asked]
-        self.run = Run(out, stage="ppo", config=config, inputs={})
-        self.rollout, self.gap = roll_out(
-            self.run, self.learner, self.reference, self.scorer, self.prompts, self.words, 0
-        )
+        prompts = [self.prompts[i % len(self.prompts)] for i in range(config.batch)]
+        sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
+        seeds = rollout_seeds(config.seed, 0, config.batch)
+        self.rollout, self.gap = roll_out(self.actors, prompts, seeds, sampling, config.missing_end)

@@ -21,6 +21,7 @@ from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
 from tutelage.learning.optim import EMA
 from tutelage.model.gpt import GPT
+from tutelage.rl import actors
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.sampling.distribution import SamplingConfig
@@ -96,7 +97,8 @@ def test_no_reward_and_no_drift_is_no_reward_at_all(world: World, tmp_path: Path
     advantages, returns = gae(rewards, rollout.values, mask, gamma=1.0, lam=0.95)
     assert not advantages.any() and not returns.any()  # the value is the reward model: 0 as well
     policy_step(bench.learner, rollout, advantages, torch.arange(8), replace(PLAIN, missing_end=0.0), 0, True)
-    for ours, theirs in zip(bench.learner.policy.parameters(), bench.reference.parameters(), strict=True):
+    assert bench.actors.reference is not None
+    for ours, theirs in zip(bench.learner.policy.parameters(), bench.actors.reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)  # P-b
 
 
@@ -134,8 +136,8 @@ def test_a_ratio_off_one_stops_the_run(
 def test_dropout_while_learning_stops_the_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = GPT.trunk
 
-    def dropping(self: GPT, *given: Any) -> torch.Tensor:
-        hidden = trunk(self, *given)
+    def dropping(self: GPT, *given: Any, **named: Any) -> torch.Tensor:
+        hidden = trunk(self, *given, **named)
         return F.dropout(hidden, 0.1) if torch.is_grad_enabled() else hidden
 
     monkeypatch.setattr(GPT, "trunk", dropping)
@@ -193,7 +195,7 @@ def test_not_a_number_in_the_middle_costs_nothing_that_was_saved(
     config = replace(CONFIG, checkpoint_seconds=0.0)
     whole = run_ppo(world, tmp_path / "whole", config)
     calls: list[int] = []
-    original = stage.score_rollout
+    original = actors.score_rollout
 
     def poisoned(*given: Any, **named: Any) -> Any:
         rollout = original(*given, **named)
@@ -201,7 +203,7 @@ def test_not_a_number_in_the_middle_costs_nothing_that_was_saved(
         return replace(rollout, scores=rollout.scores * math.nan) if len(calls) == 3 else rollout
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "score_rollout", poisoned)
+        patch.setattr(actors, "score_rollout", poisoned)
         with pytest.raises(InputError, match="the gradient is nan"):
             run_ppo(world, tmp_path / "out", config)
     saved = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("0*"))

@@ -47,7 +47,7 @@ class Table(nn.Module):
         self.table = nn.Parameter(logits.clone())
         self.embedding = SimpleNamespace(weight=self.table)
 
-    def trunk(self, ids, positions=None, mask=None, cache=None):
+    def trunk(self, ids, positions=None, mask=None, cache=None, stream=None):
         if cache is not None:
             cache.advance(ids.shape[1])
         state = torch.where(ids == START, 0, torch.where(ids == 0, 1, torch.where(ids == 1, 2, 0)))
@@ -64,7 +64,9 @@ class Values(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.tensor(values, dtype=torch.float32))
 
-    def forward(self, ids):
+    trunk = None
+
+    def forward(self, ids, stream=None):
         return Table.trunk(self, ids) @ self.table
 
 

@@ -12,8 +12,8 @@ from world import World, metrics, results, same_files
 from tutelage.data.packing import Windows
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
+from tutelage.rl.mix import PretrainingMix, read_mix
 from tutelage.stages import ppo as stage
-from tutelage.stages.ppo import pretraining_loss
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,11 +37,15 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 
 
 def add_pretraining_gradient(world: World, bench: Bench, ratios: list[float]) -> tuple[torch.Tensor, dict[str, float]]:
-    """The stage's own first two windows, and what it logs of adding their gradient."""
-    mix = stage.read_mix(bench.words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
-    bench.learner.share.ratios = ratios
-    loss = pretraining_loss(bench.learner, mix, 2)
-    return mix.batch(0, 2), bench.learner.share.add_gradient(bench.learner.policy.parameters(), loss, calibrate=False)
+    """The stage's own first two windows, under the whole softmax, and what it logs of adding their gradient."""
+    mix = mixture(world, bench)
+    mix.absent, mix.share.ratios = torch.empty(0, dtype=torch.long), ratios
+    loss = mix.loss(bench.learner.policy, 2)
+    return mix.windows.batch(0, 2), mix.share.add_gradient(bench.learner.policy.parameters(), loss, calibrate=False)
+
+
+def mixture(world: World, bench: Bench) -> PretrainingMix:
+    return read_mix(bench.words, (world.corpus,), 64, 16, torch.Generator().manual_seed(0), torch.device("cpu"))
 
 
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
@@ -80,13 +84,12 @@ def test_a_zero_reward_leaves_the_pretraining_gradient(world: World, tmp_path: P
 def test_the_mixture_does_not_push_the_chats_markers_away(world: World, bench: Bench) -> None:
     """Pretraining text holds the end of a text and no other special token: the softmax is over what it may hold."""
     learner, words = bench.learner, bench.words
-    mix = stage.read_mix(words, (world.corpus,), 64, CONFIG, torch.Generator().manual_seed(0))
-    learner.absent = stage.absent_specials(words, mix)
+    mix = mixture(world, bench)
     markers = sorted(set(words.special.values()) - {words.end_of_text_id})
-    assert learner.absent.tolist() == markers and words.end_of_turn_id in markers
-    loss = pretraining_loss(learner, mix, 2)
+    assert mix.absent.tolist() == markers and words.end_of_turn_id in markers
+    loss = mix.loss(learner.policy, 2)
     loss.backward()
-    windows = mix.batch(0, 2)
+    windows = mix.windows.batch(0, 2)
     logits = transformers.AutoModelForCausalLM.from_pretrained(world.sft)(windows[:, :-1]).logits
     logits[..., markers] = -torch.inf
     expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())

@@ -32,14 +32,15 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     B, H, L, D = q.shape
     kv_heads, S = k.shape[1], k.shape[2]
     rows = H // kv_heads * L  # the queries that look at one key head
-    if mask is None:
-        mask = causal(L, S, q.device)
-    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -1e9)
-    bias = bias.expand(B, kv_heads, L, S).repeat(1, 1, H // kv_heads, 1).view(B * kv_heads, rows, S)
     queries, keys = q.reshape(B * kv_heads, rows, D), k.reshape(B * kv_heads, S, D)
     if L == 1:  # keys are a slice of the cache, and a slice is copied unless it is the left factor: half the time
-        scores = torch.bmm(keys, queries.mT).mT * D**-0.5 + bias
+        scores = torch.bmm(keys, queries.mT).mT * D**-0.5
+        if mask is not None:
+            scores = scores.view(B, kv_heads, rows, S).masked_fill_(~mask, -1e9).view(B * kv_heads, rows, S)
     else:
+        mask = causal(L, S, q.device) if mask is None else mask
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -1e9)
+        bias = bias.expand(B, kv_heads, L, S).repeat(1, 1, H // kv_heads, 1).view(B * kv_heads, rows, S)
         scores = torch.baddbmm(bias, queries, keys.mT, alpha=D**-0.5)
     return torch.bmm(scores.softmax(-1), v.reshape(B * kv_heads, S, D)).view(B, H, L, D)
 

@@ -70,7 +70,8 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
     for at in range(0, len(different), ROWS_AT_ONCE):
         some = different[at : at + ROWS_AT_ONCE]
         rows = fork(some, pad)
-        scores = model.at(*(x.to(device) for x in (rows.ids, rows.last, rows.positions, rows.mask())))
+        ids, last, positions, mask = (x.to(device) for x in (rows.ids, rows.last, rows.positions, rows.mask()))
+        scores = model.at(ids, last, positions, mask)
         scored |= {group: row[: len(group)] for group, row in zip(some, scores, strict=True)}
     return [scored[key] for key in keys]
 

@@ -12,6 +12,7 @@ B sequences, L tokens, C width, H heads, D width of a head, V vocabulary.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from tutelage.model.attention import attend
 from tutelage.model.config import GPTConfig, RopeScaling
 from tutelage.model.kv_cache import KVCache
+from tutelage.model.prepack import product
 
 
 class Linear(nn.Linear):
@@ -37,8 +39,7 @@ class Linear(nn.Linear):
         """Nothing is drawn here."""
 
     def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        mapped = F.linear(input, self.weight.to(input.dtype), bias)
+        mapped = product(input, self.weight, self.bias)
         return mapped if self.adapter is None else mapped + self.adapter(input)
 
 
@@ -172,6 +173,14 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class Stream(NamedTuple):
+    """The residual stream as it leaves the lowest blocks: what models that share these need not compute again."""
+
+    x: Tensor  # (B, L, C)
+    layers: int  # how many blocks it has passed
+    source: Tensor  # the embedding it comes from: only a model with this very one may go on from here
+
+
 class GPT(nn.Module):
     """The decoder. Weights are fp32; `compute_dtype` is the precision of activations and products."""
 
@@ -211,26 +220,43 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        stream: Stream | None = None,
     ) -> Tensor:
         """Hidden states (B, L, C) after the final norm.
 
         ids (B, L); positions (L,) or (B, L), default 0..L-1 after what the cache holds; mask (B, 1, L, S), True where
         a token may look, default plain causal (enough for right-padded rows, whose pads nobody real looks at).
+        With a stream of the same ids the blocks it has passed are not run again.
         """
-        if positions is None:
-            start = 0 if cache is None else cache.length
-            positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        x = self.embedding(ids).to(self.compute_dtype)
-        if self.config.learned_positions:
-            x, rope = x + self.positions(positions).to(self.compute_dtype), None
-        else:
-            rope = self.rotary.at(positions, self.compute_dtype)
-        banded = self._banded(ids, mask, cache) if self.config.band else mask
-        for i, block in enumerate(self.blocks):
-            x = block(x, rope, banded if self.config.bands[i] else mask, cache)
+        x = self._through(slice(stream.layers if stream else 0, None), ids, positions, mask, cache, stream)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.final_norm(x)
+
+    def lower(self, ids: Tensor, layers: int) -> Stream:
+        """What `trunk` may go on from: ids (B, L), right-padded, through the lowest `layers` blocks."""
+        return Stream(self._through(slice(layers), ids, None, None, None, None), layers, self.embedding.weight)
+
+    def _through(
+        self, which: slice, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None,
+        stream: Stream | None,
+    ) -> Tensor:  # fmt: skip
+        """The residual stream (B, L, C) through some of the blocks, from the embedding or from where `stream` is."""
+        if positions is None:
+            start = 0 if cache is None else cache.length
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        if stream is not None:
+            assert stream.source is self.embedding.weight, "the stream of another model"
+            x = stream.x
+        else:
+            x = self.embedding(ids).to(self.compute_dtype)
+            if self.config.learned_positions:
+                x = x + self.positions(positions).to(self.compute_dtype)
+        rope = None if self.config.learned_positions else self.rotary.at(positions, self.compute_dtype)
+        banded = self._banded(ids, mask, cache) if self.config.band else mask
+        for band, block in list(zip(self.config.bands, self.blocks, strict=True))[which]:
+            x = block(x, rope, banded if band else mask, cache)
+        return x
 
     def _banded(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """The mask of banded layers: j <= i and i - j < band, within what `mask` already allows.
@@ -246,7 +272,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), in the precision of `hidden`."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+        return product(hidden, self.head_weight, None)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits (B, L, V); row t predicts token t + 1."""

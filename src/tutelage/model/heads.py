@@ -10,7 +10,7 @@ The head has no bias: transformers' sequence-classification heads have none.
 import torch
 from torch import Tensor, nn
 
-from tutelage.model.gpt import GPT, Linear
+from tutelage.model.gpt import GPT, Linear, Stream
 
 
 class ScalarGPT(nn.Module):
@@ -27,16 +27,23 @@ class ScalarGPT(nn.Module):
         nn.init.normal_(self.score.weight, std=(self.trunk.config.width + 1) ** -0.5, generator=generator)
         return self
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, L) right-padded ids -> (B, L) scores less the mean, fp32."""
-        hidden = self.trunk.trunk(ids)
+        hidden = self.trunk.trunk(ids, stream=stream)
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean
 
-    def at(self, ids: Tensor, last: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def at(
+        self,
+        ids: Tensor,
+        last: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        stream: Stream | None = None,
+    ) -> Tensor:
         """Scores of the shape of `last`, (B,) or (B, K): read at those tokens of each row, where a turn ends.
 
-        positions and mask are those of `GPT.trunk`, for rows that hold more than one text.
+        positions and mask are those of `GPT.trunk`, for rows that hold more than one text; so is the stream.
         """
         rows = torch.arange(len(ids), device=ids.device).view(-1, *[1] * (last.ndim - 1))
-        hidden = self.trunk.trunk(ids, positions, mask)[rows, last]
+        hidden = self.trunk.trunk(ids, positions, mask, stream=stream)[rows, last]
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean

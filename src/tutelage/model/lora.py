@@ -7,6 +7,7 @@ model is its base, bit for bit. Ours: what the decoder stores as one matrix (que
 A and a B per map, and they share one dropout mask.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,12 +41,16 @@ class LoRAConfig:
     """Maps that get an adapter, of q, k, v, out, gate, up, down. The paper adapts q and v."""
     dropout: float = 0.0
     """Share of the adapter's inputs that are dropped in training; .1 in the paper's GPT-2 runs."""
+    layers: int = 0
+    """Only the top blocks, this many, get adapters; 0 is all of them."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.targets) - set(ALL)):
             raise ValueError(f"{unknown[0]!r} is no map of a block; they are {', '.join(ALL)}")
         if self.rank < 1 or not self.targets:
             raise ValueError(f"rank {self.rank} on {len(self.targets)} maps adapts nothing")
+        if self.layers < 0:
+            raise ValueError(f"adapters in {self.layers} layers: give 0 for all, or how many of the top ones")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"a dropout of {self.dropout} is no share between 0 and 1")
 
@@ -116,9 +121,11 @@ def adapted_linears(model: nn.Module) -> Iterator[tuple[str, Linear, Adapter]]:
 
 def add_adapters(model: GPT, config: LoRAConfig, generator: torch.Generator) -> GPT:
     """Freeze the model and give every target an adapter. Raises ValueError where the model has no such map."""
+    if config.layers > len(model.blocks):
+        raise ValueError(f"adapters in the top {config.layers} layers: this model has {len(model.blocks)}")
     model.requires_grad_(False)
     found: set[str] = set()
-    for block in model.blocks:
+    for block in model.blocks[-config.layers :]:
         for path in MAPS:
             linear = block.get_submodule(path)
             assert isinstance(linear, Linear)
@@ -135,11 +142,36 @@ def add_adapters(model: GPT, config: LoRAConfig, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def merge_adapters(model: GPT) -> GPT:
-    """W <- W0 + (alpha / r) B A in the weights' own precision; the adapters go, and what is left is a plain model."""
+    """W <- W0 + (alpha / r) B A in the weights' own precision; the adapters go, and what is left is a plain model.
+
+    The merged matrices are new ones: W0 may be another model's as well.
+    """
     for _, linear, adapter in list(adapted_linears(model)):
-        linear.weight += adapter.update().to(linear.weight)
-        linear.adapter = None
+        merged = nn.Parameter(linear.weight + adapter.update().to(linear.weight), linear.weight.requires_grad)
+        if hasattr(linear.weight, "parts"):
+            merged.parts = linear.weight.parts  # type: ignore[attr-defined]
+        linear.weight, linear.adapter = merged, None
     return model
+
+
+def sharing(model: GPT) -> GPT:
+    """A copy with the original's own frozen matrices, where these are in the compute precision: none is there twice."""
+    frozen = (p for p in model.parameters() if p.ndim == 2 and not p.requires_grad and p.dtype == model.compute_dtype)
+    return copy.deepcopy(model, {id(p): p for p in frozen})
+
+
+def without_adapters(model: GPT) -> GPT:
+    """The base of an adapted model for another role: the same frozen matrices, no adapter."""
+    with adapters_off(model):
+        return sharing(model)
+
+
+def frozen_depth(model: GPT) -> int:
+    """How many of the lowest blocks training leaves alone: no weight to learn in them, nor in the embedding."""
+    if any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("blocks.")):
+        return 0
+    trained = (i for i, block in enumerate(model.blocks) if any(p.requires_grad for p in block.parameters()))
+    return next(trained, len(model.blocks))
 
 
 @contextmanager

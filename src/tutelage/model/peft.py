@@ -49,6 +49,9 @@ def to_peft(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "bias": "none",
         "inference_mode": True,
     }
+    if config.layers:
+        written["layers_to_transform"] = list(range(len(model.blocks) - config.layers, len(model.blocks)))
+        written["layers_pattern"] = names["blocks"][0].rsplit(".", 1)[-1]
     tensors = {}
     for module, (down, up) in pairs.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = down, up
@@ -72,7 +75,8 @@ def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tenso
         raise InputError(f"adapter: {unknown[0]} is no linear map of the base; it was made for another model")
     rank = max(len(down) for down, _ in pairs.values())
     targets = tuple(name for name in ALL if any(name in modules[module][1] for module in pairs))
-    unscaled = LoRAConfig(rank=rank, alpha=rank, targets=targets)
+    lowest = min(int(modules[module][0].split(".")[1]) for module in pairs)
+    unscaled = LoRAConfig(rank=rank, alpha=rank, targets=targets, layers=len(model.blocks) - lowest)
     add_adapters(model, unscaled, torch.Generator())
     adapters = {path: adapter for path, _, adapter in adapted_linears(model)}
     for adapter in adapters.values():

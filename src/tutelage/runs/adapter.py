@@ -20,9 +20,9 @@ from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
-from tutelage.model.peft import PREFIX, to_peft
+from tutelage.model.peft import PREFIX, from_peft, to_peft
 from tutelage.runs.device import Device
-from tutelage.runs.folder import load_policy, load_trunk, save_policy, save_scorer
+from tutelage.runs.folder import load_policy, load_trunk, read_json, read_safetensors, save_policy, save_scorer
 from tutelage.runs.identity import hash_input
 from tutelage.runs.run import RunConfig, seed_for
 from tutelage.text.tokenizer import Tokenizer
@@ -41,6 +41,8 @@ class AdapterConfig(RunConfig):
     """The adapters' update is multiplied by alpha / rank."""
     lora_targets: tuple[str, ...] = ALL
     """Maps that get an adapter, of q k v out gate up down; the paper has q v, later work all of them."""
+    lora_layers: int = 0
+    """Adapters in the top layers only, this many: what lies below is the same for all models; 0 is all layers."""
     lora_dropout: float = 0.0
     """Share of an adapter's inputs that are dropped in training."""
     adapter_only: bool = False
@@ -48,8 +50,10 @@ class AdapterConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.adapted and (self.adapter_only or self.lora_dropout):
-            raise InputError("--adapter-only and --lora-dropout are for adapters; give --lora-rank, or leave them out")
+        if not self.adapted and (self.adapter_only or self.lora_dropout or self.lora_layers):
+            raise InputError(
+                "--adapter-only, --lora-layers and --lora-dropout are for adapters; give --lora-rank, or leave them out"
+            )
         if self.lora_dropout >= 1:
             raise InputError(f"--lora-dropout {self.lora_dropout}: must be below 1")
 
@@ -66,10 +70,18 @@ def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
     if targets == ALL and model.config.mlp != "swiglu":
         targets = tuple(name for name in ALL if name != "gate")
     try:
-        lora = LoRAConfig(rank=config.lora_rank, alpha=config.lora_alpha, targets=targets, dropout=config.lora_dropout)
+        lora = LoRAConfig(
+            rank=config.lora_rank, alpha=config.lora_alpha, targets=targets, dropout=config.lora_dropout,
+            layers=config.lora_layers,
+        )  # fmt: skip
         add_adapters(model, lora, generator)
     except ValueError as error:
-        raise InputError(f"--lora-targets {' '.join(config.lora_targets)}: {error}") from None
+        raise InputError(f"--lora-targets, --lora-layers: {error}") from None
+    return lighten(model)
+
+
+def lighten(model: GPT) -> GPT:
+    """Keep the frozen matrices in the compute precision, to which they would be cast at each use: the same numbers."""
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim == 2:
             parameter.data = parameter.data.to(model.compute_dtype)
@@ -94,7 +106,9 @@ def merged(model: GPT, base: GPT) -> GPT:
         for name, parameter in model.named_parameters():
             if ".adapter." in name:
                 own[name].copy_(parameter)
-        probe = torch.arange(min(64, base.config.context)).remainder(base.config.vocab_size)[None]
+        # From all over the vocabulary: its first tokens may all be markers, and a row of these, which no model has
+        # met, amplified rounding tenfold in SmolLM2.
+        probe = torch.linspace(0, base.config.vocab_size - 1, min(64, base.config.context)).long()[None]
         before = base.eval()(probe)
         gap = (merge_adapters(base)(probe) - before).abs().max() / before.abs().max()
     if not gap <= GATE:
@@ -121,6 +135,21 @@ def save_tuned_scorer(out: Path, model: ScalarGPT, words: Tokenizer, base: Path,
         model, head = ScalarGPT(trunk, model.mean), model.score
         model.score = head
     save_scorer(out, model, words)
+
+
+def load_adapted_scorer(model: GPT, base: Path, folder: Path) -> ScalarGPT | None:
+    """A reward model as adapters on `model`, its own base's weights; None where it was not trained as such on them."""
+    adapter = folder / "adapter"
+    if not (adapter / "base.json").is_file() or read_json(adapter / "base.json").get("sha256") != hash_input(base):
+        return None
+    tensors = read_safetensors(adapter / "adapter_model.safetensors")
+    head = tensors.pop(f"{PREFIX}score.weight", None)
+    if head is None:
+        return None
+    scorer = ScalarGPT(from_peft(model, read_json(adapter / "adapter_config.json"), tensors))
+    scorer.score.weight = torch.nn.Parameter(head.to(model.embedding.weight.device))
+    scorer.mean = read_json(folder / "config.json")["reward_mean"]
+    return scorer
 
 
 def save_adapter(folder: Path, model: GPT, base: Path, head: Tensor | None = None) -> None:

@@ -102,16 +102,16 @@ def find_adapter(folder: Path) -> Path | None:
 
 def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     """An adapter merged into its base. Raises InputError for a base that has moved or changed."""
-    config = _read_json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
     base = _base_of(folder, config.get("base_model_name_or_path"))
-    note = _read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
+    note = read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
     if note and note.get("sha256") != hash_input(base):
         raise InputError(f"{folder}: its base {base} has changed since; bring the old one back, or train it again")
     model, tokenizer = load_policy(base, device)
     if (folder / "tokenizer.json").is_file():  # PEFT folders may bring their own, with another chat template
         tokenizer = Tokenizer.load(folder)
         _check_vocabulary(folder, {"vocab_size": model.config.vocab_size}, tokenizer)
-    tensors = _read_safetensors(folder / "adapter_model.safetensors")
+    tensors = read_safetensors(folder / "adapter_model.safetensors")
     return merge_adapters(from_peft(model, config, tensors)).requires_grad_(True), tokenizer
 
 
@@ -180,7 +180,7 @@ def load_tokenizer(place: Path) -> Tokenizer:
         return read_gguf_tokenizer(place)
     adapter = None if (place / "tokenizer.json").is_file() else find_adapter(place)
     if adapter:
-        named = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+        named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
         return load_tokenizer(_base_of(adapter, named))
     return Tokenizer.load(place)
 
@@ -221,19 +221,19 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
-        return _read_safetensors(whole)
-    places = _read_json(index).get("weight_map", {})
+        return read_safetensors(whole)
+    places = read_json(index).get("weight_map", {})
     if any(Path(name).name != name for name in places.values()):
         raise InputError(f"{index}: a shard lies outside the folder; copy the model again")
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
-        weights |= _read_safetensors(folder / shard)
+        weights |= read_safetensors(folder / shard)
     if weights.keys() != places.keys():
         raise InputError(f"{index}: lists {len(places)} tensors, its files hold {len(weights)}; copy the model again")
     return weights
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         pickles = sorted(p.name for p in path.parent.glob("*.bin")) + sorted(p.name for p in path.parent.glob("*.pt"))
         if pickles:
@@ -255,10 +255,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json here; point at a finished run that holds a model")
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

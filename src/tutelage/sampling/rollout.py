@@ -8,7 +8,7 @@ replaced (default -1, Huang et al. 2024), for demonstrations score 0 on average.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tutelage.learning.kl import kl_per_response, mean_k3
 from tutelage.learning.losses import masked_mean, token_logprobs
-from tutelage.model.gpt import GPT
+from tutelage.model.gpt import GPT, Stream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Answer
 
 LOGITS_AT_ONCE = 2**26  # numbers: 256 MiB of fp32, whatever the vocabulary
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
+STREAM_AT_MOST = 2**27  # numbers of the residual stream that are kept for a rollout: 256 MiB in bf16
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Responses:
     tokens: Tensor  # (B, T) response ids, right-padded
     mask: Tensor  # (B, T) True up to and including end-of-turn
     ended: Tensor  # (B,) True where the end-of-turn came
+    stream: Stream | None = None  # `ids` as they leave the blocks that nothing trains
 
     @property
     def last(self) -> Tensor:
@@ -44,7 +46,12 @@ class Responses:
         """Some of the rows, the padding cut to what they need."""
         longest, widest = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
         ids, tokens, mask = self.ids[chosen, :longest], self.tokens[chosen, :widest], self.mask[chosen, :widest]
-        return Responses(ids, self.starts[chosen], tokens, mask, self.ended[chosen])
+        stream = self.stream and self.stream._replace(x=self.stream.x[chosen, :longest])
+        return Responses(ids, self.starts[chosen], tokens, mask, self.ended[chosen], stream)
+
+    def stream_for(self, model: GPT) -> Stream | None:
+        """What this model may go on from: nothing if the stream is another model's."""
+        return self.stream if self.stream and self.stream.source is model.embedding.weight else None
 
 
 def pad_responses(
@@ -69,8 +76,24 @@ def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
     return rows, responses.starts[rows] - 1 + steps
 
 
-def at_responses(forward: Callable[[Tensor], Tensor], responses: Responses) -> Tensor:
-    """forward(ids) -> (B, L, ...), picked where each response token is predicted, in the order of mask.nonzero().
+@torch.no_grad()
+def with_stream(responses: Responses, model: GPT, layers: int) -> Responses:
+    """Run the lowest `layers` blocks once, for all models that share them and for every pass over the rollout.
+
+    Nothing is kept where it would take too much memory: then each pass runs them again.
+    """
+    if layers == 0 or responses.ids.numel() * model.config.width > STREAM_AT_MOST:
+        return responses
+    shape = (*responses.ids.shape, model.config.width)
+    x = torch.zeros(shape, dtype=model.compute_dtype, device=responses.ids.device)
+    for rows in by_length(responses):
+        ids = responses.rows(rows).ids
+        x[rows, : ids.shape[1]] = model.lower(ids, layers).x
+    return replace(responses, stream=Stream(x, layers, model.embedding.weight))
+
+
+def at_responses(forward: Callable[[Responses], Tensor], responses: Responses) -> Tensor:
+    """forward(rows) -> (B, L, ...), picked where each response token is predicted, in the order of mask.nonzero().
 
     Rows of like length are run together, so that short ones do not pay for the padding of long ones.
     """
@@ -78,7 +101,7 @@ def at_responses(forward: Callable[[Tensor], Tensor], responses: Responses) -> T
     picked, numbers = [], []
     for rows in by_length(responses):
         some = responses.rows(rows)
-        picked.append(forward(some.ids)[response_positions(some)])
+        picked.append(forward(some)[response_positions(some)])
         numbers.append(number[rows, : some.mask.shape[1]][some.mask])
     return torch.cat(picked)[torch.cat(numbers).argsort()]
 
@@ -93,7 +116,8 @@ def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.
 
     The head runs on responses only, some tokens at a time: of a vocabulary of 49,152 each takes 200 kB of logits.
     """
-    hidden, tokens = at_responses(policy.trunk, responses), responses.tokens[responses.mask]
+    hidden = at_responses(lambda some: policy.trunk(some.ids, stream=some.stream_for(policy)), responses)
+    tokens = responses.tokens[responses.mask]
     size = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
     pieces = zip(hidden.split(size), tokens.split(size), strict=True)
     logprobs = torch.cat([token_logprobs(policy.logits(h), y, temperature) for h, y in pieces])
@@ -102,14 +126,15 @@ def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.
 
 def response_values(value: ScalarGPT, responses: Responses) -> Tensor:
     """(B, T): V(prefix) just before each response token, 0 outside the mask."""
-    values = at_responses(value, responses)
+    values = at_responses(lambda some: value(some.ids, some.stream_for(value.trunk)), responses)
     return torch.zeros(responses.mask.shape, device=values.device).masked_scatter(responses.mask, values)
 
 
 def response_scores(reward: ScalarGPT, responses: Responses) -> Tensor:
     """(B,): the reward model's score of each whole response."""
     groups = by_length(responses)
-    scores = [reward.at(some.ids, some.last) for some in map(responses.rows, groups)]
+    some = map(responses.rows, groups)
+    scores = [reward.at(few.ids, few.last, stream=few.stream_for(reward.trunk)) for few in some]
     return torch.cat(scores)[torch.cat(list(groups)).argsort()]
 
 

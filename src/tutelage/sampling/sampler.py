@@ -9,7 +9,6 @@ distribution. So an answer does not depend on what else is in the batch.
 How a distribution becomes a token is in `distribution.py`.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from tutelage.model.gpt import GPT
 from tutelage.model.kv_cache import KVCache
-from tutelage.model.lora import merge_adapters
+from tutelage.model.lora import merge_adapters, sharing
+from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
 from tutelage.sampling.stops import Stopped
 
@@ -36,9 +36,13 @@ class Answer:
 
 
 def inference_copy(model: GPT) -> GPT:
-    """A frozen copy in the compute precision, its adapters merged: no cast and no detour per step."""
-    frozen = merge_adapters(copy.deepcopy(model).eval().requires_grad_(False))
-    return frozen.to(model.compute_dtype)
+    """A frozen copy in the compute precision, its adapters merged: no cast and no detour per step.
+
+    What the model itself keeps frozen in that precision is shared with it, not copied.
+    """
+    frozen = merge_adapters(sharing(model).eval().requires_grad_(False)).to(model.compute_dtype)
+    prepack(frozen, frozen.head_weight)
+    return frozen
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:

@@ -10,45 +10,33 @@ Each rollout is checked before it is learnt from: the ratio of the first minibat
 policy stays within a budget of nats per response, and a gradient that is not finite stops the run.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data.packing import Windows, encode_enough, window_count
 from tutelage.data.prompts import check_room, choose_fitting, text_length
-from tutelage.data.records import read_documents, read_prompts
+from tutelage.data.records import read_prompts
 from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
-from tutelage.learning.losses import next_token_loss, policy_loss, value_loss
+from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
-from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import trainable
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, save_tuned_scorer
+from tutelage.rl.actors import Actors, load_actors, roll_out, rollout_seeds
+from tutelage.rl.mix import PretrainingMix, read_mix
+from tutelage.runs.adapter import AdapterConfig, save_tuned, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
-from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import (
-    Rollout,
-    describe,
-    pad_responses,
-    response_logprobs,
-    response_values,
-    score_rollout,
-)
-from tutelage.sampling.sampler import Answer, generate, inference_copy
+from tutelage.sampling.rollout import Rollout, describe, response_logprobs, response_values
 from tutelage.text.chat import encode_chat
-from tutelage.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,25 +100,22 @@ class Learner:
     policy_optimizer: torch.optim.Optimizer
     value_optimizer: torch.optim.Optimizer
     average: EMA
-    mix: Windows | None = None  # pretraining text; None is plain PPO
-    absent: Tensor | None = None  # tokens that pretraining text never holds
-    windows_used: int = 0
-    share: PretrainingShare = field(default_factory=PretrainingShare)
+    mix: PretrainingMix | None = None  # None is plain PPO
 
     def state(self) -> dict[str, Any]:
         return {
             "policy": training_state(self.policy, [self.policy_optimizer]),
             "value": training_state(self.value, [self.value_optimizer]),
             "average": dict(self.average.weights),
-            "windows_used": self.windows_used,
-            "ptx_ratios": self.share.ratios,
+            "mix": self.mix.state() if self.mix else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         load_training_state(state["policy"], self.policy, [self.policy_optimizer])
         load_training_state(state["value"], self.value, [self.value_optimizer])
         self.average.load(state["average"])
-        self.windows_used, self.share.ratios = state["windows_used"], state["ptx_ratios"]
+        if self.mix:
+            self.mix.load(state["mix"])
 
 
 def ppo(
@@ -155,40 +140,37 @@ def ppo(
     with Run(out, stage="ppo", config=config, inputs=inputs) as run:
         if run.finished:
             return
-        same_tokenizer(policy, reward)
-        trained, words = load_policy(policy, run.device)
-        check_room(trained.config.context, config.max_prompt, config.max_tokens)
-        scorer, _ = load_scorer(reward, run.device)
-        value, _ = load_scorer(reward, run.device)
+        actors = load_actors(policy, reward, config, run)
+        words, context = actors.words, actors.policy.config.context
+        check_room(context, config.max_prompt, config.max_tokens)
         pool = choose_fitting(read_prompts(prompts), words, config.iterations * config.batch, config.max_prompt, "ppo")
         asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in pool]
-        reference = None if config.adapted else inference_copy(trained)
-        adapt(trained, config, run.generator("adapter"))
-        adapt(value.trunk, config, run.generator("value-adapter"))
-        learner = make_learner(trained.eval(), value.eval(), config)
+        learner = make_learner(actors, config)
         if config.ptx:
-            length = text_length(config.ptx_window, trained.config.context, "--ptx-window")
-            learner.mix = read_mix(words, corpus, length, config, run.generator("mix"))
-            learner.absent = absent_specials(words, learner.mix).to(run.device.torch_device)
-        results = train(run, learner, reference, scorer.requires_grad_(False), asked, words)
+            length = text_length(config.ptx_window, context, "--ptx-window")
+            steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
+            used, generator = steps * config.ptx_windows, run.generator("mix")
+            learner.mix = read_mix(words, corpus, length, used, generator, run.device.torch_device)
+        results = train(run, learner, actors, asked)
         learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
-        save_tuned_scorer(out / "value", learner.value, words, reward, config)
+        save_tuned_scorer(out / "value", learner.value, words, actors.value_base, config)
         save_tuned(out, learner.policy, words, policy, config)
-        run.finish(results | {"prompts": len(asked)})
+        run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
 
 
-def train(
-    run: Run, learner: Learner, reference: GPT | None, scorer: ScalarGPT, asked: list[list[int]], words: Tokenizer
-) -> dict[str, Any]:
+def train(run: Run, learner: Learner, actors: Actors, asked: list[list[int]]) -> dict[str, Any]:
     """The algorithm box: roll out, shape rewards, estimate advantages, improve. Returns the weights to keep."""
     config: PPOConfig = run.config  # type: ignore[assignment]
+    sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
     first, kept, stopped = 0, dict(learner.average.weights), None
     if state := run.restore():
         learner.load(state["learner"])
         first, kept = state["step"], state["kept"]
     for iteration in range(first, config.iterations + 1):
         set_rates(learner, iteration, config)
-        rollout, gap = roll_out(run, learner, reference, scorer, asked, words, iteration)
+        prompts = [asked[(iteration * config.batch + i) % len(asked)] for i in range(config.batch)]
+        seeds = rollout_seeds(config.seed, iteration, config.batch)
+        rollout, gap = roll_out(actors, prompts, seeds, sampling, config.missing_end)
         advantages, returns = estimate(rollout, config)
         measured = describe(rollout, returns, config.kl_coef) | {"sampler_gap": gap}
         if measured["kl"] > config.kl_budget:
@@ -205,41 +187,12 @@ def train(
         run.log(iteration + 1, **measured, responses_per_second=rate)
         run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
         run.checkpoint(iteration + 1, partial(snapshot, learner, kept))
-    return {"weights": kept, "ptx_coef": learner.share.coefficient, "stopped": stopped}
+    return {"weights": kept, "ptx_coef": learner.mix.share.coefficient if learner.mix else 0.0, "stopped": stopped}
 
 
 def snapshot(learner: Learner, kept: dict[str, Tensor]) -> dict[str, Any]:
     """What a checkpoint holds: the learner, and the averaged policy that was within the KL budget last."""
     return {"learner": learner.state(), "kept": kept}
-
-
-def roll_out(
-    run: Run,
-    learner: Learner,
-    reference: GPT | None,
-    scorer: ScalarGPT,
-    asked: list[list[int]],
-    words: Tokenizer,
-    iteration: int,
-) -> tuple[Rollout, float]:
-    """Sample a response to each of the next prompts and run the four models over them.
-
-    Also returns the mean gap between the sampler's log-probabilities and the training forward's: a wrong sampler shows
-    here, though not in the ratio.
-    """
-    config: PPOConfig = run.config  # type: ignore[assignment]
-    which = [(iteration * config.batch + i) % len(asked) for i in range(config.batch)]
-    seeds = [seed_for(config.seed, f"ppo/{iteration}/{i}") for i in range(config.batch)]
-    sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
-    sampler = inference_copy(learner.policy)
-    prompts = [asked[i] for i in which]
-    answers = [a for (a,) in generate(sampler, prompts, seeds, words.end_of_turn_id, sampling)]
-    responses = pad_responses(prompts, answers, words.pad_id, run.device.torch_device)
-    rollout = score_rollout(
-        learner.policy, reference, learner.value, scorer, responses,
-        missing_end=config.missing_end, temperature=config.temperature,
-    )  # fmt: skip
-    return rollout, sampler_gap(answers, rollout)
 
 
 def estimate(rollout: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
@@ -248,13 +201,6 @@ def estimate(rollout: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
     rewards = shaped_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, mask, kl_coef=config.kl_coef)
     advantages, returns = gae(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
     return whiten(advantages, mask), returns
-
-
-def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
-    """Mean |log p of the sampler - log p of the training forward| over the response tokens."""
-    mask = rollout.responses.mask
-    sampled = torch.tensor([p for answer in answers for p in answer.logprobs], device=mask.device)
-    return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
 def improve(
@@ -289,24 +235,11 @@ def policy_step(
     loss.backward()
     logged = {"policy_loss": loss.item(), "clip_fraction": clipped.item(), "ratio_error": ratio_error}
     if learner.mix:
-        calibrate, loss = iteration < config.ptx_calibration, pretraining_loss(learner, learner.mix, config.ptx_windows)
-        logged |= learner.share.add_gradient(learner.policy.parameters(), loss, calibrate)
+        calibrate, loss = iteration < config.ptx_calibration, learner.mix.loss(learner.policy, config.ptx_windows)
+        logged |= learner.mix.share.add_gradient(learner.policy.parameters(), loss, calibrate)
     logged["grad_norm"] = clipped_step([learner.policy_optimizer], learner.policy.parameters(), config.grad_clip)
     learner.average.update(learner.policy)
     return logged
-
-
-def pretraining_loss(learner: Learner, mix: Windows, count: int) -> Tensor:
-    """GPT's next-token loss of the policy, a token mean, on the next `count` windows of pretraining text.
-
-    Its softmax leaves out what such text never holds, the chat's markers: it would push them away at every step, and
-    the policy would forget to end its turns.
-    """
-    policy = learner.policy
-    batch = mix.batch(learner.windows_used, count).to(policy.embedding.weight.device)
-    learner.windows_used += count
-    hidden, targets = policy.trunk(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
-    return next_token_loss(hidden, policy.head_weight, targets, absent=learner.absent)
 
 
 def value_step(
@@ -340,8 +273,9 @@ def set_rates(learner: Learner, iteration: int, config: PPOConfig) -> None:
     set_learning_rate(learner.policy_optimizer, min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup)))
 
 
-def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
+def make_learner(actors: Actors, config: PPOConfig) -> Learner:
     """Two AdamW with eps 1e-5, as RLHF has used since lm-human-preferences; no weight decay."""
+    policy, value = actors.policy, actors.value
     return Learner(
         policy=policy,
         value=value,
@@ -349,25 +283,6 @@ def make_learner(policy: GPT, value: ScalarGPT, config: PPOConfig) -> Learner:
         value_optimizer=adamw(trainable(value).items(), lr=config.value_lr, weight_decay=0.0, eps=1e-5),
         average=EMA(policy, config.ema),
     )
-
-
-def read_mix(
-    words: Tokenizer, corpus: Sequence[Path], length: int, config: PPOConfig, generator: torch.Generator
-) -> Windows:
-    """As many pretraining windows as the run will mix in. Raises InputError when the corpus does not fill one."""
-    texts = [document.plain_text() for document in read_documents(corpus)]
-    steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
-    ids = encode_enough(words, texts, steps * config.ptx_windows * length + 1, generator)
-    count = window_count(ids, length)
-    if count == 0:
-        raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {length + 1}; give more text")
-    return Windows(ids, length, torch.randperm(count, generator=generator).numpy())
-
-
-def absent_specials(words: Tokenizer, mix: Windows) -> Tensor:
-    """(A,) the special tokens that do not come in the text at all."""
-    held = set(np.unique(mix.ids).tolist())
-    return torch.tensor(sorted(set(words.special.values()) - held), dtype=torch.long)
 
 
 def run_generator(seed: int, purpose: str) -> torch.Generator:

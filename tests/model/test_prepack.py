@@ -1,0 +1,57 @@
+"""Packed weights: the same products, bit for bit, and only where nothing is learnt."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tutelage.model.gpt import GPT, Linear
+from tutelage.model.prepack import can_pack, prepack, product
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch or CPU has no packed bf16 products")
+
+
+def packed_linear(columns: int, rows: int, bias: bool) -> Linear:
+    linear = Linear(columns, rows, bias=bias)
+    for parameter in linear.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    linear = linear.to(torch.bfloat16).requires_grad_(False)
+    prepack(linear, linear.weight)
+    assert hasattr(linear.weight, "packed")
+    return linear
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(64, 96), (576, 960), (1536, 576), (130, 70)])
+def test_a_packed_product_is_the_plain_one_bit_for_bit(shape: tuple[int, int], bias: bool) -> None:
+    linear = packed_linear(*shape, bias)
+    for rows in (1, 3, 16, 32, 77):
+        x = torch.randn(2, rows, shape[0], generator=torch.Generator().manual_seed(rows)).bfloat16()
+        with torch.no_grad():
+            assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
+
+
+def test_where_something_is_learnt_the_plain_product_is_taken() -> None:
+    """A packed one has no gradient: what stands before it would never hear of the loss."""
+    linear = packed_linear(32, 48, bias=True)
+    x = torch.randn(4, 32).bfloat16().requires_grad_()
+    linear(x).float().sum().backward()
+    expected = linear.weight.float().sum(0)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0].float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_another_precision_takes_the_plain_product() -> None:
+    linear = packed_linear(32, 48, bias=False)
+    x = torch.randn(4, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(product(x, linear.weight, None), x @ linear.weight.float().T)
+
+
+def test_what_is_trained_is_never_packed(make_gpt: object) -> None:
+    """Its numbers move, those of the layout would not."""
+    model: GPT = make_gpt().to(torch.bfloat16)  # type: ignore[operator]
+    prepack(model, model.head_weight)
+    assert not any(hasattr(p, "packed") for p in model.parameters())
+    prepack(model.requires_grad_(False), model.head_weight)
+    packed = {name for name, p in model.named_parameters() if hasattr(p, "packed")}
+    assert packed == {name for name, p in model.named_parameters() if p.ndim == 2 and "positions" not in name}

@@ -1,0 +1,153 @@
+"""Policy, reference, reward and value as adapters on one frozen base: the same numbers as four separate models."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from ppo_bench import CONFIG, run_ppo
+from world import REWARD, World, interrupted, metrics, results, same_files
+
+from tutelage.model.gpt import GPT
+from tutelage.rl.actors import Actors, load_actors, roll_out, rollout_seeds
+from tutelage.runs.device import Device
+from tutelage.runs.folder import load_policy, load_scorer, save_policy
+from tutelage.runs.run import Run
+from tutelage.sampling import rollout as rollouts
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.rollout import Rollout, response_logprobs, response_values
+from tutelage.stages.reward import reward
+
+SHARED = replace(CONFIG, lora_rank=4, lora_layers=1)
+CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
+
+
+@pytest.fixture(scope="module")
+def policy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of three layers, the tests' own has one."""
+    model, words = load_policy(world.sft, CPU)
+    deep = GPT(replace(model.config, layers=3)).initialise(torch.Generator().manual_seed(0))
+    save_policy(out := tmp_path_factory.mktemp("deep"), deep, words)
+    return out
+
+
+@pytest.fixture(scope="module")
+def judge(world: World, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model that is an adapter in that model's top two layers."""
+    out = tmp_path_factory.mktemp("shared") / "reward"
+    config = replace(REWARD, lora_rank=4, lora_layers=2)
+    reward(policy, (world.comparisons,), (world.demos,), out, world.panel, config)
+    return out
+
+
+def actors_of(policy: Path, judge: Path, out: Path) -> Actors:
+    return load_actors(policy, judge, SHARED, Run(out, stage="ppo", config=SHARED, inputs={}))
+
+
+def roll(actors: Actors) -> Rollout:
+    prompts = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45, 46, 12, 11, 10]] * 6  # more than one group of like length
+    sampling = SamplingConfig(max_tokens=12)
+    return roll_out(actors, prompts, rollout_seeds(0, 0, len(prompts)), sampling, -1.0)[0]
+
+
+def shake(model: GPT) -> None:
+    """What training would have done to the adapters."""
+    for name, parameter in model.named_parameters():
+        if ".up" in name and parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
+
+
+def test_no_number_is_there_twice(policy: Path, judge: Path, tmp_path: Path) -> None:
+    actors = actors_of(policy, judge, tmp_path)
+    roles = [actors.policy, actors.reward.trunk, actors.value.trunk]
+    frozen = [name for name, p in roles[0].named_parameters() if p.ndim == 2 and ".adapter." not in name]
+    for name in frozen:
+        assert len({dict(role.named_parameters())[name].data_ptr() for role in roles}) == 1, name
+    adapters = [p.data_ptr() for role in roles for name, p in role.named_parameters() if ".adapter." in name]
+    assert len(set(adapters)) == len(adapters) > 0
+    assert actors.shared_layers == 1  # of three: the reward model's adapters reach deepest
+    assert not any(p.requires_grad for p in actors.reward.parameters())
+
+
+def test_shared_and_separate_models_agree(
+    policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In log-probabilities, values, scores and the gradients of all adapters."""
+    shared = actors_of(policy, judge, tmp_path)
+    shake(shared.policy)
+    trained, value, scorer = (copy.deepcopy(model) for model in (shared.policy, shared.value, shared.reward))
+    reference = load_policy(policy, CPU)[0]
+    separate = Actors(trained, reference, scorer, value, shared.value_base, shared.words)
+    one = roll(shared)
+    monkeypatch.setattr(rollouts, "STREAM_AT_MOST", 0)  # as if it did not fit into memory
+    other = roll(separate)
+    assert one.responses.stream is not None and other.responses.stream is None
+    assert torch.equal(one.responses.ids, other.responses.ids)
+    for name in ("logprobs", "ref_logprobs", "values", "scores"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(one.logprobs, one.ref_logprobs, atol=1e-2)
+    for actors, rollout in ((shared, one), (separate, other)):
+        response_logprobs(actors.policy, rollout.responses).sum().backward()
+        response_values(actors.value, rollout.responses).square().sum().backward()
+    for ours, theirs in ((shared.policy, trained), (shared.value, value)):
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_trunk_is_run_once(policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the sampler, the lowest block sees each token of a rollout once, whatever the models and epochs."""
+    actors = actors_of(policy, judge, tmp_path)
+    seen: list[int] = []
+    actors.policy.blocks[0].register_forward_hook(lambda module, given, result: seen.append(given[0].shape[:2].numel()))
+    for scorer in (actors.reward, actors.value):  # their own block objects, with the same weights
+        scorer.trunk.blocks[0].register_forward_hook(lambda module, given, result: seen.append(10**6))
+    monkeypatch.setattr("tutelage.rl.actors.inference_copy", copy.deepcopy)
+    monkeypatch.setattr("tutelage.rl.actors.generate", lambda model, prompts, *_: [[ANSWER] for _ in prompts])
+    rollout = roll(actors)
+    for _ in range(4):
+        response_logprobs(actors.policy, rollout.responses).sum().backward()
+        response_values(actors.value, rollout.responses).sum().backward()
+    assert 0 < sum(seen) <= rollout.responses.ids.numel()
+
+
+ANSWER = rollouts.Answer([20, 21, 22], [0.0, 0.0, 0.0], False)
+
+
+def test_a_run_of_shared_models(
+    world: World, policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ratio 1, no drift at the start; what is saved is what transformers reads; going on changes nothing."""
+    whole = run_ppo(world, tmp_path / "whole", SHARED, policy=policy, reward=judge)
+    lines = metrics(whole)
+    assert lines[0]["kl"] == 0.0 and lines[-1]["kl"] != 0.0
+    assert all(line["ratio_error"] < 1e-4 and line["sampler_gap"] < 1e-3 for line in lines)
+    assert results(whole)["shared_layers"] == 1
+    ids = torch.tensor([[15, 17, 260, 33, 8, 120, 77]])
+    ours, _ = load_policy(whole, CPU)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(whole)
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(load_scorer(whole / "value", CPU)[0](ids), load_scorer(judge, CPU)[0](ids))
+    interrupted(lambda: run_ppo(world, tmp_path / "cut", SHARED, policy=policy, reward=judge), monkeypatch, 2)
+    cut = run_ppo(world, tmp_path / "cut", SHARED, policy=policy, reward=judge)
+    same_files(whole, cut, ["model.safetensors", "adapter/adapter_model.safetensors", "value/model.safetensors"])
+
+
+def test_a_reward_model_of_another_base_stays_its_own(world: World, policy: Path, tmp_path: Path) -> None:
+    """Trained whole, it shares nothing; the policy still runs its own trunk once."""
+    actors = actors_of(policy, world.reward, tmp_path)
+    assert actors.reward.trunk.embedding.weight is not actors.policy.embedding.weight
+    assert actors.value_base == world.reward and actors.shared_layers == 2
+    rollout = roll(actors)
+    assert rollout.responses.stream_for(actors.policy) and not rollout.responses.stream_for(actors.reward.trunk)
+
+
+def test_the_stream_of_another_model_is_no_way_in(policy: Path, judge: Path, tmp_path: Path) -> None:
+    actors, ids = actors_of(policy, judge, tmp_path), torch.tensor([[15, 17, 260]])
+    stream = actors.policy.lower(ids, 1)
+    assert torch.equal(actors.policy.trunk(ids, stream=stream), actors.policy.trunk(ids))
+    with pytest.raises(AssertionError, match="another model"):
+        load_policy(policy, CPU)[0].trunk(ids, stream=stream)
