@@ -26,7 +26,9 @@ def scorer(**shape: object) -> ScalarGPT:
     return ScalarGPT(model, mean=0.25).initialise(torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize("shape", [{}, {"learned_positions": True, "norm": "layer", "mlp": "gelu"}, {"qk_norm": True}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"learned_positions": True, "norm": "layer", "mlp": "gelu"}, {"qk_norm": True}, {"band": 3}]
+)
 def test_each_text_is_scored_as_if_alone(shape: dict[str, object]) -> None:
     model = scorer(**shape)
     with torch.no_grad():

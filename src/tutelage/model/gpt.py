@@ -253,22 +253,25 @@ class GPT(nn.Module):
             if self.config.learned_positions:
                 x = x + self.positions(positions).to(self.compute_dtype)
         rope = None if self.config.learned_positions else self.rotary.at(positions, self.compute_dtype)
-        banded = self._banded(ids, mask, cache) if self.config.band else mask
+        banded = self._banded(ids, positions, mask, cache) if self.config.band else mask
         for band, block in list(zip(self.config.bands, self.blocks, strict=True))[which]:
             x = block(x, rope, banded if band else mask, cache)
         return x
 
-    def _banded(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _banded(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """The mask of banded layers: j <= i and i - j < band, within what `mask` already allows.
 
-        Its columns are those tokens that the cache still holds for such a layer, and the new ones.
+        Its columns are those tokens that the cache still holds for such a layer, and the new ones. Without a cache a
+        band is counted in positions: where several answers share a row, all are near their prompt (`forked.py`).
         """
         past = 0 if cache is None else cache.length
         held = 0 if cache is None else cache.kept(self.config.band)
         i = torch.arange(past, past + ids.shape[1], device=ids.device)[:, None]
         j = torch.arange(past - held, past + ids.shape[1], device=ids.device)[None, :]
-        near = (j <= i) & (i - j < self.config.band)
-        return near[None, None] if mask is None else mask[..., past - held :] & near
+        distance = positions[..., :, None] - positions[..., None, :] if cache is None else i - j
+        near = (j <= i) & (distance < self.config.band)  # (L, S), or (B, L, S) where rows have positions of their own
+        near = near.view(-1, 1, *near.shape[-2:])
+        return near if mask is None else mask[..., past - held :] & near
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), in the precision of `hidden`."""
