@@ -12,6 +12,7 @@ USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}
 DEMONSTRATION = {"messages": [USER, ASSISTANT], "source": "here", "conversation": "c1"}
 COMPARISON = {"prompt": [USER], "responses": ["a", "b", "c"], "ranks": [1, 2, 2], "annotator": "me", "source": "here"}
+FEEDBACK = {"prompt": [USER], "response": "a", "thumb": -1, "annotator": "me", "source": "here"}
 PROMPT = {"prompt": [USER], "source": "here", "split": "train"}
 DOCUMENT = {"text": "一行", "source": "here", "lang": "zh"}
 
@@ -19,6 +20,7 @@ READERS = {
     "documents": (records.read_documents, DOCUMENT),
     "demonstrations": (records.read_demonstrations, DEMONSTRATION),
     "comparisons": (records.read_comparisons, COMPARISON),
+    "feedback": (records.read_feedback, FEEDBACK),
     "prompts": (records.read_prompts, PROMPT),
 }
 
@@ -106,6 +108,33 @@ def test_bad_comparisons(change, says: str):
     with pytest.raises(InputError, match="line 2") as caught:
         records.comparison_from({**COMPARISON, **change}, "f, line 2")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"thumb": 0}, '"thumb" must be 1 (up) or -1 (down), it is 0'),
+        ({"thumb": 1.0}, "it is 1.0"),
+        ({"thumb": True}, "it is true"),
+        ({"thumb": "up"}, 'it is "up"'),
+        ({"thumb": [1]}, "it is [1]"),
+        ({"thumb": None}, "it is null"),
+        ({"response": ["a"]}, '"response" must be a text, it is a list'),
+        ({"response": "\udc00"}, "surrogate"),
+        ({"prompt": [USER, ASSISTANT]}, "ends with a assistant turn"),
+        ({"annotator": 3}, '"annotator" must be a text'),
+    ],
+)
+def test_bad_feedback(change, says: str):
+    with pytest.raises(InputError, match="^f, line 2") as caught:
+        records.feedback_from({**FEEDBACK, **change}, "f, line 2")
+    assert says in str(caught.value)
+
+
+def test_a_thumb_needs_no_label_but_itself():
+    found = records.feedback_from({"prompt": [USER], "response": "", "thumb": 1}, "f, line 2")
+    assert found == records.Feedback([USER], "", 1, "unknown", "unknown")
+    assert found.where == "f, line 2" and "where" not in found.to_record()
 
 
 def test_a_byte_order_mark_is_no_character(tmp_path: Path):

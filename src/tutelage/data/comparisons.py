@@ -10,10 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.fields import check_text
 from tutelage.data.records import (
     Comparison,
     Messages,
-    check_text,
     comparison_from,
     parse_json,
     prompt_field,

@@ -1,6 +1,6 @@
 """The records that travel between stages, one JSON object a line, and their readers and writers.
 
-    a JSONL file -> Document, Demonstration, Comparison or Prompt, checked field by field
+    a JSONL file -> Document, Demonstration, Comparison, Feedback or Prompt, checked field by field
     records      -> a JSONL file, whole or absent
 
 The shapes are those of files, database export and API alike. Unknown fields are ignored, so that other people's files
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tutelage.atomic import atomic_write
+from tutelage.data.fields import check_text, is_number, kind_of, labels, names_of, optional_fields, text_field
 from tutelage.errors import InputError
 
 Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -25,7 +26,7 @@ Record = TypeVar("Record")
 
 
 class _Record:
-    """What the four records share: a record's JSON object leaves out where it stood, and the fields that are None."""
+    """What the records share: a record's JSON object leaves out where it stood, and the fields that are None."""
 
     def to_record(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None and name != "where"}
@@ -67,6 +68,19 @@ class Comparison(_Record):
     prompt: Messages
     responses: list[str]
     ranks: list[int]  # 1 is best, ties are equal
+    annotator: str
+    source: str
+    conversation: str | None = None
+    where: str = field(default="", compare=False)  # file and line, for complaints
+
+
+@dataclass(frozen=True)
+class Feedback(_Record):
+    """One annotator's thumb for one response."""
+
+    prompt: Messages
+    response: str
+    thumb: int  # 1 is up, -1 is down
     annotator: str
     source: str
     conversation: str | None = None
@@ -117,6 +131,10 @@ def read_comparisons(paths: Iterable[Path]) -> list[Comparison]:
     return _read(paths, comparison_from)
 
 
+def read_feedback(paths: Iterable[Path]) -> list[Feedback]:
+    return _read(paths, feedback_from)
+
+
 def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
     return _read(paths, prompt_from)
 
@@ -128,9 +146,9 @@ def document_from(record: dict[str, Any], where: str) -> Document:
     elif "messages" in record:
         text, messages = None, messages_field(record, "messages", where)
     else:
-        raise InputError(f'{where}: a document needs "text" or "messages", this one has {_names(record)}')
-    (source,) = _labels(record, where, "source")
-    return Document(text, messages, source, **_optional(record, where, "lang", "conversation"))
+        raise InputError(f'{where}: a document needs "text" or "messages", this one has {names_of(record)}')
+    (source,) = labels(record, where, "source")
+    return Document(text, messages, source, **optional_fields(record, where, "lang", "conversation"))
 
 
 def instruction_messages(record: dict[str, Any], where: str) -> Messages:
@@ -157,18 +175,18 @@ def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
             "add the answer or remove the line"
         )
     ratings = record.get("ratings")
-    if ratings is not None and not (isinstance(ratings, dict) and all(_is_number(v) for v in ratings.values())):
-        raise InputError(f'{where}: "ratings" must be an object of numbers, it is {_kind(ratings)}')
-    (source,) = _labels(record, where, "source")
-    optional = _optional(record, where, "annotator", "lang", "conversation")
-    return Demonstration(messages=messages, source=source, ratings=ratings, **optional)
+    if ratings is not None and not (isinstance(ratings, dict) and all(is_number(v) for v in ratings.values())):
+        raise InputError(f'{where}: "ratings" must be an object of numbers, it is {kind_of(ratings)}')
+    (source,) = labels(record, where, "source")
+    others = optional_fields(record, where, "annotator", "lang", "conversation")
+    return Demonstration(messages=messages, source=source, ratings=ratings, **others)
 
 
 def comparison_from(record: dict[str, Any], where: str) -> Comparison:
     prompt = prompt_field(record, where)
     responses, ranks = record.get("responses"), record.get("ranks")
     if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
-        raise InputError(f'{where}: "responses" must be a list of texts, it is {_kind(responses)}')
+        raise InputError(f'{where}: "responses" must be a list of texts, it is {kind_of(responses)}')
     for response in responses:
         check_text(response, where)
     if not MIN_RESPONSES <= len(responses) <= MAX_RESPONSES:
@@ -179,14 +197,24 @@ def comparison_from(record: dict[str, Any], where: str) -> Comparison:
         raise InputError(f'{where}: "ranks" must be a list of whole numbers from 1 (best), it is {json.dumps(ranks)}')
     if len(ranks) != len(responses):
         raise InputError(f"{where}: {len(responses)} responses but {len(ranks)} ranks; give each response one rank")
-    annotator, source = _labels(record, where, "annotator", "source")
-    conversation = _optional(record, where, "conversation").get("conversation")
+    annotator, source = labels(record, where, "annotator", "source")
+    conversation = optional_fields(record, where, "conversation").get("conversation")
     return Comparison(prompt, responses, ranks, annotator, source, conversation, where)
 
 
+def feedback_from(record: dict[str, Any], where: str) -> Feedback:
+    prompt, response = prompt_field(record, where), text_field(record, "response", where)
+    thumb = record.get("thumb")
+    if type(thumb) is not int or thumb not in (1, -1):
+        raise InputError(f'{where}: "thumb" must be 1 (up) or -1 (down), it is {json.dumps(thumb)}')
+    annotator, source = labels(record, where, "annotator", "source")
+    conversation = optional_fields(record, where, "conversation").get("conversation")
+    return Feedback(prompt, response, thumb, annotator, source, conversation, where)
+
+
 def prompt_from(record: dict[str, Any], where: str) -> Prompt:
-    source, split = _labels(record, where, "source", "split")
-    conversation = _optional(record, where, "conversation").get("conversation")
+    source, split = labels(record, where, "source", "split")
+    conversation = optional_fields(record, where, "conversation").get("conversation")
     return Prompt(prompt_field(record, where), source, split, conversation, where)
 
 
@@ -200,36 +228,16 @@ def prompt_field(record: dict[str, Any], where: str) -> Messages:
 def messages_field(record: dict[str, Any], name: str, where: str) -> Messages:
     messages = record.get(name)
     if not isinstance(messages, list) or not messages:
-        raise InputError(f'{where}: "{name}" must be a list of messages with at least one, it is {_kind(messages)}')
+        raise InputError(f'{where}: "{name}" must be a list of messages with at least one, it is {kind_of(messages)}')
     for turn, message in enumerate(messages, start=1):
         spot = f"{where}, message {turn}"
         if not isinstance(message, dict):
-            raise InputError(f'{spot}: must be an object with "role" and "content", it is {_kind(message)}')
+            raise InputError(f'{spot}: must be an object with "role" and "content", it is {kind_of(message)}')
         if message.get("role") not in ROLES:
             given = json.dumps(message.get("role"))
             raise InputError(f'{spot}: "role" must be one of {", ".join(ROLES)}, it is {given}')
         text_field(message, "content", spot)
     return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def text_field(record: dict[str, Any], name: str, where: str) -> str:
-    text = record.get(name)
-    if not isinstance(text, str):
-        raise InputError(f'{where}: "{name}" must be a text, it is {_kind(text)}')
-    return check_text(text, where)
-
-
-def check_text(text: str, where: str) -> str:
-    """Half a surrogate pair is legal in JSON but in no encoding of text: every later step would fail on it."""
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{where}: the text holds half a surrogate pair at character {error.start}; "
-                "save the file again with a tool that writes whole characters"
-            ) from None
-    return text
 
 
 def parse_json(line: str, where: str) -> Any:
@@ -262,36 +270,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _parse(line: str, where: str) -> dict[str, Any]:
     record = parse_json(line, where)
     if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, it is {_kind(record)}; write one object a line")
+        raise InputError(f"{where}: must be a JSON object, it is {kind_of(record)}; write one object a line")
     return record
 
 
 def _read(paths: Iterable[Path], check: Callable[[dict[str, Any], str], Record]) -> list[Record]:
     return [check(record, f"{path}, line {number}") for path in paths for number, record in read_jsonl(path)]
-
-
-def _labels(record: dict[str, Any], where: str, *names: str) -> list[str]:
-    """Short texts that say where a record comes from; a hand-written file may leave them out."""
-    return [text_field({name: record.get(name, "unknown")}, name, where) for name in names]
-
-
-def _optional(record: dict[str, Any], where: str, *names: str) -> dict[str, Any]:
-    return {name: text_field(record, name, where) for name in names if record.get(name) is not None}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    number = "a number"
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: number, float: number}
-    return kinds.get(type(value), type(value).__name__)
-
-
-def _names(record: dict[str, Any]) -> str:
-    return ", ".join(f'"{name}"' for name in record) or "no field at all"
