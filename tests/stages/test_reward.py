@@ -14,6 +14,7 @@ from world import PLACES, REWARD, THINGS, World, assistant, exchanges, metrics, 
 
 from tutelage.data.comparisons import strict_pairs
 from tutelage.data.panel import Panel
+from tutelage.data.rankings import Ranking, held_out
 from tutelage.data.records import Comparison
 from tutelage.errors import InputError
 from tutelage.learning.losses import ranking_loss
@@ -21,7 +22,7 @@ from tutelage.model.forked import score_texts
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_scorer
 from tutelage.stages import reward as stage
-from tutelage.stages.reward import Ranking, held_out, reward, score_rankings
+from tutelage.stages.reward import reward, score_rankings
 
 transformers = pytest.importorskip("transformers")
 
@@ -160,8 +161,8 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
     theirs = Theirs(world.reward)
     rankings = [
-        Ranking([theirs.ids("hi?", a) for a in ("yes.", "no.", "it is red. is yours?", "cat")], [2, 1, 3, 1]),
-        Ranking([theirs.ids("is it?", a) for a in ("it is big.", "mat")], [2, 1]),
+        Ranking([theirs.ids("hi?", a) for a in ("yes.", "no.", "it is red. is yours?", "cat")], [2, 1, 3, 1], 5),
+        Ranking([theirs.ids("is it?", a) for a in ("it is big.", "mat")], [2, 1], 5),
     ]
     ranking_loss(*score_rankings(ours, rankings, words.pad_id)).backward()
     grouped = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}

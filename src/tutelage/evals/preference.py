@@ -22,3 +22,8 @@ def win_rate(preferences: Sequence[float], clusters: Sequence[str], seed: int) -
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(wins.mean()), (float(low), float(high))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None where there are none: an accuracy on no pairs is no figure."""
+    return sum(values) / len(values) if values else None

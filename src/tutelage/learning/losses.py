@@ -99,16 +99,37 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     """-log sigmoid(r_w - r_l) over all strict pairs of each ranking (Ouyang et al. 2022, eq. 1).
 
     scores (P, K) reward of each answer, ranks (P, K) ints with 1 best and ties equal, mask (P, K) True where the
-    answer exists (rankings may have different K). One prompt is one element: mean over its kept pairs, then over the
-    prompts that have any. Sum form of the paper's 1/C(K,2); ties leave both numerator and denominator.
+    answer exists (rankings may have different K). Sum form of the paper's 1/C(K,2); ties leave both numerator and
+    denominator.
     """
-    pairs = ranks[:, :, None] < ranks[:, None, :]  # (P, K, K): row beats column
-    if mask is not None:
-        pairs = pairs & mask[:, :, None] & mask[:, None, :]
-    losses = F.softplus(-(scores[:, :, None] - scores[:, None, :]))
+    return pair_mean(F.softplus(-margins(scores)), winning(ranks, mask))
+
+
+def margins(values: Tensor) -> Tensor:
+    """(P, K) -> (P, K, K): by how much the answer of the row exceeds that of the column."""
+    return values[:, :, None] - values[:, None, :]
+
+
+def winning(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(P, K) ranks, 1 best -> (P, K, K) True where the answer of the row beats that of the column; never for ties."""
+    pairs = ranks[:, :, None] < ranks[:, None, :]
+    return pairs if mask is None else pairs & mask[:, :, None] & mask[:, None, :]
+
+
+def pair_mean(losses: Tensor, pairs: Tensor) -> Tensor:
+    """(P, K, K) a loss for each pair -> a scalar. One prompt is one element: mean over its pairs, then over prompts.
+
+    A prompt without a pair is none.
+    """
     count = pairs.sum((1, 2))
     per_prompt = torch.where(pairs, losses, torch.zeros_like(losses)).sum((1, 2)) / count.clamp(min=1)
     return masked_mean(per_prompt, count > 0)
+
+
+def pairs_right(scores: Tensor, pairs: Tensor) -> float:
+    """Share of the pairs (P, K, K) that the scores (P, K) order as the ranks do."""
+    right = (margins(scores) > 0) & pairs
+    return float(right.sum() / pairs.sum().clamp(min=1))
 
 
 def policy_loss(

@@ -6,13 +6,15 @@ Every answer sees the prompt and itself, and its positions go on from the prompt
 text would get alone. A ranking of K answers then costs one prompt, not K.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tutelage.model.heads import ScalarGPT
+
+Group = tuple[tuple[int, ...], ...]  # texts that begin alike
 
 ROWS_AT_ONCE = 8  # groups of like length in one forward pass: more would be padded more
 
@@ -31,6 +33,11 @@ class Forked:
         mine, theirs = self.branches[:, :, None], self.branches[:, None, :]
         causal = torch.ones(self.ids.shape[1], self.ids.shape[1], dtype=torch.bool).tril()
         return (((mine == theirs) | ((theirs == 0) & (mine > 0))) & causal)[:, None]
+
+    def path(self, row: int, k: int, length: int) -> Tensor:
+        """(length,): where in its row each token of the k-th text stands, the shared ones first."""
+        shared, end = int((self.branches[row] == 0).sum()), int(self.last[row, k]) + 1
+        return torch.cat([torch.arange(shared), torch.arange(end - (length - shared), end)])
 
 
 def fork(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> Forked:
@@ -64,16 +71,24 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
     Groups of like length share a forward pass, and a group that stands there twice is run once.
     """
     device = model.score.weight.device
-    keys = [tuple(map(tuple, group)) for group in groups]
-    different = sorted(set(keys), key=lambda group: (sum(map(len, group)), group))
-    scored: dict[tuple[tuple[int, ...], ...], Tensor] = {}
-    for at in range(0, len(different), ROWS_AT_ONCE):
-        some = different[at : at + ROWS_AT_ONCE]
+    scored: dict[Group, Tensor] = {}
+    for some in alike(groups):
         rows = fork(some, pad)
         ids, last, positions, mask = (x.to(device) for x in (rows.ids, rows.last, rows.positions, rows.mask()))
         scores = model.at(ids, last, positions, mask)
         scored |= {group: row[: len(group)] for group, row in zip(some, scores, strict=True)}
-    return [scored[key] for key in keys]
+    return [scored[as_key(group)] for group in groups]
+
+
+def alike(groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Group]]:
+    """The different ones among these groups, those of like length together, as many at once as go into one pass."""
+    different = sorted(set(map(as_key, groups)), key=lambda group: (sum(map(len, group)), group))
+    for at in range(0, len(different), ROWS_AT_ONCE):
+        yield different[at : at + ROWS_AT_ONCE]
+
+
+def as_key(group: Sequence[Sequence[int]]) -> Group:
+    return tuple(map(tuple, group))
 
 
 def common_prefix(group: Sequence[Sequence[int]]) -> int:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tutelage.learning.kl import kl_per_response, mean_k3
-from tutelage.learning.losses import masked_mean, token_logprobs
+from tutelage.learning.losses import masked_mean
 from tutelage.model.gpt import GPT, Stream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
+from tutelage.sampling.likelihood import head_logprobs
 from tutelage.sampling.sampler import Answer
 
-LOGITS_AT_ONCE = 2**26  # numbers: 256 MiB of fp32, whatever the vocabulary
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
 STREAM_AT_MOST = 2**27  # numbers of the residual stream that are kept for a rollout: 256 MiB in bf16
 
@@ -114,13 +114,10 @@ def by_length(responses: Responses) -> Sequence[Tensor]:
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
     """(B, T): log pi(token | prefix) of each response token, 0 outside the mask.
 
-    The head runs on responses only, some tokens at a time: of a vocabulary of 49,152 each takes 200 kB of logits.
+    The head runs on responses only.
     """
     hidden = at_responses(lambda some: policy.trunk(some.ids, stream=some.stream_for(policy)), responses)
-    tokens = responses.tokens[responses.mask]
-    size = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
-    pieces = zip(hidden.split(size), tokens.split(size), strict=True)
-    logprobs = torch.cat([token_logprobs(policy.logits(h), y, temperature) for h, y in pieces])
+    logprobs = head_logprobs(policy, hidden, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 

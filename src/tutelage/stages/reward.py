@@ -20,10 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tutelage.data.comparisons import strict_pairs
 from tutelage.data.demonstrations import windows
 from tutelage.data.panel import Panel
-from tutelage.data.records import Comparison, Messages, read_comparisons, read_demonstrations
-from tutelage.data.splits import unit_hash
+from tutelage.data.rankings import Ranking, encode_answer, encode_ranking, held_out, length_matched, same_answers
+from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
 from tutelage.errors import InputError
-from tutelage.learning.losses import ranking_loss
+from tutelage.evals.preference import mean
+from tutelage.learning.losses import pairs_right, ranking_loss, winning
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
@@ -38,7 +39,6 @@ from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 DEMONSTRATION = 128  # most tokens of a demonstration that is scored: about what rankings and PPO have
-MATCHED = 0.1  # answers whose lengths differ by at most this share count as length-matched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,6 @@ class RewardConfig(AdapterConfig):
     """Share of the prompts whose rankings are kept from training."""
     demonstrations: int = 256
     """Demonstrations whose mean score becomes 0."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """One comparison, encoded."""
-
-    answers: list[list[int]]  # K times prompt, answer, end-of-turn
-    ranks: list[int]
 
 
 def reward(
@@ -100,7 +92,7 @@ def reward(
         kept = [c for c in told if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
-        train(run, model, [encode(c, words, trunk.config.context) for c in kept], words.pad_id)
+        train(run, model, [encode_ranking(c, words, trunk.config.context) for c in kept], words.pad_id)
         model.eval()
         model.mean = demonstration_mean(model, words, demos, config, run.generator("demonstrations"))
         results = accuracy_report(model, words, held, Panel.load(panel) if panel else None)
@@ -128,18 +120,10 @@ def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None
         loss = ranking_loss(scores, ranks, mask)
         loss.backward()
         norm = clipped_step([optimizer], model.parameters(), config.clip)
-        right = pairs_right(scores.detach(), ranks, mask)
+        right = pairs_right(scores.detach(), winning(ranks, mask))
         run.log(step + 1, loss=loss.item(), accuracy=right, lr=config.lr * factor, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=right)
         run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
-
-
-def same_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
-    """Rankings of the same answers by several annotators belong into one step: their answers are run once."""
-    groups: dict[tuple[tuple[int, ...], ...], list[Ranking]] = {}
-    for ranking in rankings:
-        groups.setdefault(tuple(map(tuple, ranking.answers)), []).append(ranking)
-    return list(groups.values())
 
 
 def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,37 +134,6 @@ def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple
     sizes = torch.tensor([len(ranking.answers) for ranking in some])
     mask = torch.arange(scores.shape[1]) < sizes[:, None]
     return scores, ranks, mask.to(device)
-
-
-def pairs_right(scores: Tensor, ranks: Tensor, mask: Tensor) -> float:
-    """Share of the strict pairs that the scores order as the ranks do."""
-    pairs = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    right = (scores[:, :, None] > scores[:, None, :]) & pairs
-    return float(right.sum() / pairs.sum().clamp(min=1))
-
-
-def held_out(comparison: Comparison, share: float) -> bool:
-    """Decided by the conversation, so that no conversation is on both sides."""
-    return unit_hash("reward", comparison.conversation or comparison.prompt[-1]["content"]) < share
-
-
-def encode(comparison: Comparison, words: Tokenizer, context: int) -> Ranking:
-    """Raises InputError when prompt and answer do not fit the context."""
-    answers = [encode_answer(comparison.prompt, response, words) for response in comparison.responses]
-    longest = max(len(a) for a in answers)
-    if longest > context:
-        raise InputError(
-            f"{comparison.where}: prompt and answer need {longest} tokens, the model's context is {context}; "
-            f"shorten the prompt that ends {comparison.prompt[-1]['content'][-40:]!r}"
-        )
-    return Ranking(answers, comparison.ranks)
-
-
-def encode_answer(prompt: Messages, answer: str, words: Tokenizer) -> list[int]:
-    """Ids that end exactly at the end-of-turn token, where the score is read."""
-    encoded = encode_chat(words, [*prompt, {"role": "assistant", "content": answer}])
-    last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
-    return encoded.ids[: last + 1]
 
 
 @torch.no_grad()
@@ -210,14 +163,13 @@ def accuracy_report(
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
-    rankings = [encode(comparison, words, model.trunk.config.context) for comparison in held]
+    rankings = [encode_ranking(comparison, words, model.trunk.config.context) for comparison in held]
     each = score_texts(model, [ranking.answers for ranking in rankings], words.pad_id)
     for comparison, ranking, scores in zip(held, rankings, each, strict=True):
-        sizes = [len(words.encode(response)) for response in comparison.responses]
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
+        matched += length_matched(comparison, words)
         for winner, loser in strict_pairs(ranking.ranks):
             right.append(bool(scores[winner] > scores[loser]))
-            matched.append(abs(sizes[winner] - sizes[loser]) <= MATCHED * max(sizes[winner], sizes[loser]))
             if panel:
                 answers = comparison.responses
                 gold.append(panel.gold_preference(comparison.prompt, answers[winner], answers[loser]))
@@ -230,7 +182,3 @@ def accuracy_report(
         "heldout_loss": mean(losses),
         "heldout_pairs": len(right),
     }
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

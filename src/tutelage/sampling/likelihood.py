@@ -1,0 +1,66 @@
+"""Answers that are given, not sampled: how likely a policy finds them.
+
+    groups of texts, one prompt each -> rows (`model/forked.py`) -> hidden states of the answers -> sums of log pi
+
+An answer's log-probability is the sum over its own tokens and the end of its turn; the prompt's tokens never count.
+Log-softmax is in fp32, and the head runs on answers only, some tokens at a time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tutelage.learning.losses import token_logprobs
+from tutelage.model.forked import Group, alike, as_key, fork
+from tutelage.model.gpt import GPT
+
+LOGITS_AT_ONCE = 2**26  # numbers: 256 MiB of fp32, whatever the vocabulary
+
+
+def head_logprobs(policy: GPT, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N,): log pi(token | prefix) in fp32 from the states (N, C) just before the tokens (N,).
+
+    Of a vocabulary of 49,152 each token takes 200 kB of logits: where they are too many for one piece, each piece's are
+    made again for the gradient instead of being kept.
+    """
+
+    def piece(h: Tensor, y: Tensor) -> Tensor:
+        return token_logprobs(policy.logits(h), y, temperature)
+
+    size = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
+    if len(tokens) <= size:
+        return piece(hidden, tokens)
+    pieces = zip(hidden.split(size), tokens.split(size), strict=True)
+    return torch.cat([checkpoint(piece, *both, use_reentrant=False, preserve_rng_state=False) for both in pieces])
+
+
+def answer_logprobs(
+    policy: GPT, groups: Sequence[Sequence[Sequence[int]]], prompts: Sequence[int], pad: int
+) -> list[Tensor]:
+    """One (K,) per group of K texts: log pi(answer | prompt), the prompt being the first so many tokens of each.
+
+    What a group's texts begin with is computed once, and a group that stands there twice is run once.
+    """
+    starts = {as_key(group): start for group, start in zip(groups, prompts, strict=True)}
+    found: dict[Group, Tensor] = {}
+    for some in alike(groups):
+        sums = _row_logprobs(policy, some, [starts[group] for group in some], pad)
+        found |= dict(zip(some, sums.split([len(group) for group in some]), strict=True))
+    return [found[as_key(group)] for group in groups]
+
+
+def _row_logprobs(policy: GPT, groups: Sequence[Group], starts: Sequence[int], pad: int) -> Tensor:
+    """The sums of all texts of all groups, one after the other, in one pass."""
+    device = policy.embedding.weight.device
+    rows = fork(groups, pad)
+    paths, row = [], []
+    for r, (group, start) in enumerate(zip(groups, starts, strict=True)):
+        # From the prompt's last token, which predicts the answer's first one.
+        paths += [rows.path(r, k, len(text))[start - 1 :] for k, text in enumerate(group)]
+        row += [torch.full((len(text) - start,), r) for text in group]
+    where, before, at = torch.cat(row), torch.cat([p[:-1] for p in paths]), torch.cat([p[1:] for p in paths])
+    hidden = policy.trunk(rows.ids.to(device), rows.positions.to(device), rows.mask().to(device))
+    logprobs = head_logprobs(policy, hidden[where.to(device), before.to(device)], rows.ids[where, at].to(device))
+    return torch.stack([each.sum() for each in logprobs.split([len(path) - 1 for path in paths])])

@@ -1,0 +1,77 @@
+"""Log-probabilities of given answers, many behind one prompt, against torch's cross entropy on one text at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tutelage.model.gpt import GPT
+from tutelage.sampling import likelihood
+from tutelage.sampling.likelihood import answer_logprobs, head_logprobs
+
+PAD, END = 1, 5
+PROMPTS = [[17, 260, 33], [8, 120, 77, 201, 61, 9], [44]]
+ANSWERS = [
+    [[9, 45, 70, END], [END], [9, 45, END], [9, 45, 70, END]],  # they begin alike, and one stands there twice
+    [[62, 63, END]],
+    [[100, 3, 7, 81, 82, 83, END], [200, END]],
+]
+GROUPS = [[prompt + answer for answer in answers] for prompt, answers in zip(PROMPTS, ANSWERS)]
+STARTS = [len(prompt) for prompt in PROMPTS]
+
+
+def alone(policy: GPT, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    ids = torch.tensor([prompt + answer])
+    return -F.cross_entropy(policy(ids)[0, len(prompt) - 1 : -1], torch.tensor(answer), reduction="sum")
+
+
+def test_each_answer_is_as_likely_as_alone(make_gpt: Any, family: str) -> None:
+    policy = make_gpt(family)
+    with torch.no_grad():
+        found = answer_logprobs(policy, GROUPS, STARTS, PAD)
+        for prompt, answers, row in zip(PROMPTS, ANSWERS, found, strict=True):
+            assert row.tolist() == pytest.approx([alone(policy, prompt, a).item() for a in answers], abs=1e-4)
+
+
+def test_what_comes_beside_it_changes_nothing(make_gpt: Any) -> None:
+    """Order of the groups, a group twice, another's length: D6's padding."""
+    policy = make_gpt()
+    long = [[17] + [30] * 50 + [END]]
+    with torch.no_grad():
+        found = answer_logprobs(policy, GROUPS, STARTS, PAD)
+        again = answer_logprobs(policy, [long, *reversed(GROUPS), GROUPS[0]], [1, *reversed(STARTS), STARTS[0]], PAD)
+    assert again[3].tolist() == again[4].tolist()
+    for first, second in zip(found, reversed(again[1:4]), strict=True):
+        assert first.tolist() == pytest.approx(second.tolist(), abs=1e-5)
+
+
+def test_in_pieces_it_is_the_same_with_the_same_gradient(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tokens at a time: each piece's logits are made once, and once more on the way back."""
+    policy = make_gpt()
+    hidden, tokens = torch.randn(7, 32, generator=torch.Generator().manual_seed(0)), torch.arange(7) * 9
+    sizes: list[int] = []
+    logits = policy.logits
+    monkeypatch.setattr(policy, "logits", lambda h: sizes.append(len(h)) or logits(h))
+    results = []
+    for at_once in (2**26, 2 * policy.config.vocab_size + 5):
+        monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", at_once)
+        policy.zero_grad()
+        h = hidden.clone().requires_grad_(True)
+        logprobs = head_logprobs(policy, h, tokens)
+        logprobs.pow(2).sum().backward()
+        results.append((logprobs, h.grad, policy.head_weight.grad))
+    assert sizes[:5] == [7, 2, 2, 2, 1] and sorted(sizes[5:]) == [1, 2, 2, 2]
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-5)
+    expected = -F.cross_entropy(logits(hidden), tokens, reduction="none")
+    torch.testing.assert_close(results[0][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_is_summed_in_full(make_gpt: Any) -> None:
+    policy = make_gpt(dtype=torch.bfloat16)
+    (row,) = answer_logprobs(policy, GROUPS[:1], STARTS[:1], PAD)
+    assert row.dtype == torch.float32 and row.requires_grad
+    exact = make_gpt()
+    expected = [alone(exact, PROMPTS[0], a).item() for a in ANSWERS[0]]
+    assert row.tolist() == pytest.approx(expected, abs=0.5)
