@@ -45,6 +45,8 @@ VERBS = {
     "rank": Verb("tutelage.stages.rank", "rank", "sample answers and have them ranked, or import rankings"),
     "reward": Verb("tutelage.stages.reward", "reward", "train a reward model on rankings (step 2)"),
     "ppo": Verb("tutelage.stages.ppo", "ppo", "optimise against the reward with PPO-ptx (step 3)"),
+    "dpo": Verb("tutelage.stages.dpo", "dpo", "train on rankings without a reward model (DPO and its family)"),
+    "kto": Verb("tutelage.stages.kto", "kto", "train on thumbs up and down (KTO)"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
     "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks"),
     "report": Verb("tutelage.runs.report", "report", "write the one-page report of a finished recipe"),
