@@ -56,12 +56,17 @@ VERBS = {
 }
 
 
+# Read by torch's libraries when it is imported; what was measured: LOG.md. Threads that spin only briefly before they
+# sleep lose nothing on a quiet machine, and should not hold up each other where something else runs beside us. A kernel
+# is made and kept for each shape of a product, and sequences have many lengths: PPO grew by 80 MiB an iteration.
+TORCH_SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and leave with its exit code (see the top of this file)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is imported: threads that spin only briefly before they sleep lose nothing on a quiet machine, and
-    # should not hold up each other where something else runs beside us (what was measured: LOG.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    for name, value in TORCH_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         run(words)
     except InputError as error:
