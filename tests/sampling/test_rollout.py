@@ -120,7 +120,16 @@ def test_wider_padding_and_other_rows_change_nothing(make_gpt: Any) -> None:
 def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any) -> None:
     policy, reference = make_gpt("gpt2", seed=1), make_gpt("gpt2", seed=2)
     value, reward = scorer(make_gpt, 3), scorer(make_gpt, 4)
-    rollout = score_rollout(policy, reference, value, reward, batch(), missing_end=-1.0, temperature=0.7)
+    rollout = score_rollout(
+        policy,
+        reference,
+        value,
+        reward,
+        batch(),
+        parts=[torch.arange(len(batch().ids))],
+        missing_end=-1.0,
+        temperature=0.7,
+    )
     for row in (0, 1):
         ids = torch.tensor([PROMPTS[row] + ANSWERS[row].ids])
         expected = (reward.trunk.trunk(ids)[0, -1] @ reward.score.weight[0]).item() - 0.3

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from test_reward import Theirs
 from world import World
@@ -56,4 +57,6 @@ class Bench:
         prompts = [self.prompts[i % len(self.prompts)] for i in range(config.batch)]
         sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
         seeds = rollout_seeds(config.seed, 0, config.batch)
-        self.rollout, self.gap = roll_out(self.actors, prompts, seeds, sampling, config.missing_end)
+        self.rollout, self.gap = roll_out(
+            self.actors, prompts, seeds, sampling, config.missing_end, [torch.arange(config.batch)]
+        )

@@ -115,6 +115,12 @@ def test_before_the_first_step_the_ratio_is_one(world: World, tmp_path: Path) ->
     assert lines[1]["kl"] != 0.0
 
 
+def test_in_bf16_the_ratio_is_exactly_one_for_each_first_minibatch(world: World, tmp_path: Path) -> None:
+    """What is compared was computed in the same shapes, so it was rounded the same way."""
+    lines = metrics(run_ppo(world, tmp_path / "out", replace(PLAIN, batch=12, minibatch=4, dtype="bf16")))
+    assert [line["ratio_error"] for line in lines] == [0.0] * 4
+
+
 def at_another_temperature(original: Any) -> Any:
     return lambda policy, responses, temperature: original(policy, responses, 1.3 * temperature)
 

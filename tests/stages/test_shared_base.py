@@ -49,7 +49,7 @@ def actors_of(policy: Path, judge: Path, out: Path) -> Actors:
 def roll(actors: Actors) -> Rollout:
     prompts = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45, 46, 12, 11, 10]] * 6  # more than one group of like length
     sampling = SamplingConfig(max_tokens=12)
-    return roll_out(actors, prompts, rollout_seeds(0, 0, len(prompts)), sampling, -1.0)[0]
+    return roll_out(actors, prompts, rollout_seeds(0, 0, len(prompts)), sampling, -1.0, torch.arange(18).split(7))[0]
 
 
 def shake(model: GPT) -> None:

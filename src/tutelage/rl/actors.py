@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
@@ -64,9 +65,10 @@ def load_actors(policy: Path, reward: Path, config: AdapterConfig, run: Run) -> 
 
 
 def roll_out(
-    actors: Actors, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: SamplingConfig, missing_end: float
-) -> tuple[Rollout, float]:
-    """Sample a response to each prompt and run the four models over them.
+    actors: Actors, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: SamplingConfig, missing_end: float,
+    parts: Sequence[Tensor],
+) -> tuple[Rollout, float]:  # fmt: skip
+    """Sample a response to each prompt and run the four models over them, in the parts that are learnt from together.
 
     Also returns the mean gap between the sampler's log-probabilities and the training forward's: a wrong sampler shows
     here, though not in the ratio.
@@ -78,7 +80,7 @@ def roll_out(
     responses = with_stream(responses, actors.policy, actors.shared_layers)
     rollout = score_rollout(
         actors.policy, actors.reference, actors.value, actors.reward, responses,
-        missing_end=missing_end, temperature=sampling.temperature,
+        parts=parts, missing_end=missing_end, temperature=sampling.temperature,
     )  # fmt: skip
     return rollout, sampler_gap(answers, rollout)
 

@@ -149,22 +149,40 @@ class Rollout:
 @torch.no_grad()
 def score_rollout(
     policy: GPT, reference: GPT | None, value: ScalarGPT, reward: ScalarGPT, responses: Responses, *,
-    missing_end: float, temperature: float,
+    parts: Sequence[Tensor], missing_end: float, temperature: float,
 ) -> Rollout:  # fmt: skip
-    """Run the four models over sampled responses. Without a reference it is the policy with its adapters off."""
+    """Run the four models over sampled responses. Without a reference it is the policy with its adapters off.
+
+    What is compared with the training forward is computed in `parts`, the rows of each minibatch: in bf16 a product of
+    another shape is rounded otherwise, and the first ratio would not be 1.
+    """
+
+    def logprobs_by(model: GPT) -> Tensor:
+        return in_parts(lambda some: response_logprobs(model, some, temperature), responses, parts)
+
     scores = response_scores(reward, responses)
     if reference:
-        ref_logprobs = response_logprobs(reference, responses, temperature)
+        ref_logprobs = logprobs_by(reference)
     else:
         with adapters_off(policy):
-            ref_logprobs = response_logprobs(policy, responses, temperature)
+            ref_logprobs = logprobs_by(policy)
     return Rollout(
         responses=responses,
-        logprobs=response_logprobs(policy, responses, temperature),
+        logprobs=logprobs_by(policy),
         ref_logprobs=ref_logprobs,
-        values=response_values(value, responses),
+        values=in_parts(lambda some: response_values(value, some), responses, parts),
         scores=torch.where(responses.ended, scores, missing_end),
     )
+
+
+def in_parts(forward: Callable[[Responses], Tensor], responses: Responses, parts: Sequence[Tensor]) -> Tensor:
+    """(B, T): forward(rows) of each part, put together."""
+    whole = torch.zeros(responses.mask.shape, device=responses.ids.device)
+    for part in parts:
+        rows = part.to(whole.device)
+        found = forward(responses.rows(rows))
+        whole[rows, : found.shape[1]] = found
+    return whole
 
 
 def describe(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:

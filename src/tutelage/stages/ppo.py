@@ -170,7 +170,8 @@ def train(run: Run, learner: Learner, actors: Actors, asked: list[list[int]]) ->
         set_rates(learner, iteration, config)
         prompts = [asked[(iteration * config.batch + i) % len(asked)] for i in range(config.batch)]
         seeds = rollout_seeds(config.seed, iteration, config.batch)
-        rollout, gap = roll_out(actors, prompts, seeds, sampling, config.missing_end)
+        parts = minibatches(config, run_generator(config.seed, f"minibatches/{iteration}"))
+        rollout, gap = roll_out(actors, prompts, seeds, sampling, config.missing_end, parts)
         advantages, returns = estimate(rollout, config)
         measured = describe(rollout, returns, config.kl_coef) | {"sampler_gap": gap}
         if measured["kl"] > config.kl_budget:
@@ -210,13 +211,18 @@ def improve(
     """Epochs of minibatches over one rollout. Returns what to log, averaged over the steps."""
     logged: list[dict[str, float]] = []
     for _ in range(config.epochs):
-        for rows in torch.randperm(config.batch, generator=order).split(config.minibatch):
-            rows = rows.sort().values.to(advantages.device)
+        for rows in minibatches(config, order):
+            rows = rows.to(advantages.device)
             step = policy_step(learner, rollout, advantages, rows, config, iteration, first=not logged)
             step |= value_step(learner, rollout, returns, rows, config)
             logged.append(step)
     mean = {key: sum(step[key] for step in logged) / len(logged) for key in logged[0]}
     return mean | {"ratio_error": logged[0]["ratio_error"], "lr": learner.policy_optimizer.param_groups[0]["lr"]}
+
+
+def minibatches(config: PPOConfig, order: torch.Generator) -> list[Tensor]:
+    """One epoch's: row numbers of the rollout, in a random partition."""
+    return [rows.sort().values for rows in torch.randperm(config.batch, generator=order).split(config.minibatch)]
 
 
 def policy_step(
