@@ -73,6 +73,20 @@ def test_the_adapter_alone_is_the_same_model(world: World, tuned: Path, tmp_path
     assert hash_input(alone) != before
 
 
+def test_an_adapter_of_others_is_another_one_on_another_base(world: World, tuned: Path, tmp_path: Path) -> None:
+    """PEFT writes no hash of the base, so the base is hashed where its path leads."""
+    base, folder = tmp_path / "base", tmp_path / "theirs"
+    shutil.copytree(world.base, base)
+    shutil.copytree(tuned / "adapter", folder)
+    (folder / "base.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    before = hash_input(folder)
+    assert hash_input(folder) == before
+    shutil.copy(world.sft / "model.safetensors", base / "model.safetensors")
+    assert hash_input(folder) != before
+
+
 def test_a_base_that_has_moved_or_changed_is_refused_in_one_line(world: World, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(world.base, base)

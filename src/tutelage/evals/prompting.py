@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 THINK = "Let's think step by step."  # Kojima et al. 2022, the best of their sixteen sentences
 CONCLUDE = "The answer is"
+ANSWER = "Answer the question."
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ def step_by_step(example: Example, solved: bool) -> str:
     return f"Q: {example.question}\nA: {THINK}" + (f" {example.reasons} {CONCLUDE} {example.answer}." if solved else "")
 
 
+def instruction_prompt(instruction: str, given: str = "") -> str:
+    """(instruction, input, output) as a prompt for the output, with and without an input."""
+    shown = f"\n\nInput:\n{given}" if given else ""
+    return f"Instruction:\n{instruction}{shown}\n\nOutput:\n"
+
+
+def as_instruction(example: Example, solved: bool) -> str:
+    """The question as the input of an instruction triple."""
+    return instruction_prompt(ANSWER, example.question) + (example.answer if solved else "")
+
+
 def few_shot_prompt(
     item: Example,
     pool: Sequence[Example],
@@ -71,12 +83,6 @@ def few_shot_prompt(
         if fits(prompt):
             return prompt
     raise ValueError(f"the item alone does not fit: {item.question[:60]!r}")
-
-
-def instruction_prompt(instruction: str, context: str = "") -> str:
-    """(instruction, input, output) as a prompt for the output, with and without an input."""
-    given = f"\n\nInput:\n{context}" if context else ""
-    return f"Instruction:\n{instruction}{given}\n\nOutput:\n"
 
 
 def final_answer(text: str) -> str | None:

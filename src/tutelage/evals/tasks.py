@@ -24,6 +24,7 @@ from tutelage.errors import InputError
 from tutelage.evals.prompting import (
     Example,
     Render,
+    as_instruction,
     few_shot_prompt,
     final_answer,
     majority,
@@ -167,6 +168,8 @@ def choice_scores(model: GPT, words: Tokenizer, prompt: str, choices: Sequence[s
 WAYS: dict[str, tuple[Render, int, int]] = {  # how an item is shown, solved examples before it, texts that are sampled
     "plain, 0-shot": (question_answer, 0, 1),
     "plain, 5-shot": (question_answer, 5, 1),
+    "as an instruction, 0-shot": (as_instruction, 0, 1),
+    "as an instruction, 5-shot": (as_instruction, 5, 1),
     "step by step, 0-shot": (step_by_step, 0, 1),
     "with reasons, 5-shot": (with_reasons, 5, 1),
     "with reasons, majority": (with_reasons, 5, 0),

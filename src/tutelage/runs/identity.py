@@ -3,6 +3,7 @@
 stage, config, inputs -> hashes -> fingerprint;  a finished run, other settings -> what differs, in words
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ def fingerprint(stage: str, config: Any, inputs: Mapping[str, Mapping[str, str]]
 def hash_input(path: Path) -> str:
     """sha256 of a file, or of a run directory's own content (weights, tokenizer, data), not of its logs.
 
-    A run without a model of its own is its adapter, which names its base by hash.
+    A run without a model of its own is its adapter, which names its base by hash; one that others made names it by
+    path, and the base's content counts as its own.
     """
     if path.is_file():
         return _digest(path)
@@ -57,7 +59,22 @@ def hash_input(path: Path) -> str:
     digest = hashlib.sha256()
     for p in content:
         digest.update(p.name.encode() + bytes.fromhex(_digest(p)))
+    if base := _base_named_by_path(path):
+        digest.update(hash_input(base).encode())
     return digest.hexdigest()
+
+
+def _base_named_by_path(folder: Path) -> Path | None:
+    """The base of an adapter folder as PEFT writes it, where it lies on this disk."""
+    config = folder / "adapter_config.json"
+    if not config.is_file() or (folder / "base.json").is_file():
+        return None
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # what is wrong with it, loading it will say
+        named = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        for place in (folder / named, Path(named)):
+            if place.exists() and place.resolve() != folder.resolve():
+                return place
+    return None
 
 
 def _digest(path: Path) -> str:
