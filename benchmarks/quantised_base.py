@@ -1,17 +1,15 @@
 """Would an int8 or int4 frozen base make adapters faster here? Products of SmolLM2's shapes, by number of rows.
 
-    python benchmarks/quantised_base.py  ->  a table on the screen, quantised_base.json in this folder
+    python benchmarks/quantised_base.py  ->  a table on the screen
 
 One row is a step of chat, 32 a step of sampling for PPO, 2,048 a step of SFT. bf16 is what adapters train on, packed
 bf16 what sampling uses; int8 and int4 are torch's own weight-only products. Each cell: all four products of a block,
 thirty blocks with weights of their own so that no cache holds them, median of rounds that take turns.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +45,6 @@ def products(kind: str, columns: int, rows: int) -> Product | None:
 def main() -> None:
     torch.set_grad_enabled(False)
     kinds = ["bf16", "packed bf16", "int8", "int4"]
-    table: dict[int, dict[str, float]] = {}
     models = {kind: [[products(kind, *shape) for shape in SHAPES] for _ in range(BLOCKS)] for kind in kinds}
     for rows in (1, 32, 2048):
         given = {columns: torch.randn(rows, columns).bfloat16() for columns, _ in SHAPES}
@@ -61,9 +58,8 @@ def main() -> None:
                         product(given[columns])
                 if turn:
                     times[kind].append(1e3 * (time.perf_counter() - start))
-        table[rows] = {kind: statistics.median(found) for kind, found in times.items()}
-        print(f"{rows:5} rows  " + "  ".join(f"{kind} {ms:.1f} ms" for kind, ms in table[rows].items()), flush=True)
-    Path("quantised_base.json").write_text(json.dumps(table, indent=2))
+        medians = {kind: statistics.median(found) for kind, found in times.items()}
+        print(f"{rows:5} rows  " + "  ".join(f"{kind} {ms:.1f} ms" for kind, ms in medians.items()), flush=True)
 
 
 if __name__ == "__main__":
