@@ -268,6 +268,21 @@ def test_what_is_saved_is_read_by_transformers(world: World, tmp_path: Path) -> 
     assert not torch.equal(value.score.weight, load_scorer(world.reward, choose_device("cpu", "fp32"))[0].score.weight)
 
 
+def test_more_passes_of_the_value_network_leave_the_policys_step_alone(world: World, tmp_path: Path) -> None:
+    """Rollout and first pass are the same; the value network goes on alone, and explains more of the returns."""
+    once, often = (replace(PLAIN, value_epochs=epochs, iterations=1) for epochs in (0, 8))
+    a, b = run_ppo(world, tmp_path / "a", once), run_ppo(world, tmp_path / "b", often)
+    same_files(a, b, ["model.safetensors"])
+    assert (a / "value/model.safetensors").read_bytes() != (b / "value/model.safetensors").read_bytes()
+    explained = [
+        metrics(run_ppo(world, tmp_path / f"{i}", replace(config, iterations=3)))[-1]["explained_variance"]
+        for i, config in enumerate((once, often))
+    ]
+    assert explained[1] > explained[0]
+    with pytest.raises(InputError, match="at least the policy's --epochs 2"):
+        replace(PLAIN, epochs=2, value_epochs=1)
+
+
 def test_rates_warm_up_from_a_tenth(world: World, tmp_path: Path) -> None:
     """Appendix C.4's shape: a tenth, then linear to the peak over the warm-up, then constant."""
     lines = metrics(run_ppo(world, tmp_path / "out", replace(PLAIN, iterations=6, warmup=3)))

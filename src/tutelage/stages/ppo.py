@@ -51,6 +51,8 @@ class PPOConfig(AdapterConfig):
     """Responses per optimizer step."""
     epochs: int = 1
     """Passes over each rollout (paper: 1)."""
+    value_epochs: int = 0
+    """Passes of the value network, where it should have more than the policy; 0 is as many."""
     max_tokens: int = 40
     """Longest response in tokens."""
     max_prompt: int = 64
@@ -89,6 +91,11 @@ class PPOConfig(AdapterConfig):
     """Tokens of such a window; 0 is the model's whole context, or 512 of it."""
     ptx_calibration: int = 5
     """Iterations over which the coefficient makes both gradients equally long; fixed afterwards."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.value_epochs < self.epochs:
+            raise InputError(f"--value-epochs {self.value_epochs}: at least the policy's --epochs {self.epochs}, or 0")
 
 
 @dataclass
@@ -216,6 +223,9 @@ def improve(
             step = policy_step(learner, rollout, advantages, rows, config, iteration, first=not logged)
             step |= value_step(learner, rollout, returns, rows, config)
             logged.append(step)
+    for _ in range(config.value_epochs - config.epochs):
+        for rows in minibatches(config, order):
+            value_step(learner, rollout, returns, rows.to(returns.device), config)
     mean = {key: sum(step[key] for step in logged) / len(logged) for key in logged[0]}
     return mean | {"ratio_error": logged[0]["ratio_error"], "lr": learner.policy_optimizer.param_groups[0]["lr"]}
 

