@@ -45,7 +45,7 @@ def add_pretraining_gradient(world: World, bench: Bench, ratios: list[float]) ->
 
 
 def mixture(world: World, bench: Bench) -> PretrainingMix:
-    return read_mix(bench.words, (world.corpus,), 64, 16, torch.Generator().manual_seed(0), torch.device("cpu"))
+    return read_mix(bench.words, (world.corpus,), 64, 16, 1.0, torch.Generator().manual_seed(0), torch.device("cpu"))
 
 
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
@@ -111,6 +111,13 @@ def test_the_coefficient_is_fixed_after_calibration(world: World, tmp_path: Path
     assert coefficients[2] == coefficients[3] == coefficients[4]
     assert results(out)["ptx_coef"] == pytest.approx(coefficients[4], rel=1e-6)
     assert coefficients[0] != coefficients[1]
+
+
+def test_the_mixture_may_pull_with_a_part_of_ppos_force(world: World, tmp_path: Path) -> None:
+    half = metrics(run_ppo(world, tmp_path / "half", replace(CONFIG, ptx_share=0.5, iterations=2)))
+    whole = metrics(run_ppo(world, tmp_path / "whole", replace(CONFIG, iterations=2)))
+    assert half[0]["ptx_gradient_ratio"] == pytest.approx(0.5, rel=1e-5)
+    assert half[0]["ptx_coef"] == pytest.approx(0.5 * whole[0]["ptx_coef"], rel=1e-6)
 
 
 def test_the_mixture_repeats_no_window_before_all_were_seen(

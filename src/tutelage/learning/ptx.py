@@ -1,7 +1,7 @@
 """The "ptx" of PPO-ptx: how much of the pretraining gradient joins PPO's (Ouyang et al. 2022, eq. 2).
 
 The paper's coefficient is 27.8, for its own sums over tokens. Ours multiplies a token mean and is measured: over the
-first steps it makes both gradients equally long on average, then it stays as it is.
+first steps it makes both gradients equally long on average, or one of them a given part of the other, then it stays.
 """
 
 from collections.abc import Iterable
@@ -14,13 +14,14 @@ from tutelage.learning.optim import gradient_norm
 class PretrainingShare:
     """The coefficient, and what it was measured from."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: float = 1.0) -> None:
+        self.length = length  # of the pretraining gradient, PPO's being 1
         self.ratios: list[float] = []  # |PPO gradient| / |pretraining gradient|, one per calibration step
 
     @property
     def coefficient(self) -> float:
-        """The mean of the ratios so far."""
-        return sum(self.ratios) / max(1, len(self.ratios))
+        """The mean of the ratios so far, times the length that is wanted."""
+        return self.length * sum(self.ratios) / max(1, len(self.ratios))
 
     def add_gradient(self, parameters: Iterable[Tensor], loss: Tensor, calibrate: bool) -> dict[str, float]:
         """p.grad becomes p.grad + coefficient * d loss / d p. Returns what to log."""

@@ -23,11 +23,11 @@ from tutelage.text.tokenizer import Tokenizer
 class PretrainingMix:
     """Windows of text in a fixed random order, and how far a run has come in them."""
 
-    def __init__(self, windows: Windows, absent: Tensor, device: torch.device):
+    def __init__(self, windows: Windows, absent: Tensor, device: torch.device, length: float):
         self.windows = windows
         self.absent = absent.to(device)  # tokens that this text never holds
         self.used = 0
-        self.share = PretrainingShare()
+        self.share = PretrainingShare(length)
 
     def loss(self, policy: GPT, count: int) -> Tensor:
         """GPT's next-token loss of the policy, a token mean, on the next `count` windows.
@@ -48,16 +48,20 @@ class PretrainingMix:
 
 
 def read_mix(
-    words: Tokenizer, corpus: Sequence[Path], length: int, count: int, generator: torch.Generator, device: torch.device
-) -> PretrainingMix:
-    """Windows of `length` tokens, `count` of them or what there is. Raises InputError when the corpus fills none."""
+    words: Tokenizer, corpus: Sequence[Path], length: int, count: int, share: float, generator: torch.Generator,
+    device: torch.device,
+) -> PretrainingMix:  # fmt: skip
+    """Windows of `length` tokens, `count` of them or what there is; their gradient's length is `share` of PPO's.
+
+    Raises InputError when the corpus fills none.
+    """
     texts = [document.plain_text() for document in read_documents(corpus)]
     ids = encode_enough(words, texts, count * length + 1, generator)
     found = window_count(ids, length)
     if found == 0:
         raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {length + 1}; give more text")
     windows = Windows(ids, length, torch.randperm(found, generator=generator).numpy())
-    return PretrainingMix(windows, absent_specials(words, windows), device)
+    return PretrainingMix(windows, absent_specials(words, windows), device, share)
 
 
 def absent_specials(words: Tokenizer, windows: Windows) -> Tensor:

@@ -89,8 +89,10 @@ class PPOConfig(AdapterConfig):
     """Pretraining windows per minibatch; the paper has 8 per response."""
     ptx_window: int = 0
     """Tokens of such a window; 0 is the model's whole context, or 512 of it."""
+    ptx_share: float = 1.0
+    """Length of the pretraining gradient, PPO's being 1."""
     ptx_calibration: int = 5
-    """Iterations over which the coefficient makes both gradients equally long; fixed afterwards."""
+    """Iterations over which the coefficient makes it so; fixed afterwards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +159,7 @@ def ppo(
             length = text_length(config.ptx_window, context, "--ptx-window")
             steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
             used, generator = steps * config.ptx_windows, run.generator("mix")
-            learner.mix = read_mix(words, corpus, length, used, generator, run.device.torch_device)
+            learner.mix = read_mix(words, corpus, length, used, config.ptx_share, generator, run.device.torch_device)
         results = train(run, learner, actors, asked)
         learner.policy.load_state_dict(learner.policy.state_dict() | results.pop("weights"))
         save_tuned_scorer(out / "value", learner.value, words, actors.value_base, config)
