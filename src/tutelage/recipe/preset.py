@@ -65,22 +65,25 @@ TOY = Preset(
     seconds=dict.fromkeys(DEMO.seconds, 5),
 )  # fmt: skip
 
-# For an instruct model of some hundred million parameters: adapters in every stage, rows shorter than its context.
+# For an instruct model of some hundred million parameters: adapters in every stage, rows shorter than its context. From
+# the reward model on they sit in the top layers, so that four models are one and its trunk runs once per rollout.
 DEMO_BASED = Preset(
     collect=CollectConfig(),
     base=ImportConfig(),
     sft=SFTConfig(
-        tokens=100_000, row=256, batch=8, lr=1e-3, min_answer=5, max_answer=32, heldout_rows=16, lora_rank=16,
+        tokens=100_000, row=256, batch=4, lr=7e-4, min_answer=5, max_answer=32, heldout_rows=16, evaluate_every=50,
+        lora_rank=16,
     ),
-    rank=RankConfig(count=256, answers=9, max_prompt=96),
-    reward=RewardConfig(batch=4, lr=1e-3, lora_rank=16, demonstrations=64),
+    rank=RankConfig(count=320, answers=9, max_prompt=96),
+    reward=RewardConfig(batch=4, lr=1e-3, lora_rank=16, lora_layers=8, demonstrations=64),
     ppo=PPOConfig(
-        iterations=30, batch=16, minibatch=16, max_prompt=96, lr=5e-4, value_lr=1e-3, kl_coef=0.06, ema=0.8,
-        ptx_windows=4, ptx_window=256, lora_rank=16,
+        iterations=26, batch=48, minibatch=48, value_epochs=3, max_prompt=96, lr=2.5e-3, value_lr=3e-3, warmup=8,
+        kl_coef=0.05, value_clip=5.0, ema=0.8, ptx_windows=8, ptx_window=256, ptx_share=0.5, lora_rank=16,
+        lora_layers=8,
     ),
     evaluate=EvaluateConfig(count=200, heldout_windows=64, heldout_window=256),
     seconds={
-        "data": 12, "import": 10, "sft": 180, "rank": 120, "reward": 180, "ppo": 360, "ppo-ptx": 400, "evaluate": 400,
+        "data": 10, "import": 6, "sft": 120, "rank": 50, "reward": 60, "ppo": 330, "ppo-ptx": 390, "evaluate": 330,
         "report": 2,
     },
 )  # fmt: skip
@@ -88,8 +91,8 @@ TOY_BASED = replace(
     TOY,
     base=ImportConfig(),
     sft=replace(TOY.sft, row=64, lora_rank=2),
-    reward=replace(TOY.reward, lora_rank=2),
-    ppo=replace(TOY.ppo, ptx_window=64, lora_rank=2),
+    reward=replace(TOY.reward, lora_rank=2, lora_layers=1),
+    ppo=replace(TOY.ppo, ptx_window=64, lora_rank=2, lora_layers=1),
     evaluate=replace(TOY.evaluate, heldout_window=64),
     seconds=dict.fromkeys(DEMO_BASED.seconds, 5),
 )
