@@ -1,12 +1,17 @@
-"""`tutelage doctor`: every fact has a line, what is missing is named, the matrix speed is a speed."""
+"""`tutelage doctor`: every fact has a line, what is missing is named, the matrix speed is a speed; PPO's gates."""
 
 import importlib.metadata
 import time
+from typing import Any
 
 import pytest
 import torch
 
-from tutelage.runs.doctor import doctor, gemm_rate, missing_extras
+from tutelage.cli import main
+from tutelage.recipe import gates
+from tutelage.recipe.doctor import doctor
+from tutelage.runs.machine import gemm_rate, missing_extras
+from tutelage.stages import ppo
 
 
 def test_the_matrix_speed_agrees_with_a_clock_around_it() -> None:
@@ -47,3 +52,43 @@ def test_doctor_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert any(line.startswith(fact) for line in out.splitlines()), fact
     assert f"torch {torch.__version__}" in out
+
+
+# --- --rl
+
+
+def test_the_installed_ppo_passes_its_gates(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(rl=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("pass  ") for line in lines)
+    # The optimum and the mean length by hand: algebra on seven responses; (1 - .7^12) / .3.
+    assert "of 0.8483" in lines[0] and "of 1.268 nats" in lines[0] and "of 3.29" in lines[1]
+
+
+def whitened(original: Any) -> Any:
+    """Rewards whitened with their mean kept: zero is no longer zero, and every token is worth or costs something."""
+
+    def mutant(scores: Any, logprobs: Any, ref_logprobs: Any, mask: Any, *, kl_coef: float) -> Any:
+        rewards = original(scores, logprobs, ref_logprobs, mask, kl_coef=kl_coef)
+        mean, spread = rewards[mask].mean(), rewards[mask].std(unbiased=False)
+        return torch.where(mask, (rewards - mean) / (spread + 1e-8) + mean, 0.0)
+
+    return mutant
+
+
+def test_a_failing_gate_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ppo, "shaped_rewards", whitened(ppo.shaped_rewards))
+    monkeypatch.setattr(gates, "gates", lambda: iter([gates.length_gate()]))
+    with pytest.raises(SystemExit) as left:
+        main(["doctor", "--rl"])
+    said = capsys.readouterr()
+    assert left.value.code == 1
+    assert said.out.startswith("FAIL  no taste for length: mean 1.")
+    assert "a bug of ours or a broken installation" in said.err and len(said.err.splitlines()) == 1
+
+
+def test_a_ratio_off_one_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ppo.response_logprobs
+    monkeypatch.setattr(ppo, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3 * t))
+    gate = gates.drift_gate()
+    assert not gate.passed and "the ratio is off 1" in gate.words

@@ -45,6 +45,9 @@ VERBS = {
     "rank": Verb("tutelage.stages.rank", "rank", "sample answers and have them ranked, or import rankings"),
     "reward": Verb("tutelage.stages.reward", "reward", "train a reward model on rankings (step 2)"),
     "ppo": Verb("tutelage.stages.ppo", "ppo", "optimise against the reward with PPO-ptx (step 3)"),
+    "rloo": Verb("tutelage.stages.rloo", "rloo", "optimise against the reward with RLOO: no value network"),
+    "grpo": Verb("tutelage.stages.grpo", "grpo", "optimise against the reward with GRPO or Dr. GRPO"),
+    "best-of-n": Verb("tutelage.stages.best_of_n", "best_of_n", "keep the reward's favourite of n answers, for sft"),
     "dpo": Verb("tutelage.stages.dpo", "dpo", "train on rankings without a reward model (DPO and its family)"),
     "kto": Verb("tutelage.stages.kto", "kto", "train on thumbs up and down (KTO)"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
@@ -52,7 +55,7 @@ VERBS = {
     "report": Verb("tutelage.runs.report", "report", "write the one-page report of a finished recipe"),
     "export": Verb("tutelage.runs.export", "export", "hand a model over: Hugging Face folder or GGUF file"),
     "chat": Verb("tutelage.sampling.terminal", "chat", "talk to a run in this terminal"),
-    "doctor": Verb("tutelage.runs.doctor", "doctor", "say what this machine is, and what is missing"),
+    "doctor": Verb("tutelage.recipe.doctor", "doctor", "say what this machine is, and what is missing"),
 }
 
 

@@ -37,8 +37,8 @@ def policies(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         iterations=3, batch=8, minibatch=8, max_tokens=24, max_prompt=32, ptx_windows=2, lr=3e-3, kl_budget=1e9,
         dtype="fp32",
     )  # fmt: skip
-    ppo(world.sft, world.reward, (world.prompts,), folder / "ppo-ptx", (world.corpus,), config)
-    ppo(world.sft, world.reward, (world.prompts,), folder / "ppo", (), replace(config, ptx=False))
+    ppo(world.sft, world.reward, (world.prompts,), folder / "ppo-ptx", (world.corpus,), config=config)
+    ppo(world.sft, world.reward, (world.prompts,), folder / "ppo", (), config=replace(config, ptx=False))
     return folder / "ppo", folder / "ppo-ptx"
 
 

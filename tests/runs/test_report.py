@@ -386,6 +386,24 @@ def test_a_run_that_logged_nothing_finite_is_no_chart(tmp_path: Path) -> None:
     assert "The stage ppo has not finished" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_findings_are_shown_and_so_is_their_absence(tmp_path: Path) -> None:
+    """An older run, which was not watched, says nothing of it."""
+    folder = make_recipe(tmp_path / "demo")
+    for stage, findings in (
+        ("ppo", [{"iteration": 7, "name": "entropy low", "words": "fell <b>; do y"}]),
+        ("ppo-ptx", []),
+    ):
+        record = json.loads((folder / stage / "run.json").read_text())
+        assert "findings" not in record["results"]
+        write_json(folder / stage / "run.json", record | {"results": record["results"] | {"findings": findings}})
+    report(folder, ReportConfig())
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "from iteration 7 on: " in text and "自第 7 次迭代起：" in text and "fell &lt;b&gt;; do y" in text
+    assert text.count("nothing was found") == 1
+    report(make_recipe(tmp_path / "old"), ReportConfig())
+    assert "nothing was found" not in (tmp_path / "old" / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", b"\xff\xfe"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str | bytes) -> None:
     folder = make_recipe(tmp_path / "demo")

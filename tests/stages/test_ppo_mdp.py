@@ -2,24 +2,22 @@
 
 Vocabulary {0, 1, END = 2}, at most two tokens, three states: (), (0), (1). The reference policy, the rewards, and the
 closed-form optimum pi* ~ pi_ref exp(r / beta) come from the definition, computed here by enumeration in Python floats.
-What runs is the stage's own code: sampler, log-probabilities, shaped rewards, GAE, whitening, losses, steps.
+What runs is the stage's own code: sampler, log-probabilities, shaped rewards, GAE, whitening, losses, steps, driven as
+`tutelage doctor --rl` drives it.
 """
 
 import math
-from itertools import count
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
-from tutelage.learning.optim import EMA, adamw, set_learning_rate
-from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import Rollout, describe, pad_responses, response_logprobs, response_values
-from tutelage.sampling.sampler import Answer, generate
-from tutelage.stages.ppo import Learner, PPOConfig, estimate, improve
+from tutelage.recipe.gates import practise
+from tutelage.rl.token_mdp import DRIFT, Table, Values, length_problem
+from tutelage.sampling.rollout import pad_responses, response_logprobs, response_values
+from tutelage.sampling.sampler import Answer
 
 END, START, PAD = 2, 3, 4
 REFERENCE = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])  # states (), (0), (1)
@@ -36,38 +34,7 @@ OPTIMA = {
 THETA = REFERENCE.log() + torch.tensor([[0.5, -0.2, 0.0], [0.0, 0.3, -0.1], [0.2, 0.0, -0.4]])
 
 
-class Table(nn.Module):
-    """A "language model" whose hidden state is the one-hot state and whose head is the table of logits."""
-
-    compute_dtype = torch.float32
-    config = SimpleNamespace(bands=(0,), kv_heads=1, head_width=1, context=8, vocab_size=3)
-
-    def __init__(self, logits: torch.Tensor):
-        super().__init__()
-        self.table = nn.Parameter(logits.clone())
-        self.embedding = SimpleNamespace(weight=self.table)
-
-    def trunk(self, ids, positions=None, mask=None, cache=None, stream=None):
-        if cache is not None:
-            cache.advance(ids.shape[1])
-        state = torch.where(ids == START, 0, torch.where(ids == 0, 1, torch.where(ids == 1, 2, 0)))
-        return nn.functional.one_hot(state, 3).float()
-
-    def logits(self, hidden):
-        return hidden @ self.table
-
-
-class Values(nn.Module):
-    """A number per state."""
-
-    def __init__(self, values=(0.0, 0.0, 0.0)):
-        super().__init__()
-        self.table = nn.Parameter(torch.tensor(values, dtype=torch.float32))
-
-    trunk = None
-
-    def forward(self, ids, stream=None):
-        return Table.trunk(self, ids) @ self.table
+PROBLEMS = {mdp: replace(DRIFT, reward=rewards.__getitem__) for mdp, rewards in REWARDS.items()}
 
 
 def probability(table: torch.Tensor, response: tuple[int, ...]) -> float:
@@ -95,29 +62,27 @@ def every_response(policy: Table) -> tuple:
     return responses, weights
 
 
-def train(rewards: dict, beta: float, seed: int, iterations: int, **changed) -> tuple[float, float]:
-    config = PPOConfig(batch=256, minibatch=64, max_tokens=2, lr=0.03, value_lr=0.03, kl_coef=beta, ema=0.0,
-                       value_clip=1e9, grad_clip=1e9, **changed)  # fmt: skip
-    policy, value, reference = Table(REFERENCE.log()), Values(), Table(REFERENCE.log())
-    optimizers = [adamw(m.named_parameters(), lr=0.03, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
-                  for m in (policy, value)]  # fmt: skip
-    learner = Learner(policy, value, *optimizers, average=EMA(policy, 0.0))
-    order, seeds = torch.Generator().manual_seed(seed), count(seed * 10**9)
-    sampling = SamplingConfig(max_tokens=2)
-    for iteration in range(iterations):
-        for optimizer in optimizers:  # linear to zero, as in lm-human-preferences: a constant rate only circles J*
-            set_learning_rate(optimizer, 1 - iteration / iterations)
-        answers = [a for (a,) in generate(policy, [[START]] * 256, [next(seeds) for _ in range(256)], END, sampling)]
-        responses = pad_responses([[START]] * 256, answers, PAD, torch.device("cpu"))
-        with torch.no_grad():
-            rollout = Rollout(
-                responses, response_logprobs(policy, responses), response_logprobs(reference, responses),
-                response_values(value, responses), torch.tensor([rewards[tuple(a.ids)] for a in answers]),
-            )  # fmt: skip
-        advantages, returns = estimate(rollout, config)
-        assert describe(rollout, returns, beta)["length"] <= 2
-        improve(learner, rollout, advantages, returns, config, order, iteration)
-    return exact(policy.table.detach(), rewards, beta)
+def train(mdp: str, beta: float, seed: int, iterations: int = 400, **changed) -> tuple[float, float]:
+    """The stage's code on the package's problem; what it has reached is measured here."""
+    logits, gap = practise(PROBLEMS[mdp], beta, iterations, seed=seed, **changed)
+    assert gap < 1e-5
+    return exact(logits, REWARDS[mdp], beta)
+
+
+def test_the_packages_problem_is_this_one():
+    """What `tutelage doctor --rl` has to reach is the enumeration of this file."""
+    assert set(DRIFT.responses()) == set(RESPONSES)
+    assert {y: DRIFT.reward(y) for y in RESPONSES} == REWARDS["B"]
+    for (mdp, beta), (best, drift) in OPTIMA.items():
+        assert PROBLEMS[mdp].optimum(beta) == pytest.approx((best, drift), abs=2e-6)
+        assert PROBLEMS[mdp].objective(THETA, beta) == pytest.approx(exact(THETA, REWARDS[mdp], beta), abs=1e-6)
+
+
+def test_a_words_mean_length_is_that_of_its_geometric_series():
+    """An end with probability .3 at each of at most twelve tokens: (1 - .7^12) / .3."""
+    problem = length_problem(1.0)
+    assert problem.mean_length(problem.reference_logits) == pytest.approx((1 - 0.7**12) / 0.3, abs=1e-6)
+    assert problem.optimum(0.05) == pytest.approx((1.0, 0.0), abs=1e-6)  # a constant changes nothing
 
 
 @pytest.mark.parametrize(("mdp", "beta"), OPTIMA)
@@ -131,7 +96,7 @@ def test_the_optimum_of_the_closed_form(mdp, beta):
 @pytest.mark.parametrize("mdp", ["A", "B"])
 def test_ppo_reaches_the_optimum(mdp):
     best, kl = OPTIMA[mdp, 0.5]
-    reached, drift = train(REWARDS[mdp], 0.5, seed=0, iterations=400)
+    reached, drift = train(mdp, 0.5, seed=0, iterations=150)
     assert reached == pytest.approx(best, rel=0.002)
     assert drift == pytest.approx(kl, rel=0.01)
 
@@ -141,23 +106,23 @@ def test_ppo_reaches_the_optimum(mdp):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ppo_reaches_every_optimum(mdp, beta, seed):
     best, kl = OPTIMA[mdp, beta]
-    reached, drift = train(REWARDS[mdp], beta, seed=seed, iterations=400)
+    reached, drift = train(mdp, beta, seed=seed)
     assert reached == pytest.approx(best, rel=0.002)
     assert drift == pytest.approx(kl, rel=0.01)
 
 
 @pytest.mark.slow
 def test_four_epochs_reach_it_too():
-    reached, _ = train(REWARDS["A"], 0.5, seed=0, iterations=400, epochs=4)
+    reached, _ = train("A", 0.5, seed=0, epochs=4)
     assert reached == pytest.approx(OPTIMA["A", 0.5][0], rel=0.002)
 
 
 def test_the_first_gradient_is_the_exact_gradient():
     """Without baseline, whitening or clipping, PPO's gradient at ratio 1 is that of J, here in closed form."""
-    policy = Table(THETA)
+    policy = Table(DRIFT, THETA)
     responses, weights = every_response(policy)
     logprobs = response_logprobs(policy, responses)
-    old, ref = logprobs.detach(), response_logprobs(Table(REFERENCE.log()), responses).detach()
+    old, ref = logprobs.detach(), response_logprobs(Table(DRIFT, REFERENCE.log()), responses).detach()
     scores = torch.tensor([REWARDS["A"][y] for y in RESPONSES])
     rewards = shaped_rewards(scores, old, ref, responses.mask, kl_coef=0.5)
     advantages, _ = gae(rewards, torch.zeros_like(old), responses.mask, gamma=1.0, lam=1.0)
@@ -173,11 +138,11 @@ def test_at_the_optimum_every_advantage_is_zero():
     best = torch.tensor(
         [[0.163722, 0.794989, 0.041290], [0.034131, 0.034131, 0.931738], [0.001054, 0.850706, 0.148240]]
     )
-    policy, value = Table(best.log()), Values((0.788853, 0.230633, 1.276125))
+    policy, value = Table(DRIFT, best.log()), Values(DRIFT, (0.788853, 0.230633, 1.276125))
     responses, _ = every_response(policy)
     with torch.no_grad():
         logprobs, values = response_logprobs(policy, responses), response_values(value, responses)
-        ref = response_logprobs(Table(REFERENCE.log()), responses)
+        ref = response_logprobs(Table(DRIFT, REFERENCE.log()), responses)
     scores = torch.tensor([REWARDS["A"][y] for y in RESPONSES])
     rewards = shaped_rewards(scores, logprobs, ref, responses.mask, kl_coef=0.5)
     for lam in (0.0, 0.5, 0.95, 1.0):

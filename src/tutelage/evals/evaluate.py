@@ -32,6 +32,7 @@ from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.forked import score_texts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
+from tutelage.runs.adapter import lighten
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.identity import Inputs
@@ -129,6 +130,7 @@ def lay_out(
     model, words = load_policy(sft, run.device)
     check_room(model.config.context, config.max_prompt, config.max_tokens)
     scorer, _ = load_scorer(reward, run.device)
+    lighten(scorer.requires_grad_(False).trunk)
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
@@ -153,13 +155,12 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
         if name.startswith("best-of-") and name not in folders:
             measured.update(measure_best_of(bench))
         else:
-            trained, _ = load_policy(folders[name], run.device)
-            model = inference_copy(trained)
+            model = inference_copy(load_policy(folders[name], run.device)[0])
             answers = sample(bench, model, 1)
             measured[name] = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
             length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
             windows = bench.config.heldout_windows
-            measured[name]["bits_per_byte"] = bits_per_byte(trained, unseen, sizes, windows, length)
+            measured[name]["bits_per_byte"] = bits_per_byte(model, unseen, sizes, windows, length)
         run.checkpoint(i + 1, lambda: {"measured": measured})
     run.progress.update(1.0)
     return measured

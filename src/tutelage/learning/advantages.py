@@ -53,3 +53,10 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     return torch.where(mask, (x - mean) * (variance + 1e-8).rsqrt(), torch.zeros_like(x))
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - mean (returns - values)^2 / variance of returns, all (B, T): 1 is a perfect value network, 0 a constant."""
+    error = masked_mean((returns - values).square(), mask)
+    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    return float(1 - error / spread.clamp(min=1e-8))

@@ -146,11 +146,16 @@ def policy_loss(
     All (B, T): one row per response, one column per response token; mask is set where the policy chose the token.
     Returns scalars (loss, clip_fraction). The mean is over tokens: long responses weigh more.
     """
+    surrogate, clipped = clipped_surrogate(logprobs, old_logprobs, advantages, clip)
+    return -masked_mean(surrogate, mask, total), masked_mean(clipped.float(), mask)
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """min(ratio A, clip(ratio) A) of each token, and where the clip holds it back: all (B, T), no mean yet."""
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # the clamp keeps a lost token from making an inf
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
-    loss = -masked_mean(torch.minimum(unclipped, clipped), mask, total)
-    return loss, masked_mean((clipped < unclipped).float(), mask)
+    return torch.minimum(unclipped, clipped), clipped < unclipped
 
 
 def value_loss(

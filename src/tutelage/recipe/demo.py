@@ -23,14 +23,15 @@ from tutelage.errors import InputError
 from tutelage.recipe.preset import BASED, PRESETS, Preset, seeded
 from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES
-from tutelage.runs.doctor import gemm_rate
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs
 from tutelage.runs.log import clock
+from tutelage.runs.machine import gemm_rate
 from tutelage.runs.run import RunConfig, read_run
 from tutelage.runs.summary import write_summary
 from tutelage.stages.collect import source_files
 from tutelage.stages.imported import ImportConfig
 
+INTERRUPTED = 130  # exit status of a stage that was told to stop
 STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C
 
 
@@ -213,6 +214,8 @@ class Conductor:
                 else:
                     said.append(message["text"])
             status, peak = wait(process)
+            if status == INTERRUPTED:  # its Ctrl-C was ours, too, whoever hears of it first
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             stop(process)
             self.line(f"{title} stopped; run the same command again to go on from here", keep=True)

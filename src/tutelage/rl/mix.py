@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from tutelage.data.packing import Windows, encode_enough, window_count
+from tutelage.data.prompts import text_length
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.learning.losses import next_token_loss
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.gpt import GPT
+from tutelage.rl.actors import Actors
+from tutelage.rl.config import RLConfig
+from tutelage.runs.run import Run
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -47,6 +51,14 @@ class PretrainingMix:
         self.used, self.share.ratios = state["used"], state["ratios"]
 
 
+def open_mix(run: Run, actors: Actors, corpus: Sequence[Path], steps: int) -> PretrainingMix:
+    """Enough windows for so many optimizer steps of a run, if the corpus has them."""
+    config: RLConfig = run.config  # type: ignore[assignment]
+    length = text_length(config.ptx_window, actors.policy.config.context, "--ptx-window")
+    used, generator = steps * config.ptx_windows, run.generator("mix")
+    return read_mix(actors.words, corpus, length, used, config.ptx_share, generator, run.device.torch_device)
+
+
 def read_mix(
     words: Tokenizer, corpus: Sequence[Path], length: int, count: int, share: float, generator: torch.Generator,
     device: torch.device,
@@ -59,7 +71,7 @@ def read_mix(
     ids = encode_enough(words, texts, count * length + 1, generator)
     found = window_count(ids, length)
     if found == 0:
-        raise InputError(f"ppo: the corpus has {len(ids)} tokens, a window takes {length + 1}; give more text")
+        raise InputError(f"corpus: it has {len(ids)} tokens, a window takes {length + 1}; give more text")
     windows = Windows(ids, length, torch.randperm(found, generator=generator).numpy())
     return PretrainingMix(windows, absent_specials(words, windows), device, share)
 

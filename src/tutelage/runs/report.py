@@ -80,6 +80,7 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         ranked=recipe.results("rank"),
         judged=recipe.results("reward"),
         stops={stage: recipe.results(stage).get("stopped") for stage in ("ppo", "ppo-ptx")},
+        findings={stage: recipe.results(stage).get("findings") for stage in ("ppo", "ppo-ptx")},
         data=recipe.data,
         duplicates=sum(recipe.data.get("duplicates", {}).values()),
         words=recipe.results("tokenizer"),

@@ -1,4 +1,4 @@
-"""Prompts to scored responses: everything PPO needs to know about what the policy did.
+"""Prompts to scored responses: everything PPO, RLOO and GRPO need to know about what the policy did.
 
     prompts -> generate -> Responses -> log-probabilities, values, score -> Rollout
 
@@ -137,21 +137,21 @@ def response_scores(reward: ScalarGPT, responses: Responses) -> Tensor:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one iteration of PPO learns from. (B, T) like the responses' tokens."""
+    """What one iteration learns from. (B, T) like the responses' tokens."""
 
     responses: Responses
     logprobs: Tensor  # (B, T) log pi_old(token | prefix): the policy that sampled
     ref_logprobs: Tensor  # (B, T) log pi_SFT(token | prefix)
-    values: Tensor  # (B, T) V(prefix)
+    values: Tensor | None  # (B, T) V(prefix); None without a value network
     scores: Tensor  # (B,) reward model, one per whole response; missing_end where it has no end
 
 
 @torch.no_grad()
 def score_rollout(
-    policy: GPT, reference: GPT | None, value: ScalarGPT, reward: ScalarGPT, responses: Responses, *,
+    policy: GPT, reference: GPT | None, value: ScalarGPT | None, reward: ScalarGPT, responses: Responses, *,
     parts: Sequence[Tensor], missing_end: float, temperature: float,
 ) -> Rollout:  # fmt: skip
-    """Run the four models over sampled responses. Without a reference it is the policy with its adapters off.
+    """Run the models over sampled responses. Without a reference it is the policy with its adapters off.
 
     What is compared with the training forward is computed in `parts`, the rows of each minibatch: in bf16 a product of
     another shape is rounded otherwise, and the first ratio would not be 1.
@@ -170,7 +170,7 @@ def score_rollout(
         responses=responses,
         logprobs=logprobs_by(policy),
         ref_logprobs=ref_logprobs,
-        values=in_parts(lambda some: response_values(value, some), responses, parts),
+        values=in_parts(lambda some: response_values(value, some), responses, parts) if value else None,
         scores=torch.where(responses.ended, scores, missing_end),
     )
 
@@ -185,13 +185,11 @@ def in_parts(forward: Callable[[Responses], Tensor], responses: Responses, parts
     return whole
 
 
-def describe(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:
+def describe(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     """What one rollout says about the policy that made it."""
     mask = rollout.responses.mask
     score = float(rollout.scores.mean())
     kl = float(kl_per_response(rollout.logprobs, rollout.ref_logprobs, mask).mean())
-    error = masked_mean((returns - rollout.values).square(), mask)
-    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
     return {
         "score": score,
         "score_std": float(rollout.scores.std(unbiased=False)),
@@ -199,7 +197,6 @@ def describe(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[str, flo
         "kl_k3": float(mean_k3(rollout.logprobs, rollout.ref_logprobs, mask)),
         "objective": score - kl_coef * kl,
         "entropy": float(-masked_mean(rollout.logprobs, mask)),
-        "explained_variance": float(1 - error / spread.clamp(min=1e-8)),
         "length": float(mask.sum(1).float().mean()),
         "end_of_turn_rate": float(rollout.responses.ended.float().mean()),
     }

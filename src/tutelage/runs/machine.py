@@ -1,6 +1,6 @@
-"""`tutelage doctor`: what this machine is, what the training will use of it and why, and what is missing.
+"""What this machine is, what the training will use of it and why, and what is missing.
 
-    nothing  ->  a short list on the terminal
+    nothing  ->  facts, which `tutelage doctor` shows
 
 Also `gemm_rate`, the one figure that lets times from different machines be compared: the demo prints it at its start,
 because a wall time means little without the speed of the machine beside it.
@@ -17,26 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from tutelage.runs.device import choose_device
 
 NAMED_VERSIONS = ("tutelage", "torch", "numpy", "tokenizers", "safetensors")
 MEASURED = (torch.float32, torch.bfloat16)
-
-
-def doctor() -> None:
-    """Say what this machine is, which device and precision training will use and why, and what is missing.
-
-    Example: tutelage doctor
-    """
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, fact in facts(Path.cwd()):
-        table.add_row(name, fact)
-    Console(highlight=False).print(table)
 
 
 def facts(folder: Path) -> Iterator[tuple[str, str]]:

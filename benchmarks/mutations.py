@@ -1,0 +1,226 @@
+"""Which gate catches which bug: PPO's code with one deliberate bug at a time, on the problems of known answer.
+
+    python benchmarks/mutations.py [--only NAME]
+
+Each mutant replaces a function of the package where it is used, or one line of its source; then the gates of
+`tutelage doctor --rl` run on it, and the first problem without a reward for an immediate end beside them. Prints a
+Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it.
+"""
+
+import argparse
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from tutelage.errors import InputError
+from tutelage.recipe import gates
+from tutelage.rl import token_mdp
+from tutelage.rl.checks import SAMPLER_GAP
+from tutelage.rl.token_mdp import DRIFT, TokenMDP, length_problem
+from tutelage.sampling import rollout
+from tutelage.sampling.rollout import Responses
+from tutelage.stages import ppo
+
+BETA = gates.BETA
+END = DRIFT.end
+
+
+def whole_reward(response: tuple[int, ...]) -> float:
+    """Also of what a mutant makes of a response: up to its end, which is put back where the mutant took it."""
+    cut = response[: response.index(END) + 1] if END in response else response
+    return DRIFT.reward(cut if len(cut) == 2 or cut[-1:] == (END,) else (*cut, END))
+
+
+B = replace(DRIFT, reward=whole_reward)
+A = replace(DRIFT, reward=lambda response: 0.0 if response[:1] in ((), (END,)) else whole_reward(response))
+
+
+Change = tuple[ModuleType, str, Callable[[Any], Any]]  # where it is used, its name, the function -> the mutant
+
+
+class Mutant:
+    """One bug."""
+
+    def __init__(self, name: str, *changes: Change):
+        self.name, self.changes = name, changes
+
+
+def line(old: str, new: str) -> Callable[[Any], Any]:
+    """The function with one piece of its source replaced."""
+
+    def change(function: Any) -> Any:
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(old) == 1, f"{function.__name__} no longer holds {old!r}"
+        scope = dict(vars(inspect.getmodule(function)))
+        exec(compile(source.replace(old, new), f"<{function.__name__}, mutated>", "exec"), scope)
+        return scope[function.__name__]
+
+    return change
+
+
+def at_last_column(original: Any) -> Any:
+    def mutant(scores: Any, logprobs: Any, ref_logprobs: Any, mask: Any, *, kl_coef: float) -> Any:
+        rewards = original(torch.zeros_like(scores), logprobs, ref_logprobs, mask, kl_coef=kl_coef)
+        rewards[:, -1] += scores
+        return torch.where(mask, rewards, 0.0)
+
+    return mutant
+
+
+def without_end(original: Any) -> Any:
+    def mutant(*given: Any) -> Responses:
+        found = original(*given)
+        return replace(found, mask=found.mask & (found.tokens < given[2] - 2))
+
+    return mutant
+
+
+def padding_counted(original: Any) -> Any:
+    """Every row as long as the longest, filled with ends, as where padding and end of turn are one token."""
+
+    def mutant(prompts: Any, answers: Any, pad: int, device: Any) -> Responses:
+        longest, end = max(len(a.ids) for a in answers), pad - 2
+        filled = [replace(a, ids=a.ids + [end] * (longest - len(a.ids))) for a in answers]
+        return original(prompts, filled, pad, device)
+
+    return mutant
+
+
+def whitened(shift: bool) -> Callable[[Any], Any]:
+    def change(original: Any) -> Any:
+        def mutant(*given: Any, **named: Any) -> Any:
+            rewards, mask = original(*given, **named), given[3]
+            flat = rewards[mask]
+            white = (rewards - flat.mean()) * (flat.var(unbiased=False) + 1e-8).rsqrt()
+            return torch.where(mask, white + (0.0 if shift else flat.mean()), 0.0)
+
+        return mutant
+
+    return change
+
+
+def kl_as_loss(term: str) -> Callable[[Any], Any]:
+    """A KL term beside the policy's loss instead of in the reward."""
+    added = f"loss = loss + config.kl_coef * _kl_term(logprobs - rollout.ref_logprobs[rows, :wide], mask)[{term!r}]"
+
+    def terms(drift: Any, mask: Any) -> dict[str, Any]:
+        found = {"k1": drift, "k2": 0.5 * drift.square(), "k3": (-drift).exp() - 1 + drift}
+        return {name: value[mask].mean() for name, value in found.items()}
+
+    def change(original: Any) -> Any:
+        mutant = line("    logged = {", f"    {added}\n    logged = {{")(original)
+        mutant.__globals__["_kl_term"] = terms
+        return mutant
+
+    return change
+
+
+def per_response(original: Any) -> Any:
+    """The mean over responses of the mean over their tokens."""
+
+    def mutant(logprobs: Any, old: Any, advantages: Any, mask: Any, *, clip: float, total: Any = None) -> Any:
+        weights = mask.sum() / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
+        return original(logprobs, old, advantages * weights, mask, clip=clip, total=total)
+
+    return mutant
+
+
+def without_price(original: Any) -> Any:
+    return lambda *given, **named: original(*given, **named | {"kl_coef": 0.0})
+
+
+def unseen(original: Any) -> Any:
+    """The sampler's gap of mutants whose responses no longer fit what was sampled: this alone would end the run."""
+    return lambda *given: 0.0
+
+
+def at_temperature(t: float) -> Callable[[Any], Any]:
+    return lambda original: lambda policy, responses, temperature=1.0: original(policy, responses, t)
+
+
+def sampling_with(**changed: Any) -> Callable[[Any], Any]:
+    return lambda original: lambda **given: original(**given, **changed)
+
+
+SHAPED, UNSEEN = (ppo, "shaped_rewards"), (token_mdp, "sampler_gap", unseen)
+REFERENCE_AT_7 = line(
+    "= logprobs_by(reference)", "= in_parts(lambda some: response_logprobs(reference, some, 0.7), responses, parts)"
+)
+EARLY = line("responses.starts[rows] - 1 + steps", "(responses.starts[rows] - 2 + steps).clamp(min=0)")
+MUTANTS = [
+    Mutant("none"),
+    Mutant("score at the last column, not at the end of turn", (*SHAPED, at_last_column)),
+    Mutant("end of turn outside the mask", (token_mdp, "pad_responses", without_end), UNSEEN),
+    Mutant("padding after the end of turn counted", (token_mdp, "pad_responses", padding_counted), UNSEEN),
+    Mutant("sign of the KL flipped", (*SHAPED, line("torch.where(mask, -penalty", "torch.where(mask, penalty"))),
+    Mutant("no KL in the reward", (*SHAPED, without_price)),
+    Mutant("reference at temperature .7", (token_mdp, "score_rollout", REFERENCE_AT_7)),
+    Mutant("sampling with top-k 2", (token_mdp, "SamplingConfig", sampling_with(top_k=2))),
+    Mutant("sampling at temperature 1.3", (token_mdp, "SamplingConfig", sampling_with(temperature=1.3))),
+    Mutant("rewards whitened, mean kept", (*SHAPED, whitened(shift=False))),
+    Mutant("rewards whitened, mean shifted", (*SHAPED, whitened(shift=True))),
+    Mutant("GAE takes V of this token for the next", (ppo, "gae", line("gamma * next_value", "gamma * values[:, t]"))),
+    Mutant("GAE forgets the later errors", (ppo, "gae", line("delta + gamma * lam * running", "delta"))),
+    Mutant("learning at temperature 1.3", (ppo, "response_logprobs", at_temperature(1.3))),
+    Mutant("log-probabilities one position early", (rollout, "response_positions", EARLY)),
+    Mutant("advantages of the wrong sign", (ppo, "policy_loss", line("loss = -masked_mean", "loss = masked_mean"))),
+    Mutant("no clip", (ppo, "policy_loss", line("ratio.clamp(1 - clip, 1 + clip)", "ratio"))),
+    Mutant("mean over responses, not over tokens", (ppo, "policy_loss", per_response)),
+    Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k1"))),
+    Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k2"))),
+    Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k3"))),
+]
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, function, change in mutant.changes:
+            stack.enter_context(patch.object(module, function, change(getattr(module, function))))
+        yield
+
+
+def drift(problem: TokenMDP) -> tuple[str, list[str]]:
+    """Objective and KL in words, and what caught them."""
+    best, exact = problem.optimum(BETA)
+    try:
+        logits, gap = gates.practise(problem, BETA, iterations=150)
+    except InputError as error:
+        return "–", ["ratio" if "ratio" in str(error) else "stopped"]
+    reached, kl = problem.objective(logits, BETA)
+    caught = ["J"] if abs(reached - best) > gates.OBJECTIVE_OFF * best else []
+    caught += ["KL"] if abs(kl - exact) > gates.KL_OFF * exact else []
+    return f"{reached:.4f} / {kl:.3f}", caught + (["sampler gap"] if gap > SAMPLER_GAP["torch.float32"] else [])
+
+
+def lengths() -> tuple[str, list[str]]:
+    found = []
+    for constant in (1.0, -1.0):
+        problem = length_problem(constant)
+        try:
+            found.append(problem.mean_length(gates.practise(problem, 0.05, iterations=50)[0]))
+        except InputError:
+            return "–", []
+    return " / ".join(f"{x:.2f}" for x in found), [] if all(gates.SHORT < x < gates.LONG for x in found) else ["length"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="mutants whose name holds this")
+    only = parser.parse_args().only
+    print("| mutant | A: J / KL | B: J / KL | length for 1 / -1 | caught by |\n|---|---|---|---|---|")
+    for mutant in (m for m in MUTANTS if only in m.name):
+        with applied(mutant):
+            (a, _), (b, caught), (length, long) = drift(A), drift(B), lengths()
+        print(f"| {mutant.name} | {a} | {b} | {length} | {', '.join([*caught, *long]) or '–'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

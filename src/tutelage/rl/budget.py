@@ -1,0 +1,74 @@
+"""How far a policy may drift: the run stops at a budget of nats per response, and the last policy within it is kept.
+
+    each rollout's KL -> within the budget: keep the averaged policy that made it, learn from it; beyond: stop
+
+The watch (`watch.py`) looks at the same measurements: it says what is wrong, and stops what cannot be learned from.
+
+One rollout more is made than is learned from, so that the last step, too, is held to the budget. What is kept travels
+in the checkpoints, with the learner.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from tutelage.rl.config import RLConfig
+from tutelage.rl.learner import PolicyLearner
+from tutelage.rl.seen import Limits
+from tutelage.rl.watch import Watch, tell
+from tutelage.runs.run import Run
+
+
+class KLBudget:
+    """The weights to keep, and how far the run has come; goes on from the run's checkpoint if there is one."""
+
+    def __init__(self, run: Run, learner: PolicyLearner):
+        self.run, self.learner = run, learner
+        self.config: RLConfig = run.config  # type: ignore[assignment]
+        self.first = 0
+        self.kept: dict[str, Tensor] = dict(learner.average.weights)
+        self.stopped: str | None = None
+        self.watch = Watch(Limits(str(run.device.compute_dtype), self.config.max_tokens, self.config.ptx_share))
+        if state := run.restore():
+            learner.load(state["learner"])
+            self.watch.load(state["watch"])
+            self.first, self.kept = state["step"], state["kept"]
+
+    def iterations(self) -> range:
+        """Those still to come. The last one only measures."""
+        return range(self.first, self.config.iterations + 1)
+
+    def holds(self, measured: dict[str, float], iteration: int) -> bool:
+        """Whether this iteration's rollout is within the budget and may be learned from.
+
+        Then the policy that made it is the one to keep, unless the watch finds it unsound for now.
+        """
+        self.stopped = self.look(measured, iteration)
+        if measured["kl"] > self.config.kl_budget:
+            budget = f"the budget of {self.config.kl_budget} nats"
+            self.stopped = f"KL {measured['kl']:.1f} exceeded {budget} at iteration {iteration}"
+        if self.stopped:
+            self.run.progress.say(f"{self.run.out}: {self.stopped}; the policy before it is kept")
+            return False
+        if self.watch.sound:
+            self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
+        return True
+
+    def look(self, measured: dict[str, float], iteration: int) -> str | None:
+        """Say what is wrong since this iteration; returns why the run has to end, if it has to."""
+        return tell(self.watch.look(iteration, measured), self.run.progress.say)
+
+    def checkpoint(self, iteration: int) -> None:
+        """After this iteration's steps: save if it is time to, or if somebody asked to stop."""
+        self.run.checkpoint(iteration + 1, self.state)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""
+        return {"learner": self.learner.state(), "kept": self.kept, "watch": self.watch.state()}
+
+    def put_back(self) -> dict[str, Any]:
+        """The kept weights become the policy's. Returns what belongs into run.json."""
+        policy, mix = self.learner.policy, self.learner.mix
+        policy.load_state_dict(policy.state_dict() | self.kept)
+        coefficient = mix.share.coefficient if mix else 0.0
+        return {"ptx_coef": coefficient, "stopped": self.stopped, "findings": self.watch.results()}

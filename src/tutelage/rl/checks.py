@@ -1,0 +1,262 @@
+"""The checks of a reinforcement-learning run: what has been measured -> what is wrong with it, or None.
+
+Each reads the curves as a practitioner does: the numbers, the likely cause, the next move. Thresholds are where healthy
+and broken runs part. Where no paper is named they are ours, held against our own runs: 12 healthy ones of 23 to 36
+iterations, in which the KL rose to 8 nats per response, stay well clear of each.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from tutelage.rl.seen import PATIENCE, WINDOW, Line, Seen, mean, significant
+
+Verdict = Literal["warn", "stop", "refuse"]
+
+SETTLING = WINDOW  # iterations until the value network explains something; ours took 1 to 5
+# Nats a token that rounding explains, by precision. The reference runs the policy's own forward: 0 on a CPU. The
+# sampler does not (cache, merged adapters): in fp32 we measured 1e-5, in bf16 8e-4 with 1 M parameters, .054 at 135 M
+START_GAP = {"torch.float32": 1e-3, "torch.bfloat16": 2e-2}
+SAMPLER_GAP = {"torch.float32": 1e-3, "torch.bfloat16": 0.15}
+KL_BELOW_0 = -0.05  # nats; near 0 the noise of k1 is .01 at a batch of 64 and .04 at 8
+KL_JUMP = 5.0  # nats in one iteration; ours rose by 2.1 at most
+KL_FAR = 50.0  # nats; healthy runs end below 20 (Stiennon et al. 2020), at 50 and more the judges prefer SFT's answers
+ENDS_RARE = 0.5  # share of ended turns; ours went down to .61 and came back
+ENDS_LOST = 0.25  # of the share in the first rollout
+LENGTH_FULL = 0.95  # of the longest response
+LENGTH_GONE = 1.5  # tokens: most responses are nothing but their end
+ENTROPY_LOW, ENTROPY_GONE, ENTROPY_HIGH = 0.25, 0.05, 1.5  # of the start's; ours fell to .71
+CLIPPED = 0.3  # share of tokens; below .1 is healthy, .02 usual (Huang et al. 2023, "N implementation details")
+STILL = 1e-5  # nats a token (k3); one step at a tenth of the demo's rate makes 8e-5
+SHARE_OFF = 10.0  # times more or less than the pretraining gradient's share is meant to be; ours were .3 to 1.1
+ALIKE = 0.1  # of the first rollout's spread of scores; ours went down to .33
+SURE = 3.0  # standard errors
+
+
+def not_finite(seen: Seen) -> str | None:
+    bad = [key for key, value in seen.recent[-1].items() if not math.isfinite(value)]
+    if not bad:
+        return None
+    return (
+        f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'} nan or infinite; likely the reward model overflows, or a "
+        "step destroyed the policy; try --dtype fp32 or a lower --lr, and score one response with the reward model"
+    )
+
+
+def kl_at_start(seen: Seen) -> str | None:
+    if seen.iteration != 0:
+        return None
+    # k3 is half the squared log-ratio where that is small, so this is about its size; KL over length is its mean.
+    limit = START_GAP[seen.limits.dtype]
+    off = max(math.sqrt(2 * max(seen.now("kl_k3"), 0.0)), abs(seen.now("kl")) / max(seen.now("length"), 1.0))
+    if not off > limit:
+        return None
+    return (
+        f"policy and reference differ by {off:.2g} nats a token before anything was learnt, where "
+        f"{limit:g} is rounding; likely another temperature, dropout, or padding in one of the two; "
+        "run tutelage doctor --rl, and with --dtype fp32 to tell"
+    )
+
+
+def sampler_gap(seen: Seen) -> str | None:
+    limit = SAMPLER_GAP[seen.limits.dtype]
+    if not seen.now("sampler_gap") > limit:
+        return None
+    return (
+        f"the sampler's log-probabilities are {seen.now('sampler_gap'):.2g} nats a token off the trainer's, where "
+        f"{limit:g} is rounding; likely sampling and scoring have different temperatures, or top-k, "
+        "top-p or old weights are at work in the sampler; what is learnt is not what is sampled: make them the same"
+    )
+
+
+def kl_negative(seen: Seen) -> str | None:
+    kl = seen.last("kl")
+    if not (seen.lasting(lambda x: x < 0, "kl") and mean(kl) < KL_BELOW_0):
+        return None
+    return (
+        f"KL was {mean(kl):.2g} nats over {PATIENCE} iterations, and a KL cannot be negative; likely the sampler cuts "
+        "off rare tokens (top-k, top-p), or padding after the end of turn is counted; sample from the whole "
+        "distribution, look at the mask"
+    )
+
+
+def kl_exploding(seen: Seen) -> str | None:
+    before, now = seen.last("kl", 2)[0], seen.now("kl")
+    if not (now - before > KL_JUMP or now > KL_FAR):
+        return None
+    return (
+        f"KL went from {before:.1f} to {now:.1f} nats per response in one iteration; likely the learning rate is too "
+        "high or drift too cheap; lower --lr or raise --kl-coef"
+    )
+
+
+def objective_falling(seen: Seen) -> str | None:
+    then, now = mean([line["objective"] for line in seen.opening if "objective" in line]), mean(seen.last("objective"))
+    if not (now < then - seen.first("score_std") and mean(seen.last("kl")) > 1):
+        return None
+    return (
+        f"what PPO maximises, score - beta KL, fell from {then:.2f} to {now:.2f} while KL rose to "
+        f"{mean(seen.last('kl')):.1f} nats; likely drift is paid for instead of charged (the sign of the KL in the "
+        "reward), or the learning rate is far too high; run tutelage doctor --rl, lower --lr"
+    )
+
+
+def ends_rare(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x < ENDS_RARE, "end_of_turn_rate"):
+        return None
+    return (
+        f"{seen.now('end_of_turn_rate'):.0%} of the responses end by themselves, {seen.first('end_of_turn_rate'):.0%} "
+        "did at the start; likely a missing end costs too little, the end of turn is outside the mask, or --max-tokens "
+        "is short; lower --missing-end, raise --max-tokens"
+    )
+
+
+def ends_lost(seen: Seen) -> str | None:
+    if not seen.throughout(lost_ends):
+        return None
+    return (
+        f"{seen.now('end_of_turn_rate'):.0%} of the responses end by themselves over {PATIENCE} iterations, "
+        f"{seen.first('end_of_turn_rate'):.0%} did at the start; likely the end of turn is outside the mask, or the "
+        "reward model likes length more than an end; lower --missing-end, train the reward model on longer rejects"
+    )
+
+
+def length_full(seen: Seen) -> str | None:
+    limit = LENGTH_FULL * seen.limits.longest
+    if not seen.lasting(lambda x: x >= limit, "length"):
+        return None
+    return (
+        f"responses have {seen.now('length'):.1f} tokens of at most {seen.limits.longest}, {seen.first('length'):.1f} "
+        "at the start; likely the end of turn is outside the mask or its lack too cheap; lower --missing-end"
+    )
+
+
+def length_gone(seen: Seen) -> str | None:
+    if not (seen.lasting(lambda x: x <= LENGTH_GONE, "length") and seen.first("length") > 2 * LENGTH_GONE):
+        return None
+    return (
+        f"responses have {seen.now('length'):.1f} tokens, {seen.first('length'):.1f} at the start; likely every token "
+        "is charged (rewards whitened, a score on the wrong token) or the reward model likes silence; run tutelage "
+        "doctor --rl, score an empty response"
+    )
+
+
+def entropy_low(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x < ENTROPY_LOW * seen.first("entropy"), "entropy"):
+        return None
+    return (
+        f"entropy fell from {seen.first('entropy'):.2f} to {seen.now('entropy'):.2f} nats a token; likely drift is too "
+        "cheap and the policy says the same thing to everyone; read its answers, raise --kl-coef or lower --lr"
+    )
+
+
+def entropy_gone(seen: Seen) -> str | None:
+    if not seen.throughout(lost_entropy):
+        return None
+    return (
+        f"entropy is {seen.now('entropy'):.3f} nats a token, {seen.first('entropy'):.2f} at the start: there is one "
+        "response left, and nothing to learn from; likely drift is too cheap; raise --kl-coef or lower --lr"
+    )
+
+
+def entropy_high(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x > ENTROPY_HIGH * seen.first("entropy"), "entropy"):
+        return None
+    return (
+        f"entropy rose from {seen.first('entropy'):.2f} to {seen.now('entropy'):.2f} nats a token: the policy forgets "
+        "how to speak; likely a learning rate too high, or the sign of the KL; lower --lr, run tutelage doctor --rl"
+    )
+
+
+def value_blind(seen: Seen) -> str | None:
+    settled = seen.iteration >= SETTLING
+    if not (settled and seen.lasting(lambda x: x < 0, "explained_variance")):
+        return None
+    return (
+        f"explained variance is {seen.now('explained_variance'):.2f} after {seen.iteration} iterations: a constant "
+        "would guess the returns better than the value network; likely its rate is wrong, it did not start as the "
+        "reward model, or its mask is shifted; try another --value-lr"
+    )
+
+
+def over_optimised(seen: Seen) -> str | None:
+    judge = seen.last("judge_score", WINDOW)
+    if not (significant(seen.last("score", WINDOW)) > SURE and significant(judge) < -SURE):
+        return None
+    return (
+        f"over {WINDOW} iterations the score rises, the held-out judge's falls from {mean(judge[:PATIENCE]):.2f} to "
+        f"{mean(judge[PATIENCE:]):.2f}: over-optimisation (Gao et al. 2022); likely the policy has found what only "
+        f"this reward model likes; set --kl-budget to about {mean(seen.last('kl', WINDOW)[:PATIENCE]):.1f}"
+    )
+
+
+def share_off(seen: Seen) -> str | None:
+    low, high = seen.limits.share / SHARE_OFF, seen.limits.share * SHARE_OFF
+    if not any(seen.lasting(off, "ptx_gradient_ratio") for off in (lambda x: x < low, lambda x: x > high)):
+        return None
+    return (
+        f"the pretraining gradient is {seen.now('ptx_gradient_ratio'):.2g} times PPO's, from {low:g} to {high:g} is "
+        "meant; likely the coefficient was measured in iterations that were not typical; raise --ptx-calibration"
+    )
+
+
+def clipped_much(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x > CLIPPED, "clip_fraction"):
+        return None
+    return (
+        f"the clip holds back {seen.now('clip_fraction'):.0%} of the tokens, below {CLIPPED:.0%} is usual; likely too "
+        "many or too large steps on one rollout; lower --lr or --epochs"
+    )
+
+
+def stands_still(seen: Seen) -> str | None:
+    # Not the clip alone: with one step a rollout the ratio is 1 and nothing is ever clipped.
+    clip, moved = seen.lasting(lambda x: x == 0, "clip_fraction", SETTLING), seen.now("kl_k3")
+    if not (clip and moved < STILL):
+        return None
+    return (
+        f"after {seen.iteration} iterations nothing was ever clipped and the policy is {moved:.1g} nats a token from "
+        "where it began; likely the learning rate is too low, or no gradient reaches the policy; raise --lr"
+    )
+
+
+def scores_alike(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x <= ALIKE * seen.first("score_std"), "score_std"):
+        return None
+    return (
+        f"scores spread by {seen.now('score_std'):.2g}, by {seen.first('score_std'):.2g} at the start: nothing "
+        "is preferred; likely every prompt gets one and the same response, or the reward model cannot tell them apart; "
+        "read the answers, look at the reward model's held-out accuracy"
+    )
+
+
+def lost_ends(first: Line, now: Line) -> bool:
+    return now["end_of_turn_rate"] < ENDS_LOST * first["end_of_turn_rate"]
+
+
+def lost_entropy(first: Line, now: Line) -> bool:
+    return now["entropy"] < ENTROPY_GONE * first["entropy"]
+
+
+UNSOUND = (lost_ends, lost_entropy)
+CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
+    ("not finite", "refuse", not_finite),
+    ("KL not 0 at the start", "refuse", kl_at_start),
+    ("sampler gap", "warn", sampler_gap),
+    ("KL negative", "warn", kl_negative),
+    ("KL exploding", "warn", kl_exploding),
+    ("objective falling", "warn", objective_falling),
+    ("end of turn rare", "warn", ends_rare),
+    ("end of turn lost", "stop", ends_lost),
+    ("length at its limit", "warn", length_full),
+    ("length collapsed", "warn", length_gone),
+    ("entropy low", "warn", entropy_low),
+    ("entropy collapsed", "stop", entropy_gone),
+    ("entropy rising", "warn", entropy_high),
+    ("value network blind", "warn", value_blind),
+    ("over-optimisation", "warn", over_optimised),
+    ("pretraining share out of range", "warn", share_off),
+    ("clip fraction high", "warn", clipped_much),
+    ("policy stands still", "warn", stands_still),
+    ("scores alike", "warn", scores_alike),
+)

@@ -1,0 +1,170 @@
+"""Two problems small enough to be solved by hand, and the tables that PPO's own code drives as if they were models.
+
+    TokenMDP -> rollouts of a tabular policy;  TokenMDP, beta -> the exact J* and KL* that PPO has to reach
+
+A "language" of a few tokens, in which the last token alone is the state. Every response can be enumerated, so the
+optimum of InstructGPT's eq. 2, pi* ~ pi_ref exp(r / beta) with J* = beta log Z, is known to the last digit.
+DRIFT: seven responses of at most two tokens, with rewards that see a misplaced score, a lost end and a wrong KL.
+LENGTH: one word and an end, every response worth the same; the optimum is the reference, of mean length 3.287.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.rl.actors import sampler_gap
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
+from tutelage.sampling.sampler import Answer, generate
+
+Response = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenMDP:
+    """V tokens, the last of them the end of turn; then START and PAD. S states: the one before the first token is 0."""
+
+    reference: tuple[tuple[float, ...], ...]  # (S, V) probabilities
+    after: tuple[int, ...]  # (V,) the state that each token leads to
+    longest: int  # tokens of a response
+    reward: Callable[[Response], float]
+
+    @property
+    def end(self) -> int:
+        return len(self.after) - 1
+
+    @property
+    def start(self) -> int:
+        return self.end + 1
+
+    @property
+    def reference_logits(self) -> Tensor:
+        return torch.tensor(self.reference).log()
+
+    def responses(self, begun: Response = ()) -> Iterator[Response]:
+        """Every response there is."""
+        if len(begun) == self.longest or begun[-1:] == (self.end,):
+            yield begun
+            return
+        for token in range(len(self.after)):
+            yield from self.responses((*begun, token))
+
+    def logprob(self, logits: Tensor, response: Response) -> float:
+        """log pi(response) of a table (S, V), in double precision."""
+        table = logits.double().log_softmax(-1)
+        states = (0, *(self.after[token] for token in response))
+        return sum(float(table[state, token]) for state, token in zip(states, response, strict=False))
+
+    def objective(self, logits: Tensor, beta: float) -> tuple[float, float]:
+        """Exact J = E[r] - beta KL and KL of a table, over every response."""
+        reference, reward, kl = self.reference_logits, 0.0, 0.0
+        for response in self.responses():
+            logp = self.logprob(logits, response)
+            reward += math.exp(logp) * self.reward(response)
+            kl += math.exp(logp) * (logp - self.logprob(reference, response))
+        return reward - beta * kl, kl
+
+    def optimum(self, beta: float) -> tuple[float, float]:
+        """J* = beta log Z, and the KL of pi* = pi_ref exp(r / beta) / Z."""
+        reference, everything = self.reference_logits, list(self.responses())
+        rewards = torch.tensor([self.reward(response) for response in everything], dtype=torch.double)
+        prior = torch.tensor([self.logprob(reference, response) for response in everything], dtype=torch.double)
+        log_z = (prior + rewards / beta).logsumexp(0)
+        best = prior + rewards / beta - log_z
+        return float(beta * log_z), float((best.exp() * (best - prior)).sum())
+
+    def mean_length(self, logits: Tensor) -> float:
+        return sum(math.exp(self.logprob(logits, response)) * len(response) for response in self.responses())
+
+
+def drift_reward(response: Response) -> float:
+    """The table of rewards; an end at once is worth something, so that its loss is seen."""
+    table = {(2,): 0.7, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0}
+    return table[response]
+
+
+DRIFT = TokenMDP(((0.5, 0.3, 0.2), (0.4, 0.4, 0.2), (0.1, 0.2, 0.7)), (1, 2, 0), 2, drift_reward)
+
+
+def length_problem(constant: float) -> TokenMDP:
+    return TokenMDP(((0.7, 0.3),), (0, 0), 12, lambda response: constant)
+
+
+class Table(nn.Module):
+    """A "language model" whose hidden state is the one-hot state and whose head is the table of logits (S, V)."""
+
+    compute_dtype = torch.float32
+
+    def __init__(self, problem: TokenMDP, logits: Tensor):
+        super().__init__()
+        self.table = nn.Parameter(logits.clone())
+        self.embedding = SimpleNamespace(weight=self.table)
+        self.state = state_of(problem)
+        self.config = SimpleNamespace(
+            bands=(0,), kv_heads=1, head_width=1, context=problem.longest + 1, vocab_size=logits.shape[1]
+        )
+
+    def trunk(
+        self, ids: Tensor, positions: object = None, mask: object = None, cache: object = None, stream: object = None
+    ) -> Tensor:
+        if cache is not None:
+            cache.advance(ids.shape[1])  # type: ignore[attr-defined]
+        return nn.functional.one_hot(self.state[ids], self.table.shape[0]).float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.table
+
+
+class Values(nn.Module):
+    """A "value network": a number per state."""
+
+    trunk = None
+
+    def __init__(self, problem: TokenMDP, values: Sequence[float] = ()):
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(values or [0.0] * len(problem.reference)))
+        self.state = state_of(problem)
+
+    def forward(self, ids: Tensor, stream: object = None) -> Tensor:
+        return self.table[self.state[ids]]
+
+
+class Rewards(nn.Module):
+    """A "reward model": the problem's reward of everything after START."""
+
+    trunk = None
+
+    def __init__(self, problem: TokenMDP):
+        super().__init__()
+        self.problem = problem
+
+    def at(self, ids: Tensor, last: Tensor, stream: object = None) -> Tensor:
+        rows = zip(ids.tolist(), last.tolist(), strict=True)
+        return torch.tensor([self.problem.reward(tuple(row[1 : end + 1])) for row, end in rows])
+
+
+def state_of(problem: TokenMDP) -> Tensor:
+    """(V + 2,): the state after each token; START and PAD lead to the first."""
+    return torch.tensor([*problem.after, 0, 0])
+
+
+def roll_out_table(
+    problem: TokenMDP, policy: Table, value: Values, seeds: Sequence[int], parts: Sequence[Tensor]
+) -> tuple[Rollout, float]:
+    """As `actors.roll_out` does it: sampled, padded, scored by the four; and the sampler's gap."""
+    prompts = [[problem.start]] * len(seeds)
+    sampling = SamplingConfig(max_tokens=problem.longest)
+    answers = [a for (a,) in generate(policy, prompts, seeds, problem.end, sampling)]  # type: ignore[arg-type]
+    # What is cut has a reward of its own here, not the price of a missing end.
+    whole = [Answer(a.ids, a.logprobs, True) for a in answers]
+    responses = pad_responses(prompts, whole, problem.start + 1, torch.device("cpu"))
+    reference = Table(problem, problem.reference_logits)
+    rollout = score_rollout(
+        policy, reference, value, Rewards(problem), responses,  # type: ignore[arg-type]
+        parts=parts, missing_end=0.0, temperature=1.0,
+    )  # fmt: skip
+    return rollout, sampler_gap(answers, rollout)

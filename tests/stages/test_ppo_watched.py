@@ -1,0 +1,130 @@
+"""PPO runs under the watch: a healthy one is left alone, a broken one is named rightly, and no weight changes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ppo_bench import PLAIN, Bench, run_ppo
+from test_reward import Theirs, by_count, counted
+from world import REWARD, World, metrics, results, same_files
+
+from tutelage.errors import InputError
+from tutelage.rl import actors
+from tutelage.rl.watch import Watch
+from tutelage.runs.folder import load_scorer
+from tutelage.sampling import rollout as sampled
+from tutelage.stages import ppo as stage
+from tutelage.stages.reward import reward
+
+LONG = replace(PLAIN, iterations=16, batch=16, minibatch=16, max_tokens=24, lr=3e-4)
+
+
+def names(run: Path) -> list[str]:
+    return [finding["name"] for finding in results(run)["findings"]]
+
+
+def test_a_healthy_run_is_left_alone(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reward model with a taste, and rates at which the policy learns it."""
+    comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
+    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
+    config = replace(LONG, iterations=24, batch=32, minibatch=32, value_lr=3e-3, lr=5e-4)
+    out = run_ppo(world, tmp_path / "out", config, reward=tmp_path / "rm")
+    assert results(out)["findings"] == [] and results(out)["stopped"] is None
+    assert "found at" not in capsys.readouterr().err
+    assert len(metrics(out)) == 24
+
+
+def test_a_reward_model_without_a_taste_is_named(world: World, tmp_path: Path) -> None:
+    """The tiny world's own: its scores hardly differ, and there is nothing for a value network to explain."""
+    out = run_ppo(world, tmp_path / "out", LONG)
+    assert names(out) == ["value network blind"]
+    assert all(line["explained_variance"] < 0 for line in metrics(out)[6:11])
+
+
+def test_watching_changes_no_weight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = run_ppo(world, tmp_path / "watched", replace(LONG, iterations=4))
+    monkeypatch.setattr(Watch, "look", lambda *given: [])
+    monkeypatch.setattr(Watch, "sound", True)
+    blind = run_ppo(world, tmp_path / "blind", replace(LONG, iterations=4))
+    same_files(watched, blind, ["model.safetensors", "value/model.safetensors"])
+    assert metrics(watched) == metrics(blind)
+
+
+def test_a_sampler_at_another_temperature(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything that learns agrees with itself, so neither the ratio nor the KL at the start can see it."""
+    original = actors.generate
+    monkeypatch.setattr(
+        actors, "generate", lambda m, p, s, end, given, n: original(m, p, s, end, replace(given, temperature=1.3), n)
+    )
+    out = run_ppo(world, tmp_path / "out", replace(LONG, iterations=4))
+    assert names(out)[0] == "sampler gap"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "sampler gap" in line]  # once, not four times
+    assert "found at iteration 0" in line and "different temperatures" in line
+
+
+def test_a_reference_at_another_temperature(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = sampled.response_logprobs
+
+    def cooler(policy: Any, responses: Any, temperature: float = 1.0) -> torch.Tensor:
+        frozen = not any(p.requires_grad for p in policy.parameters())
+        return original(policy, responses, 0.9 if frozen else temperature)
+
+    monkeypatch.setattr(sampled, "response_logprobs", cooler)
+    with pytest.raises(InputError, match="iteration 0: KL not 0 at the start: .* another temperature"):
+        run_ppo(world, tmp_path / "out", LONG)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_flipped_sign_of_the_kl(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = stage.shaped_rewards
+    monkeypatch.setattr(stage, "shaped_rewards", lambda *given, kl_coef: original(*given, kl_coef=-kl_coef))
+    config = replace(LONG, iterations=20, kl_coef=0.5, lr=5e-4, value_lr=1e-2)
+    assert "objective falling" in names(run_ppo(world, tmp_path / "flipped", config))
+    monkeypatch.undo()
+    assert "objective falling" not in names(run_ppo(world, tmp_path / "right", config))
+
+
+def test_a_lost_end_of_turn_ends_the_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the fourth rollout on no response ends; the policy kept is the one before that."""
+    original, calls = actors.score_rollout, []
+
+    def endless(*given: Any, **named: Any) -> Any:
+        rollout = original(*given, **named)
+        calls.append(1)
+        ended = rollout.responses.ended & (len(calls) <= 3)
+        return replace(rollout, responses=replace(rollout.responses, ended=ended))
+
+    monkeypatch.setattr(actors, "score_rollout", endless)
+    out = run_ppo(world, tmp_path / "out", LONG)
+    assert names(out) == ["end of turn rare", "end of turn lost"]
+    assert results(out)["stopped"] == "end of turn lost at iteration 7"
+    assert len(metrics(out)) == 8 and "policy_loss" not in metrics(out)[-1]
+    monkeypatch.undo()
+    short = run_ppo(world, tmp_path / "short", replace(LONG, iterations=2))  # its kept policy is that of rollout 2
+    same_files(out, short, ["model.safetensors"])
+
+
+def test_the_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path) -> None:
+    """Its score is transformers' on the same responses; the weights are those of a run without it."""
+    config = replace(LONG, iterations=2)
+    plain = run_ppo(world, tmp_path / "plain", config)
+    judged = run_ppo(world, tmp_path / "judged", config, judge=world.reward)
+    same_files(plain, judged, ["model.safetensors", "value/model.safetensors"])
+    assert all("judge_score" not in line for line in metrics(plain))
+    for line in metrics(judged):  # the judge is the reward model itself
+        assert line["judge_score"] == pytest.approx(line["score"], abs=1e-5)
+    assert json.loads((judged / "run.json").read_text())["inputs"]["judge"]["path"] == str(world.reward)
+
+
+def test_a_judges_score_is_transformers(world: World, bench: Bench) -> None:
+    rollout = bench.rollout
+    ours = actors.judge_score(load_scorer(world.reward, bench.run.device)[0], rollout, -2.0)
+    rows = zip(rollout.responses.ids.tolist(), rollout.responses.last.tolist(), rollout.responses.ended, strict=True)
+    theirs = Theirs(world.reward)
+    expected = [theirs.score(ids[: last + 1]) if ended else -2.0 for ids, last, ended in rows]
+    assert ours == pytest.approx(sum(expected) / len(expected), abs=1e-4)

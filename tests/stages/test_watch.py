@@ -1,0 +1,186 @@
+"""The watch over a reinforcement-learning run: silent on healthy curves, and each illness named, once.
+
+The healthy curve is made up from the ranges that the literature and our own runs show; each sick one is the healthy one
+with one thing changed. What real runs do is in test_ppo_watched.py.
+"""
+
+import json
+import math
+import random
+
+import pytest
+
+from tutelage.errors import InputError
+from tutelage.rl.checks import CHECKS
+from tutelage.rl.seen import Limits
+from tutelage.rl.watch import Finding, Watch, tell
+
+Curve = dict[str, list[float]]
+
+
+def healthy(count: int = 36, seed: int = 0) -> Curve:
+    """KL from 0 to 8 nats, entropy slowly down, length drifting and back, a value network that takes 5 iterations."""
+    chance = random.Random(seed)
+    part = [i / (count - 1) for i in range(count)]
+
+    def noisy(values: list[float], spread: float) -> list[float]:
+        return [value + chance.gauss(0, spread) for value in values]
+
+    kl = [0.0, *noisy([8 * t * t for t in part[1:]], 0.02)]
+    score = noisy([0.2 + 1.5 * t for t in part], 0.1)
+    return {
+        "kl": kl,
+        "kl_k3": [0.0, *(1e-4 + 0.4 * t * t for t in part[1:])],
+        "score": score,
+        "score_std": noisy([1 - 0.6 * t for t in part], 0.05),
+        "objective": [s - 0.02 * k for s, k in zip(score, kl, strict=True)],
+        "entropy": noisy([4.2 - t for t in part], 0.1),
+        "explained_variance": [-3.0, -1.0, -0.4, -0.1, *noisy([0.3] * (count - 4), 0.15)],
+        "length": noisy([16 + 10 * math.sin(3 * t) for t in part], 1),
+        "end_of_turn_rate": [min(1.0, x) for x in noisy([1 - 0.3 * math.sin(3 * t) for t in part], 0.03)],
+        "sampler_gap": [1e-5] * count,
+        "clip_fraction": [0.0] * count,
+        "ptx_gradient_ratio": noisy([1 - 0.5 * t for t in part], 0.05),
+        "judge_score": noisy([0.1 + 1.2 * t for t in part], 0.1),
+    }
+
+
+def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0) -> list[Finding]:
+    watch = Watch(Limits(dtype, 40, share))
+    for i in range(len(curve["kl"])):
+        measured = {key: values[i] for key, values in curve.items()}
+        learnt = {key: measured.pop(key) for key in ("clip_fraction", "ptx_gradient_ratio")}
+        watch.look(i, measured)
+        watch.look(i, measured | learnt)
+    return watch.findings
+
+
+def names(curve: Curve, dtype: str = "torch.float32") -> set[str]:
+    return {finding.name for finding in watched(curve, dtype)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_healthy_curves_are_left_alone(seed: int) -> None:
+    assert watched(healthy(seed=seed)) == []
+
+
+def after(curve: Curve, key: str, start: int, value: float) -> list[float]:
+    return curve[key][:start] + [value] * (len(curve[key]) - start)
+
+
+SICK = {
+    "not finite": ("score", 7, math.nan),
+    "KL not 0 at the start": ("kl_k3", 0, 0.02),
+    "sampler gap": ("sampler_gap", 0, 0.06),
+    "KL negative": ("kl", 1, -0.12),
+    "KL exploding": ("kl", 20, 31.0),
+    "objective falling": ("objective", 20, -3.0),
+    "end of turn rare": ("end_of_turn_rate", 12, 0.4),
+    "end of turn lost": ("end_of_turn_rate", 12, 0.01),
+    "length at its limit": ("length", 12, 39.5),
+    "length collapsed": ("length", 12, 1.1),
+    "entropy low": ("entropy", 20, 0.6),
+    "entropy collapsed": ("entropy", 20, 0.01),
+    "entropy rising": ("entropy", 5, 6.9),
+    "value network blind": ("explained_variance", 0, -0.3),
+    "pretraining share out of range": ("ptx_gradient_ratio", 10, 0.02),
+    "clip fraction high": ("clip_fraction", 10, 0.45),
+    "policy stands still": ("kl_k3", 1, 1e-8),
+    "scores alike": ("score_std", 10, 0.001),
+}
+ALSO = {  # what an illness brings with it
+    "end of turn lost": {"end of turn rare"},
+    "entropy collapsed": {"entropy low"},
+}
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_each_illness_is_named_once(name: str) -> None:
+    curve = healthy()
+    key, start, value = SICK[name]
+    found = watched(curve | {key: after(curve, key, start, value)})
+    assert {finding.name for finding in found} == {name} | ALSO.get(name, set())
+    assert len(found) == len({finding.name for finding in found})
+    finding = next(finding for finding in found if finding.name == name)
+    assert finding.iteration >= start
+    assert "likely" in finding.words and "; " in finding.words  # the numbers, a cause, a move
+
+
+def test_every_check_is_held_here() -> None:
+    assert {name for name, _, _ in CHECKS} == SICK.keys() | {"over-optimisation"}
+
+
+def test_a_score_that_rises_while_the_judge_falls() -> None:
+    curve = healthy()
+    peak = [x - 0.12 * max(0, i - 18) for i, x in enumerate(curve["judge_score"])]
+    (finding,) = watched(curve | {"judge_score": peak})
+    assert finding.name == "over-optimisation" and finding.iteration > 20
+    assert watched(curve | {"judge_score": peak, "score": peak}) == []  # both fall: learning fails, not the judge
+
+
+def test_a_share_too_large_is_named_too() -> None:
+    curve = healthy()
+    assert names(curve | {"ptx_gradient_ratio": [20.0] * 36}) == {"pretraining share out of range"}
+    small = curve | {"ptx_gradient_ratio": [0.05] * 36}  # as `--ptx-share .05` asks for
+    assert watched(small, share=0.05) == [] and names(small) == {"pretraining share out of range"}
+
+
+def test_short_spells_are_noise() -> None:
+    """Four iterations are not several; a single negative KL, a dip of the value network happen."""
+    for name in ("KL negative", "end of turn rare", "length collapsed", "entropy low", "clip fraction high"):
+        curve = healthy()
+        key, _, value = SICK[name]
+        spell = curve[key][:15] + [value] * 4 + curve[key][19:]
+        assert name not in names(curve | {key: spell}), name
+
+
+def test_around_0_a_kl_may_be_negative_for_long() -> None:
+    """The noise of k1 at a batch of 64, while the policy has hardly moved."""
+    curve = healthy()
+    assert names(curve | {"kl": [0.0] + [-0.02] * 9 + curve["kl"][10:]}) == set()
+
+
+def test_bf16_is_given_more_room() -> None:
+    curve = healthy() | {"sampler_gap": [0.05] * 36}  # SmolLM2 with merged adapters
+    assert names(curve) == {"sampler gap"}
+    assert names(curve, "torch.bfloat16") == set()
+    assert names(curve | {"sampler_gap": [0.3] * 36}, "torch.bfloat16") == {"sampler gap"}
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 8, 14, 21])
+def test_taken_up_again_it_finds_the_same(at: int) -> None:
+    """Through JSON, as a checkpoint has it."""
+    curve = healthy()
+    curve |= {"entropy": after(curve, "entropy", 12, 0.01), "length": after(curve, "length", 3, 1.0)}
+    lines = [{key: values[i] for key, values in curve.items()} for i in range(36)]
+    whole, parts, again = (Watch(Limits("torch.float32", 40, 1.0)) for _ in range(3))
+    for i, measured in enumerate(lines):
+        whole.look(i, measured)
+        if i == at:
+            again.load(json.loads(json.dumps(parts.state())))
+            assert again.state() == parts.state()
+            parts = again
+        parts.look(i, measured)
+    assert parts.findings == whole.findings and len(whole.findings) == 3
+    assert parts.state() == whole.state()
+
+
+def test_a_policy_is_sound_until_a_limit_is_crossed() -> None:
+    curve = healthy()
+    watch, sound = Watch(Limits("torch.float32", 40, 1.0)), []
+    ends = after(curve, "end_of_turn_rate", 12, 0.01)
+    for i in range(20):
+        watch.look(i, {key: values[i] for key, values in (curve | {"end_of_turn_rate": ends}).items()})
+        sound.append(watch.sound)
+    assert sound == [True] * 12 + [False] * 8
+
+
+def test_what_is_told() -> None:
+    said: list[str] = []
+    assert tell([Finding(3, "entropy low", "fell; likely x; do y", "warn")], said.append) is None
+    assert tell([Finding(9, "entropy collapsed", "is 0", "stop")], said.append) == "entropy collapsed at iteration 9"
+    assert said == [
+        "found at iteration 3: entropy low: fell; likely x; do y", "stopped at iteration 9: entropy collapsed: is 0",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="iteration 0: KL not 0 at the start: differ"):
+        tell([Finding(0, "KL not 0 at the start", "differ", "refuse")], said.append)
