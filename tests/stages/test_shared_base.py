@@ -71,6 +71,18 @@ def test_no_number_is_there_twice(policy: Path, judge: Path, tmp_path: Path) -> 
     assert not any(p.requires_grad for p in actors.reward.parameters())
 
 
+def test_without_a_value_network_all_adapters_of_the_reward_model_are_run(
+    policy: Path, judge: Path, tmp_path: Path
+) -> None:
+    """They reach deeper than the policy's, and nothing else says so: the reward model is frozen."""
+    run = Run(tmp_path, stage="rloo", config=SHARED, inputs={})
+    actors = load_actors(policy, judge, SHARED, run, critic=False)
+    assert actors.value is None and actors.shared_layers == 1
+    ids = torch.tensor([[15, 17, 260, 33, 8]])
+    expected = load_scorer(judge, CPU)[0](ids)
+    torch.testing.assert_close(actors.reward(ids, actors.policy.lower(ids, 1)), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_shared_and_separate_models_agree(
     policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

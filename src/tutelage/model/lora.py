@@ -167,11 +167,13 @@ def without_adapters(model: GPT) -> GPT:
 
 
 def frozen_depth(model: GPT) -> int:
-    """How many of the lowest blocks training leaves alone: no weight to learn in them, nor in the embedding."""
+    """How many of the lowest blocks are the base's own: nothing to learn in them or the embedding, and no adapter."""
     if any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("blocks.")):
         return 0
-    trained = (i for i, block in enumerate(model.blocks) if any(p.requires_grad for p in block.parameters()))
-    return next(trained, len(model.blocks))
+    for i, block in enumerate(model.blocks):
+        if any(p.requires_grad or ".adapter." in name for name, p in block.named_parameters()):
+            return i
+    return len(model.blocks)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class KLBudget:
         if state := run.restore():
             learner.load(state["learner"])
             self.watch.load(state["watch"])
+            self.stopped = state["stopped"]
             self.first, self.kept = state["step"], state["kept"]
 
     def iterations(self) -> range:
@@ -43,7 +44,7 @@ class KLBudget:
 
         Then the policy that made it is the one to keep, unless the watch finds it unsound for now.
         """
-        self.stopped = self.look(measured, iteration)
+        self.look(measured, iteration)
         if measured["kl"] > self.config.kl_budget:
             budget = f"the budget of {self.config.kl_budget} nats"
             self.stopped = f"KL {measured['kl']:.1f} exceeded {budget} at iteration {iteration}"
@@ -54,9 +55,9 @@ class KLBudget:
             self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
         return True
 
-    def look(self, measured: dict[str, float], iteration: int) -> str | None:
-        """Say what is wrong since this iteration; returns why the run has to end, if it has to."""
-        return tell(self.watch.look(iteration, measured), self.run.progress.say)
+    def look(self, measured: dict[str, float], iteration: int) -> None:
+        """Say what is wrong since this iteration. What the run has to end for ends it at the next rollout."""
+        self.stopped = tell(self.watch.look(iteration, measured), self.run.progress.say) or self.stopped
 
     def checkpoint(self, iteration: int) -> None:
         """After this iteration's steps: save if it is time to, or if somebody asked to stop."""
@@ -64,7 +65,8 @@ class KLBudget:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""
-        return {"learner": self.learner.state(), "kept": self.kept, "watch": self.watch.state()}
+        seen = {"watch": self.watch.state(), "stopped": self.stopped}
+        return {"learner": self.learner.state(), "kept": self.kept} | seen
 
     def put_back(self) -> dict[str, Any]:
         """The kept weights become the policy's. Returns what belongs into run.json."""

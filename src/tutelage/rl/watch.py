@@ -4,7 +4,8 @@
 
 The checks themselves, with their thresholds, are in `checks.py`. Each finds something once in a run, not in each
 iteration. Most only warn; what cannot be learnt from ends the run (stop: the last sound policy is kept), and what is
-broken before anything is learnt refuses it. No tensors: a run's own measurements, and no number of the training.
+broken outright refuses to go on, its last checkpoint left as it is. No tensors: a run's own measurements, and no
+number of the training.
 """
 
 from collections.abc import Callable, Sequence

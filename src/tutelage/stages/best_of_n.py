@@ -22,8 +22,9 @@ from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
+from tutelage.rl.actors import load_frozen
 from tutelage.runs.base import find_base
-from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
+from tutelage.runs.folder import load_policy, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -105,7 +106,7 @@ def sample_answers(run: Run, policy: Path, reward: Path, pool: Sequence[Prompt])
     same_tokenizer(policy, reward)
     trained, words = load_policy(policy, run.device)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
-    model, scorer = inference_copy(trained), load_scorer(reward, run.device)[0].eval()
+    model, scorer = inference_copy(trained), load_frozen(reward, run.device)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "best-of-n")
     state = run.restore()
     rows = state["rows"] if state else []
