@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 
 from tutelage.errors import InputError
+from tutelage.learning import losses
 from tutelage.recipe import gates
 from tutelage.rl import token_mdp
 from tutelage.rl.checks import SAMPLER_GAP
@@ -170,8 +171,8 @@ MUTANTS = [
     Mutant("GAE forgets the later errors", (ppo, "gae", line("delta + gamma * lam * running", "delta"))),
     Mutant("learning at temperature 1.3", (ppo, "response_logprobs", at_temperature(1.3))),
     Mutant("log-probabilities one position early", (rollout, "response_positions", EARLY)),
-    Mutant("advantages of the wrong sign", (ppo, "policy_loss", line("loss = -masked_mean", "loss = masked_mean"))),
-    Mutant("no clip", (ppo, "policy_loss", line("ratio.clamp(1 - clip, 1 + clip)", "ratio"))),
+    Mutant("advantages of the wrong sign", (ppo, "policy_loss", line("return -masked_mean", "return masked_mean"))),
+    Mutant("no clip", (losses, "clipped_surrogate", line("ratio.clamp(1 - clip, 1 + clip)", "ratio"))),
     Mutant("mean over responses, not over tokens", (ppo, "policy_loss", per_response)),
     Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k1"))),
     Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k2"))),
