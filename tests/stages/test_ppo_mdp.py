@@ -1,7 +1,7 @@
 """PPO against a problem whose answer is known: the tiny token MDP with a tabular policy.
 
 Vocabulary {0, 1, END = 2}, at most two tokens, three states: (), (0), (1). The reference policy, the rewards, and the
-closed-form optimum pi* ~ pi_ref exp(r / beta) come from the definition, computed here by enumeration in Python floats.
+closed-form optimum pi* ~ pi_ref exp(r / beta) come from the definition, enumerated in Python floats (`token_mdp.py`).
 What runs is the stage's own code: sampler, log-probabilities, shaped rewards, GAE, whitening, losses, steps, driven as
 `tutelage doctor --rl` drives it.
 """
@@ -11,55 +11,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from token_mdp import OPTIMA, REFERENCE, RESPONSES, REWARDS, THETA, every_response, exact, probability
 
 from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
 from tutelage.recipe.gates import practise
 from tutelage.rl.token_mdp import DRIFT, Table, Values, length_problem
-from tutelage.sampling.rollout import pad_responses, response_logprobs, response_values
-from tutelage.sampling.sampler import Answer
-
-END, START, PAD = 2, 3, 4
-REFERENCE = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])  # states (), (0), (1)
-RESPONSES = [(2,), (0, 2), (1, 2), (0, 0), (0, 1), (1, 0), (1, 1)]
-REWARDS = {
-    "A": {(2,): 0.0, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0},
-    "B": {(2,): 0.7, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0},
-}
-# J*, KL*: algorithms tables for both MDPs, to six decimals.
-OPTIMA = {
-    ("A", 2.0): (0.113559, 0.115685), ("A", 0.5): (0.788853, 1.526414), ("A", 0.1): (1.718667, 2.812561),
-    ("B", 2.0): (0.265976, 0.113787), ("B", 0.5): (0.848254, 1.268050), ("B", 0.1): (1.718667, 2.812456),
-}  # fmt: skip
-THETA = REFERENCE.log() + torch.tensor([[0.5, -0.2, 0.0], [0.0, 0.3, -0.1], [0.2, 0.0, -0.4]])
-
+from tutelage.sampling.rollout import response_logprobs, response_values
 
 PROBLEMS = {mdp: replace(DRIFT, reward=rewards.__getitem__) for mdp, rewards in REWARDS.items()}
-
-
-def probability(table: torch.Tensor, response: tuple[int, ...]) -> float:
-    """By definition: the product of the chosen tokens' softmax probabilities."""
-    p, state = 1.0, 0
-    for token in response:
-        row = [math.exp(x) for x in table[state].tolist()]
-        p *= row[token] / sum(row)
-        state = token + 1
-    return p
-
-
-def exact(table: torch.Tensor, rewards: dict, beta: float) -> tuple[float, float]:
-    """J = E[r] - beta KL and KL, by enumeration."""
-    reference = REFERENCE.log()
-    kl = sum(probability(table, y) * math.log(probability(table, y) / probability(reference, y)) for y in RESPONSES)
-    return sum(probability(table, y) * rewards[y] for y in RESPONSES) - beta * kl, kl
-
-
-def every_response(policy: Table) -> tuple:
-    """All seven responses as one batch, and their probabilities."""
-    answers = [Answer(list(y), [0.0] * len(y), y[-1] == END) for y in RESPONSES]
-    responses = pad_responses([[START]] * len(answers), answers, PAD, torch.device("cpu"))
-    weights = torch.tensor([probability(policy.table.detach(), y) for y in RESPONSES])
-    return responses, weights
 
 
 def train(mdp: str, beta: float, seed: int, iterations: int = 400, **changed) -> tuple[float, float]:
@@ -70,7 +30,7 @@ def train(mdp: str, beta: float, seed: int, iterations: int = 400, **changed) ->
 
 
 def test_the_packages_problem_is_this_one():
-    """What `tutelage doctor --rl` has to reach is the enumeration of this file."""
+    """What `tutelage doctor --rl` has to reach is the enumeration of `token_mdp.py`."""
     assert set(DRIFT.responses()) == set(RESPONSES)
     assert {y: DRIFT.reward(y) for y in RESPONSES} == REWARDS["B"]
     for (mdp, beta), (best, drift) in OPTIMA.items():
