@@ -22,7 +22,7 @@ import torch
 from tutelage.errors import InputError
 from tutelage.learning import losses
 from tutelage.recipe import gates
-from tutelage.rl import token_mdp
+from tutelage.rl import learner, token_mdp
 from tutelage.rl.checks import SAMPLER_GAP
 from tutelage.rl.token_mdp import DRIFT, TokenMDP, length_problem
 from tutelage.sampling import rollout
@@ -109,14 +109,14 @@ def whitened(shift: bool) -> Callable[[Any], Any]:
 
 def kl_as_loss(term: str) -> Callable[[Any], Any]:
     """A KL term beside the policy's loss instead of in the reward."""
-    added = f"loss = loss + config.kl_coef * _kl_term(logprobs - rollout.ref_logprobs[rows, :wide], mask)[{term!r}]"
+    added = f"loss = loss + config.kl_coef * _kl_term(logprobs - some.ref_logprobs, mask)[{term!r}]"
 
     def terms(drift: Any, mask: Any) -> dict[str, Any]:
         found = {"k1": drift, "k2": 0.5 * drift.square(), "k3": (-drift).exp() - 1 + drift}
         return {name: value[mask].mean() for name, value in found.items()}
 
     def change(original: Any) -> Any:
-        mutant = line("    logged = {", f"    {added}\n    logged = {{")(original)
+        mutant = line("    return loss, ", f"    {added}\n    return loss, ")(original)
         mutant.__globals__["_kl_term"] = terms
         return mutant
 
@@ -169,14 +169,14 @@ MUTANTS = [
     Mutant("rewards whitened, mean shifted", (*SHAPED, whitened(shift=True))),
     Mutant("GAE takes V of this token for the next", (ppo, "gae", line("gamma * next_value", "gamma * values[:, t]"))),
     Mutant("GAE forgets the later errors", (ppo, "gae", line("delta + gamma * lam * running", "delta"))),
-    Mutant("learning at temperature 1.3", (ppo, "response_logprobs", at_temperature(1.3))),
+    Mutant("learning at temperature 1.3", (learner, "response_logprobs", at_temperature(1.3))),
     Mutant("log-probabilities one position early", (rollout, "response_positions", EARLY)),
     Mutant("advantages of the wrong sign", (ppo, "policy_loss", line("return -masked_mean", "return masked_mean"))),
     Mutant("no clip", (losses, "clipped_surrogate", line("ratio.clamp(1 - clip, 1 + clip)", "ratio"))),
     Mutant("mean over responses, not over tokens", (ppo, "policy_loss", per_response)),
-    Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k1"))),
-    Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k2"))),
-    Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "policy_step", kl_as_loss("k3"))),
+    Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "clipped_loss", kl_as_loss("k1"))),
+    Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "clipped_loss", kl_as_loss("k2"))),
+    Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "clipped_loss", kl_as_loss("k3"))),
 ]
 
 

@@ -48,15 +48,16 @@ from types import SimpleNamespace
 from tutelage.rl.actors import load_actors, roll_out, rollout_seeds
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner, minibatches, run_generator
+from tutelage.rl.learner import minibatches
+from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner
 config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=8, dtype="bf16")
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
     actors = load_actors(Path(folder) / "smollm2", Path(folder) / "reward", config, run)
     actors = replace(actors, words=SimpleNamespace(end_of_turn_id=-1, pad_id=0))  # no token ends an answer
     learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
     for update in range(updates):
-        order, asked = run_generator(0, str(update)), ids[16 * update : 16 * update + 16]
-        parts = minibatches(config, run_generator(0, str(update)))
+        order, asked = torch.Generator().manual_seed(update), ids[16 * update : 16 * update + 16]
+        parts = list(minibatches(16, 16, 1, torch.Generator().manual_seed(update), torch.device("cpu")))
         rollout, _ = roll_out(actors, asked, rollout_seeds(0, update, 16), sampling, -1.0, parts)
         improve(learner, rollout, *estimate(rollout, config), config, order, update)
         ends.append(time.perf_counter())

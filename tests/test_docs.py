@@ -16,6 +16,7 @@ from tutelage.cli import VERBS
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "tutelage").rglob("*.py"))
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+ROLLOUT = ROOT / "src" / "tutelage" / "sampling" / "rollout.py"  # what one says of its policy
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -47,6 +48,8 @@ def dict_keys(node: ast.AST, scope: FUNCTION, module: ast.Module) -> set[str]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return returned_keys(node.func.id, module, set())
     keys: set[str] = set()
+    if isinstance(node, ast.Name) and f"{node.id}: Line" in ast.unparse(scope.args):
+        return measured_keys()
     if isinstance(node, ast.Name):
         for step in ast.walk(scope):
             targets = step.targets if isinstance(step, ast.Assign) else [getattr(step, "target", None)]
@@ -64,14 +67,37 @@ def returned_keys(name: str, module: ast.Module, seen: set[str]) -> set[str]:
     for function in (node for node in module.body if isinstance(node, FUNCTION) and node.name == name):
         if name in seen or "dict" not in ast.unparse(function.returns or ast.Constant("")):
             continue
+        keys |= written_keys(function)
         for node in ast.walk(function):
-            if isinstance(node, ast.Dict):
-                keys |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
-            elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-                keys |= {node.slice.value} if isinstance(node.slice, ast.Constant) else set()
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 keys |= returned_keys(node.func.id, module, seen | {name})
     return keys
+
+
+def written_keys(function: FUNCTION) -> set[str]:
+    """Of the dicts that are written out in it, and those put into one."""
+    keys: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Dict):
+            keys |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            keys |= {node.slice.value} if isinstance(node.slice, ast.Constant) else set()
+    return keys
+
+
+def measured_keys() -> set[str]:
+    """What reinforcement learning hands to `KLBudget` to log: the keys of functions that call it or give a Line.
+
+    And of those that they call by their names.
+    """
+    functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, FUNCTION)]
+    givers = [
+        f for f in functions if "Line" in ast.unparse(f.returns or ast.Constant("")) or ".holds(" in ast.unparse(f)
+    ]
+    called = {getattr(node.func, "id", "") for f in givers for node in ast.walk(f) if isinstance(node, ast.Call)}
+    modules = [tree for tree in TREES.values() if any(f in tree.body for f in givers)] + [tree_of(ROLLOUT)]
+    keys = {key for tree in modules for name in called for key in returned_keys(name, tree, set())}
+    return keys | {key for f in givers for key in written_keys(f)}
 
 
 def logged_keys(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -90,6 +116,12 @@ def test_every_logged_metric_is_defined() -> None:
         for key, line in logged_keys(tree):
             assert key, f"{path}:{line}: write the logged keys out in this function, so that a reader can look them up"
             assert key in defined, f"{path}:{line}: metric {key!r} is not in docs/metrics.md"
+
+
+def test_what_reinforcement_learning_measures_is_seen() -> None:
+    """Keys of the loop, of a rollout, of a method's loss, of the policy's step and of the value network's."""
+    seen = {"tied_groups", "judge_score", "score", "kl_loss", "clip_fraction", "ratio_error", "grad_norm", "value_loss"}
+    assert seen <= measured_keys() <= documented_keys()
 
 
 def test_every_defined_metric_exists() -> None:

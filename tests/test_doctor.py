@@ -10,6 +10,7 @@ import torch
 from tutelage.cli import main
 from tutelage.recipe import gates
 from tutelage.recipe.doctor import doctor
+from tutelage.rl import learner
 from tutelage.runs.machine import gemm_rate, missing_extras
 from tutelage.stages import ppo
 
@@ -88,7 +89,7 @@ def test_a_failing_gate_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_a_ratio_off_one_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ppo.response_logprobs
-    monkeypatch.setattr(ppo, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3 * t))
+    original = learner.response_logprobs
+    monkeypatch.setattr(learner, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3 * t))
     gate = gates.drift_gate()
     assert not gate.passed and "the ratio is off 1" in gate.words

@@ -4,6 +4,7 @@ What runs is the stages' own code: sampler, log-probabilities, advantages, losse
 """
 
 import math
+from functools import partial
 from itertools import count, product
 
 import pytest
@@ -12,13 +13,14 @@ from token_mdp import END, OPTIMA, PAD, REFERENCE, RESPONSES, REWARDS, START, TH
 
 from tutelage.learning.groups import grpo_loss, reinforce_loss
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
-from tutelage.rl.learner import PolicyLearner
+from tutelage.rl.groups import improve
+from tutelage.rl.learner import PolicyLearner, policy_step
 from tutelage.sampling.rollout import Rollout, pad_responses, response_logprobs
 from tutelage.sampling.sampler import Answer
 from tutelage.stages import grpo as grpo_stage
 from tutelage.stages import rloo as rloo_stage
-from tutelage.stages.grpo import GRPOConfig
-from tutelage.stages.rloo import RLOOConfig
+from tutelage.stages.grpo import GRPO, GRPOConfig
+from tutelage.stages.rloo import RLOO, RLOOConfig
 
 # Gradients of J in the logits, from exact differentiation: at THETA with beta .5 (MDP-A), and at the reference, where
 # the price of drift does not matter (MDP-B).
@@ -96,12 +98,14 @@ def test_a_step_of_grpo_is_that_of_its_rows(variant) -> None:
     learner = PolicyLearner(
         policy=policy, optimizer=adamw(policy.named_parameters(), lr=0.0, weight_decay=0.0), average=EMA(policy, 0.0)
     )
-    logged = grpo_stage.policy_step(learner, rollout, advantages, torch.tensor(rows), config, 0, first=True)
+    some = rollout.rows(torch.tensor(rows))
+    loss = partial(grpo_stage.loss, some=some, advantages=advantages[rows], config=config)
+    logged = policy_step(learner, some, loss, config, 0, first=True)
     assert logged["policy_loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def train(stage, config, rewards: dict, iterations: int, seed: int = 0) -> tuple[float, float]:
-    """`iterations` of the stage's own improve(). Returns J at the config's beta, and KL, of the final policy."""
+def train(method, config, rewards: dict, iterations: int, seed: int = 0) -> tuple[float, float]:
+    """`iterations` of the stages' own improve(). Returns J at the config's beta, and KL, of the final policy."""
     policy = Table(REFERENCE.log())
     optimizer = adamw(policy.named_parameters(), lr=0.03, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5)
     learner = PolicyLearner(policy=policy, optimizer=optimizer, average=EMA(policy, 0.0))
@@ -109,8 +113,7 @@ def train(stage, config, rewards: dict, iterations: int, seed: int = 0) -> tuple
     for iteration in range(iterations):
         set_learning_rate(optimizer, 1 - iteration / iterations)
         rollout = play(policy, None, rewards, [next(seeds) for _ in range(config.batch)], config.samples)
-        given = (order, iteration) if stage is grpo_stage else (iteration,)
-        stage.improve(learner, rollout, stage.estimate(rollout, config), config, *given)
+        improve(method, learner, rollout, config, order, iteration)
     return exact(policy.table.detach(), rewards, config.kl_coef)
 
 
@@ -120,7 +123,7 @@ def rloo_config(beta: float) -> RLOOConfig:
 
 def test_rloo_reaches_the_optimum() -> None:
     best, kl = OPTIMA["B", 0.5]
-    reached, drift = train(rloo_stage, rloo_config(0.5), REWARDS["B"], 400)
+    reached, drift = train(RLOO, rloo_config(0.5), REWARDS["B"], 400)
     assert reached == pytest.approx(best, rel=0.01)
     assert drift == pytest.approx(kl, rel=0.03)
 
@@ -128,7 +131,7 @@ def test_rloo_reaches_the_optimum() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("mdp", "beta"), OPTIMA)
 def test_rloo_reaches_every_optimum(mdp: str, beta: float) -> None:
-    reached, _ = train(rloo_stage, rloo_config(beta), REWARDS[mdp], 800, seed=1)
+    reached, _ = train(RLOO, rloo_config(beta), REWARDS[mdp], 800, seed=1)
     assert reached == pytest.approx(OPTIMA[mdp, beta][0], rel=0.01)
 
 
@@ -138,11 +141,11 @@ def test_grpo_without_a_price_finds_the_best_response(variant, epochs: int) -> N
     config = GRPOConfig(
         batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=0.0, grad_clip=1e9, variant=variant, epochs=epochs
     )
-    reached, _ = train(grpo_stage, config, REWARDS["B"], 200)
+    reached, _ = train(GRPO, config, REWARDS["B"], 200)
     assert reached > 1.95
 
 
 def test_the_price_of_drift_holds_grpo_near_the_reference() -> None:
     config = GRPOConfig(batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=5.0, grad_clip=1e9)
-    _, drift = train(grpo_stage, config, REWARDS["B"], 200)
+    _, drift = train(GRPO, config, REWARDS["B"], 200)
     assert 0 < drift < 0.3

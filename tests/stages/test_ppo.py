@@ -21,13 +21,12 @@ from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
 from tutelage.learning.optim import EMA
 from tutelage.model.gpt import GPT
-from tutelage.rl import actors
+from tutelage.rl import actors, learner
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import generate
-from tutelage.stages import ppo as stage
-from tutelage.stages.ppo import PPOConfig, policy_step
+from tutelage.stages.ppo import PPOConfig, improve
 from tutelage.stages.reward import reward
 
 transformers = pytest.importorskip("transformers")
@@ -96,7 +95,7 @@ def test_no_reward_and_no_drift_is_no_reward_at_all(world: World, tmp_path: Path
     assert not rewards.any()
     advantages, returns = gae(rewards, rollout.values, mask, gamma=1.0, lam=0.95)
     assert not advantages.any() and not returns.any()  # the value is the reward model: 0 as well
-    policy_step(bench.learner, rollout, advantages, torch.arange(8), replace(PLAIN, missing_end=0.0), 0, True)
+    improve(bench.learner, rollout, advantages, returns, replace(PLAIN, missing_end=0.0), torch.Generator(), 0)
     assert bench.actors.reference is not None
     for ours, theirs in zip(bench.learner.policy.parameters(), bench.actors.reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)  # P-b
@@ -145,7 +144,7 @@ def one_token_late(original: Any) -> Any:
 def test_a_ratio_off_one_stops_the_run(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any
 ) -> None:
-    monkeypatch.setattr(stage, "response_logprobs", wrong(stage.response_logprobs))
+    monkeypatch.setattr(learner, "response_logprobs", wrong(learner.response_logprobs))
     with pytest.raises(InputError, match="before the first step the ratio is off 1"):
         run_ppo(world, tmp_path / "out", PLAIN)
     assert not (tmp_path / "out" / "model.safetensors").exists()

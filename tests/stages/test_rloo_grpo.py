@@ -21,12 +21,11 @@ from tutelage import cli
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.kv_cache import KVCache
+from tutelage.rl import learner
 from tutelage.rl.actors import load_actors, next_rollout
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
-from tutelage.stages import grpo as grpo_stage
-from tutelage.stages import rloo as rloo_stage
 from tutelage.stages.grpo import GRPOConfig, grpo
 from tutelage.stages.reward import reward
 from tutelage.stages.rloo import RLOOConfig, rloo
@@ -120,12 +119,12 @@ def test_settings_without_a_meaning(
     assert end.value.code == 2 and complaint in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("config", "stage"), [(RLOO, rloo_stage), (GRPO, grpo_stage)])
+@BOTH
 def test_a_ratio_off_one_stops_the_run(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, stage: Any
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
 ) -> None:
-    right = stage.response_logprobs
-    monkeypatch.setattr(stage, "response_logprobs", lambda policy, responses, t: right(policy, responses, 1.3 * t))
+    right = learner.response_logprobs
+    monkeypatch.setattr(learner, "response_logprobs", lambda policy, responses, t: right(policy, responses, 1.3 * t))
     with pytest.raises(InputError, match="before the first step the ratio is off 1"):
         run_groups(world, tmp_path / "out", config)
     assert not (tmp_path / "out" / "model.safetensors").exists()

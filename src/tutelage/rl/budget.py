@@ -1,6 +1,11 @@
-"""How far a policy may drift: the run stops at a budget of nats per response, and the last policy within it is kept.
+"""The iterations of a run, and how far the policy may drift in them: up to a budget of nats per response.
 
     each rollout's KL -> within the budget: keep the averaged policy that made it, learn from it; beyond: stop
+
+    for iteration in budget.iterations():
+        ... what is measured of a rollout ...
+        if budget.holds(measured, iteration):
+            budget.learnt(measured | improve(...), iteration)
 
 The watch (`watch.py`) looks at the same measurements: it says what is wrong, and stops what cannot be learned from.
 
@@ -8,13 +13,14 @@ One rollout more is made than is learned from, so that the last step, too, is he
 in the checkpoints, with the learner.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import PolicyLearner
-from tutelage.rl.seen import Limits
+from tutelage.rl.seen import Limits, Line
 from tutelage.rl.watch import Watch, tell
 from tutelage.runs.run import Run
 
@@ -25,7 +31,7 @@ class KLBudget:
     def __init__(self, run: Run, learner: PolicyLearner):
         self.run, self.learner = run, learner
         self.config: RLConfig = run.config  # type: ignore[assignment]
-        self.first = 0
+        self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
         self.stopped: str | None = None
         self.watch = Watch(Limits(str(run.device.compute_dtype), self.config.max_tokens, self.config.ptx_share))
@@ -35,33 +41,44 @@ class KLBudget:
             self.stopped = state["stopped"]
             self.first, self.kept = state["step"], state["kept"]
 
-    def iterations(self) -> range:
-        """Those still to come. The last one only measures."""
-        return range(self.first, self.config.iterations + 1)
+    def iterations(self) -> Iterator[int]:
+        """Those still to come, each at its rate, until the run has to end. The last one only measures."""
+        for iteration in range(self.first, self.config.iterations + 1):
+            self.learner.set_rate(iteration, self.config)
+            yield iteration
+            if self.over:
+                return
 
-    def holds(self, measured: dict[str, float], iteration: int) -> bool:
-        """Whether this iteration's rollout is within the budget and may be learned from.
+    def holds(self, measured: Line, iteration: int) -> bool:
+        """Whether this iteration's rollout is to be learnt from: it is within the budget, and not the last.
 
-        Then the policy that made it is the one to keep, unless the watch finds it unsound for now.
+        Within it the policy that made it is the one to keep, unless the watch finds it unsound for now.
         """
-        self.look(measured, iteration)
+        self._look(measured, iteration)
         if measured["kl"] > self.config.kl_budget:
             budget = f"the budget of {self.config.kl_budget} nats"
             self.stopped = f"KL {measured['kl']:.1f} exceeded {budget} at iteration {iteration}"
         if self.stopped:
+            self.over = True
             self.run.progress.say(f"{self.run.out}: {self.stopped}; the policy before it is kept")
+            self.run.log(iteration + 1, **measured)
             return False
         if self.watch.sound:
             self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
-        return True
+        return iteration < self.config.iterations
 
-    def look(self, measured: dict[str, float], iteration: int) -> None:
+    def learnt(self, measured: Line, iteration: int) -> None:
+        """After this iteration's steps: log them; save if it is time to, or if somebody asked to stop."""
+        self._look(measured, iteration)
+        rate = (iteration + 1) * self.config.batch / self.run.seconds
+        self.run.log(iteration + 1, **measured, responses_per_second=rate)
+        done = (iteration + 1) / self.config.iterations
+        self.run.progress.update(done, score=measured["score"], kl=measured["kl"])
+        self.run.checkpoint(iteration + 1, self.state)
+
+    def _look(self, measured: Line, iteration: int) -> None:
         """Say what is wrong since this iteration. What the run has to end for ends it at the next rollout."""
         self.stopped = tell(self.watch.look(iteration, measured), self.run.progress.say) or self.stopped
-
-    def checkpoint(self, iteration: int) -> None:
-        """After this iteration's steps: save if it is time to, or if somebody asked to stop."""
-        self.run.checkpoint(iteration + 1, self.state)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""

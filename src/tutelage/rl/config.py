@@ -59,6 +59,16 @@ class GroupConfig(RLConfig):
     samples: int
     """Responses per prompt."""
 
+    @property
+    def rows(self) -> int:
+        """Responses per optimizer step."""
+        return self.batch
+
+    @property
+    def passes(self) -> int:
+        """Over each rollout."""
+        return 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 2:

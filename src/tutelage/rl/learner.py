@@ -1,11 +1,11 @@
-"""The policy while it learns: what PPO, RLOO and GRPO do alike once they have a loss.
+"""The policy while it learns: what PPO, RLOO and GRPO do alike with a minibatch of a rollout and a loss of its tokens.
 
-    loss -> gradient, with a share of the pretraining gradient -> clipped step of AdamW -> moving average
+    log-probabilities -> loss -> gradient, with a share of the pretraining gradient -> clipped step of AdamW -> average
 
 Before the first step of an iteration the policy is the one that sampled: a ratio off 1 stops the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from tutelage.model.gpt import GPT
 from tutelage.model.lora import trainable
 from tutelage.rl.config import RLConfig
 from tutelage.rl.mix import PretrainingMix
+from tutelage.rl.seen import Line
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.run import Run
+from tutelage.sampling.rollout import Rollout, response_logprobs
 
 
 @dataclass(kw_only=True)
@@ -48,16 +50,32 @@ class PolicyLearner:
         """Rise from a tenth of the peak over the warm-up, then constant (Ouyang et al. 2022, appendix C.4)."""
         set_learning_rate(self.optimizer, min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup)))
 
-    def step(self, loss: Tensor, iteration: int, config: RLConfig) -> dict[str, float]:
+    def step(self, loss: Tensor, iteration: int, config: RLConfig) -> Line:
         """One step along the loss's gradient, with the pretraining gradient added. Returns what to log."""
         loss.backward()
-        logged: dict[str, float] = {}
+        logged: Line = {}
         if self.mix:
             calibrate, text = iteration < config.ptx_calibration, self.mix.loss(self.policy, config.ptx_windows)
             logged |= self.mix.share.add_gradient(self.policy.parameters(), text, calibrate)
         logged["grad_norm"] = clipped_step([self.optimizer], self.policy.parameters(), config.grad_clip)
         self.average.update(self.policy)
         return logged
+
+
+def policy_step(
+    learner: PolicyLearner, some: Rollout, loss_of: Callable[[Tensor], tuple[Tensor, Line]], config: RLConfig,
+    iteration: int, first: bool,
+) -> Line:  # fmt: skip
+    """One step of the policy on some rows of a rollout, the first of its iteration or a later one.
+
+    loss_of takes log pi (b, T) of their tokens and gives the loss, and what is to be logged beside it.
+    """
+    logprobs = response_logprobs(learner.policy, some.responses, config.temperature)
+    error = ratio_error(logprobs, some.logprobs, some.responses.mask)
+    if first:
+        check_ratio(error, learner.policy.compute_dtype)
+    loss, logged = loss_of(logprobs)
+    return {"policy_loss": loss.item(), "ratio_error": error} | logged | learner.step(loss, iteration, config)
 
 
 def policy_learner(policy: GPT, config: RLConfig) -> PolicyLearner:
@@ -103,7 +121,7 @@ def first_epoch(run: Run, size: int, iteration: int) -> list[Tensor]:
     return list(minibatches(config.batch, size, 1, order, run.device.torch_device))
 
 
-def averaged(logged: Sequence[dict[str, float]]) -> dict[str, float]:
+def averaged(logged: Sequence[Line]) -> Line:
     """Means over the steps of an iteration; the ratio's error is the first step's, before which it must be 0."""
     mean = {key: sum(step[key] for step in logged) / len(logged) for key in logged[0]}
     return mean | {"ratio_error": logged[0]["ratio_error"]}

@@ -145,6 +145,18 @@ class Rollout:
     values: Tensor | None  # (B, T) V(prefix); None without a value network
     scores: Tensor  # (B,) reward model, one per whole response; missing_end where it has no end
 
+    def rows(self, chosen: Tensor) -> "Rollout":
+        """Some of the rows, the padding cut to what they need."""
+        responses = self.responses.rows(chosen)
+        wide = responses.mask.shape[1]
+        return Rollout(
+            responses=responses,
+            logprobs=self.logprobs[chosen, :wide],
+            ref_logprobs=self.ref_logprobs[chosen, :wide],
+            values=None if self.values is None else self.values[chosen, :wide],
+            scores=self.scores[chosen],
+        )
+
 
 @torch.no_grad()
 def score_rollout(

@@ -12,6 +12,7 @@ with the curves, `rl/watch.py` says.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,20 @@ from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import (
     PolicyLearner,
     averaged,
-    check_ratio,
     first_epoch,
     minibatch_order,
     minibatches,
-    ratio_error,
+    policy_step,
     rl_adamw,
 )
 from tutelage.rl.mix import open_mix
+from tutelage.rl.seen import Line
 from tutelage.runs.adapter import save_tuned, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run
-from tutelage.sampling.rollout import Rollout, describe, response_logprobs, response_values
+from tutelage.sampling.rollout import Rollout, describe, response_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,6 @@ def train(
     config: PPOConfig = run.config  # type: ignore[assignment]
     budget = KLBudget(run, learner)
     for iteration in budget.iterations():
-        learner.set_rate(iteration, config)  # the value network's is constant: the sooner it knows prefixes, the better
         parts = first_epoch(run, config.minibatch, iteration)
         rollout, gap = next_rollout(actors, asked, iteration, config, parts)
         advantages, returns = estimate(rollout, config)
@@ -139,18 +139,10 @@ def train(
         measured = describe(rollout, config.kl_coef) | {"explained_variance": variance, "sampler_gap": gap}
         if judge:
             measured["judge_score"] = judge_score(judge, rollout, config.missing_end)
-        if not budget.holds(measured, iteration):
-            run.log(iteration + 1, **measured)
-            break
-        if iteration == config.iterations:
-            break
-        order = minibatch_order(run, iteration)
-        measured |= improve(learner, rollout, advantages, returns, config, order, iteration)
-        budget.look(measured, iteration)
-        rate = (iteration + 1) * config.batch / run.seconds
-        run.log(iteration + 1, **measured, responses_per_second=rate)
-        run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
-        budget.checkpoint(iteration)
+        if budget.holds(measured, iteration):
+            order = minibatch_order(run, iteration)
+            measured |= improve(learner, rollout, advantages, returns, config, order, iteration)
+            budget.learnt(measured, iteration)
     return budget
 
 
@@ -170,42 +162,31 @@ def estimate(rollout: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
 def improve(
     learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, config: PPOConfig,
     order: torch.Generator, iteration: int,
-) -> dict[str, float]:  # fmt: skip
+) -> Line:  # fmt: skip
     """Epochs of minibatches over one rollout. Returns what to log, averaged over the steps."""
-    logged: list[dict[str, float]] = []
+    logged: list[Line] = []
     for rows in minibatches(config.batch, config.minibatch, config.epochs, order, advantages.device):
-        step = policy_step(learner, rollout, advantages, rows, config, iteration, first=not logged)
-        logged.append(step | value_step(learner, rollout, returns, rows, config))
+        some = rollout.rows(rows)
+        loss = partial(clipped_loss, some=some, advantages=advantages[rows], config=config)
+        step = policy_step(learner, some, loss, config, iteration, first=not logged)
+        logged.append(step | value_step(learner, some, returns[rows], config))
     for rows in minibatches(config.batch, config.minibatch, config.value_epochs - config.epochs, order, returns.device):
-        value_step(learner, rollout, returns, rows, config)
+        value_step(learner, rollout.rows(rows), returns[rows], config)
     return averaged(logged) | {"lr": learner.optimizer.param_groups[0]["lr"]}
 
 
-def policy_step(
-    learner: Learner, rollout: Rollout, advantages: Tensor, rows: Tensor, config: PPOConfig, iteration: int,
-    first: bool,
-) -> dict[str, float]:  # fmt: skip
-    """One step of the policy on one minibatch, with the pretraining gradient added to PPO's."""
-    responses = rollout.responses.rows(rows)
-    wide = responses.mask.shape[1]
-    old, mask = rollout.logprobs[rows, :wide], responses.mask
-    logprobs = response_logprobs(learner.policy, responses, config.temperature)
-    error = ratio_error(logprobs, old, mask)
-    if first:
-        check_ratio(error, learner.policy.compute_dtype)
-    loss, clipped = policy_loss(logprobs, old, advantages[rows, :wide], mask, clip=config.clip)
-    logged = {"policy_loss": loss.item(), "clip_fraction": clipped.item(), "ratio_error": error}
-    return logged | learner.step(loss, iteration, config)
+def clipped_loss(logprobs: Tensor, some: Rollout, advantages: Tensor, config: PPOConfig) -> tuple[Tensor, Line]:
+    """The policy's loss on some rows of a rollout, and what is logged of it; advantages (b, T) or wider."""
+    mask = some.responses.mask
+    loss, clipped = policy_loss(logprobs, some.logprobs, advantages[:, : mask.shape[1]], mask, clip=config.clip)
+    return loss, {"clip_fraction": clipped.item()}
 
 
-def value_step(
-    learner: Learner, rollout: Rollout, returns: Tensor, rows: Tensor, config: PPOConfig
-) -> dict[str, float]:
-    """One step of the value network on one minibatch."""
-    responses = rollout.responses.rows(rows)
-    wide, old = responses.mask.shape[1], values_of(rollout)
-    values = response_values(learner.value, responses)
-    loss = value_loss(values, old[rows, :wide], returns[rows, :wide], responses.mask, clip=config.value_clip)
+def value_step(learner: Learner, some: Rollout, returns: Tensor, config: PPOConfig) -> Line:
+    """One step of the value network on some rows of a rollout; returns (b, T) or wider."""
+    mask = some.responses.mask
+    values = response_values(learner.value, some.responses)
+    loss = value_loss(values, values_of(some), returns[:, : mask.shape[1]], mask, clip=config.value_clip)
     loss.backward()
     clipped_step([learner.value_optimizer], learner.value.parameters(), config.grad_clip)
     return {"value_loss": loss.item()}

@@ -11,21 +11,14 @@ With --corpus a share of the pretraining loss is mixed in, as in PPO-ptx; the pa
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from tutelage.learning.groups import leave_one_out, reinforce_loss, tied_groups
+from tutelage.learning.groups import leave_one_out, reinforce_loss
 from tutelage.learning.kl import kl_per_response
-from tutelage.rl.actors import Actors, encode_prompts, load_actors, next_rollout
-from tutelage.rl.budget import KLBudget
 from tutelage.rl.config import GroupConfig
-from tutelage.rl.learner import PolicyLearner, check_ratio, policy_learner, ratio_error
-from tutelage.rl.mix import open_mix
-from tutelage.runs.adapter import save_tuned
-from tutelage.runs.base import find_base
-from tutelage.runs.identity import Inputs
-from tutelage.runs.run import Run
-from tutelage.sampling.rollout import Rollout, describe, response_logprobs
+from tutelage.rl.groups import Method, learn_in_groups
+from tutelage.rl.seen import Line
+from tutelage.sampling.rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,43 +41,7 @@ def rloo(
 
     Example: tutelage rloo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/rloo
     """
-    policy = find_base(policy)
-    inputs: Inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
-    with Run(out, stage="rloo", config=config, inputs=inputs) as run:
-        if run.finished:
-            return
-        actors = load_actors(policy, reward, config, run, critic=False)
-        count = config.iterations * config.batch // config.samples
-        asked = encode_prompts(actors, prompts, count, config, "rloo")
-        learner = policy_learner(actors.policy, config)
-        if corpus:
-            learner.mix = open_mix(run, actors, corpus, config.iterations)
-        results = train(run, learner, actors, asked).put_back()
-        save_tuned(out, learner.policy, actors.words, policy, config)
-        run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
-
-
-def train(run: Run, learner: PolicyLearner, actors: Actors, asked: list[list[int]]) -> KLBudget:
-    """The algorithm box: k responses a prompt, rewards, advantages, one step."""
-    config: RLOOConfig = run.config  # type: ignore[assignment]
-    budget = KLBudget(run, learner)
-    for iteration in budget.iterations():
-        learner.set_rate(iteration, config)
-        rollout, gap = next_rollout(actors, asked, iteration, config, [torch.arange(config.batch)], config.samples)
-        tied = tied_groups(rollout.scores.view(-1, config.samples))
-        measured = describe(rollout, config.kl_coef) | {"tied_groups": tied, "sampler_gap": gap}
-        if not budget.holds(measured, iteration):
-            run.log(iteration + 1, **measured)
-            break
-        if iteration == config.iterations:
-            break
-        measured |= improve(learner, rollout, estimate(rollout, config), config, iteration)
-        budget.look(measured, iteration)
-        rate = (iteration + 1) * config.batch / run.seconds
-        run.log(iteration + 1, **measured, responses_per_second=rate)
-        run.progress.update((iteration + 1) / config.iterations, score=measured["score"], kl=measured["kl"])
-        budget.checkpoint(iteration)
-    return budget
+    learn_in_groups(RLOO, policy, reward, prompts, out, corpus, config)
 
 
 def estimate(rollout: Rollout, config: RLOOConfig) -> Tensor:
@@ -94,14 +51,9 @@ def estimate(rollout: Rollout, config: RLOOConfig) -> Tensor:
     return leave_one_out(rewards.view(-1, config.samples)).flatten()
 
 
-def improve(
-    learner: PolicyLearner, rollout: Rollout, advantages: Tensor, config: RLOOConfig, iteration: int
-) -> dict[str, float]:
-    """One step on the whole rollout. Returns what to log."""
-    mask = rollout.responses.mask
-    logprobs = response_logprobs(learner.policy, rollout.responses, config.temperature)
-    error = ratio_error(logprobs, rollout.logprobs, mask)
-    check_ratio(error, learner.policy.compute_dtype)
-    loss = reinforce_loss(logprobs, advantages, mask)
-    logged = {"policy_loss": loss.item(), "ratio_error": error, "lr": learner.optimizer.param_groups[0]["lr"]}
-    return logged | learner.step(loss, iteration, config)
+def loss(logprobs: Tensor, some: Rollout, advantages: Tensor, config: RLOOConfig) -> tuple[Tensor, Line]:
+    """REINFORCE on the whole rollout."""
+    return reinforce_loss(logprobs, advantages, some.responses.mask), {}
+
+
+RLOO = Method("rloo", estimate, loss)
