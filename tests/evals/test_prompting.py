@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tutelage.evals.prompting import (
     Example,
+    as_instruction_alone,
     few_shot_prompt,
     final_answer,
     instruction_prompt,
@@ -69,6 +70,9 @@ def test_chains_of_thought() -> None:
 def test_instructions_with_and_without_an_input() -> None:
     assert instruction_prompt("Say hello.") == "Instruction:\nSay hello.\n\nOutput:\n"
     assert instruction_prompt("Add.", "1, 2") == "Instruction:\nAdd.\n\nInput:\n1, 2\n\nOutput:\n"
+    item, other = Example("What is 1 + 2?", "3"), Example("What is 1 + 1?", "2")
+    shown = few_shot_prompt(item, [item, other], 1, anything, 0, as_instruction_alone)
+    assert shown == "Instruction:\nWhat is 1 + 1?\n\nOutput:\n2\n\nInstruction:\nWhat is 1 + 2?\n\nOutput:\n"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,28 @@ def test_another_prompt_is_not_handed_over(run: Path, tmp_path: Path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+
+
+def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that differs only there is another one; one that takes no system turn is held to the rest."""
+    model, words = load_policy(run, stage.EXACT)
+    other = words.chat_template.replace(
+        "message['content']", "('' if message['role'] == 'system' else message['content'])"
+    )
+    without = Tokenizer(words._backend, words.settings | {"chat_template": REFUSES_SYSTEM + words.chat_template})
+    save_policy(tmp_path / "without", model, without)
+    export(tmp_path / "without", tmp_path / "handed over")
+    for spoilt in (other, REFUSES_SYSTEM + words.chat_template):
+
+        def save(place: Path, model: Any, words: Tokenizer, spoilt: str = spoilt) -> None:
+            save_policy(place, model, Tokenizer(words._backend, words.settings | {"chat_template": spoilt}))
+
+        monkeypatch.setattr(stage, "save_policy", save)
+        with pytest.raises(InputError, match="rendered otherwise"):
+            export(run, tmp_path / "out")
+
+
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="is there already"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.model.config import RopeScaling
 from tutelage.model.gpt import GPT
@@ -18,6 +19,7 @@ from tutelage.recipe.preset import DEMO
 from tutelage.runs.gguf_file import read_gguf, write_gguf
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import generate
+from tutelage.text.gguf_vocabulary import RULES
 from tutelage.text.tokenizer import Tokenizer
 
 PLACE = Path(sys.prefix) / "llama-cpp"
@@ -55,6 +57,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", dict(norm_eps=1e-5)),
     "llama3": ("llama", dict(head_width=16, rope_scaling=RopeScaling(
         factor=8.0, low_frequency=1.0, high_frequency=4.0, original_context=64))),
+    "smollm2": ("llama", dict(width=72, heads=9, kv_heads=3, norm_eps=1e-5, rope_theta=1e5)),
     "mistral": ("mistral", dict(band=64)),
     "qwen2": ("qwen2", {}),
     "qwen3": ("modern", dict(head_width=16)),
@@ -114,17 +117,31 @@ def test_the_demos_own_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
-def test_llama_cpp_cuts_text_as_we_do(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, rule: str) -> None:
-    from tokenizers import Tokenizer as BackendTokenizer
-
-    from tutelage.text.gguf_vocabulary import RULES
-
+def with_rule(tokenizer: Tokenizer, rule: str) -> Tokenizer:
+    """The same tokens, text cut by another family's rule."""
     backend = BackendTokenizer.from_str(tokenizer.to_json())
     backend.pre_tokenizer = RULES[rule]()
     state = json.loads(backend.to_str())
     state["model"]["ignore_merges"] = rule == "llama-bpe"
-    words = Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings)
+    return Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings)
+
+
+def test_smollm2s_own_shape_from_text_to_text(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Three groups of three queries, one matrix for embedding and head, and llama.cpp's own cut of the prompt."""
+    family, changes = SHAPES["smollm2"]
+    file, words = tmp_path / "smollm2.gguf", with_rule(tokenizer, "smollm")
+    assert write_gguf(file, make_gpt(family, **changes), words, "f16")  # llama.cpp has this rule
+    again, read = read_gguf(file)
+    assert again.config.tied and (again.config.heads, again.config.kv_heads) == (9, 3)
+    text = "hello there, 1234 dogs and 42 cats"
+    cut = llama_cpp(file, [], 0, text)["text"]
+    assert cut == words.encode(text) == read.encode(text)
+    assert llama_cpp(file, [cut], 12)["written"] == our_greedy(again, [cut], read.end_of_turn_id, 12)
+
+
+@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_llama_cpp_cuts_text_as_we_do(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, rule: str) -> None:
+    words = with_rule(tokenizer, rule)
     text = "Hello there, how are 42 you?\n\n\nFine: I'm ok...  the cat 今天天气很好 x\t1234"
     write_gguf(tmp_path / "model.gguf", make_gpt("llama"), words, "f16")
     assert llama_cpp(tmp_path / "model.gguf", [], 0, text)["text"] == words.encode(text)

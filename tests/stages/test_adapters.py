@@ -87,6 +87,21 @@ def test_an_adapter_of_others_is_another_one_on_another_base(world: World, tuned
     assert hash_input(folder) != before
 
 
+@pytest.mark.parametrize("inside", ["", "adapter"])
+def test_adapters_that_name_each_other_are_refused_in_one_line(tuned: Path, tmp_path: Path, inside: str) -> None:
+    """As PEFT folders, or as runs with an adapter in them; the ring may lie further down."""
+    for name, base in (("first", "second"), ("second", "third"), ("third", "second")):
+        shutil.copytree(tuned / "adapter", tmp_path / name / inside)
+        (tmp_path / name / inside / "base.json").unlink()
+        config = json.loads((tmp_path / name / inside / "adapter_config.json").read_text())
+        named = json.dumps(config | {"base_model_name_or_path": str(tmp_path / base)})
+        (tmp_path / name / inside / "adapter_config.json").write_text(named)
+    for look in (hash_input, lambda folder: load_policy(folder, CPU)):
+        with pytest.raises(InputError, match="its base leads back to .*second") as refused:
+            look(tmp_path / "first")
+        assert "\n" not in str(refused.value)
+
+
 def test_a_base_that_has_moved_or_changed_is_refused_in_one_line(world: World, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(world.base, base)

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -90,6 +92,31 @@ def test_a_base_model_without_a_template_gets_one(make_gpt: Any, tmp_path: Path)
     assert model.config.vocab_size == words.vocab_size == 305
     assert words.end_of_text_id == 299 and words.end_of_turn_id == words.special["<|end|>"] >= 300
     assert len(encode_chat(words, [{"role": "user", "content": "A"}], add_generation_prompt=True).ids) == 4
+
+
+def test_gemma_3_is_refused_in_one_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A folder as transformers writes it, a file as llama.cpp names it; why it is not read: docs/results.md."""
+    shape = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    theirs = transformers.Gemma3TextConfig(**shape, head_dim=8, intermediate_size=48, sliding_window=16)
+    transformers.Gemma3ForCausalLM(theirs).save_pretrained(tmp_path / "folder")
+    tokenizer.save(tmp_path / "folder")
+    writer = gguf.GGUFWriter(tmp_path / "gemma.gguf", "gemma3")
+    writer.add_uint32("gemma3.embedding_length", 32)
+    writer.add_tensor("token_embd.weight", np.zeros((300, 32), np.float32))
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    for base, words in (
+        ("folder", "family 'gemma3_text' is not read; .*llama.* are"),
+        ("gemma.gguf", "'gemma3' are not read; llama"),
+    ):
+        with pytest.raises(InputError, match=words) as refused:
+            import_model(tmp_path / base, tmp_path / "run")
+        assert "\n" not in str(refused.value)
 
 
 def test_a_base_goes_by_several_names(

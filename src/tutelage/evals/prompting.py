@@ -58,6 +58,11 @@ def as_instruction(example: Example, solved: bool) -> str:
     return instruction_prompt(ANSWER, example.question) + (example.answer if solved else "")
 
 
+def as_instruction_alone(example: Example, solved: bool) -> str:
+    """The question as the instruction of a triple without an input."""
+    return instruction_prompt(example.question) + (example.answer if solved else "")
+
+
 def few_shot_prompt(
     item: Example,
     pool: Sequence[Example],

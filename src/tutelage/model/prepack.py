@@ -2,6 +2,7 @@
 
     prepack(model, head): matrices get `packed`;  product(x, weight, bias) = x W^T + bias, by the packed one if there is
 
+What is packed is a copy: a packed matrix must not be changed, as its products would go on with the old one.
 A product of a few rows, one step of decoding, spends half of its time on laying the weights out anew: packed, it takes
 half as long, and its numbers are the same bit for bit (LOG.md). The operators are oneDNN's, private to torch: where
 they are missing nothing is packed, and everything runs as before.

@@ -45,12 +45,18 @@ def _from_hub(name: str) -> Path:
     """A repository's files in the hub's own cache. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected."""
     try:
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import RepositoryNotFoundError
     except ModuleNotFoundError:
         raise InputError(
             f"{name}: no such folder, and to look for it on the hub takes the extra: pip install 'tutelage[hub]'"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=NEEDED))
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{name}: no such folder here, and the hub has no such repository, or it is private; check the name, or "
+            "set HF_TOKEN if it is yours"
+        ) from None
     except Exception as error:  # the library's, the network's, the disk's
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -6,6 +6,7 @@ What is written is read again the way a stranger would and must give the run's l
 and render a conversation to the same ids. Otherwise nothing is left behind but the reason.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from tutelage.text.tokenizer import Tokenizer
 
 # Largest difference of a logit, relative to the largest logit: fp32 is exact, the others round the weights.
 ROUNDING = {"hf": 1e-5, "f16": 5e-3, "bf16": 5e-2, "q8_0": 1e-1}
+SYSTEM = {"role": "system", "content": "Be brief."}  # left out where the template takes none
 CONVERSATION = [
     {"role": "user", "content": "Hello! 你好。 <|end|>\n\nAnd: 42?"},
     {"role": "assistant", "content": "Fine."},
@@ -71,13 +73,21 @@ def export(
 def hold_against(written: Path, model: GPT, words: Tokenizer, rounding: float) -> None:
     """Raises InputError unless what was written is the same model with the same prompts."""
     again, their_words = load_policy(written, EXACT)
-    ids, theirs = (encode_chat(w, CONVERSATION, add_generation_prompt=True).ids for w in (words, their_words))
-    if ids != theirs:
+    prompts = rendered(words)
+    if prompts != rendered(their_words):
         raise InputError(f"{written}: a conversation is rendered otherwise than by the run; nothing was written")
-    probe = torch.tensor([ids])[:, : model.config.context]
+    probe = torch.tensor([prompts[-1]])[:, : model.config.context]
     expected, found = model.eval()(probe), again.eval()(probe)
     gap = float((found - expected).abs().max() / expected.abs().max())
     if not gap <= rounding:
         raise InputError(
             f"{written}: logits are off by {gap:.1e} of the largest, {rounding:g} is rounding; not written"
         )
+
+
+def rendered(words: Tokenizer) -> list[list[int]]:
+    """The conversation as the template writes it, alone and after a system turn if it takes one."""
+    prompts = [encode_chat(words, CONVERSATION, add_generation_prompt=True).ids]
+    with contextlib.suppress(InputError):
+        prompts.append(encode_chat(words, [SYSTEM, *CONVERSATION], add_generation_prompt=True).ids)
+    return prompts

@@ -36,7 +36,7 @@ from tutelage.model.vocabulary import resized
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
-from tutelage.runs.identity import hash_input
+from tutelage.runs.identity import find_adapter, hash_input, refuse_ring
 from tutelage.text.tokenizer import Tokenizer
 
 SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens
@@ -93,13 +93,6 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device) -
     return build(from_hf_config(config), fill, len(weights), device.compute_dtype)
 
 
-def find_adapter(folder: Path) -> Path | None:
-    """Where the adapter lies in a folder that has no weights of its own."""
-    if (folder / "config.json").is_file():
-        return None
-    return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
-
-
 def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     """An adapter merged into its base. Raises InputError for a base that has moved or changed."""
     config = read_json(folder / "adapter_config.json")
@@ -123,6 +116,7 @@ def _base_of(folder: Path, named: Any) -> Path:
     base = place if place.exists() else find_base(Path(named))
     if base.resolve() in (folder.resolve(), folder.parent.resolve()):
         raise InputError(f"{folder}: names itself as its base; write the base's path into adapter_config.json")
+    refuse_ring(folder)
     return base
 
 

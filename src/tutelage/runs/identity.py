@@ -51,6 +51,7 @@ def hash_input(path: Path) -> str:
         return _digest(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check the path")
+    refuse_ring(path)
     inside = [*path.iterdir(), *([] if (path / "config.json").is_file() else path.glob("adapter/*"))]
     files = sorted(p for p in inside if p.suffix in (".json", ".jsonl", ".safetensors", ".jinja"))
     content = [p for p in files if p.name not in ("run.json", "metrics.jsonl", "report.json")]
@@ -64,15 +65,36 @@ def hash_input(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _base_named_by_path(folder: Path) -> Path | None:
-    """The base of an adapter folder as PEFT writes it, where it lies on this disk."""
-    config = folder / "adapter_config.json"
-    if not config.is_file() or (folder / "base.json").is_file():
+def refuse_ring(folder: Path) -> None:
+    """Raises InputError where adapters name each other as base, so that none of them ever gets to a model."""
+    met, base = {folder.resolve()}, _base_named_by_path(folder)
+    while base:
+        if base.resolve() in met:
+            raise InputError(
+                f"{folder}: its base leads back to {base}, so adapters are all there is; name a model as the base in "
+                "one's adapter_config.json"
+            )
+        met.add(base.resolve())
+        base = _base_named_by_path(base)
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """Where the adapter lies in a folder that has no weights of its own."""
+    if (folder / "config.json").is_file():
         return None
+    return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
+
+
+def _base_named_by_path(path: Path) -> Path | None:
+    """The base of an adapter as PEFT writes it, where it lies on this disk."""
+    folder = find_adapter(path)
+    if not folder or (folder / "base.json").is_file():
+        return None
+    config = folder / "adapter_config.json"
     with contextlib.suppress(ValueError, TypeError, KeyError):  # what is wrong with it, loading it will say
         named = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
         for place in (folder / named, Path(named)):
-            if place.exists() and place.resolve() != folder.resolve():
+            if place.exists() and place.resolve() not in (path.resolve(), folder.resolve()):
                 return place
     return None
 
