@@ -1,0 +1,43 @@
+"""The web application: every route behind one gate.
+
+create_app(database, keys, models)  ->  an ASGI app:   Envelope( Gate( routes ) )
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import RedirectResponse
+from starlette.staticfiles import StaticFiles
+
+from tutelage.server import health
+from tutelage.store.database import Database
+from tutelage.web import errors, login
+from tutelage.web.auth import Gate
+from tutelage.web.envelope import Envelope
+from tutelage.web.keys import KeyRing
+from tutelage.web.limits import Limits
+from tutelage.web.pages import Pages
+
+HERE = Path(__file__).parent
+ROUTERS = (login.router, health.router)
+
+
+def create_app(database: Database, keys: KeyRing, models: Any) -> FastAPI:
+    """`models`: the registry of what is served, by name."""
+    app = FastAPI(
+        title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
+        telemetry={"tracing": False, "metrics": False},
+    )  # fmt: skip
+    app.state.database, app.state.keys, app.state.models = database, keys, models
+    app.state.limits = Limits()
+    app.state.pages = Pages(HERE / "templates")
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_api_route("/", lambda: RedirectResponse("/chat", 303), include_in_schema=False)
+    app.mount("/static/server", StaticFiles(directory=HERE / "static"))
+    app.mount("/static", StaticFiles(directory=HERE.parent / "web" / "static"))
+    app.add_middleware(Gate, database=database, keys=keys, limits=app.state.limits)
+    app.add_middleware(Envelope)  # added last: outermost
+    return app

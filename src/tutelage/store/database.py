@@ -1,0 +1,156 @@
+"""The database behind a server: SQLite in a file, or PostgreSQL by its URL; the code above does not see which.
+
+    Database(url)  ->  with database.read() as session: ...   with database.write() as session: ...
+
+SQLite: write-ahead log, every commit forced to the disk, foreign keys on. A write transaction first takes a lock on the
+file beside the database, then BEGIN IMMEDIATE: writers queue fairly and none fails with "database is locked"; reading
+connections cannot write. Checkpoints run under the same lock, never beside a commit: SQLite before 3.51.3 can lose
+pages when the two meet (its WAL-reset bug). The driver is pysqlite3, which brings its own SQLite, where there is one.
+"""
+
+import fcntl
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session
+
+from tutelage.errors import InputError
+
+try:
+    import pysqlite3.dbapi2 as driver
+except ImportError:  # no wheel for this platform
+    driver = sqlite3
+
+COMMITS_PER_CHECKPOINT = 500  # a chat's commit is about 10 kB of log: 5 MB, SQLite's own default is 4 MB
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite file."""
+    return f"sqlite:///{file.resolve()}"
+
+
+class Database:
+    """Sessions on one database. Safe to share between threads and, by its lock, between processes."""
+
+    def __init__(self, url: str):
+        try:
+            self.url = make_url(url)
+        except ArgumentError:
+            raise InputError(f"{url}: no database URL; like postgresql://user@host/name or sqlite:///file") from None
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.on_write_wait: Callable[[float], None] = lambda seconds: None
+        self._commits = 0
+        self._lock_file: Path | None = None
+        if self.is_sqlite:
+            self._open_sqlite(Path(self.url.database or ""))
+        elif self.url.get_backend_name() == "postgresql":
+            self._writer = self._reader = create_engine(
+                self.url.set(drivername="postgresql+psycopg"), pool_pre_ping=True
+            )
+        else:
+            raise InputError(f"{url}: only sqlite and postgresql are supported")
+
+    def _open_sqlite(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_file = file.with_name(file.name + ".lock")
+        self._writer = _sqlite_engine(self.url, driver, writes=True)
+        self._reader = _sqlite_engine(self.url, driver, writes=False)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that may write; for migrations."""
+        return self._writer
+
+    @property
+    def folder(self) -> Path:
+        """Where a SQLite file lies."""
+        return Path(self.url.database or "").parent
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that only reads; what it loaded stays usable after it is closed."""
+        with Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction: committed when the block ends well, rolled back when it does not."""
+        with self.writer_lock(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def writer_lock(self) -> Iterator[None]:
+        """One writer at a time, in the order they came. PostgreSQL does without."""
+        started = time.monotonic()
+        with ExitStack() as held:
+            if self._lock_file:
+                file = held.enter_context(open(self._lock_file, "a"))
+                fcntl.flock(file, fcntl.LOCK_EX)  # given up when the file is closed, also by kill -9
+            self.on_write_wait(time.monotonic() - started)
+            yield
+            self._commits += 1
+            if self.is_sqlite and self._commits % COMMITS_PER_CHECKPOINT == 0:
+                self._checkpoint("PASSIVE")
+
+    def _checkpoint(self, how: str) -> None:
+        with self._writer.connect() as connection:
+            connection.connection.cursor().execute(f"PRAGMA wal_checkpoint({how})")
+
+    def ping(self) -> None:
+        """Write and undo, to see that the database takes writes. Raises what it says if it does not."""
+        with self.writer_lock(), Session(self._writer) as session:
+            session.execute(text("INSERT INTO settings (key, value, updated_ms) VALUES ('ping', '{}', 0)"))
+            session.rollback()
+
+    def close(self) -> None:
+        """Bring the log into the database file and let go of it."""
+        if self.is_sqlite:
+            with self.writer_lock():
+                self._checkpoint("TRUNCATE")
+        self._writer.dispose()
+        self._reader.dispose()
+
+    def described(self) -> str:
+        """For people: which database, which version."""
+        if self.is_sqlite:
+            return f"SQLite {driver.sqlite_version}, {self.url.database}"
+        with self.read() as session:
+            version = session.execute(text("SHOW server_version")).scalar_one()
+        return f"PostgreSQL {version}, {self.url.render_as_string(hide_password=True)}"
+
+
+def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
+    engine = create_engine(url, module=module, connect_args={"timeout": 5.0, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0"):
+            cursor.execute(f"PRAGMA {pragma}")
+        if not writes:
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def reachable(database: Database) -> None:
+    """Raises InputError, in one line, for a database that cannot be opened."""
+    try:
+        with database.read() as session:
+            session.execute(text("SELECT 1"))
+    except OperationalError as error:
+        where = database.url.render_as_string(hide_password=True)
+        raise InputError(f"{where}: {str(error.orig).strip()}; check that it runs and the URL is right") from None

@@ -1,0 +1,74 @@
+"""Bring a database to the tables this version knows.
+
+    upgrade(database)  ->  the tables made or changed; a copy of an older SQLite file is left beside it first
+
+One linear history in `migrations/versions/`. A database that a newer version has changed is refused.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from tutelage.errors import InputError
+from tutelage.store.database import Database, reachable
+from tutelage.store.tables import Base
+
+
+def configuration() -> Config:
+    """Alembic's settings, without its file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def head() -> str:
+    """The revision this version of the code needs."""
+    found = ScriptDirectory.from_config(configuration()).get_current_head()
+    assert found is not None
+    return found
+
+
+def current(database: Database) -> str | None:
+    """The revision a database is at; None when it is empty."""
+    with database.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(database: Database) -> None:
+    """Make or change the tables. Raises InputError for a database of a newer version."""
+    reachable(database)
+    with database.writer_lock():
+        at, scripts = current(database), ScriptDirectory.from_config(configuration())
+        if at == head():
+            return
+        if at is not None:
+            if at not in {script.revision for script in scripts.walk_revisions()}:
+                raise InputError(
+                    f"{database.url.render_as_string()}: its tables are of a newer version ({at}), this one knows "
+                    f"{head()}; update tutelage"
+                )
+            back_up(database, at)
+        config = configuration()
+        with database.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def back_up(database: Database, revision: str) -> None:
+    """Copy a SQLite file before its tables change. PostgreSQL has pg_dump, and undoes a migration that fails."""
+    if database.is_sqlite:
+        copy = f"{database.url.database}.before-{head()}-from-{revision}"
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM INTO :copy"), {"copy": copy})
+
+
+def differences(database: Database) -> list:
+    """What the tables in the code have and the migrations do not; empty unless a migration was forgotten."""
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return compare_metadata(context, Base.metadata)

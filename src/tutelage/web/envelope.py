@@ -1,0 +1,85 @@
+"""What every response carries, and the last net under a bug.
+
+    x-request-id, openai-processing-ms, openai-version, and for a key its x-ratelimit-* headers
+
+ASGI middleware around the whole app. Bodies above the limit are refused before they are read; an exception that nobody
+caught becomes a 500 in OpenAI's envelope, its traceback in the log under the request's id.
+"""
+
+import logging
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tutelage.store.ids import new_id
+from tutelage.web.errors import ApiError
+from tutelage.web.errors import envelope as in_envelope
+
+BODY_BYTES = 2 * 1024 * 1024
+API_VERSION = "2020-10-01"  # OpenAI's own; clients do not act on it
+
+logger = logging.getLogger("tutelage.web")
+
+
+class Envelope:
+    """See the module's opening."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, begun = time.perf_counter(), False
+        request_id = new_id("req_")
+        scope.setdefault("state", {}).update(caller=None, request_id=request_id, headers=dict)
+
+        async def with_headers(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-version"] = API_VERSION
+                headers["openai-processing-ms"] = str(round(1000 * (time.perf_counter() - started)))
+                headers.update(scope["state"]["headers"]())
+            await send(message)
+
+        try:
+            check_length(scope)
+            await self.app(scope, limited(receive), with_headers)
+        except ApiError as error:
+            await in_envelope(error)(scope, receive, with_headers)
+        except Exception:
+            logger.exception("%s %s %s", request_id, scope["method"], scope["path"])
+            if begun:
+                raise
+            message = f"The server made a mistake; its log says more under {request_id}."
+            await in_envelope(ApiError(500, message))(scope, receive, with_headers)
+
+
+def check_length(scope: Scope) -> None:
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if not length.isdigit() or int(length) > BODY_BYTES:
+        raise too_large()
+
+
+def limited(receive: Receive) -> Receive:
+    """The same, for a body that comes in chunks without saying how long it will be."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > BODY_BYTES:
+            raise too_large()
+        return message
+
+    return counted
+
+
+def too_large() -> ApiError:
+    return ApiError(413, f"The body is larger than {BODY_BYTES} bytes.", code="request_too_large")

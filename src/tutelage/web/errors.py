@@ -1,0 +1,112 @@
+"""What a caller is told when something does not go: OpenAI's envelope for programs, a page for people.
+
+    raise ApiError(404, "The model 'x' does not exist.", code="model_not_found", param="model")
+
+FastAPI's own answers (a field that does not fit, an unknown address, a wrong method) are put into the same envelope:
+the official clients read `error.message`, `.type`, `.param` and `.code`, and nothing else.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
+FINAL = (409, 500, 501)  # the clients would try these again by themselves; the answer would be the same
+
+
+class ApiError(HTTPException):
+    """An answer that is no success, as OpenAI's clients expect it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(status, message, dict(headers or {}))
+        default = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
+        self.body = {"message": message, "type": type or default, "param": param, "code": code}
+
+
+class JSON(Response):
+    """UTF-8 as it is, no NaN, no spaces."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dump(content)
+
+
+def dump(content: Any) -> bytes:
+    """One line of JSON. A lone surrogate, which no UTF-8 can say, becomes a question mark."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def envelope(error: ApiError) -> JSON:
+    headers = dict(error.headers or {})
+    if error.status_code in FINAL:
+        headers["x-should-retry"] = "false"
+    return JSON({"error": error.body}, error.status_code, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Put every error of an app into the envelope; people's pages have their own view of them."""
+    app.add_exception_handler(RequestValidationError, _unfitting)
+    app.add_exception_handler(HTTPException, _refused)
+
+
+async def _unfitting(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _refused(request, validation_error(error.errors()))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, ApiError):
+        error = _in_words(request, error)
+    if wants_page(request.scope):
+        return request.app.state.pages.error(request, error)
+    return envelope(error)
+
+
+def wants_page(scope: Mapping[str, Any]) -> bool:
+    """Whether a browser is asking to see a page, not a program for data."""
+    accept = dict(scope["headers"]).get(b"accept", b"")
+    return not is_api(scope["path"]) and b"text/html" in accept
+
+
+def is_api(path: str) -> bool:
+    """Paths for programs: their key comes in a header, never in a cookie."""
+    return path.startswith("/v1/") or path == "/metrics"
+
+
+def validation_error(errors: Any) -> ApiError:
+    """The first of pydantic's complaints, with the field as a dotted path."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "constrained-"))]
+    param = ".".join(place[1:]) or None  # the first part says body, query or path
+    if first["type"] == "missing":
+        return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"Invalid value for '{param}': {message}.", param=param, code="invalid_value")
+
+
+def _in_words(request: Request, error: HTTPException) -> ApiError:
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return ApiError(404, f"Invalid URL ({asked})", code="unknown_url")
+    if error.status_code == 405:
+        message = f"Not allowed to {request.method} on {request.url.path}."
+        return ApiError(405, message, code="method_not_supported", headers=error.headers)
+    return ApiError(error.status_code, str(error.detail), headers=error.headers)

@@ -1,0 +1,110 @@
+"""How much a key may ask for: requests a minute, tokens a minute, and how many at once.
+
+    limits.request(key) at the gate;  with limits.generation(key, tokens) as spent: ...; spent(tokens) around an answer
+
+Requests are counted by the library `limits` in a sliding window. Tokens are a bucket that refills all the time: the
+most an answer can cost is taken when it starts, and what it did not use is given back. One process serves, so memory
+is exact.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from tutelage.store.tables import ApiKey
+from tutelage.web.errors import ApiError
+
+
+@dataclass
+class Bucket:
+    """Tokens that a key may still use; `rate` a minute come back, up to `rate`."""
+
+    rate: int
+    left: float
+    when: float = field(default_factory=time.monotonic)
+
+    def refill(self, rate: int) -> None:
+        now = time.monotonic()
+        self.left = min(rate, self.left + (now - self.when) * rate / 60)
+        self.rate, self.when = rate, now
+
+    def seconds_until(self, tokens: float) -> float:
+        return max(0.0, (tokens - self.left) * 60 / self.rate)
+
+
+@dataclass
+class Spending:
+    """What one answer has cost so far; the rest of what was set aside goes back at the end."""
+
+    tokens: int = 0
+
+
+class Limits:
+    """Counts for all keys."""
+
+    def __init__(self) -> None:
+        self._requests = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._buckets: dict[str, Bucket] = {}
+        self._running: dict[str, int] = {}
+
+    def request(self, key: ApiKey) -> None:
+        """Count one request. Raises ApiError when there were too many."""
+        item = RateLimitItemPerMinute(key.requests_per_minute)
+        if not self._requests.hit(item, key.id):
+            wait = max(0.0, self._requests.get_window_stats(item, key.id).reset_time - time.time())
+            raise _refused("requests", f"{key.requests_per_minute} requests a minute", wait)
+
+    @contextmanager
+    def generation(self, key: ApiKey, most_tokens: int) -> Iterator[Spending]:
+        """Around an answer of at most so many tokens. Raises ApiError when the key has too few, or too many running."""
+        running = self._running.get(key.id, 0)
+        if running >= key.concurrent:
+            raise _refused("concurrency", f"{key.concurrent} requests at once", 1.0)
+        bucket = self._bucket(key)
+        if bucket.left < (reserved := min(most_tokens, bucket.rate)):
+            raise _refused("tokens", f"{bucket.rate} tokens a minute", bucket.seconds_until(reserved))
+        bucket.left -= reserved
+        self._running[key.id] = running + 1
+        spent = Spending()
+        try:
+            yield spent
+        finally:
+            bucket.left += reserved - spent.tokens
+            self._running[key.id] -= 1
+
+    def headers(self, key: ApiKey) -> dict[str, str]:
+        """What OpenAI's API says of the limits in every response."""
+        window = self._requests.get_window_stats(RateLimitItemPerMinute(key.requests_per_minute), key.id)
+        bucket = self._bucket(key)
+        return {
+            "x-ratelimit-limit-requests": str(key.requests_per_minute),
+            "x-ratelimit-remaining-requests": str(window.remaining),
+            "x-ratelimit-reset-requests": duration(max(0.0, window.reset_time - time.time())),
+            "x-ratelimit-limit-tokens": str(bucket.rate),
+            "x-ratelimit-remaining-tokens": str(max(0, int(bucket.left))),
+            "x-ratelimit-reset-tokens": duration(bucket.seconds_until(bucket.rate)),
+        }
+
+    def _bucket(self, key: ApiKey) -> Bucket:
+        bucket = self._buckets.setdefault(key.id, Bucket(key.tokens_per_minute, key.tokens_per_minute))
+        bucket.refill(key.tokens_per_minute)
+        return bucket
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: 12ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{int(rest)}s" if minutes else f"{rest:.3g}s"
+
+
+def _refused(kind: str, limit: str, wait: float) -> ApiError:
+    message = f"Rate limit reached: this key may have {limit}. Try again in {duration(wait)}."
+    headers = {"retry-after-ms": str(round(1000 * wait) + 1), "retry-after": str(int(wait) + 1)}
+    return ApiError(429, message, type=kind, code="rate_limit_exceeded", headers=headers)

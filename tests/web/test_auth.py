@@ -1,0 +1,191 @@
+"""Closed unless listed as public: links, sessions, passwords, keys, and where a request comes from."""
+
+import re
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from tutelage.store.tables import SignInLink, User, WebSession
+from tutelage.web import people
+from tutelage.web.auth import PUBLIC, PUBLIC_BELOW
+
+
+def every_route(app) -> list[tuple[str, str]]:
+    """(method, path) of each route and mount, parameters filled in."""
+    found = [("GET", route.path + "/x") for route in app.routes if isinstance(route, Mount)]
+    for route in iter_route_contexts(app.routes):
+        if getattr(route, "methods", None):
+            path = re.sub(r"\{[^}]*\}", "x", route.path)
+            found += [(method, path) for method in sorted(route.methods - {"HEAD"})]
+    return found
+
+
+def test_every_route_that_is_not_public_refuses_a_stranger(site) -> None:
+    routes = every_route(site.app)
+    assert len(routes) > 8
+    for forged in (
+        {},
+        {"authorization": "Bearer sk-guess"},
+        {"cookie": "tutelage=guess"},
+        {"authorization": "Basic x"},
+    ):
+        client = TestClient(site.app, headers=forged, follow_redirects=False)
+        for method, path in routes:
+            response = client.request(method, path)
+            if path in PUBLIC or path.startswith(PUBLIC_BELOW):
+                assert response.status_code != 401 or path == "/login", (method, path)
+            else:
+                assert response.status_code == 401, (method, path, forged)
+                assert response.json()["error"]["code"] in ("invalid_api_key", "not_signed_in")
+
+
+def test_the_public_doors_are_few() -> None:
+    assert PUBLIC | set(PUBLIC_BELOW) == {"/healthz", "/health", "/readyz", "/login", "/static/", "/signin/"}
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "//v1/models", "/static", "/signin", "/v1", "/healthz/x"])
+def test_an_unknown_address_tells_a_stranger_nothing(site, path: str) -> None:
+    assert TestClient(site.app).get(path).status_code == 401
+
+
+def test_a_key_without_the_scope_opens_nothing_and_a_key_opens_no_page(site) -> None:
+    _, secret = site.keys.make(site.owner.id, "none", scopes=())
+    client = TestClient(site.app, headers={"authorization": f"Bearer {secret}"}, follow_redirects=False)
+    for method, path in every_route(site.app):
+        if path.startswith("/v1/") and path != "/v1/openapi.json":
+            assert client.request(method, path).status_code == 403, (method, path)
+        elif path not in PUBLIC and not path.startswith((*PUBLIC_BELOW, "/v1/", "/metrics")):
+            assert client.request(method, path).status_code == 401, (method, path)
+
+
+def test_every_change_on_a_page_asks_for_the_token(site, browser) -> None:
+    client = browser("admin")
+    changes = [(m, p) for m, p in every_route(site.app) if m != "GET" and not p.startswith("/v1/") and p not in PUBLIC]
+    assert changes
+    for method, path in changes:
+        for headers in ({}, {"x-csrf-token": "guess"}):
+            response = client.request(method, path, headers=headers)
+            assert response.status_code == 403, (method, path)
+
+
+def test_another_site_changes_nothing(site, browser, csrf) -> None:
+    client = browser("admin")
+    form = {"csrf": csrf(client), "name": "eve", "role": "admin"}
+    for headers in (
+        {"origin": "http://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "null"},
+    ):
+        assert client.post("/people", data=form, headers=headers).status_code == 403
+    assert client.post("/people", data=form, headers={"origin": "http://testserver"}).status_code == 200
+    stranger = browser(None)
+    assert stranger.post("/login", data={}, headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_link_works_once_and_not_for_ever(site, browser) -> None:
+    token = people.make_link(site.database, site.owner.id)
+    client = browser(None)
+    assert client.get("/account").headers["location"] == "/login?next=/account"
+    assert client.get(f"/signin/{token}").status_code == 303
+    assert client.get("/account").status_code == 200
+    assert client.get(f"/signin/{token}").status_code == 404
+    token = people.make_link(site.database, site.owner.id)
+    with site.database.write() as session:
+        session.query(SignInLink).update({"expires_ms": 1})
+    assert client.get(f"/signin/{token}").status_code == 404
+
+
+def test_signing_out_and_an_old_session_end_it(site, browser, csrf) -> None:
+    client = browser("user")
+    cookie = client.cookies["tutelage"]
+    assert client.post("/logout", data={"csrf": csrf(client)}).status_code == 303
+    assert client.get("/account", headers={"cookie": f"tutelage={cookie}"}).status_code == 303
+    client = browser("user")
+    with site.database.write() as session:
+        session.query(WebSession).update({"expires_ms": 1})
+    assert client.get("/account").status_code == 303
+
+
+def test_the_database_holds_no_secret(site, browser) -> None:
+    client = browser("user")
+    _, secret = site.keys.make(site.owner.id, "k")
+    link = people.make_link(site.database, site.owner.id)
+    site.database.close()
+    content = b"".join(path.read_bytes() for path in site.folder.glob("t.db*"))
+    assert b"sign_in_links" in content
+    for hidden in (client.cookies["tutelage"], secret, link):
+        assert hidden.encode() not in content
+
+
+def test_an_invited_person_chooses_a_password_and_signs_in_with_it(site, browser, csrf) -> None:
+    admin = browser("admin")
+    page = admin.post("/people", data={"csrf": csrf(admin), "name": "小明", "role": "annotator"}).text
+    link = re.search(r"http://testserver(/signin/[\w-]+)", page)
+    assert link
+    person = browser(None)
+    assert person.get(link[1]).status_code == 303
+    form = {"csrf": csrf(person), "email": "Ming@Example.com", "password": "correct horse"}
+    assert person.post("/account", data=form | {"password": "short"}).status_code == 400
+    assert person.post("/account", data=form).status_code == 200
+    other = browser("user")
+    assert other.post("/account", data=form | {"csrf": csrf(other)}).status_code == 400  # the address is taken
+    again = browser(None)
+    login = {"email": "ming@example.com", "password": "correct horse", "next": "/account"}
+    response = again.post("/login", data=login)
+    assert (response.status_code, response.headers["location"]) == (303, "/account")
+    assert again.get("/people").status_code == 403
+
+
+def test_guessing_is_stopped_even_for_the_right_password(site, browser) -> None:
+    people.set_password(site.database, site.owner.id, "o@example.com", "correct horse")
+    client = browser(None)
+    for _ in range(5):
+        assert client.post("/login", data={"email": "o@example.com", "password": "wrong"}).status_code == 401
+    assert client.post("/login", data={"email": "o@example.com", "password": "correct horse"}).status_code == 401
+
+
+def test_a_disabled_person_is_out_at_once(site, browser, csrf) -> None:
+    admin, person = browser("admin"), browser("user")
+    with site.database.read() as session:
+        user = session.query(User).filter_by(role="user").one()
+    form = {"csrf": csrf(admin), "status": "disabled"}
+    assert admin.post(f"/people/{user.id}", data=form).status_code == 303
+    assert person.get("/account").status_code == 303
+    assert admin.post(f"/people/{user.id}", data=form | {"status": "active"}).status_code == 303
+    assert person.get("/account").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["//evil.example", "/\\evil.example", "https://evil.example", "evil"])
+def test_signing_in_leads_nowhere_else(site, browser, path: str) -> None:
+    assert 'name="next" value="/"' in browser(None).get("/login", params={"next": path}).text
+
+
+def test_a_key_is_found_until_it_is_revoked_or_expires(site) -> None:
+    key, secret = site.keys.make(site.owner.id, "k")
+    assert site.keys.find(secret).id == key.id
+    assert site.keys.find(secret + "x") is None
+    assert site.keys.revoke(key.id) and not site.keys.revoke(key.id)
+    assert site.keys.find(secret) is None
+    _, old = site.keys.make(site.owner.id, "old", expires_ms=1)
+    assert site.keys.find(old) is None
+
+
+def test_the_pepper_is_private_and_needed(site) -> None:
+    path = site.folder / "pepper"
+    assert path.stat().st_mode & 0o077 == 0
+    _, secret = site.keys.make(site.owner.id, "k")
+    stranger = type(site.keys)(site.database, b"another pepper")
+    assert stranger.find(secret) is None
+
+
+def test_cookies_are_guarded(site, browser) -> None:
+    token = people.make_link(site.database, site.owner.id)
+    cookie = browser(None).get(f"/signin/{token}").headers["set-cookie"]
+    assert re.fullmatch(r"tutelage=[\w-]+; HttpOnly; Path=/; SameSite=lax", cookie)
+    token = people.make_link(site.database, site.owner.id)
+    secure = TestClient(site.app, base_url="https://testserver", follow_redirects=False)
+    cookie = secure.get(f"/signin/{token}").headers["set-cookie"]
+    assert re.fullmatch(r"__Host-tutelage=[\w-]+; HttpOnly; Path=/; SameSite=lax; Secure", cookie)

@@ -1,0 +1,88 @@
+"""Pages in two languages, escaped, with nothing from elsewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po
+
+from tutelage.web.pages import markdown
+from tutelage.web.translations import FOLDER, choose
+
+PACKAGE = FOLDER.parent.parent
+METHODS = [("**/templates/**.html", "jinja2"), ("**.py", "python")]
+
+
+def messages_of_the_code() -> set[str]:
+    return {
+        message
+        for _, _, message, _, _ in extract_from_dir(PACKAGE, METHODS, keywords={"_": None})
+        if isinstance(message, str)
+    }
+
+
+def test_every_message_has_its_chinese_and_no_other() -> None:
+    with open(FOLDER / "zh.po", "rb") as file:
+        catalogue = {message.id: message.string for message in read_po(file) if message.id}
+    assert messages_of_the_code() == set(catalogue)
+    assert [key for key, value in catalogue.items() if not value] == []
+
+
+@pytest.mark.parametrize(
+    "header, locale",
+    [("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-GB,zh;q=0.5", "en"), ("de", "en"), ("", "en"), ("fr, zh-TW;q=0.1", "zh")],
+)
+def test_the_browser_says_which_language(browser, header: str, locale: str) -> None:
+    page = browser(None, **{"accept-language": header}).get("/login").text
+    assert ("登录" in page, "Sign in" in page) == (locale == "zh", locale == "en")
+    assert f'<html lang="{"zh-Hans" if locale == "zh" else "en"}">' in page
+
+
+def test_a_chosen_language_is_remembered(browser) -> None:
+    client = browser(None)
+    assert "登录" in client.get("/login?lang=zh").text
+    assert "登录" in client.get("/login").text
+    assert "Sign in" in client.get("/login?lang=en").text
+    assert choose("xx", None) == "en"
+
+
+@pytest.mark.parametrize("path", ["/login", "/account", "/people", "/nowhere"])
+def test_pages_carry_their_policy_and_load_nothing_from_elsewhere(browser, path: str) -> None:
+    response = browser("admin").get(path)
+    assert "default-src 'none'; script-src 'self'" in response.headers["content-security-policy"]
+    assert not re.search(r"""(src|href|action)=["']?(https?:)?//""", response.text)
+    assert not re.search(r"<script(?! type=.module. src=./static)| on\w+=|style=", response.text)
+
+
+def test_names_are_escaped(browser, csrf) -> None:
+    admin = browser("admin")
+    page = admin.post("/people", data={"csrf": csrf(admin), "name": "<script>alert(1)</script>", "role": "user"}).text
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+@pytest.mark.parametrize(
+    "text, absent",
+    [
+        ("<script>alert(1)</script>", "<script"),
+        ("[x](javascript:alert(1))", "href"),
+        ("![x](http://evil.example/x.png)", "<img"),
+        ('<img src=x onerror="alert(1)">', "<img"),
+        ("[x](data:text/html;base64,xxxx)", "href"),
+        ("<b onclick=x>y</b>", "<b"),
+    ],
+)
+def test_markdown_of_a_model_runs_and_loads_nothing(text: str, absent: str) -> None:
+    assert absent not in markdown(text)
+
+
+def test_markdown_is_markdown() -> None:
+    assert markdown("**a**\n\n| x | y |\n|---|---|\n| 1 | 2 |").count("<td>") == 2
+    assert "<strong>a</strong>" in markdown("**a**")
+
+
+def test_no_file_for_browsers_names_another_host() -> None:
+    for folder in ("web", "server"):
+        for path in Path(PACKAGE / folder).rglob("*"):
+            if path.suffix in (".html", ".css", ".js"):
+                assert not re.search(r"https?://", path.read_text(encoding="utf-8")), path
