@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.runs.folder import save_policy
-from tutelage.sampling.terminal import ChatConfig, chat, fitting_prompt, printable, words, write
-from tutelage.text.chat import encode_chat
+from tutelage.sampling.conversation import ChatConfig, Conversation, obey
+from tutelage.sampling.remote import ContextFullError
+from tutelage.sampling.terminal import chat, printable, respond, words, write
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 
@@ -45,30 +47,91 @@ def test_characters_are_never_cut(tokenizer: Tokenizer, text: str) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_the_oldest_exchange_is_forgotten_first(tokenizer: Tokenizer) -> None:
-    turns = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(5)]
-    expected = encode_chat(tokenizer, turns[2:], add_generation_prompt=True).ids
-    messages = list(turns)
-    assert fitting_prompt(tokenizer, messages, room=len(expected)) == expected
-    assert messages == turns[2:]
-    assert fitting_prompt(tokenizer, turns[4:], room=3) is None
+class Counting:
+    """Answers with what it was shown, if that is at most `room` messages."""
+
+    def __init__(self, room: int):
+        self.room = room
+
+    def answer(self, messages, config, turn):
+        if len(messages) > self.room:
+            raise ContextFullError
+        yield f"{turn}:" + " ".join(message["content"] for message in messages)
+
+
+def say(talk: Conversation, speaker: Counting, *typed: str) -> None:
+    for line in typed:
+        if obey(line, talk):
+            respond(speaker, talk)
+
+
+def test_the_oldest_exchange_is_forgotten_first_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Conversation(ChatConfig(system="S"))
+    say(talk, Counting(room=4), "a", "b", "c")
+    assert talk.messages[-1]["content"] == "2:S b 1:S a 0:S a b c"
+    assert [m["content"] for m in talk.messages[::2]] == ["a", "b", "c"]
+    assert "(the context is full: the model no longer sees 'a')" in capsys.readouterr().out
+    with pytest.raises(InputError, match="too long"):
+        say(talk, Counting(room=1), "d")
+    assert "sees 'b')" in capsys.readouterr().out and len(talk.messages) == 6
+
+
+def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    talk, speaker = Conversation(ChatConfig()), Counting(room=9)
+    say(talk, speaker, "a", "/again", "/temperature 0.25", "/max-tokens 7", "/system Be kind.", "b", "/undo", "b")
+    assert [m["content"] for m in talk.messages] == ["a", "1:a", "b", "3:Be kind. a 1:a b"]
+    assert (talk.config.temperature, talk.config.max_tokens) == (0.25, 7)
+    say(talk, speaker, "/settings", f"/save {tmp_path}/talk.jsonl", f"/save {tmp_path}/talk.jsonl", "/new", "/help")
+    told = capsys.readouterr().out
+    assert "/temperature 0.25\n" in told and "/system Be kind.\n" in told and "/device" not in told
+    saved = read_demonstrations([tmp_path / "talk.jsonl"])
+    assert [d.messages for d in saved] == [[{"role": "system", "content": "Be kind."}, *TALK]] * 2
+    assert talk.messages == []
+
+
+TALK = [
+    {"role": ("user", "assistant")[i % 2], "content": content}
+    for i, content in enumerate(["a", "1:a", "b", "3:Be kind. a 1:a b"])
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("/temprature 1", "/temprature is no command"),
+        ("/device cuda", "/device is no command"),
+        ("/temperature hot", "/temperature hot: not a number"),
+        ("/max-tokens 1.5", "not a whole number"),
+        ("/max-tokens 0", "must be at least 1"),
+        ("/top-p 2", "must be from 0 to 1"),
+        ("/again", "no question"),
+        ("/save x.jsonl", "once there is one"),
+    ],
+)
+def test_a_faulty_command_changes_nothing(line: str, complaint: str) -> None:
+    talk = Conversation(ChatConfig())
+    with pytest.raises(InputError, match=complaint):
+        obey(line, talk)
+    assert talk.config == ChatConfig() and talk.messages == []
 
 
 def test_a_conversation_repeats_under_its_seed(run: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     def talk(seed: int) -> str:
-        monkeypatch.setattr("sys.stdin", io.StringIO(f"hello\n\n/new\nhow are you?\n{'x' * 300}\n/quit\nunheard\n"))
-        chat(run, ChatConfig(seed=seed, max_tokens=8, dtype="fp32", device="cpu"))
+        lines = f"hello\n\n/new\nhow are you?\n{'x' * 300}\n/nonsense\n/quit\nunheard\n"
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        chat(str(run), ChatConfig(seed=seed, max_tokens=8, dtype="fp32", device="cpu"))
         return capsys.readouterr().out
 
     first = talk(1)
     assert first == talk(1) != talk(2)
     assert first.count("gpt> ") == 2
-    assert "(too long: with an answer of 8 tokens, 56 are left for what you say)" in first
+    assert "(too long: there is no room left for an answer of 8 tokens)" in first
+    assert "(/nonsense is no command; /help lists them)" in first
 
 
 def test_an_answer_must_fit_the_context(run: Path) -> None:
     with pytest.raises(InputError, match="context of 64 tokens"):
-        chat(run, ChatConfig(max_tokens=64))
+        chat(str(run), ChatConfig(max_tokens=64))
 
 
 def test_ctrl_c_ends_the_answer_not_the_chat(capsys) -> None:

@@ -50,6 +50,7 @@ VERBS = {
     "best-of-n": Verb("tutelage.stages.best_of_n", "best_of_n", "keep the reward's favourite of n answers, for sft"),
     "dpo": Verb("tutelage.stages.dpo", "dpo", "train on rankings without a reward model (DPO and its family)"),
     "kto": Verb("tutelage.stages.kto", "kto", "train on thumbs up and down (KTO)"),
+    "moderation": Verb("tutelage.server.flag_training", "moderation", "train the moderation filter on people's flags"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
     "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks"),
     "report": Verb("tutelage.runs.report", "report", "write the one-page report of a finished recipe"),

@@ -1,9 +1,10 @@
-"""`tutelage chat`: a conversation with a run, in the terminal.
+"""`tutelage chat`: a conversation in the terminal, with a run or with a server.
 
-    run directory, lines from the keyboard  ->  answers, written as they are sampled
+    run directory or http://address, lines from the keyboard  ->  answers, written as they are sampled
 
 The whole conversation is the prompt. When it no longer fits the model's context beside an answer, the oldest turns are
-forgotten, always a question together with its answer.
+forgotten, always a question together with its answer, and that is said. Lines that begin with / are commands
+(`conversation.py`): settings are shown and changed with them.
 """
 
 import contextlib
@@ -11,91 +12,127 @@ import io
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tyro.conf import Positional
 
 from tutelage.errors import InputError
-from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.gpt import parameter_count
 from tutelage.runs.base import find_base
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import seed_for
+from tutelage.sampling.conversation import HELP, ChatConfig, Conversation, Message, obey
 from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.remote import ContextFullError, Server
 from tutelage.sampling.sampler import inference_copy, stream
-from tutelage.text.chat import Message, encode_chat
+from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-HELP = "/new starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
+HISTORY_LINES = 2_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig:
-    """How the answers are sampled."""
+class Speaker(Protocol):
+    """Who answers."""
 
-    temperature: float = 0.8
-    """Logits are divided by it: lower is safer and duller; 0 takes the most likely token."""
-    top_k: int = 0
-    """Only the k most likely tokens; 0 is all."""
-    top_p: float = 0.95
-    """Only the smallest set of tokens whose mass reaches p; 1 is all."""
-    min_p: float = 0.0
-    """Only tokens at least this many times as likely as the likeliest; 0 is all."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens that were said before become less likely."""
-    max_tokens: int = 64
-    """Longest answer, in tokens."""
-    seed: int = 0
-    """The same seed and the same lines give the same conversation."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
-    """auto, fp32 or bf16."""
+    def answer(self, messages: list[Message], config: ChatConfig, turn: int) -> Iterator[str]:
+        """The pieces of one answer. Raises ContextFullError when the messages leave no room for it."""
 
 
-def chat(run: Positional[Path], config: ChatConfig = ChatConfig()) -> None:
-    """Talk to a run in this terminal. The answer appears as it is sampled.
+def chat(run: Positional[str], config: ChatConfig = ChatConfig()) -> None:
+    """Talk in this terminal to a run, or to a server by its address. The answer appears as it is sampled.
 
     Example: tutelage chat runs/demo/ppo-ptx --temperature 0.7
     """
-    model, tokenizer = load_policy(find_base(run), choose_device(config.device, config.dtype))
-    room = model.config.context - config.max_tokens
-    if config.max_tokens < 1 or room < 1:
-        raise InputError(
-            f"--max-tokens {config.max_tokens}: {run} has a context of {model.config.context} tokens; ask for fewer"
-        )
-    print(f"{run}: {parameter_count(model) / 1e6:.1f}M parameters, context {model.config.context} tokens. {HELP}.")
-    converse(inference_copy(model), tokenizer, config, room)
+    speaker: Speaker
+    if str(run).startswith(("http://", "https://")):
+        speaker = ServedModel(run, config)
+        print(f"{speaker.server.model} at {speaker.server.base}. {HELP}.")
+    else:
+        speaker = LoadedModel(Path(run), config)
+        size, context = parameter_count(speaker.model) / 1e6, speaker.model.config.context
+        print(f"{run}: {size:.1f}M parameters, context {context} tokens. {HELP}.")
+    converse(speaker, config)
 
 
-def converse(model: GPT, tokenizer: Tokenizer, config: ChatConfig, room: int) -> None:
+class LoadedModel:
+    """A run's model in this process."""
+
+    def __init__(self, run: Path, config: ChatConfig):
+        model, self.tokenizer = load_policy(find_base(run), choose_device(config.device, config.dtype))
+        if model.config.context <= config.max_tokens:
+            raise InputError(
+                f"--max-tokens {config.max_tokens}: {run} has a context of {model.config.context} tokens; ask for fewer"
+            )
+        self.model = inference_copy(model)
+
+    def answer(self, messages: list[Message], config: ChatConfig, turn: int) -> Iterator[str]:
+        prompt = encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids
+        if len(prompt) + config.max_tokens > self.model.config.context:
+            raise ContextFullError
+        seed = seed_for(config.seed, f"chat/{turn}")
+        return words(self.tokenizer, stream(self.model, prompt, seed, self.tokenizer.end_of_turn_id, config.sampling()))
+
+
+class ServedModel:
+    """A model behind an OpenAI-compatible API."""
+
+    def __init__(self, address: str, config: ChatConfig):
+        try:
+            key = config.key_file.read_text(encoding="utf-8").strip() if config.key_file else ""
+        except OSError as error:
+            raise InputError(f"--key-file {config.key_file}: cannot be read ({error.strerror})") from None
+        self.server = Server(address, key, config.model)
+
+    def answer(self, messages: list[Message], config: ChatConfig, turn: int) -> Iterator[str]:
+        settings = {name: value for name, value in vars(config.sampling()).items() if value != UNSET.get(name)}
+        seed = seed_for(config.seed, f"chat/{turn}")
+        return self.server.answer({"messages": messages, "seed": seed} | settings)
+
+
+UNSET = vars(SamplingConfig(max_tokens=1))  # what OpenAI's API does not know is sent only where it says something
+
+
+def converse(speaker: Speaker, config: ChatConfig) -> None:
     """The conversation itself, until the person leaves."""
-    messages: list[Message] = []
-    for turn, line in enumerate(lines()):
-        if line == "/new":
-            messages = []
-            continue
-        messages.append({"role": "user", "content": line})
-        prompt = fitting_prompt(tokenizer, messages, room)
-        if prompt is None:
-            messages.pop()
-            print(f"(too long: with an answer of {config.max_tokens} tokens, {room} are left for what you say)")
-            continue
-        answer = write(words(tokenizer, sample(model, tokenizer, prompt, config, turn)))
-        messages.append({"role": "assistant", "content": answer})
+    talk = Conversation(config)
+    with remembered(config.history.expanduser()):
+        for line in lines():
+            try:
+                if obey(line, talk):
+                    respond(speaker, talk)
+            except InputError as error:
+                print(f"({error})")
+
+
+def respond(speaker: Speaker, talk: Conversation) -> None:
+    """Have the last question answered; turns that no longer fit are forgotten first."""
+    try:
+        while True:
+            try:
+                return talk.answered(write(speaker.answer(talk.prompt(), talk.config, talk.answers)))
+            except ContextFullError:
+                print(f"(the context is full: the model no longer sees {talk.forget()!r})")
+    except InputError:
+        talk.take_back()
+        raise
 
 
 def lines() -> Iterator[str]:
-    """What the person types, line by line, until /quit, Ctrl-D or Ctrl-C. Works in a pipe, too."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (importing it gives input() its editing keys and history)
+    """What the person types, line by line, until /quit or Ctrl-D. Works in a pipe, too."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no text become a sign, not a traceback
+    typed = sys.stdin.isatty()
     while True:
         try:
-            line = input("\nyou> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
+            line = input("\nyou> " if typed else "").strip()
+        except KeyboardInterrupt:
+            if not typed:
+                return
+            print("\n(/quit or Ctrl-D leaves)", end="")
+            continue
+        except EOFError:
             print()
             return
         if line == "/quit":
@@ -104,22 +141,24 @@ def lines() -> Iterator[str]:
             yield line
 
 
-def fitting_prompt(tokenizer: Tokenizer, messages: list[Message], room: int) -> list[int] | None:
-    """The conversation's ids, its oldest exchanges forgotten as needed; None if the last line alone is too long."""
-    while len(ids := encode_chat(tokenizer, messages, add_generation_prompt=True).ids) > room:
-        if len(messages) == 1:
-            return None
-        del messages[:2]
-    return ids
-
-
-def sample(model: GPT, tokenizer: Tokenizer, prompt: list[int], config: ChatConfig, turn: int) -> Iterator[int]:
-    """The tokens of one answer."""
-    how = SamplingConfig(
-        max_tokens=config.max_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
-        min_p=config.min_p, repetition_penalty=config.repetition_penalty,
-    )  # fmt: skip
-    return stream(model, prompt, seed_for(config.seed, f"chat/{turn}"), tokenizer.end_of_turn_id, how)
+@contextlib.contextmanager
+def remembered(path: Path) -> Iterator[None]:
+    """Editing keys for the lines typed in between, and those of earlier chats; readable by their owner alone."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        if sys.stdin.isatty():
+            with contextlib.suppress(OSError):
+                path.touch(mode=0o600)
+                readline.write_history_file(path)
 
 
 def words(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -139,13 +178,17 @@ def words(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 def write(pieces: Iterable[str]) -> str:
     """Print an answer piece by piece and return it; Ctrl-C ends it where it is."""
-    answer = ""
-    print("gpt> ", end="", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
+    answer, opening = "", "gpt> "
+    try:
         for piece in pieces:
-            answer += piece
-            print(printable(piece), end="", flush=True)
-    print()
+            print(opening + printable(piece), end="", flush=True)
+            answer, opening = answer + piece, ""
+    except KeyboardInterrupt:
+        pass
+    except InputError:
+        print("" if answer else opening)
+        raise
+    print(opening)
     return answer.strip()
 
 

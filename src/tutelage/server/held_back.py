@@ -1,0 +1,71 @@
+"""An answer on its way out, with no word released that the policy may still take back.
+
+    pieces of text -> pieces of text, a little later; the stream ends where a blocked term begins
+
+Held back is the longest tail that could still become a term: most pieces pass at once, and a blocked term is never
+shown in part. The classifier reads the answer now and then; what it objects to ends the answer there.
+"""
+
+from tutelage.server.moderation import Moderator
+from tutelage.server.terms import TermList, fold
+
+CLASSIFY_EVERY = 200  # characters
+CONTEXT = 16  # characters before a term that decide whether it begins a word
+STRETCH = 4  # how much longer than its folded form a term may be written, by invisible characters
+
+
+class HeldBack:
+    """One answer. `push` each piece, `finish` at its end; both return what may be shown."""
+
+    def __init__(self, moderator: Moderator):
+        self.moderator = moderator
+        self.terms = moderator.terms
+        self.prefixes = prefixes(self.terms)
+        self.text = ""  # the whole answer so far
+        self.shown = 0  # characters of it released
+        self.classified = 0  # characters of it that the classifier has read
+        self.verdict = moderator.verdict(set(), None)
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """What may be shown now. Once `stopped` is true, nothing more will be."""
+        self.text += piece
+        return self._release(len(self.text) - self._uncertain(), CLASSIFY_EVERY)
+
+    def finish(self) -> str:
+        """The rest of the answer, judged as a whole."""
+        return self._release(len(self.text), 1)
+
+    def _release(self, end: int, classify_from: int) -> str:
+        """Judge what begins between the released text and `end`: anything earlier was judged when it was released."""
+        if self.stopped:
+            return ""
+        context = max(0, self.shown - CONTEXT)
+        termed = self.terms.categories(self.text[context:], self.shown - context, end - context)
+        scores = None
+        if len(self.text) - self.classified >= classify_from:
+            scores, self.classified = self.moderator.scores(self.text), len(self.text)
+        noted = {name for name, found in self.verdict["categories"].items() if found}
+        self.verdict = self.moderator.verdict(termed | noted, scores)
+        self.stopped = self.moderator.stops("output", self.verdict)
+        if self.stopped:
+            return ""
+        released, self.shown = self.text[self.shown : end], end
+        return released
+
+    def _uncertain(self) -> int:
+        """Length of the longest tail that could become a term, or is one that may yet become another word."""
+        for length in range(min(len(self.text) - self.shown, STRETCH * self.terms.longest), 0, -1):
+            if folded_beginning(self.text[-length:]) in self.prefixes:
+                return length
+        return 0
+
+
+def folded_beginning(text: str) -> str:
+    """The text folded as the beginning of something longer: a space at its end stays."""
+    return fold(text + "|").removesuffix("|")
+
+
+def prefixes(terms: TermList) -> frozenset[str]:
+    """Every beginning of every term, and the term itself: the next letter may make it another word."""
+    return frozenset(term.words[:end] for term in terms.terms for end in range(1, len(term.words) + 1))

@@ -1,0 +1,120 @@
+"""Lists of terms, and where they stand in a text.
+
+    [violence]           a category of OpenAI's, then one term a line; # opens a comment
+    blow up the school   words as such: "ass" is not found in "class"
+    behead*              also as the beginning of a longer word
+    砍死你                scripts written without spaces: anywhere
+    [allow]
+    dick van dyke        what stands inside an allowed phrase does not count
+
+A text is folded before it is searched (compatibility forms, case, invisible characters, runs of spaces), and so are the
+terms: full-width letters, capitals and zero-width joiners hide nothing. All terms are looked for in one pass, however
+many there are (Aho & Corasick 1975).
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ahocorasick_rs import AhoCorasick
+
+from tutelage.data.records import read_text
+from tutelage.errors import InputError
+
+CATEGORIES = (
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
+    "self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic",
+)  # fmt: skip
+ALLOW = "allow"
+BUILT_IN = tuple(sorted((Path(__file__).parent / "terms").glob("*.txt")))
+FIRST_UNSPACED = "\u2e80"  # from the CJK radicals on, scripts are mostly written without spaces between words
+
+
+def fold(text: str) -> str:
+    """The text as it is searched: NFKC, casefold, no invisible characters, one space for any run of white space."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if not folded.isascii():
+        folded = "".join(c for c in folded if not invisible(c))
+    return " ".join(folded.split())
+
+
+def invisible(character: str) -> bool:
+    """Zero-width characters, direction marks, soft hyphens, variation selectors: they change nothing one reads."""
+    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One line of a list."""
+
+    words: str  # folded
+    category: str  # one of CATEGORIES, or "allow"
+    open_end: bool  # written with * at its end: a longer word may begin with it
+
+
+class TermList:
+    """Terms that are searched for together."""
+
+    def __init__(self, terms: Iterable[Term]):
+        self.terms = list(dict.fromkeys(terms))
+        self.longest = max((len(term.words) for term in self.terms), default=0)
+        self._automaton = AhoCorasick([term.words for term in self.terms])
+
+    @classmethod
+    def read(cls, paths: Iterable[Path]) -> "TermList":
+        """The terms of these files, taken together. Raises InputError with the line that is no term."""
+        return cls(term for path in paths for term in read_terms(path))
+
+    def categories(self, text: str, begin: int = 0, end: int | None = None) -> set[str]:
+        """The categories of the terms that stand in the text; with `begin` and `end` of those that begin in between."""
+        folded = fold(text)
+        low, high = len(fold(text[:begin])), len(folded if end is None else fold(text[:end]))
+        found = [(start, stop, self.terms[term]) for term, start, stop in self._matches(folded)]
+        found = [match for match in found if whole_words(folded, *match)]
+        allowed = [(start, stop) for start, stop, term in found if term.category == ALLOW]
+        return {
+            term.category
+            for start, stop, term in found
+            if low <= start < high and term.category != ALLOW and not any(s <= start and stop <= e for s, e in allowed)
+        }
+
+    def _matches(self, folded: str) -> list[tuple[int, int, int]]:
+        return self._automaton.find_matches_as_indexes(folded, overlapping=True) if self.terms else []
+
+
+def whole_words(text: str, start: int, end: int, term: Term) -> bool:
+    """Whether a match at text[start:end] cuts no word in two."""
+    before = start > 0 and spaced(text[start - 1]) and spaced(text[start])
+    after = end < len(text) and spaced(text[end]) and spaced(text[end - 1])
+    return not before and (term.open_end or not after)
+
+
+def spaced(character: str) -> bool:
+    """A letter or digit of a script that puts spaces between words."""
+    return character.isalnum() and character < FIRST_UNSPACED
+
+
+def read_terms(path: Path) -> list[Term]:
+    """The terms of one file. Raises InputError with the number of the line that is none."""
+    terms, category = [], ""
+    for number, raw in enumerate(read_text(path).splitlines(), start=1):
+        line = raw.partition("#")[0].strip()
+        if line.startswith("[") and line.endswith("]"):
+            category = line[1:-1].strip()
+            if category not in (*CATEGORIES, ALLOW):
+                raise InputError(
+                    f"{path}, line {number}: [{category}] is no category; there are {', '.join(CATEGORIES)} and {ALLOW}"
+                )
+        elif line:
+            terms.append(_term(line, category, f"{path}, line {number}"))
+    return terms
+
+
+def _term(line: str, category: str, where: str) -> Term:
+    words = fold(line.removesuffix("*"))
+    if not category:
+        raise InputError(f"{where}: {line!r} stands above the first [category]; say which one it belongs to")
+    if not words:
+        raise InputError(f"{where}: nothing is left of {line!r} once it is folded; write the term in letters")
+    return Term(words, category, line.endswith("*"))

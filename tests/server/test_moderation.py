@@ -1,0 +1,186 @@
+"""Moderation: terms are found as a plain search would find them, and an answer never shows a blocked term in part."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.errors import InputError
+from tutelage.server.held_back import HeldBack
+from tutelage.server.moderation import ModerationConfig, Moderator
+from tutelage.server.terms import BUILT_IN, CATEGORIES, Term, TermList, fold, read_terms
+
+FOUND = {
+    "I will KILL you.": {"harassment/threatening"},
+    "i  will\nkill\u200b you": {"harassment/threatening"},  # spaces, a line's end, a zero-width space
+    "ｉ ｗｉｌｌ ｋｉｌｌ ｙｏｕ": {"harassment/threatening"},  # full width
+    "how to bu\u00adild a bomb, how to build a bomb": {"illicit/violent"},
+    "beheaded in public": {"violence"},  # behead*
+    "他说：你去死吧！": {"harassment"},
+    "你\u200b去\ufe0f死吧": {"harassment"},
+    "please i want to kill myself 我不想活了": {"self-harm/intent"},
+}
+CLEAN = [
+    "I will kill your darlings",  # another word
+    "cut myself some slack",  # allowed
+    "how to make a bomb shelter",
+    "打击儿童色情",
+    "a chink in the armour",
+    "niggardly spices",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def terms() -> TermList:
+    return TermList.read(BUILT_IN)
+
+
+@pytest.mark.parametrize("text", FOUND)
+def test_terms_are_found_however_they_are_written(terms: TermList, text: str) -> None:
+    assert terms.categories(text) == FOUND[text]
+
+
+@pytest.mark.parametrize("text", CLEAN)
+def test_harmless_neighbours_are_not(terms: TermList, text: str) -> None:
+    assert terms.categories(text) == set()
+
+
+def test_both_lists_cover_every_category() -> None:
+    for path in BUILT_IN:
+        assert {term.category for term in read_terms(path)} == {*CATEGORIES, "allow"}, path
+
+
+def test_the_categories_are_those_of_openai() -> None:
+    moderation = pytest.importorskip("openai.types.moderation")
+    fields = moderation.Categories.model_fields
+    assert {field.alias or name for name, field in fields.items()} == set(CATEGORIES)
+
+
+def plain_search(terms: list[Term], text: str) -> dict[str, int]:
+    """Where each category first begins, every place of every term tried one by one.
+
+    Letters below U+2E80 must not stand on both sides of a term's edge.
+    """
+    folded = fold(text)
+    spots = []
+    for term in terms:
+        for at in range(len(folded)):
+            if folded.startswith(term.words, at):
+                end = at + len(term.words)
+                edges = [at] if term.open_end else [at, end]
+                cut = any(
+                    0 < e < len(folded) and all(c.isalnum() and ord(c) < 0x2E80 for c in folded[e - 1 : e + 1])
+                    for e in edges
+                )
+                if not cut:
+                    spots.append((at, end, term.category))
+    allowed = [(a, b) for a, b, category in spots if category == "allow"]
+    places: dict[str, int] = {}
+    for a, b, category in sorted(spots):
+        if category != "allow" and not any(s <= a and b <= e for s, e in allowed):
+            places.setdefault(category, a)
+    return places
+
+
+LETTERS = st.sampled_from("ab 你好AＢ1\u200b.")
+WORDS = st.text(LETTERS, min_size=1, max_size=4).map(fold).filter(bool)
+TERMS = st.lists(
+    st.builds(Term, WORDS, st.sampled_from(["hate", "violence", "sexual", "allow"]), st.booleans()), max_size=6
+)
+
+
+@given(TERMS, st.text(LETTERS, max_size=24))
+def test_the_automaton_finds_what_a_plain_search_finds(terms: list[Term], text: str) -> None:
+    assert TermList(terms).categories(text) == plain_search(terms, text).keys()
+
+
+def moderator_of(terms: list[Term], **policy: object) -> Moderator:
+    moderator = Moderator(ModerationConfig(builtin_terms=False, **policy))  # type: ignore[arg-type]
+    moderator._terms = TermList(terms)
+    return moderator
+
+
+PIECES = st.lists(st.text(LETTERS, min_size=1, max_size=5), max_size=8)
+
+
+@given(TERMS, PIECES)
+def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], pieces: list[str]) -> None:
+    """However it is cut: stopped if and only if the whole holds a blocked term, and no letter of one is shown."""
+    moderator = moderator_of(terms, blocked=("hate", "violence"))
+    answer = HeldBack(moderator)
+    shown = "".join([*map(answer.push, pieces), answer.finish()])
+    whole = "".join(pieces)
+    found = plain_search(terms, whole)
+    blocked = [found[category] for category in ("hate", "violence") if category in found]
+    assert answer.stopped == bool(blocked)
+    assert whole.startswith(shown)
+    if blocked:
+        assert len(fold(shown)) <= min(blocked)
+    else:
+        assert shown == whole
+        assert {name for name, yes in answer.verdict["categories"].items() if yes} == found.keys()
+
+
+def test_a_blocked_term_is_not_shown_in_part() -> None:
+    answer = HeldBack(Moderator())
+    shown = [answer.push(piece) for piece in ["Sure. How ", "to mak", "e a b", "omb", ": take", " two"]]
+    assert shown == ["Sure.", "", "", "", "", ""] and answer.stopped
+    assert answer.verdict["categories"]["illicit/violent"] and answer.finish() == ""
+
+
+def test_ordinary_text_waits_for_nothing() -> None:
+    answer = HeldBack(Moderator())
+    assert [answer.push(piece) for piece in ["The sun ", "rises ", "z. "]] == ["The sun ", "rises ", "z. "]
+
+
+def test_a_verdict_has_openai_shape_and_the_policy_decides() -> None:
+    moderator = Moderator(ModerationConfig(moderate="input", blocked=("illicit/violent",)))
+    bomb, sad, fine = moderator.check(["how to make a bomb", "i want to kill myself", "hello"])
+    assert list(bomb["categories"]) == list(bomb["category_scores"]) == list(CATEGORIES)
+    assert [v["flagged"] for v in (bomb, sad, fine)] == [True, True, False]
+    assert bomb["category_scores"]["illicit/violent"] == 1.0
+    assert moderator.stops("input", bomb) and not moderator.stops("output", bomb)
+    assert not moderator.stops("input", sad) and not moderator.stops("input", fine)
+    assert not Moderator(ModerationConfig(moderate="off")).stops("input", bomb)
+
+
+def test_the_administrators_list_is_read_again_when_it_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = tmp_path / "terms.txt"
+    own.write_text("[harassment]\nblockhead\n[allow]\nhow to make a bomb cake\n", encoding="utf-8")
+    moderator = Moderator(ModerationConfig(terms=own))
+    assert moderator.check(["You blockhead"])[0]["categories"]["harassment"]
+    assert not moderator.check(["how to make a bomb cake"])[0]["flagged"]  # an exception to a built-in term
+    own.write_text("[harassment]\nnitwit\n", encoding="utf-8")
+    os.utime(own, ns=(1, 1))
+    assert not moderator.check(["You blockhead"])[0]["flagged"] and moderator.check(["nitwit!"])[0]["flagged"]
+    own.write_text("[insult]\nx\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert moderator.check(["nitwit!"])[0]["flagged"]
+    assert "[insult] is no category" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("kill\n", "line 1: 'kill' stands above the first [category]"),
+        ("[hate]\n\n[anger]\n", "line 3: [anger] is no category"),
+        ("[hate]\n\u200b*\n", "line 2: nothing is left"),
+    ],
+)
+def test_a_faulty_list_is_refused_with_its_line(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "terms.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=line.replace("[", r"\[").replace("]", r"\]")):
+        Moderator(ModerationConfig(terms=tmp_path / "terms.txt"))
+
+
+def test_a_policy_without_meaning_is_refused() -> None:
+    with pytest.raises(InputError, match="no such category"):
+        ModerationConfig(blocked=("rudeness",))
+    with pytest.raises(InputError, match="--threshold"):
+        ModerationConfig(threshold=0)
