@@ -174,9 +174,9 @@ MUTANTS = [
     Mutant("advantages of the wrong sign", (ppo, "policy_loss", line("return -masked_mean", "return masked_mean"))),
     Mutant("no clip", (losses, "clipped_surrogate", line("ratio.clamp(1 - clip, 1 + clip)", "ratio"))),
     Mutant("mean over responses, not over tokens", (ppo, "policy_loss", per_response)),
-    Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "clipped_loss", kl_as_loss("k1"))),
-    Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "clipped_loss", kl_as_loss("k2"))),
-    Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "clipped_loss", kl_as_loss("k3"))),
+    Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k1"))),
+    Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k2"))),
+    Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k3"))),
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from tutelage.cli import main
 from tutelage.recipe import gates
 from tutelage.recipe.doctor import doctor
-from tutelage.rl import learner
+from tutelage.rl import learner, trust_region
 from tutelage.runs.machine import gemm_rate, missing_extras
 from tutelage.stages import ppo
 
@@ -61,9 +61,11 @@ def test_doctor_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_installed_ppo_passes_its_gates(capsys: pytest.CaptureFixture[str]) -> None:
     doctor(rl=True)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and all(line.startswith("pass  ") for line in lines)
+    assert len(lines) == 4 and all(line.startswith("pass  ") for line in lines)
     # The optimum and the mean length by hand: algebra on seven responses; (1 - .7^12) / .3.
-    assert "of 0.8483" in lines[0] and "of 1.268 nats" in lines[0] and "of 3.29" in lines[1]
+    for line, update in zip(lines, ("PPO", "PPO-penalty", "TRPO"), strict=False):
+        assert f"optimum, {update}: " in line and "of 0.8483" in line and "of 1.268 nats" in line
+    assert "of 3.29" in lines[3]
 
 
 def whitened(original: Any) -> Any:
@@ -91,5 +93,9 @@ def test_a_failing_gate_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_a_ratio_off_one_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     original = learner.response_logprobs
     monkeypatch.setattr(learner, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3 * t))
-    gate = gates.drift_gate()
-    assert not gate.passed and "the ratio is off 1" in gate.words
+    monkeypatch.setattr(
+        trust_region, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3)
+    )
+    for update in ("clip", "trpo"):
+        gate = gates.drift_gate(update)
+        assert not gate.passed and "the ratio is off 1" in gate.words

@@ -72,6 +72,16 @@ def test_ppo_reaches_every_optimum(mdp, beta, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("mdp", "beta"), OPTIMA)
+@pytest.mark.parametrize("update", ["penalty", "trpo"])
+def test_the_other_updates_reach_every_optimum(update, mdp, beta):
+    best, kl = OPTIMA[mdp, beta]
+    reached, drift = train(mdp, beta, seed=1, update=update)
+    assert reached == pytest.approx(best, rel=0.002)
+    assert drift == pytest.approx(kl, rel=0.01)
+
+
+@pytest.mark.slow
 def test_four_epochs_reach_it_too():
     reached, _ = train("A", 0.5, seed=0, epochs=4)
     assert reached == pytest.approx(OPTIMA["A", 0.5][0], rel=0.002)

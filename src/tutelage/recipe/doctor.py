@@ -39,7 +39,7 @@ def examine_ppo() -> None:
         failed += [] if gate.passed else [gate.name]
     if failed:
         print(
-            f"PPO does not solve {' and '.join(failed)}: a bug of ours or a broken installation, not your data; "
+            f"failed: {'; '.join(failed)}: a bug of ours or a broken installation, not your data; "
             "reinstall with make clean install, and report it with tutelage doctor's output if it stays",
             file=sys.stderr,
         )

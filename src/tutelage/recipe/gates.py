@@ -7,7 +7,7 @@ steps, the ratio check. Which deliberate bugs they catch stands in docs/results.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -35,21 +35,23 @@ class Gate:
 
 def gates() -> Iterator[Gate]:
     """Some seconds in all."""
-    yield drift_gate()
+    for update in ("clip", "penalty", "trpo"):
+        yield drift_gate(update)
     yield length_gate()
 
 
-def drift_gate() -> Gate:
+def drift_gate(update: str) -> Gate:
     """PPO must reach the optimum of eq. 2, and by no more drift than it is worth."""
     best, drift = DRIFT.optimum(BETA)
+    name = f"the known optimum, {PPOConfig(update=update, ptx=False).algorithm}"  # type: ignore[arg-type]
     try:
-        logits, gap = practise(DRIFT, BETA, iterations=150)
+        logits, gap = practise(DRIFT, BETA, iterations=150, update=update)
     except InputError as error:
-        return Gate("the known optimum", False, str(error))
+        return Gate(name, False, str(error))
     reached, kl = DRIFT.objective(logits, BETA)
     near = abs(reached - best) <= OBJECTIVE_OFF * best and abs(kl - drift) <= KL_OFF * drift
     words = f"objective {reached:.4f} of {best:.4f}, KL {kl:.3f} of {drift:.3f} nats, sampler gap {gap:.1g}"
-    return Gate("the known optimum", near and gap <= SAMPLER_GAP["torch.float32"], words)
+    return Gate(name, near and gap <= SAMPLER_GAP["torch.float32"], words)
 
 
 def length_gate() -> Gate:
@@ -67,7 +69,7 @@ def length_gate() -> Gate:
 def practise(problem: TokenMDP, beta: float, iterations: int, seed: int = 0, **changed: Any) -> tuple[Tensor, float]:
     """Train a table with the stage's code. Returns its logits, and the largest gap of the sampler."""
     config = PPOConfig(batch=256, minibatch=64, max_tokens=problem.longest, kl_coef=beta, value_clip=1e9,
-                       grad_clip=1e9, **changed)  # fmt: skip
+                       grad_clip=1e9, ptx=False, **changed)  # fmt: skip
     policy, value = Table(problem, problem.reference_logits), Values(problem)
     optimizers = [
         adamw(m.named_parameters(), lr=0.03, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-5) for m in (policy, value)
@@ -81,13 +83,15 @@ def practise(problem: TokenMDP, beta: float, iterations: int, seed: int = 0, **c
     )
     seeds, gaps = count(seed * 10**9), []
     for iteration in range(iterations):
-        for optimizer in optimizers:  # linear to zero, as in lm-human-preferences: a constant rate only circles J*
-            set_learning_rate(optimizer, 1 - iteration / iterations)
+        left = 1 - iteration / iterations  # linear to zero, as in lm-human-preferences: a constant rate only circles J*
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, left)
+        held = replace(config, update_kl=config.update_kl * left**2)  # the KL of a step goes with its square
         first, order = shuffled(seed, iteration), shuffled(seed, iteration)
         parts = list(minibatches(config.batch, config.minibatch, 1, first, torch.device("cpu")))
         rollout, gap = roll_out_table(problem, policy, value, [next(seeds) for _ in range(config.batch)], parts)
         gaps.append(gap)
-        improve(learner, rollout, *estimate(rollout, config), config, order, iteration)
+        improve(learner, rollout, *estimate(rollout, held), held, order, iteration)
     return policy.table.detach(), max(gaps)
 
 

@@ -6,15 +6,18 @@
 The value network starts as the reward model and has an optimizer of its own. `--no-ptx` is plain PPO. Where the paper
 is silent: lambda .95, score -1 without an end of turn, advantages whitened over the rollout; how the
 pretraining coefficient is found, `learning/ptx.py` says.
+`--update` has two others in the clip's place: an adapted price on the KL to the policy that sampled (Schulman et al.
+2017, eq. 8), and TRPO's natural-gradient step (2015). All else is the same: rollouts, rewards, value network, leash.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
 policy stays within a budget of nats per response, and a gradient that is not finite stops the run. What else is wrong
 with the curves, `rl/watch.py` says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from tutelage.errors import InputError
 from tutelage.learning.advantages import explained_variance, gae, shaped_rewards, whiten
 from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, clipped_step
+from tutelage.learning.trust_region import adapted, penalised_loss
 from tutelage.model.heads import ScalarGPT
 from tutelage.rl.actors import Actors, encode_prompts, judge_score, load_actors, load_judge, next_rollout
 from tutelage.rl.budget import KLBudget
@@ -38,6 +42,7 @@ from tutelage.rl.learner import (
 )
 from tutelage.rl.mix import open_mix
 from tutelage.rl.seen import Line
+from tutelage.rl.trust_region import trust_region_step, update_kl
 from tutelage.runs.adapter import save_tuned, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
@@ -62,6 +67,10 @@ class PPOConfig(RLConfig):
     """Discount (paper: 1)."""
     lam: float = 0.95
     """GAE's lambda; not printed in the paper."""
+    update: Literal["clip", "penalty", "trpo"] = "clip"
+    """clip; penalty, an adapted price on the KL to the policy that sampled; trpo, one natural step, without a rate."""
+    update_kl: float = 0.01
+    """Nats a token by which a rollout moves the policy: penalty's target (2017 paper: .003 to .03), trpo's limit."""
     clip: float = 0.2
     """How far the ratio may move before the policy's gradient stops (paper: .2)."""
     value_clip: float = 0.5
@@ -73,6 +82,16 @@ class PPOConfig(RLConfig):
         super().__post_init__()
         if 0 < self.value_epochs < self.epochs:
             raise InputError(f"--value-epochs {self.value_epochs}: at least the policy's --epochs {self.epochs}, or 0")
+        if self.update != "clip" and not self.update_kl:
+            raise InputError(f"--update {self.update} --update-kl 0: the policy could never move; give .01")
+        if self.update == "trpo" and self.epochs > 1:
+            raise InputError(f"--update trpo --epochs {self.epochs}: it takes one step a rollout; give --value-epochs")
+        if self.update == "trpo" and self.ptx:
+            raise InputError("--update trpo: its step is one within the KL of a rollout, not of text; add --no-ptx")
+
+    @property
+    def algorithm(self) -> str:
+        return {"clip": "PPO", "penalty": "PPO-penalty", "trpo": "TRPO"}[self.update]
 
 
 @dataclass(kw_only=True)
@@ -81,12 +100,15 @@ class Learner(PolicyLearner):
 
     value: ScalarGPT
     value_optimizer: torch.optim.Optimizer
+    penalty: float = 1.0  # coefficient of the KL to the policy that sampled; where it begins hardly matters
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"value": training_state(self.value, [self.value_optimizer])}
+        value = training_state(self.value, [self.value_optimizer])
+        return super().state() | {"value": value, "penalty": self.penalty}
 
     def load(self, state: dict[str, Any]) -> None:
         super().load(state)
+        self.penalty = state["penalty"]
         load_training_state(state["value"], self.value, [self.value_optimizer])
 
 
@@ -163,23 +185,43 @@ def improve(
     learner: Learner, rollout: Rollout, advantages: Tensor, returns: Tensor, config: PPOConfig,
     order: torch.Generator, iteration: int,
 ) -> Line:  # fmt: skip
-    """Epochs of minibatches over one rollout. Returns what to log, averaged over the steps."""
+    """The policy's update and the value network's over one rollout. Returns what to log, averaged over the steps."""
+    passes = max(config.epochs, config.value_epochs)
+    every = list(minibatches(config.batch, config.minibatch, passes, order, advantages.device))
+    parts = every[: len(every) // passes]
+    if config.update == "trpo":
+        limit, temperature = config.update_kl, config.temperature
+        step = trust_region_step(learner, rollout, advantages, parts, limit=limit, temperature=temperature)
+        return averaged([step | value_step(learner, rollout.rows(rows), returns[rows], config) for rows in every])
     logged: list[Line] = []
-    for rows in minibatches(config.batch, config.minibatch, config.epochs, order, advantages.device):
+    for rows in every[: len(parts) * config.epochs]:
         some = rollout.rows(rows)
-        loss = partial(clipped_loss, some=some, advantages=advantages[rows], config=config)
+        loss = partial(update_loss, some=some, advantages=advantages[rows], config=config, coef=learner.penalty)
         step = policy_step(learner, some, loss, config, iteration, first=not logged)
         logged.append(step | value_step(learner, some, returns[rows], config))
-    for rows in minibatches(config.batch, config.minibatch, config.value_epochs - config.epochs, order, returns.device):
+    for rows in every[len(parts) * config.epochs :]:
         value_step(learner, rollout.rows(rows), returns[rows], config)
-    return averaged(logged) | {"lr": learner.optimizer.param_groups[0]["lr"]}
+    moved = adapt_penalty(learner, rollout, parts, config) if config.update == "penalty" else {}
+    return averaged(logged) | moved | {"lr": learner.optimizer.param_groups[0]["lr"]}
 
 
-def clipped_loss(logprobs: Tensor, some: Rollout, advantages: Tensor, config: PPOConfig) -> tuple[Tensor, Line]:
+def update_loss(
+    logprobs: Tensor, some: Rollout, advantages: Tensor, config: PPOConfig, coef: float
+) -> tuple[Tensor, Line]:
     """The policy's loss on some rows of a rollout, and what is logged of it; advantages (b, T) or wider."""
     mask = some.responses.mask
-    loss, clipped = policy_loss(logprobs, some.logprobs, advantages[:, : mask.shape[1]], mask, clip=config.clip)
+    advantages = advantages[:, : mask.shape[1]]
+    if config.update == "penalty":
+        return penalised_loss(logprobs, some.logprobs, advantages, mask, coef=coef), {}
+    loss, clipped = policy_loss(logprobs, some.logprobs, advantages, mask, clip=config.clip)
     return loss, {"clip_fraction": clipped.item()}
+
+
+def adapt_penalty(learner: Learner, rollout: Rollout, parts: Sequence[Tensor], config: PPOConfig) -> Line:
+    """After an update: how far it has moved the policy, and the price that the next one pays for it."""
+    kl, paid = update_kl(learner.policy, rollout, parts, config.temperature), learner.penalty
+    learner.penalty = adapted(paid, kl, config.update_kl)
+    return {"update_kl": kl, "penalty_coef": paid}
 
 
 def value_step(learner: Learner, some: Rollout, returns: Tensor, config: PPOConfig) -> Line:
