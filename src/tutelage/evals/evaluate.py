@@ -39,7 +39,7 @@ from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import pad_responses, response_logprobs
-from tutelage.sampling.sampler import Answer, generate, inference_copy
+from tutelage.sampling.sampler import Answer, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -137,8 +137,9 @@ def lay_out(
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
     check_windows(unseen, text_length(config.heldout_window, model.config.context, "--heldout-window"))
-    untouched = inference_copy(load_policy(base, run.device)[0])
-    bench = Bench(words, chosen, asked, untouched, inference_copy(model), scorer, Panel.load(panel), config)
+    untouched = load_policy(base, run.device)[0].eval().requires_grad_(False)
+    untouched = untouched.to(untouched.compute_dtype)  # it only scores here: packed for writing it would be twice
+    bench = Bench(words, chosen, asked, untouched, for_inference(model), scorer, Panel.load(panel), config)
     return bench, unseen
 
 
@@ -155,15 +156,19 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
         if name.startswith("best-of-") and name not in folders:
             measured.update(measure_best_of(bench))
         else:
-            model = inference_copy(load_policy(folders[name], run.device)[0])
-            answers = sample(bench, model, 1)
-            measured[name] = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
-            length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-            windows = bench.config.heldout_windows
-            measured[name]["bits_per_byte"] = bits_per_byte(model, unseen, sizes, windows, length)
+            measured[name] = measure(bench, load_policy(folders[name], run.device)[0], unseen, sizes)
         run.checkpoint(i + 1, lambda: {"measured": measured})
     run.progress.update(1.0)
     return measured
+
+
+def measure(bench: Bench, trained: GPT, unseen: Any, sizes: Sequence[int]) -> dict[str, Any]:
+    """One model's answers, what can be said of them, and how well it predicts unseen text."""
+    model = for_inference(trained)
+    answers = sample(bench, model, 1)
+    measured = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
+    length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
+    return measured | {"bits_per_byte": bits_per_byte(model, unseen, sizes, bench.config.heldout_windows, length)}
 
 
 def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
@@ -171,7 +176,7 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
     answers: dict[int, list[Answer]] = {}
     sampling = SamplingConfig(max_tokens=bench.config.max_tokens)
     order = sorted(range(len(bench.asked)), key=lambda i: len(bench.asked[i]))  # like lengths waste no padding
-    size = max(1, ROWS // count)
+    size = max(1, rows_that_fit(model.config, bench.config.max_prompt + bench.config.max_tokens, ROWS) // count)
     for at in range(0, len(order), size):
         some = order[at : at + size]
         seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in some for k in range(count)]

@@ -39,7 +39,7 @@ from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import pad_responses, response_logprobs
-from tutelage.sampling.sampler import Answer, generate, inference_copy
+from tutelage.sampling.sampler import Answer, for_inference, generate
 from tutelage.sampling.stops import cut, stop_at
 from tutelage.text.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
         if work.finished:
             return
         trained, words = load_policy(folder, work.device)
-        model = inference_copy(trained)
+        model = for_inference(trained)
         plan = [(name, f"{shots}-shot") for name in read_tasks() for shots in config.shots]
         plan += [("sums", how) for how in WAYS] if config.sums else []
         table: dict[str, dict[str, float]] = {}

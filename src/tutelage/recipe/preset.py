@@ -77,7 +77,7 @@ DEMO_BASED = Preset(
     rank=RankConfig(count=320, answers=9, max_prompt=96),
     reward=RewardConfig(batch=4, lr=1e-3, lora_rank=16, lora_layers=8, demonstrations=64),
     ppo=PPOConfig(
-        iterations=26, batch=48, minibatch=48, value_epochs=3, max_prompt=96, lr=2.5e-3, value_lr=3e-3, warmup=8,
+        iterations=24, batch=48, minibatch=48, value_epochs=3, max_prompt=96, lr=2e-3, value_lr=3e-3, warmup=8,
         kl_coef=0.05, value_clip=5.0, ema=0.8, ptx_windows=8, ptx_window=256, ptx_share=0.5, lora_rank=16,
         lora_layers=8,
     ),

@@ -22,7 +22,7 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import frozen_depth, without_adapters
 from tutelage.rl.config import RLConfig
 from tutelage.runs.adapter import AdapterConfig, adapt, lighten, load_adapted_scorer
-from tutelage.runs.device import Device
+from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -109,6 +109,7 @@ def roll_out(
     Also returns the mean gap between the sampler's log-probabilities and the training forward's: a wrong sampler shows
     here, though not in the ratio.
     """
+    hand_back_memory()  # what learning from the last rollout left in pieces
     words = actors.words
     sampler = inference_copy(actors.policy)
     groups = generate(sampler, prompts, seeds, words.end_of_turn_id, sampling, samples)

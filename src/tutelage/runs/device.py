@@ -83,9 +83,15 @@ def _use_cpu_well() -> int:
     torch.set_num_threads(threads)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: activations come from the heap
+        libc.mallopt(-3, 1 << 26)  # M_MMAP_THRESHOLD: activations come from the heap, logits of a large vocabulary not
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap is not handed back between steps
     return threads
+
+
+def hand_back_memory() -> None:
+    """Give freed pages back to the system: between two models or two iterations, not between steps."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak_memory_bytes() -> int:

@@ -16,7 +16,7 @@ from tutelage.learning.losses import token_logprobs
 from tutelage.model.forked import Group, alike, as_key, fork
 from tutelage.model.gpt import GPT
 
-LOGITS_AT_ONCE = 2**26  # numbers: 256 MiB of fp32, whatever the vocabulary
+LOGITS_AT_ONCE = 2**25  # numbers: 128 MiB of fp32, whatever the vocabulary
 
 
 def head_logprobs(policy: GPT, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.kv_cache import KVCache
 from tutelage.model.lora import merge_adapters, sharing
@@ -23,6 +24,7 @@ from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
 from tutelage.sampling.stops import Stopped
 
+CACHE_AT_MOST = 2**28  # numbers of keys and values that a batch should hold: 512 MiB in bf16
 KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are still being written
 
 
@@ -35,12 +37,23 @@ class Answer:
     ended: bool  # False: cut at max_tokens
 
 
+def rows_that_fit(config: GPTConfig, tokens: int, most: int) -> int:
+    """How many answers to write at once, at most `most`, when prompt and answer take so many tokens."""
+    row = 2 * tokens * config.layers * config.kv_heads * config.head_width
+    return max(1, min(most, CACHE_AT_MOST // row))
+
+
 def inference_copy(model: GPT) -> GPT:
     """A frozen copy in the compute precision, its adapters merged: no cast and no detour per step.
 
     What the model itself keeps frozen in that precision is shared with it, not copied.
     """
-    frozen = merge_adapters(sharing(model).eval().requires_grad_(False)).to(model.compute_dtype)
+    return for_inference(sharing(model))
+
+
+def for_inference(model: GPT) -> GPT:
+    """The same without a copy: the model itself, for whoever needs its fp32 weights no more."""
+    frozen = merge_adapters(model.eval().requires_grad_(False)).to(model.compute_dtype)
     prepack(frozen, frozen.head_weight)
     return frozen
 

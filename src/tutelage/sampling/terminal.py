@@ -26,7 +26,7 @@ from tutelage.runs.run import seed_for
 from tutelage.sampling.conversation import HELP, ChatConfig, Conversation, Message, obey
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.remote import ContextFullError, Server
-from tutelage.sampling.sampler import inference_copy, stream
+from tutelage.sampling.sampler import for_inference, stream
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -65,7 +65,7 @@ class LoadedModel:
             raise InputError(
                 f"--max-tokens {config.max_tokens}: {run} has a context of {model.config.context} tokens; ask for fewer"
             )
-        self.model = inference_copy(model)
+        self.model = for_inference(model)
 
     def answer(self, messages: list[Message], config: ChatConfig, turn: int) -> Iterator[str]:
         prompt = encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids

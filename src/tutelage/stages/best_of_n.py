@@ -28,7 +28,7 @@ from tutelage.runs.folder import load_policy, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.sampler import Answer, generate, inference_copy
+from tutelage.sampling.sampler import Answer, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
 ROWS = 256  # answers sampled at once
@@ -106,13 +106,14 @@ def sample_answers(run: Run, policy: Path, reward: Path, pool: Sequence[Prompt])
     same_tokenizer(policy, reward)
     trained, words = load_policy(policy, run.device)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
-    model, scorer = inference_copy(trained), load_frozen(reward, run.device)
+    model, scorer = for_inference(trained), load_frozen(reward, run.device)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "best-of-n")
     state = run.restore()
     rows = state["rows"] if state else []
     done = [Candidates(prompt, *row) for prompt, row in zip(chosen, rows, strict=False)]
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
-    size = max(1, ROWS // config.samples)
+    rows_at_once = rows_that_fit(model.config, config.max_prompt + config.max_tokens, ROWS)
+    size = max(1, rows_at_once // config.samples)
     for at in range(len(done), len(chosen), size):
         batch = chosen[at : at + size]
         asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in batch]

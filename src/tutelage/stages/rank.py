@@ -24,10 +24,10 @@ from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.sampler import generate, inference_copy
+from tutelage.sampling.sampler import for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
-BATCH = 64  # prompts per sampled batch
+BATCH = 64  # prompts per sampled batch, fewer where their keys and values would take too much memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +99,15 @@ def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Pro
     config: RankConfig = run.config  # type: ignore[assignment]
     trained, words = load_policy(policy, run.device)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
-    model = inference_copy(trained)
+    model = for_inference(trained)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "rank")
     state = run.restore()
     texts: list[list[str]] = state["texts"] if state else []
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
-    for at in range(len(texts), len(chosen), BATCH):
-        batch = chosen[at : at + BATCH]
+    rows = rows_that_fit(model.config, config.max_prompt + config.max_tokens, BATCH * config.answers)
+    size = max(1, rows // config.answers)
+    for at in range(len(texts), len(chosen), size):
+        batch = chosen[at : at + size]
         ids = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in batch]
         seeds = [seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)]
         for answers in generate(model, ids, seeds, words.end_of_turn_id, sampling, config.answers):
