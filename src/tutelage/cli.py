@@ -48,9 +48,13 @@ VERBS = {
     "rloo": Verb("tutelage.stages.rloo", "rloo", "optimise against the reward with RLOO: no value network"),
     "grpo": Verb("tutelage.stages.grpo", "grpo", "optimise against the reward with GRPO or Dr. GRPO"),
     "best-of-n": Verb("tutelage.stages.best_of_n", "best_of_n", "keep the reward's favourite of n answers, for sft"),
+    "interpolate": Verb(
+        "tutelage.stages.interpolate", "interpolate", "mix the weights of two runs: between SFT and RL"
+    ),
     "dpo": Verb("tutelage.stages.dpo", "dpo", "train on rankings without a reward model (DPO and its family)"),
     "kto": Verb("tutelage.stages.kto", "kto", "train on thumbs up and down (KTO)"),
     "moderation": Verb("tutelage.server.flag_training", "moderation", "train the moderation filter on people's flags"),
+    "score": Verb("tutelage.rewards.score", "score", "what a reward gives the answers in a file"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
     "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks"),
     "report": Verb("tutelage.runs.report", "report", "write the one-page report of a finished recipe"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from world import World, interrupted, results
+from world import World, interrupted, named, results
 
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
@@ -37,8 +37,8 @@ def policies(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         iterations=3, batch=8, minibatch=8, max_tokens=24, max_prompt=32, ptx_windows=2, lr=3e-3, kl_budget=1e9,
         dtype="fp32",
     )  # fmt: skip
-    ppo(world.sft, world.reward, (world.prompts,), folder / "ppo-ptx", (world.corpus,), config=config)
-    ppo(world.sft, world.reward, (world.prompts,), folder / "ppo", (), config=replace(config, ptx=False))
+    ppo(world.sft, named(world.reward), (world.prompts,), folder / "ppo-ptx", (world.corpus,), config=config)
+    ppo(world.sft, named(world.reward), (world.prompts,), folder / "ppo", (), config=replace(config, ptx=False))
     return folder / "ppo", folder / "ppo-ptx"
 
 
@@ -46,8 +46,9 @@ def run_evaluate(
     world: World, policies: tuple[Path, ...], out: Path, config: EvaluateConfig = CONFIG
 ) -> dict[str, Any]:
     evaluate(
-        policies, world.base, world.sft, world.reward, world.panel, (world.prompts_test,), (world.heldout,), out, config
-    )
+        policies, world.base, world.sft, named(world.reward), world.panel, (world.prompts_test,), (world.heldout,), out,
+        config,
+    )  # fmt: skip
     return json.loads((out / "evaluation.json").read_text())
 
 

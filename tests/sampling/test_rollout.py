@@ -13,6 +13,7 @@ from tutelage.sampling.rollout import (
     pad_responses,
     response_logprobs,
     response_positions,
+    response_scores,
     response_values,
     score_rollout,
 )
@@ -124,7 +125,7 @@ def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any)
         policy,
         reference,
         value,
-        reward,
+        response_scores(reward, batch()),
         batch(),
         parts=[torch.arange(len(batch().ids))],
         missing_end=-1.0,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from test_reward import Theirs
-from world import World
+from world import World, named, user
 
-from tutelage.rl.actors import load_actors, roll_out, rollout_seeds
+from tutelage.rl.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.stages.ppo import PPOConfig, make_learner, ppo
@@ -27,7 +27,7 @@ def run_ppo(world: World, out: Path, config: PPOConfig = CONFIG, **given: Any) -
     inputs = {"policy": world.sft, "reward": world.reward, "prompts": (world.prompts,)} | given
     if config.ptx:
         inputs.setdefault("corpus", (world.corpus,))
-    ppo(out=out, config=config, **inputs)
+    ppo(out=out, config=config, **inputs | {"reward": named(inputs["reward"])})
     return out
 
 
@@ -48,13 +48,14 @@ class Bench:
     def __init__(self, world: World, out: Path, reward_run: Path, config: PPOConfig):
         self.config = config
         self.run = Run(out, stage="ppo", config=config, inputs={})
-        self.actors = load_actors(world.sft, reward_run, config, self.run)
-        self.words, self.scorer = self.actors.words, self.actors.reward
+        self.actors = load_actors(world.sft, (str(reward_run),), config, self.run)
+        self.words, self.scorer = self.actors.words, self.actors.reward.models[0]
         self.learner = make_learner(self.actors, config)
         asked = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
         self.theirs = Theirs(reward_run)
         self.prompts = [self.theirs.ids(question, "")[:-1] for question in asked]
-        prompts = [self.prompts[i % len(self.prompts)] for i in range(config.batch)]
+        encoded = [EncodedPrompt(ids, [user(q)]) for ids, q in zip(self.prompts, asked, strict=True)]
+        prompts = [encoded[i % len(encoded)] for i in range(config.batch)]
         sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
         seeds = rollout_seeds(config.seed, 0, config.batch)
         self.rollout, self.gap = roll_out(

@@ -11,7 +11,7 @@ import pytest
 import transformers
 from ppo_bench import scorer_with
 from test_reward import Theirs
-from world import SFT, World, interrupted, results
+from world import SFT, World, interrupted, named, results
 
 from tutelage.errors import InputError
 from tutelage.stages import best_of_n as stage
@@ -23,7 +23,7 @@ CONFIG = BestOfNConfig(count=12, samples=5, max_tokens=24, max_prompt=32, dtype=
 
 def run(world: World, out: Path, config: BestOfNConfig = CONFIG, **given: Any) -> list[dict[str, Any]]:
     inputs = {"policy": world.sft, "reward": world.reward, "prompts": (world.prompts,)} | given
-    best_of_n(out=out, config=config, **inputs)
+    best_of_n(out=out, config=config, **inputs | {"reward": named(inputs["reward"])})
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 

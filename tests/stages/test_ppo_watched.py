@@ -12,6 +12,7 @@ from test_reward import Theirs, by_count, counted
 from world import REWARD, World, metrics, results, same_files
 
 from tutelage.errors import InputError
+from tutelage.rewards.reward import ModelReward
 from tutelage.rl import actors
 from tutelage.rl.watch import Watch
 from tutelage.runs.folder import load_scorer
@@ -113,7 +114,7 @@ def test_the_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path) ->
     """Its score is transformers' on the same responses; the weights are those of a run without it."""
     config = replace(LONG, iterations=2)
     plain = run_ppo(world, tmp_path / "plain", config)
-    judged = run_ppo(world, tmp_path / "judged", config, judge=world.reward)
+    judged = run_ppo(world, tmp_path / "judged", config, judge=str(world.reward))
     same_files(plain, judged, ["model.safetensors", "value/model.safetensors"])
     assert all("judge_score" not in line for line in metrics(plain))
     for line in metrics(judged):  # the judge is the reward model itself
@@ -123,7 +124,7 @@ def test_the_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path) ->
 
 def test_a_judges_score_is_transformers(world: World, bench: Bench) -> None:
     rollout = bench.rollout
-    ours = actors.judge_score(load_scorer(world.reward, bench.run.device)[0], rollout, -2.0)
+    ours = actors.judge_score(ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, -2.0)
     rows = zip(rollout.responses.ids.tolist(), rollout.responses.last.tolist(), rollout.responses.ended, strict=True)
     theirs = Theirs(world.reward)
     expected = [theirs.score(ids[: last + 1]) if ended else -2.0 for ids, last, ended in rows]

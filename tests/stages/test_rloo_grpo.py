@@ -15,14 +15,14 @@ import torch
 import transformers
 from ppo_bench import scorer_with
 from test_reward import by_count, counted
-from world import REWARD, World, files_in, interrupted, metrics, results, same_files
+from world import REWARD, World, files_in, interrupted, metrics, named, results, same_files
 
 from tutelage import cli
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.kv_cache import KVCache
 from tutelage.rl import learner
-from tutelage.rl.actors import load_actors, next_rollout
+from tutelage.rl.actors import EncodedPrompt, load_actors, next_rollout
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
@@ -42,7 +42,7 @@ BOTH = pytest.mark.parametrize("config", [RLOO, GRPO], ids=["rloo", "grpo"])
 def run_groups(world: World, out: Path, config: RLOOConfig | GRPOConfig, **given: Any) -> Path:
     inputs = {"policy": world.sft, "reward": world.reward, "prompts": (world.prompts,)} | given
     stage: Callable[..., None] = rloo if isinstance(config, RLOOConfig) else grpo
-    stage(out=out, config=config, **inputs)
+    stage(out=out, config=config, **inputs | {"reward": named(inputs["reward"])})
     return out
 
 
@@ -52,7 +52,9 @@ def run_groups(world: World, out: Path, config: RLOOConfig | GRPOConfig, **given
 def test_the_responses_to_a_prompt_are_neighbours_and_share_its_prefill(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actors = load_actors(world.sft, world.reward, RLOO, Run(tmp_path, stage="x", config=RLOO, inputs={}), critic=False)
+    actors = load_actors(
+        world.sft, named(world.reward), RLOO, Run(tmp_path, stage="x", config=RLOO, inputs={}), critic=False
+    )
     assert actors.value is None and actors.shared_layers == 0
     prefilled: list[int] = []
     original = KVCache.__init__
@@ -63,7 +65,8 @@ def test_the_responses_to_a_prompt_are_neighbours_and_share_its_prefill(
 
     monkeypatch.setattr(KVCache, "__init__", counting)
     asked = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45]]
-    rollout, gap = next_rollout(actors, asked, 1, RLOO, [torch.arange(8)], 4)
+    prompts = [EncodedPrompt(ids, []) for ids in asked]
+    rollout, gap = next_rollout(actors, prompts, 1, RLOO, [torch.arange(8)], 4)
     assert prefilled == [2] and rollout.values is None and gap < 1e-3
     rows = [row[:start].tolist() for row, start in zip(rollout.responses.ids, rollout.responses.starts, strict=True)]
     assert rows == [asked[2]] * 4 + [asked[0]] * 4  # the second rollout of two prompts each, round and round
@@ -179,10 +182,13 @@ def test_adapters_share_their_base_with_the_reward_model(world: World, tmp_path:
     """Nothing is loaded twice, and the reference is the policy with its adapters off."""
     judge, config = tmp_path / "judge", replace(RLOO, lora_rank=4)
     reward(world.sft, (world.comparisons,), (world.demos,), judge, world.panel, replace(REWARD, lora_rank=4))
-    actors = load_actors(world.sft, judge, config, Run(tmp_path / "x", stage="x", config=config, inputs={}), False)
+    actors = load_actors(
+        world.sft, named(judge), config, Run(tmp_path / "x", stage="x", config=config, inputs={}), False
+    )
     assert actors.value is None and actors.reference is None
-    assert actors.reward.trunk.embedding.weight is actors.policy.embedding.weight
-    assert not any(p.requires_grad for p in actors.reward.parameters())
+    (scorer,) = actors.reward.models
+    assert scorer.trunk.embedding.weight is actors.policy.embedding.weight
+    assert not any(p.requires_grad for p in scorer.parameters())
     lines = metrics(run_groups(world, tmp_path / "out", config, reward=judge))
     assert lines[0]["kl"] == 0.0 and lines[-1]["kl"] != 0.0
 

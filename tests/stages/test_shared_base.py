@@ -11,7 +11,8 @@ from ppo_bench import CONFIG, run_ppo
 from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage.model.gpt import GPT
-from tutelage.rl.actors import Actors, load_actors, roll_out, rollout_seeds
+from tutelage.rewards.reward import ModelReward
+from tutelage.rl.actors import Actors, EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, save_policy
 from tutelage.runs.run import Run
@@ -43,13 +44,13 @@ def judge(world: World, policy: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def actors_of(policy: Path, judge: Path, out: Path) -> Actors:
-    return load_actors(policy, judge, SHARED, Run(out, stage="ppo", config=SHARED, inputs={}))
+    return load_actors(policy, (str(judge),), SHARED, Run(out, stage="ppo", config=SHARED, inputs={}))
 
 
 def roll(actors: Actors) -> Rollout:
     prompts = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45, 46, 12, 11, 10]] * 6  # more than one group of like length
-    sampling = SamplingConfig(max_tokens=12)
-    return roll_out(actors, prompts, rollout_seeds(0, 0, len(prompts)), sampling, -1.0, torch.arange(18).split(7))[0]
+    sampling, asked = SamplingConfig(max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts]
+    return roll_out(actors, asked, rollout_seeds(0, 0, len(prompts)), sampling, -1.0, torch.arange(18).split(7))[0]
 
 
 def shake(model: GPT) -> None:
@@ -61,14 +62,14 @@ def shake(model: GPT) -> None:
 
 def test_no_number_is_there_twice(policy: Path, judge: Path, tmp_path: Path) -> None:
     actors = actors_of(policy, judge, tmp_path)
-    roles = [actors.policy, actors.reward.trunk, actors.value.trunk]
+    roles = [actors.policy, actors.reward.models[0].trunk, actors.value.trunk]
     frozen = [name for name, p in roles[0].named_parameters() if p.ndim == 2 and ".adapter." not in name]
     for name in frozen:
         assert len({dict(role.named_parameters())[name].data_ptr() for role in roles}) == 1, name
     adapters = [p.data_ptr() for role in roles for name, p in role.named_parameters() if ".adapter." in name]
     assert len(set(adapters)) == len(adapters) > 0
     assert actors.shared_layers == 1  # of three: the reward model's adapters reach deepest
-    assert not any(p.requires_grad for p in actors.reward.parameters())
+    assert not any(p.requires_grad for p in actors.reward.models[0].parameters())
 
 
 def test_without_a_value_network_all_adapters_of_the_reward_model_are_run(
@@ -76,11 +77,13 @@ def test_without_a_value_network_all_adapters_of_the_reward_model_are_run(
 ) -> None:
     """They reach deeper than the policy's, and nothing else says so: the reward model is frozen."""
     run = Run(tmp_path, stage="rloo", config=SHARED, inputs={})
-    actors = load_actors(policy, judge, SHARED, run, critic=False)
+    actors = load_actors(policy, (str(judge),), SHARED, run, critic=False)
     assert actors.value is None and actors.shared_layers == 1
     ids = torch.tensor([[15, 17, 260, 33, 8]])
     expected = load_scorer(judge, CPU)[0](ids)
-    torch.testing.assert_close(actors.reward(ids, actors.policy.lower(ids, 1)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        actors.reward.models[0](ids, actors.policy.lower(ids, 1)), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_shared_and_separate_models_agree(
@@ -89,9 +92,9 @@ def test_shared_and_separate_models_agree(
     """In log-probabilities, values, scores and the gradients of all adapters."""
     shared = actors_of(policy, judge, tmp_path)
     shake(shared.policy)
-    trained, value, scorer = (copy.deepcopy(model) for model in (shared.policy, shared.value, shared.reward))
+    trained, value, scorer = (copy.deepcopy(model) for model in (shared.policy, shared.value, shared.reward.models[0]))
     reference = load_policy(policy, CPU)[0]
-    separate = Actors(trained, reference, scorer, value, shared.value_base, shared.words)
+    separate = Actors(trained, reference, ModelReward(scorer, shared.words), value, shared.value_base, shared.words)
     one = roll(shared)
     monkeypatch.setattr(rollouts, "STREAM_AT_MOST", 0)  # as if it did not fit into memory
     other = roll(separate)
@@ -115,7 +118,7 @@ def test_the_trunk_is_run_once(policy: Path, judge: Path, tmp_path: Path, monkey
     actors = actors_of(policy, judge, tmp_path)
     seen: list[int] = []
     actors.policy.blocks[0].register_forward_hook(lambda module, given, result: seen.append(given[0].shape[:2].numel()))
-    for scorer in (actors.reward, actors.value):  # their own block objects, with the same weights
+    for scorer in (actors.reward.models[0], actors.value):  # their own block objects, with the same weights
         scorer.trunk.blocks[0].register_forward_hook(lambda module, given, result: seen.append(10**6))
     monkeypatch.setattr("tutelage.rl.actors.inference_copy", copy.deepcopy)
     monkeypatch.setattr("tutelage.rl.actors.generate", lambda model, prompts, *_: [[ANSWER] for _ in prompts])
@@ -151,10 +154,12 @@ def test_a_run_of_shared_models(
 def test_a_reward_model_of_another_base_stays_its_own(world: World, policy: Path, tmp_path: Path) -> None:
     """Trained whole, it shares nothing; the policy still runs its own trunk once."""
     actors = actors_of(policy, world.reward, tmp_path)
-    assert actors.reward.trunk.embedding.weight is not actors.policy.embedding.weight
+    assert actors.reward.models[0].trunk.embedding.weight is not actors.policy.embedding.weight
     assert actors.value_base == world.reward and actors.shared_layers == 2
     rollout = roll(actors)
-    assert rollout.responses.stream_for(actors.policy) and not rollout.responses.stream_for(actors.reward.trunk)
+    assert rollout.responses.stream_for(actors.policy) and not rollout.responses.stream_for(
+        actors.reward.models[0].trunk
+    )
 
 
 def test_the_stream_of_another_model_is_no_way_in(policy: Path, judge: Path, tmp_path: Path) -> None:

@@ -98,6 +98,11 @@ class World:
         return self
 
 
+def named(reward: Any) -> tuple[str, ...]:
+    """As the command line has it: one reward or several, by name."""
+    return tuple(map(str, reward)) if isinstance(reward, tuple) else (str(reward),)
+
+
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """As if somebody pressed Ctrl-C during this step."""
     original = Run.checkpoint

@@ -29,12 +29,12 @@ from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.evals.preference import win_rate
 from tutelage.evals.text_statistics import distinct
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.model.forked import score_texts
 from tutelage.model.gpt import GPT
-from tutelage.model.heads import ScalarGPT
-from tutelage.runs.adapter import lighten
+from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
+from tutelage.rewards.reward import Reward, with_answer
 from tutelage.runs.base import find_base
-from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
+from tutelage.runs.folder import load_policy, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -49,7 +49,7 @@ DISTINCT_TOKENS = 12  # of each answer, for distinct-n
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RunConfig):
+class EvaluateConfig(RunConfig, EnsembleConfig):
     """What is asked and how long the answers may be."""
 
     count: int = 300
@@ -79,7 +79,7 @@ class Bench:
     asked: list[list[int]]  # the prompts, encoded
     base: GPT
     sft: GPT
-    scorer: ScalarGPT
+    scorer: Reward
     panel: Panel
     config: EvaluateConfig
 
@@ -88,7 +88,7 @@ def evaluate(
     policies: tyro.conf.Positional[tuple[Path, ...]],
     base: Path,
     sft: Path,
-    reward: Path,
+    reward: tuple[str, ...],
     panel: Path,
     prompts: tuple[Path, ...],
     heldout: tuple[Path, ...],
@@ -106,13 +106,13 @@ def evaluate(
     folders = {name: find_base(path) for name, path in folders.items()}
     base, sft, *policies = folders.values()  # type: ignore[assignment]
     inputs: Inputs = {
-        "policies": policies, "base": base, "sft": sft, "reward": reward, "panel": panel, "prompts": prompts,
-        "heldout": heldout,
+        "policies": policies, "base": base, "sft": sft, "reward": reward_inputs(reward), "panel": panel,
+        "prompts": prompts, "heldout": heldout,
     }  # fmt: skip
     with Run(out, stage="evaluate", config=config, inputs=inputs) as run:
         if run.finished:
             return
-        for folder in [*folders.values(), reward]:
+        for folder in folders.values():
             same_tokenizer(sft, folder)
         bench, unseen = lay_out(run, base, sft, reward, panel, prompts, heldout)
         measured = measure_all(run, bench, folders, unseen)
@@ -123,14 +123,19 @@ def evaluate(
 
 
 def lay_out(
-    run: Run, base: Path, sft: Path, reward: Path, panel: Path, prompts: Sequence[Path], heldout: Sequence[Path]
+    run: Run,
+    base: Path,
+    sft: Path,
+    reward: Sequence[str],
+    panel: Path,
+    prompts: Sequence[Path],
+    heldout: Sequence[Path],
 ) -> tuple[Bench, Any]:
     """Load what all models share, and the held-out text as a token stream."""
     config: EvaluateConfig = run.config  # type: ignore[assignment]
     model, words = load_policy(sft, run.device)
     check_room(model.config.context, config.max_prompt, config.max_tokens)
-    scorer, _ = load_scorer(reward, run.device)
-    lighten(scorer.requires_grad_(False).trunk)
+    scorer = open_reward(reward, config, frozen_beside(sft, run.device))
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
@@ -218,9 +223,8 @@ def measure_best_of(bench: Bench) -> dict[str, dict[str, Any]]:
     return rows
 
 
-@torch.inference_mode()
 def rewards(bench: Bench, answers: Sequence[Sequence[Answer]]) -> Tensor:
-    """(prompts, answers each): reward-model scores, read at the end-of-turn token.
+    """(prompts, answers each): the reward's scores; a model's are read at the end-of-turn token.
 
     Cut answers get one, so that all can be compared.
     """
@@ -229,7 +233,11 @@ def rewards(bench: Bench, answers: Sequence[Sequence[Answer]]) -> Tensor:
         [[*asked, *answer.ids, *([] if answer.ended else [end])] for answer in some]
         for asked, some in zip(bench.asked, answers, strict=True)
     ]
-    return torch.stack(score_texts(bench.scorer, texts, bench.words.pad_id))
+    told = [
+        [with_answer(p.prompt, bench.words.decode(answer.ids)) for answer in some]
+        for p, some in zip(bench.prompts, answers, strict=True)
+    ]
+    return torch.stack(bench.scorer.score_groups(texts, told))
 
 
 def kl_to_sft(bench: Bench, model: GPT, answers: Sequence[Sequence[Answer]]) -> float:

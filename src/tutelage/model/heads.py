@@ -3,7 +3,8 @@
     ids (B, L) -> trunk -> hidden (B, L, C) -> score of each prefix (B, L)
 
 As a reward model (Ouyang et al. 2022, section 3.5) only the score at the last token of the response is read, less
-`mean`, the average score of demonstrations, so that these score 0. As a value network every position is read.
+`mean`, the average score of demonstrations, so that these score 0; `std` is their spread, by which ensembles compare
+reward models, None where nobody measured it. As a value network every position is read.
 The head has no bias: transformers' sequence-classification heads have none.
 """
 
@@ -16,11 +17,11 @@ from tutelage.model.gpt import GPT, Linear, Stream
 class ScalarGPT(nn.Module):
     """A GPT trunk and a vector: one number per token. The trunk's own output head is not used."""
 
-    def __init__(self, trunk: GPT, mean: float = 0.0):
+    def __init__(self, trunk: GPT, mean: float = 0.0, std: float | None = None):
         super().__init__()
         self.trunk = trunk
         self.score = Linear(trunk.config.width, 1, bias=False)
-        self.mean = mean
+        self.mean, self.std = mean, std
 
     def initialise(self, generator: torch.Generator) -> "ScalarGPT":
         """Head weights of std 1/sqrt(C + 1) (Stiennon et al. 2020, appendix B); the trunk stays as it is."""

@@ -1,34 +1,40 @@
 """The models of reinforcement learning from human feedback, and one rollout of theirs.
 
-    policy run, reward run -> policy, reference, reward, value;  prompts -> responses -> Rollout
+    policy run, rewards by name -> policy, reference, reward, value;  prompts -> responses -> Rollout
 
 PPO has all four; RLOO and GRPO do without the value network. Trained whole they are as many sets of weights. With
 adapters they are one frozen base, the SFT model, in which each role has adapters and heads of its own: the reference
 has none, the value network starts from the reward model's. What lies below the lowest adapter is then run once per
-rollout, and all roles and every pass over the rollout go on from there.
+rollout, and all roles and every pass over the rollout go on from there. Where no reward is a model (a Python function,
+an HTTP scorer), the value network starts as the policy with a head of zeros: it expects nothing until it has seen
+returns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tutelage.data.prompts import check_room, choose_fitting
-from tutelage.data.records import read_prompts
+from tutelage.data.rankings import encode_prompt
+from tutelage.data.records import Messages, read_prompts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import frozen_depth, without_adapters
+from tutelage.rewards.open import first_run, frozen_beside, open_one, open_reward
+from tutelage.rewards.reward import ModelReward, Reward, with_answer
 from tutelage.rl.config import RLConfig
-from tutelage.runs.adapter import AdapterConfig, adapt, lighten, load_adapted_scorer
+from tutelage.runs.adapter import adapt, load_adapted_scorer
 from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import Rollout, pad_responses, response_scores, score_rollout, with_stream
+from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout, with_stream
 from tutelage.sampling.sampler import Answer, generate, inference_copy
-from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -38,7 +44,7 @@ class Actors:
 
     policy: GPT
     reference: GPT | None  # what the policy started as; None: the policy with its adapters off
-    reward: ScalarGPT
+    reward: Reward
     value: ScalarGPT | None  # None: the other responses to a prompt are the baseline
     value_base: Path  # the model that a value network's adapters belong to
     words: Tokenizer
@@ -46,48 +52,83 @@ class Actors:
     @property
     def shared_layers(self) -> int:
         """How many of the lowest blocks all of them have in common, with nothing to train in them."""
-        roles = [self.policy, self.reward.trunk, *([self.value.trunk] if self.value else [])]
+        scalars = [*self.reward.models, *([self.value] if self.value else [])]
+        roles = [self.policy, *(scalar.trunk for scalar in scalars)]
         common = [role for role in roles if role.embedding.weight is self.policy.embedding.weight]
         return min(map(frozen_depth, common))
 
 
-def load_actors(policy: Path, reward: Path, config: AdapterConfig, run: Run, critic: bool = True) -> Actors:
+class EncodedPrompt(NamedTuple):
+    """What the policy is asked, and how it is asked."""
+
+    ids: list[int]
+    messages: Messages
+
+
+def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run, critic: bool = True) -> Actors:
     """The roles' starting points, without a value network if there is to be no `critic`.
 
     Raises InputError when policy and reward model have different tokenizers.
     """
-    same_tokenizer(policy, reward)
     trained, words = load_policy(policy, run.device)
     trained.eval()
     if not config.adapted:
-        value = load_scorer(reward, run.device)[0].eval() if critic else None
-        return Actors(trained, inference_copy(trained), load_frozen(reward, run.device), value, reward, words)
+        reward = open_reward(rewards, config, frozen_beside(policy, run.device))
+        value, base = load_value(first_run(rewards), policy, run.device) if critic else (None, policy)
+        return Actors(trained, inference_copy(trained), reward, value, base, words)
     adapt(trained, config, run.generator("adapter"))
-    if scorer := load_adapted_scorer(without_adapters(trained), policy, reward):
-        value = load_adapted_scorer(without_adapters(trained), policy, reward) if critic else None
-        return Actors(trained, None, scorer.requires_grad_(False).eval(), value and value.eval(), policy, words)
-    value = load_scorer(reward, run.device)[0].eval() if critic else None
-    if value:
-        adapt(value.trunk, config, run.generator("value-adapter"))
-    return Actors(trained, None, load_frozen(reward, run.device), value, reward, words)
+    reward = open_reward(rewards, config, partial(load_beside, trained, words, policy, run.device))
+    value, base = adapted_value(trained, rewards, policy, config, run) if critic else (None, policy)
+    return Actors(trained, None, reward, value, base, words)
 
 
-def load_frozen(reward: Path, device: Device) -> ScalarGPT:
-    """A frozen reward model, with weights of its own."""
-    scorer = load_scorer(reward, device)[0].eval()
-    lighten(scorer.requires_grad_(False).trunk)
-    return scorer
+def load_value(start: Path | None, policy: Path, device: Device) -> tuple[ScalarGPT, Path]:
+    """A value network that starts as this reward model, else as the policy and a head of zeros; and as which run."""
+    if start:
+        return load_scorer(start, device)[0].eval(), start
+    return with_zero_head(load_policy(policy, device)[0]), policy
 
 
-def encode_prompts(actors: Actors, prompts: Sequence[Path], count: int, config: RLConfig, salt: str) -> list[list[int]]:
+def load_beside(trained: GPT, words: Tokenizer, policy: Path, device: Device, place: Path) -> ModelReward:
+    """A frozen reward model: adapters on the policy's own base where it was trained as such, else all its weights."""
+    same_tokenizer(policy, place)
+    if shared := load_adapted_scorer(without_adapters(trained), policy, place):
+        return ModelReward(shared.requires_grad_(False).eval(), words)
+    return frozen_beside(policy, device)(place)
+
+
+def adapted_value(
+    trained: GPT, rewards: Sequence[str], policy: Path, config: RLConfig, run: Run
+) -> tuple[ScalarGPT, Path]:
+    """A value network of adapters and a head: the reward model's where it can be, and what they belong to."""
+    start = first_run(rewards)
+    if start and (shared := load_adapted_scorer(without_adapters(trained), policy, start)):
+        return shared.eval(), policy
+    value, base = (
+        load_value(start, policy, run.device) if start else (with_zero_head(without_adapters(trained)), policy)
+    )
+    adapt(value.trunk, config, run.generator("value-adapter"))
+    return value, base
+
+
+def with_zero_head(trunk: GPT) -> ScalarGPT:
+    """A value network that says 0 everywhere."""
+    value = ScalarGPT(trunk).to(trunk.embedding.weight.device).eval()
+    torch.nn.init.zeros_(value.score.weight)
+    return value
+
+
+def encode_prompts(
+    actors: Actors, prompts: Sequence[Path], count: int, config: RLConfig, salt: str
+) -> list[EncodedPrompt]:
     """Up to `count` prompts as the policy is asked them. Raises InputError where they leave no room for an answer."""
     check_room(actors.policy.config.context, config.max_prompt, config.max_tokens)
     chosen = choose_fitting(read_prompts(prompts), actors.words, count, config.max_prompt, salt)
-    return [encode_chat(actors.words, p.prompt, add_generation_prompt=True).ids for p in chosen]
+    return [EncodedPrompt(encode_prompt(p.prompt, actors.words), p.prompt) for p in chosen]
 
 
 def next_rollout(
-    actors: Actors, asked: Sequence[list[int]], iteration: int, config: RLConfig, parts: Sequence[Tensor],
+    actors: Actors, asked: Sequence[EncodedPrompt], iteration: int, config: RLConfig, parts: Sequence[Tensor],
     samples: int = 1,
 ) -> tuple[Rollout, float]:  # fmt: skip
     """The rollout of an iteration: the next prompts, round and round, `samples` responses to each. See `roll_out`."""
@@ -99,8 +140,8 @@ def next_rollout(
 
 
 def roll_out(
-    actors: Actors, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: SamplingConfig, missing_end: float,
-    parts: Sequence[Tensor], samples: int = 1,
+    actors: Actors, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], sampling: SamplingConfig,
+    missing_end: float, parts: Sequence[Tensor], samples: int = 1,
 ) -> tuple[Rollout, float]:  # fmt: skip
     """Sample `samples` responses to each prompt, prompt by prompt, and run the models over them.
 
@@ -112,16 +153,17 @@ def roll_out(
     hand_back_memory()  # what learning from the last rollout left in pieces
     words = actors.words
     sampler = inference_copy(actors.policy)
-    groups = generate(sampler, prompts, seeds, words.end_of_turn_id, sampling, samples)
+    groups = generate(sampler, [p.ids for p in prompts], seeds, words.end_of_turn_id, sampling, samples)
     answers = [answer for group in groups for answer in group]
     asked = [prompt for prompt in prompts for _ in range(samples)]
-    responses = pad_responses(asked, answers, words.pad_id, actors.policy.embedding.weight.device)
+    responses = pad_responses([p.ids for p in asked], answers, words.pad_id, actors.policy.embedding.weight.device)
     responses = with_stream(responses, actors.policy, actors.shared_layers)
+    told = [with_answer(p.messages, words.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
     rollout = score_rollout(
-        actors.policy, actors.reference, actors.value, actors.reward, responses,
+        actors.policy, actors.reference, actors.value, actors.reward.score_responses(responses, told), responses,
         parts=parts, missing_end=missing_end, temperature=sampling.temperature,
     )  # fmt: skip
-    return rollout, sampler_gap(answers, rollout)
+    return replace(rollout, conversations=told), sampler_gap(answers, rollout)
 
 
 def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:
@@ -136,16 +178,12 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
-def load_judge(judge: Path | None, policy: Path, device: Device) -> ScalarGPT | None:
-    """A second reward model, which is not learnt from. Raises InputError when its tokenizer is not the policy's."""
-    if judge is None:
-        return None
-    same_tokenizer(policy, judge)
-    return load_frozen(judge, device)
+def load_judge(judge: str | None, policy: Path, device: Device) -> Reward | None:
+    """A second reward, which is not learnt from. Raises InputError when its tokenizer is not the policy's."""
+    return open_one(judge, frozen_beside(policy, device)) if judge else None
 
 
-@torch.no_grad()
-def judge_score(judge: ScalarGPT, rollout: Rollout, missing_end: float) -> float:
-    """Mean score of the rollout's responses by the judge, a missing end replaced as it is for the reward model."""
-    scores = response_scores(judge, rollout.responses)
+def judge_score(judge: Reward, rollout: Rollout, missing_end: float) -> float:
+    """Mean score of the rollout's responses by the judge, a missing end replaced as it is for the reward."""
+    scores = judge.score_responses(rollout.responses, rollout.conversations)
     return float(torch.where(rollout.responses.ended, scores, missing_end).mean())

@@ -6,11 +6,12 @@ Defaults suit a laptop; InstructGPT's numbers (Ouyang et al. 2022, appendix C.4)
 from dataclasses import dataclass
 
 from tutelage.errors import InputError
+from tutelage.rewards.ensemble import EnsembleConfig
 from tutelage.runs.adapter import AdapterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig(AdapterConfig):
+class RLConfig(AdapterConfig, EnsembleConfig):
     """A policy that learns from rollouts of its own."""
 
     iterations: int = 30

@@ -5,7 +5,7 @@
 A method (`stages/rloo.py`, `stages/grpo.py`) says how scores become advantages, and what the loss of their tokens is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tutelage.learning.groups import tied_groups
-from tutelage.rl.actors import Actors, encode_prompts, load_actors, next_rollout
+from tutelage.rewards.open import reward_inputs
+from tutelage.rl.actors import Actors, EncodedPrompt, encode_prompts, load_actors, next_rollout
 from tutelage.rl.budget import KLBudget
 from tutelage.rl.config import GroupConfig
 from tutelage.rl.learner import (
@@ -46,12 +47,12 @@ class Method:
 
 
 def learn_in_groups(
-    method: Method, policy: Path, reward: Path, prompts: tuple[Path, ...], out: Path, corpus: tuple[Path, ...],
+    method: Method, policy: Path, reward: Sequence[str], prompts: tuple[Path, ...], out: Path, corpus: tuple[Path, ...],
     config: GroupConfig,
 ) -> None:  # fmt: skip
     """One run: the method's policy, trained against the reward model and saved."""
     policy = find_base(policy)
-    inputs: Inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus}
+    inputs: Inputs = {"policy": policy, "reward": reward_inputs(reward), "prompts": prompts, "corpus": corpus}
     with Run(out, stage=method.stage, config=config, inputs=inputs) as run:
         if run.finished:
             return
@@ -67,7 +68,7 @@ def learn_in_groups(
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
 
 
-def train(run: Run, method: Method, learner: PolicyLearner, actors: Actors, asked: list[list[int]]) -> KLBudget:
+def train(run: Run, method: Method, learner: PolicyLearner, actors: Actors, asked: list[EncodedPrompt]) -> KLBudget:
     """The algorithm box: k responses a prompt, scores, advantages, steps."""
     config: GroupConfig = run.config  # type: ignore[assignment]
     budget = KLBudget(run, learner)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tutelage.rl.actors import sampler_gap
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
+from tutelage.sampling.rollout import Rollout, pad_responses, response_scores, score_rollout
 from tutelage.sampling.sampler import Answer, generate
 
 Response = tuple[int, ...]
@@ -163,8 +163,9 @@ def roll_out_table(
     whole = [Answer(a.ids, a.logprobs, True) for a in answers]
     responses = pad_responses(prompts, whole, problem.start + 1, torch.device("cpu"))
     reference = Table(problem, problem.reference_logits)
+    scores = response_scores(Rewards(problem), responses)  # type: ignore[arg-type]
     rollout = score_rollout(
-        policy, reference, value, Rewards(problem), responses,  # type: ignore[arg-type]
+        policy, reference, value, scores, responses,  # type: ignore[arg-type]
         parts=parts, missing_end=0.0, temperature=1.0,
     )  # fmt: skip
     return rollout, sampler_gap(answers, rollout)

@@ -132,7 +132,7 @@ def save_tuned_scorer(out: Path, model: ScalarGPT, words: Tokenizer, base: Path,
     if config.adapted:
         save_adapter(out / "adapter", model.trunk, base, model.score.weight)
         trunk = merged(model.trunk, load_trunk(base, EXACT))
-        model, head = ScalarGPT(trunk, model.mean), model.score
+        model, head = ScalarGPT(trunk, model.mean, model.std), model.score
         model.score = head
     save_scorer(out, model, words)
 
@@ -148,7 +148,8 @@ def load_adapted_scorer(model: GPT, base: Path, folder: Path) -> ScalarGPT | Non
         return None
     scorer = ScalarGPT(from_peft(model, read_json(adapter / "adapter_config.json"), tensors))
     scorer.score.weight = torch.nn.Parameter(head.to(model.embedding.weight.device))
-    scorer.mean = read_json(folder / "config.json")["reward_mean"]
+    config = read_json(folder / "config.json")
+    scorer.mean, scorer.std = config["reward_mean"], config.get("reward_std")
     return scorer
 
 

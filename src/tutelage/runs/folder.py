@@ -133,6 +133,7 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
         "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.end_of_turn_id,
         "reward_mean": model.mean,
+        "reward_std": model.std,
         "vocabulary_sha256": tokenizer.vocabulary_sha256,
     }
     _write_json(folder / "config.json", config)
@@ -151,7 +152,7 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     head = weights.pop("score.weight")
     if "lm_head.weight" not in weights:  # classifiers of others leave the language model's head out
         config = config | {"tie_word_embeddings": True, "tied": True}
-    model = ScalarGPT(_built(config, weights, device), config.get("reward_mean", 0.0))
+    model = ScalarGPT(_built(config, weights, device), config.get("reward_mean", 0.0), config.get("reward_std"))
     if head.shape != model.score.weight.shape:
         raise InputError(
             f"{folder}: score.weight is {tuple(head.shape)}, a reward model's is {tuple(model.score.weight.shape)}"

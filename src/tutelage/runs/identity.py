@@ -7,13 +7,23 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
 
-Inputs = Mapping[str, Path | Sequence[Path] | None]
+
+@dataclass(frozen=True)
+class Named:
+    """An input that is no file or run: by which name it was given, and a text that is another if it is another."""
+
+    name: str
+    text: str
+
+
+Given = Path | Named
+Inputs = Mapping[str, Given | Sequence[Given] | None]
 NO_NUMBER = ("overwrite", "checkpoint_seconds")  # settings that change no number
 
 
@@ -25,13 +35,19 @@ def plain_config(config: Any) -> dict[str, Any]:
 
 def hash_inputs(inputs: Inputs) -> dict[str, dict[str, str]]:
     """{name: path and sha256}; several files under one name are numbered; None, an option not given, is left out."""
-    named: dict[str, Path] = {}
+    named: dict[str, Given] = {}
     for name, given in inputs.items():
-        if isinstance(given, Path):
+        if isinstance(given, Given):
             named[name] = given
         elif given is not None:
             named |= {f"{name}-{i}": path for i, path in enumerate(given)}
-    return {name: {"path": str(path), "sha256": hash_input(path)} for name, path in named.items()}
+    return {name: _recorded(given) for name, given in named.items()}
+
+
+def _recorded(given: Given) -> dict[str, str]:
+    if isinstance(given, Named):
+        return {"path": given.name, "sha256": hashlib.sha256(given.text.encode()).hexdigest()}
+    return {"path": str(given), "sha256": hash_input(given)}
 
 
 def fingerprint(stage: str, config: Any, inputs: Mapping[str, Mapping[str, str]]) -> str:

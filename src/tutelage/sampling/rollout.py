@@ -143,7 +143,8 @@ class Rollout:
     logprobs: Tensor  # (B, T) log pi_old(token | prefix): the policy that sampled
     ref_logprobs: Tensor  # (B, T) log pi_SFT(token | prefix)
     values: Tensor | None  # (B, T) V(prefix); None without a value network
-    scores: Tensor  # (B,) reward model, one per whole response; missing_end where it has no end
+    scores: Tensor  # (B,) reward, one per whole response; missing_end where it has no end
+    conversations: Sequence[list[dict[str, str]]] = ()  # each prompt with its response, in words
 
     def rows(self, chosen: Tensor) -> "Rollout":
         """Some of the rows, the padding cut to what they need."""
@@ -155,15 +156,17 @@ class Rollout:
             ref_logprobs=self.ref_logprobs[chosen, :wide],
             values=None if self.values is None else self.values[chosen, :wide],
             scores=self.scores[chosen],
+            conversations=[self.conversations[row] for row in chosen.tolist()] if self.conversations else (),
         )
 
 
 @torch.no_grad()
 def score_rollout(
-    policy: GPT, reference: GPT | None, value: ScalarGPT | None, reward: ScalarGPT, responses: Responses, *,
+    policy: GPT, reference: GPT | None, value: ScalarGPT | None, scores: Tensor, responses: Responses, *,
     parts: Sequence[Tensor], missing_end: float, temperature: float,
 ) -> Rollout:  # fmt: skip
-    """Run the models over sampled responses. Without a reference it is the policy with its adapters off.
+    """Run the models over sampled responses, whose scores (B,) are known. Without a reference it is the policy with
+    its adapters off.
 
     What is compared with the training forward is computed in `parts`, the rows of each minibatch: in bf16 a product of
     another shape is rounded otherwise, and the first ratio would not be 1.
@@ -172,7 +175,6 @@ def score_rollout(
     def logprobs_by(model: GPT) -> Tensor:
         return in_parts(lambda some: response_logprobs(model, some, temperature), responses, parts)
 
-    scores = response_scores(reward, responses)
     if reference:
         ref_logprobs = logprobs_by(reference)
     else:

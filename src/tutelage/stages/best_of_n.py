@@ -13,18 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tutelage.data.prompts import check_room, choose_fitting
-from tutelage.data.records import Demonstration, Prompt, read_prompts, write_jsonl
+from tutelage.data.records import Demonstration, Messages, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.model.forked import score_texts
-from tutelage.model.heads import ScalarGPT
-from tutelage.rl.actors import load_frozen
+from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
+from tutelage.rewards.reward import Reward, with_answer
 from tutelage.runs.base import find_base
-from tutelage.runs.folder import load_policy, same_tokenizer
+from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -35,7 +33,7 @@ ROWS = 256  # answers sampled at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfNConfig(RunConfig):
+class BestOfNConfig(RunConfig, EnsembleConfig):
     """What is sampled."""
 
     count: int = 600
@@ -50,6 +48,8 @@ class BestOfNConfig(RunConfig):
     """Of the sampled answers."""
     missing_end: float = -1.0
     """Score of an answer without an end of turn; demonstrations score 0."""
+    uwo_lambda: float = 0.5
+    """Price of the members' variance in --ensemble uwo (Coste et al. 2024: .5)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Candidates:
     prompt: Prompt
     texts: list[str]
     ended: list[bool]  # True where the end of turn came
-    scores: list[float]  # the reward model's; missing_end where it did not
+    scores: list[float]  # the reward's; missing_end where it did not
 
     def favourite(self) -> Demonstration | None:
         """None if the answer with the highest score is cut or empty."""
@@ -72,7 +72,7 @@ class Candidates:
 
 def best_of_n(
     policy: Path,
-    reward: Path,
+    reward: tuple[str, ...],
     prompts: tuple[Path, ...],
     out: Path,
     config: BestOfNConfig = BestOfNConfig(),
@@ -85,7 +85,7 @@ def best_of_n(
     if out.exists() and not read_run(record) and not config.overwrite:
         raise InputError(f"best-of-n: {out} is there already; choose another --out, or give --overwrite")
     policy = find_base(policy)
-    inputs: Inputs = {"policy": policy, "reward": reward, "prompts": prompts}
+    inputs: Inputs = {"policy": policy, "reward": reward_inputs(reward), "prompts": prompts}
     with Run(record, stage="best-of-n", config=config, inputs=inputs) as run:
         if run.finished and out.is_file():
             return
@@ -100,13 +100,12 @@ def best_of_n(
         run.finish({"prompts": len(answered), "demonstrations": len(kept), "best_scores": curve, "kl_bound": bound})
 
 
-def sample_answers(run: Run, policy: Path, reward: Path, pool: Sequence[Prompt]) -> list[Candidates]:
+def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]) -> list[Candidates]:
     """The chosen prompts with n scored answers each; goes on where it was stopped."""
     config: BestOfNConfig = run.config  # type: ignore[assignment]
-    same_tokenizer(policy, reward)
     trained, words = load_policy(policy, run.device)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
-    model, scorer = for_inference(trained), load_frozen(reward, run.device)
+    model, scorer = for_inference(trained), open_reward(reward, config, frozen_beside(policy, run.device))
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "best-of-n")
     state = run.restore()
     rows = state["rows"] if state else []
@@ -120,21 +119,23 @@ def sample_answers(run: Run, policy: Path, reward: Path, pool: Sequence[Prompt])
         which = [(at + i, k) for i in range(len(batch)) for k in range(config.samples)]
         seeds = [seed_for(config.seed, f"best-of-n/{i}/{k}") for i, k in which]
         groups = generate(model, asked, seeds, words.end_of_turn_id, sampling, config.samples)
-        scores = score_answers(scorer, asked, groups, words.pad_id, config.missing_end)
-        for prompt, group, row in zip(batch, groups, scores, strict=True):
-            done.append(Candidates(prompt, [words.decode(a.ids) for a in group], [a.ended for a in group], row))
+        texts = [[words.decode(answer.ids) for answer in group] for group in groups]
+        told = [[with_answer(p.prompt, text) for text in some] for p, some in zip(batch, texts, strict=True)]
+        scores = score_answers(scorer, asked, groups, told, config.missing_end)
+        for prompt, some, group, row in zip(batch, texts, groups, scores, strict=True):
+            done.append(Candidates(prompt, some, [a.ended for a in group], row))
         run.progress.update(len(done) / len(chosen), answers=f"{len(done) * config.samples}")
         run.checkpoint(len(done), lambda: {"rows": [[c.texts, c.ended, c.scores] for c in done]})
     return done
 
 
-@torch.inference_mode()
 def score_answers(
-    scorer: ScalarGPT, asked: Sequence[list[int]], groups: Sequence[Sequence[Answer]], pad: int, missing_end: float
-) -> list[list[float]]:
-    """[prompt][answer]: the reward model's score; a prompt is run once for all its answers."""
+    scorer: Reward, asked: Sequence[list[int]], groups: Sequence[Sequence[Answer]],
+    told: Sequence[Sequence[Messages]], missing_end: float,
+) -> list[list[float]]:  # fmt: skip
+    """[prompt][answer]: the reward's score; a model runs a prompt once for all its answers."""
     texts = [[[*ids, *answer.ids] for answer in group] for ids, group in zip(asked, groups, strict=True)]
-    scores = [row.tolist() for row in score_texts(scorer, texts, pad)]
+    scores = [row.tolist() for row in scorer.score_groups(texts, told)]
     if not all(math.isfinite(score) for row in scores for score in row):
         raise InputError("best-of-n: the reward model's scores are not finite; train it again, or use --dtype fp32")
     return [

@@ -49,7 +49,7 @@ class GRPOConfig(GroupConfig):
 
 def grpo(
     policy: Path,
-    reward: Path,
+    reward: tuple[str, ...],
     prompts: tuple[Path, ...],
     out: Path,
     corpus: tuple[Path, ...] = (),

@@ -3,9 +3,10 @@
     repeat: prompts -> sampled responses -> score - beta KL(pi || pi_SFT) per token -> advantages
             -> clipped policy step + clipped value step + a share of the pretraining loss, the "ptx"
 
-The value network starts as the reward model and has an optimizer of its own. `--no-ptx` is plain PPO. Where the paper
-is silent: lambda .95, score -1 without an end of turn, advantages whitened over the rollout; how the
-pretraining coefficient is found, `learning/ptx.py` says.
+The value network starts as the reward model, the first of several, and has an optimizer of its own; where no reward is
+a model it starts as the policy with a head of zeros. `--no-ptx` is plain PPO. Where the paper is silent: lambda .95,
+score -1 without an end of turn, advantages whitened over the rollout; how the pretraining coefficient is found,
+`learning/ptx.py` says.
 `--update` has two others in the clip's place: an adapted price on the KL to the policy that sampled (Schulman et al.
 2017, eq. 8), and TRPO's natural-gradient step (2015). All else is the same: rollouts, rewards, value network, leash.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
@@ -28,7 +29,9 @@ from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, clipped_step
 from tutelage.learning.trust_region import adapted, penalised_loss
 from tutelage.model.heads import ScalarGPT
-from tutelage.rl.actors import Actors, encode_prompts, judge_score, load_actors, load_judge, next_rollout
+from tutelage.rewards.open import one_input, reward_inputs
+from tutelage.rewards.reward import Reward
+from tutelage.rl.actors import Actors, EncodedPrompt, encode_prompts, judge_score, load_actors, load_judge, next_rollout
 from tutelage.rl.budget import KLBudget
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import (
@@ -114,11 +117,11 @@ class Learner(PolicyLearner):
 
 def ppo(
     policy: Path,
-    reward: Path,
+    reward: tuple[str, ...],
     prompts: tuple[Path, ...],
     out: Path,
     corpus: tuple[Path, ...] = (),
-    judge: Path | None = None,
+    judge: str | None = None,
     config: PPOConfig = PPOConfig(),
 ) -> None:
     """Optimise a policy against a reward model, held to where it came from.
@@ -131,7 +134,13 @@ def ppo(
     if config.ptx and not corpus:
         raise InputError("ppo: PPO-ptx mixes in pretraining text; give --corpus FILE, or --no-ptx for plain PPO")
     policy = find_base(policy)
-    inputs: Inputs = {"policy": policy, "reward": reward, "prompts": prompts, "corpus": corpus, "judge": judge}
+    inputs: Inputs = {
+        "policy": policy,
+        "reward": reward_inputs(reward),
+        "prompts": prompts,
+        "corpus": corpus,
+        "judge": one_input(judge) if judge else None,
+    }
     with Run(out, stage="ppo", config=config, inputs=inputs) as run:
         if run.finished:
             return
@@ -148,7 +157,7 @@ def ppo(
 
 
 def train(
-    run: Run, learner: Learner, actors: Actors, asked: list[list[int]], judge: ScalarGPT | None = None
+    run: Run, learner: Learner, actors: Actors, asked: list[EncodedPrompt], judge: Reward | None = None
 ) -> KLBudget:
     """The algorithm box: roll out, shape rewards, estimate advantages, improve."""
     config: PPOConfig = run.config  # type: ignore[assignment]

@@ -4,7 +4,8 @@
 
 One ranking is one element of a batch: each of its K answers is run once, whatever the number of pairs, the prompt
 once for all of them (`model/forked.py`), and the pairs of one prompt never become separate updates. Ties are dropped.
-After training the scores are shifted so that demonstrations score 0 on average. Rankings of some prompts are held
+After training the scores are shifted so that demonstrations score 0 on average; their spread is kept beside it, for
+ensembles. Rankings of some prompts are held
 out, and accuracy on them is printed beside the accuracy that the panel's own gold order reaches on the same pairs.
 """
 
@@ -94,10 +95,15 @@ def reward(
             raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
         train(run, model, [encode_ranking(c, words, trunk.config.context) for c in kept], words.pad_id)
         model.eval()
-        model.mean = demonstration_mean(model, words, demos, config, run.generator("demonstrations"))
+        scores = demonstration_scores(model, words, demos, config, run.generator("demonstrations"))
+        model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
         results = accuracy_report(model, words, held, Panel.load(panel) if panel else None)
         save_tuned_scorer(out, model, words, base, config)
-        run.finish(results | {"reward_mean": model.mean, "rankings": len(kept), "rankings_held_out": len(held)})
+        run.finish(
+            results
+            | {"reward_mean": model.mean, "reward_std": model.std, "rankings": len(kept)}
+            | {"rankings_held_out": len(held)}
+        )
 
 
 def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
@@ -137,10 +143,10 @@ def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple
 
 
 @torch.no_grad()
-def demonstration_mean(
+def demonstration_scores(
     model: ScalarGPT, words: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
-) -> float:
-    """The mean score of demonstrations: last answers of windows that fit 128 tokens, or half the context."""
+) -> Tensor:
+    """(N,) the scores of demonstrations: last answers of windows that fit 128 tokens, or half the context."""
     told = read_demonstrations(demos)
     texts: list[list[int]] = []
     for i in torch.randperm(len(told), generator=generator).tolist():
@@ -151,7 +157,7 @@ def demonstration_mean(
         texts += [encode_answer(piece[:-1], piece[-1]["content"], words) for piece in pieces[:1]]
     if not texts:
         raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
-    return float(torch.cat(score_texts(model, [[text] for text in texts], words.pad_id)).mean())
+    return torch.cat(score_texts(model, [[text] for text in texts], words.pad_id))
 
 
 @torch.no_grad()

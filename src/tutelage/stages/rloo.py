@@ -31,7 +31,7 @@ class RLOOConfig(GroupConfig):
 
 def rloo(
     policy: Path,
-    reward: Path,
+    reward: tuple[str, ...],
     prompts: tuple[Path, ...],
     out: Path,
     corpus: tuple[Path, ...] = (),

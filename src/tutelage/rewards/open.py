@@ -1,0 +1,83 @@
+"""Rewards by name: a run, `module:function`, `file.py:function`, or the URL of a scorer; several are an ensemble.
+
+names -> what judges (`open_reward`), what a run is made from (`reward_inputs`), the first reward model (`first_run`)
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tutelage.errors import InputError
+from tutelage.rewards.ensemble import Ensemble, EnsembleConfig
+from tutelage.rewards.function import FunctionReward, function_identity
+from tutelage.rewards.http import HTTPReward
+from tutelage.rewards.reward import ModelReward, Reward, TextReward
+from tutelage.runs.adapter import lighten
+from tutelage.runs.device import Device
+from tutelage.runs.folder import load_scorer, same_tokenizer
+from tutelage.runs.identity import Given, Named
+
+
+def kind_of(name: str) -> Literal["run", "function", "url"]:
+    """What a reward's name names."""
+    if name.startswith(("http://", "https://")):
+        return "url"
+    return "function" if ":" in name and not Path(name).exists() else "run"
+
+
+def open_reward(names: Sequence[str], config: EnsembleConfig, load: Callable[[Path], ModelReward]) -> Reward:
+    """What judges; `load` reads a run. Raises InputError for members of an ensemble that are on no known scale."""
+    if len(names) == 1 and config.ensemble != "mean":
+        raise InputError(f"--ensemble {config.ensemble}: one reward is no ensemble; give several")
+    members = [open_one(name, load) for name in names]
+    if len(members) == 1:
+        return members[0]
+    for name, member in zip(names, members, strict=True):
+        if any(not model.std for model in member.models):
+            raise InputError(
+                f"{name}: its config.json has no reward_std, the spread of its scores of demonstrations, which puts "
+                "the members of an ensemble on one scale; train it again, or write it there"
+            )
+    return Ensemble(members, config)
+
+
+def open_one(name: str, load: Callable[[Path], ModelReward]) -> Reward:
+    kind = kind_of(name)
+    if kind == "run":
+        return load(Path(name))
+    return TextReward(HTTPReward(name) if kind == "url" else FunctionReward(name))
+
+
+def load_frozen(place: Path, device: Device) -> ModelReward:
+    """A frozen reward model, with weights of its own."""
+    model, words = load_scorer(place, device)
+    lighten(model.eval().requires_grad_(False).trunk)
+    return ModelReward(model, words)
+
+
+def frozen_beside(policy: Path, device: Device) -> Callable[[Path], ModelReward]:
+    """Reads reward models that are to judge this policy. Raises InputError where the tokenizer is not the policy's."""
+
+    def load(place: Path) -> ModelReward:
+        same_tokenizer(policy, place)
+        return load_frozen(place, device)
+
+    return load
+
+
+def first_run(names: Sequence[str]) -> Path | None:
+    """The first of them that is a reward model."""
+    return next((Path(name) for name in names if kind_of(name) == "run"), None)
+
+
+def reward_inputs(names: Sequence[str]) -> Given | list[Given]:
+    """What a run that is judged by them is made from. Raises InputError for a function that is not there."""
+    inputs = [one_input(name) for name in names]
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
+def one_input(name: str) -> Given:
+    kind = kind_of(name)
+    if kind == "url":
+        return Named(name, name)
+    return function_identity(name) if kind == "function" else Path(name)

@@ -1,0 +1,66 @@
+"""A scorer on the loopback, scripted by the test: what it was asked is kept, what it answers is up to the test."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
+
+
+class Scorer:
+    """Where it listens, and everything it was asked."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[Scorer]:
+    """POST /v1/score is answered by `answer`; it ends with the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            scorer.asked.append(body)
+            scorer.headers.append({"path": self.path, **self.headers})
+            status, told = answer(body)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *given: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    scorer = Scorer(f"http://127.0.0.1:{server.server_port}/v1/score")
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield scorer
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def by(judge: Callable[[list[dict[str, str]]], float]) -> Answer:
+    """Answers with a judge's scores, the last conversation first: the order is the index's business."""
+
+    def answer(body: dict[str, Any]) -> tuple[int, bytes]:
+        data = [{"index": i, "score": judge(messages)} for i, messages in enumerate(body["input"])][::-1]
+        return 200, json.dumps({"object": "list", "data": data, "model": body["model"]}).encode()
+
+    return answer
+
+
+def letters(messages: list[dict[str, str]]) -> float:
+    """A taste: the answer's characters, tenfold for every e, plus a little for the question's length."""
+    answer = messages[-1]["content"]
+    return len(answer) + 10.0 * answer.count("e") + 0.01 * len(messages[-2]["content"])

@@ -1,0 +1,94 @@
+"""Python functions as rewards: found, called once for all, and held to what a reward is."""
+
+from pathlib import Path
+
+import pytest
+from world import assistant, user
+
+from tutelage.errors import InputError
+from tutelage.rewards.function import FunctionReward, function_identity
+
+TALKS = [[user("hi"), assistant("yes")], [user("so?"), assistant("it is")]]
+
+
+def write(path: Path, body: str) -> str:
+    path.write_text(f"import math\nLIMIT = 9\ndef taste(talks):\n    {body}\n")
+    return f"{path}:taste"
+
+
+def test_it_is_called_with_the_conversations(tmp_path: Path) -> None:
+    named = write(tmp_path / "mine.py", "return [len(t[-1]['content']) / 2 for t in talks]")
+    assert FunctionReward(named)(TALKS) == [1.5, 2.5]
+    torch_named = write(tmp_path / "theirs.py", "import torch; return torch.tensor([len(t) + .25 for t in talks])")
+    assert FunctionReward(torch_named)(TALKS) == [2.25, 2.25]
+
+
+def test_a_module_is_found_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tastes").mkdir()
+    write(tmp_path / "tastes" / "of_mine.py", "return [LIMIT for _ in talks]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    assert FunctionReward("tastes.of_mine:taste")(TALKS) == [9.0, 9.0]
+
+
+def test_it_may_change_what_it_is_given(tmp_path: Path) -> None:
+    named = write(tmp_path / "mine.py", "[t[-1].clear() or t.clear() for t in talks]; return [0] * len(talks)")
+    before = [[dict(message) for message in talk] for talk in TALKS]
+    FunctionReward(named)(TALKS)
+    assert before == TALKS
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [1.0]", "returned 1 scores for 2 conversations"),
+        ("return [1.0, math.nan]", "score 1 is nan; return finite numbers"),
+        ("return [-math.inf, 1]", "score 0 is -inf"),
+        ("return [1e39, 1]", "score 0 is 1e+39"),
+        ("return [10**400, 1]", "must return a list of numbers"),
+        ("return ['a', 1]", "must return a list of numbers, one per conversation"),
+        ("return None", "must return a list of numbers, one per conversation"),
+        ("return 3", "must return a list of numbers, one per conversation"),
+        ("raise KeyError('no such word')", "KeyError: 'no such word' (mine.py, line 4)"),
+        ("return math.sqrt(-1)", "ValueError: "),
+    ],
+)
+def test_what_is_no_reward_is_one_line(tmp_path: Path, body: str, said: str) -> None:
+    named = write(tmp_path / "mine.py", body)
+    with pytest.raises(InputError) as error:
+        FunctionReward(named)(TALKS)
+    assert said in str(error.value) and named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        ("x = 1", "taste", "has no function 'taste'"),
+        ("taste = 1", "taste", "has no function 'taste'"),
+        ("def taste(:", "taste", "cannot be imported (SyntaxError"),
+        (
+            "import nosuch_package",
+            "taste",
+            "cannot be imported (ModuleNotFoundError: No module named 'nosuch_package')",
+        ),
+    ],
+)
+def test_what_is_no_function_is_one_line(tmp_path: Path, content: str, name: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(InputError) as error:
+        FunctionReward(f"{tmp_path / 'mine.py'}:{name}")
+    assert said in str(error.value)
+
+
+def test_its_identity_is_its_name_and_its_file_and_needs_no_call(tmp_path: Path) -> None:
+    named = write(tmp_path / "mine.py", "return [0] * len(talks)")
+    first = function_identity(named)
+    assert first == function_identity(named) and first.name == named
+    other = function_identity(named.replace(":taste", ":other"))
+    write(tmp_path / "mine.py", "return [1] * len(talks)")
+    assert len({first.text, other.text, function_identity(named).text}) == 3
+    (tmp_path / "mine.py").write_text("raise SystemExit('was run')")
+    function_identity(named)
+    for missing in (f"{tmp_path / 'none.py'}:f", "no.such.module:f", "nosuch:f", ":f", "..a:f"):
+        with pytest.raises(InputError, match="check what stands before|is neither a run nor a module"):
+            function_identity(missing)

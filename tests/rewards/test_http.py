@@ -1,0 +1,167 @@
+"""An HTTP scorer, against a real server on the loopback: the shape, the batches, and everything that can go wrong."""
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from scorer_server import by, letters, serving
+from world import assistant, user
+
+from tutelage.errors import InputError
+from tutelage.rewards import http as wire
+from tutelage.rewards.http import HTTPReward, read_scores, score_list
+
+
+def talks(count: int) -> list[list[dict[str, str]]]:
+    return [[user(f"what is {i}?"), assistant("e" * (i % 7) + "中文 \u2028")] for i in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "PAUSE", 0.0)
+
+
+def one_line(error: InputError) -> str:
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def refusal(status: int, told: bytes, count: int = 2) -> tuple[str, int]:
+    """What is said of a scorer that always answers so, and how often it was asked."""
+    with serving(lambda body: (status, told)) as scorer:
+        with pytest.raises(InputError) as error:
+            HTTPReward(scorer.url)(talks(count))
+        assert scorer.url in str(error.value)
+        return one_line(error.value), len(scorer.asked)
+
+
+def test_what_is_asked_and_what_is_understood() -> None:
+    with serving(by(letters)) as scorer:
+        assert HTTPReward(scorer.url + "?k=2#helpful")(talks(70)) == [letters(talk) for talk in talks(70)]
+        assert [set(body) for body in scorer.asked] == [{"model", "input"}] * 3
+        assert [len(body["input"]) for body in scorer.asked] == [32, 32, 6]
+        assert [talk for body in scorer.asked for talk in body["input"]] == talks(70)
+        assert {body["model"] for body in scorer.asked} == {"helpful"}
+        assert all(h["Content-Type"] == "application/json" and h["path"] == "/v1/score?k=2" for h in scorer.headers)
+        assert HTTPReward(scorer.url)([]) == [] and len(scorer.asked) == 3
+        HTTPReward(scorer.url)(talks(1))
+        assert scorer.asked[-1]["model"] == "reward"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_may_pass_is_asked_again_a_few_times(status: int) -> None:
+    said: list[int] = []
+
+    def answer(body: dict[str, Any]) -> tuple[int, bytes]:
+        said.append(1)
+        return (status, b"not now") if len(said) < 4 else by(letters)(body)
+
+    with serving(answer) as scorer:
+        assert HTTPReward(scorer.url)(talks(2)) == [letters(talk) for talk in talks(2)]
+    assert len(said) == 4
+    line, asked = refusal(status, b"not\nnow")
+    assert f"status {status} (not now), 4 times" in line and asked == 4
+
+
+@pytest.mark.parametrize("status", [204, 302, 400, 401, 404])
+def test_what_will_not_pass_is_asked_once(status: int) -> None:
+    line, asked = refusal(status, b"")
+    assert f"status {status}; check the URL" in line and asked == 1
+
+
+def data(*items: Any) -> bytes:
+    return json.dumps({"object": "list", "data": list(items)}).encode()
+
+
+GOOD = {"index": 0, "score": 1}
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (b"<html>hello", "not JSON (<html>hello)"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"", "not JSON;"),
+        (b"[1, 2]", "no list of scores: it is a list"),
+        (b'{"scores": [1, 2]}', 'no list of scores: "data" is missing'),
+        (data(GOOD), "1 scores for 2 conversations"),
+        (data(GOOD, {"index": 1, "score": 2}, {"index": 2, "score": 2}), "3 scores for 2 conversations"),
+        (data(GOOD, GOOD), "index 0: each from 0 to 1 must come once"),
+        (data(GOOD, {"index": 2, "score": 1}), "index 2: each from 0 to 1"),
+        (data(GOOD, {"index": -1, "score": 1}), "index -1: each"),
+        (data(GOOD, {"index": True, "score": 1}), "index true: each"),
+        (data(GOOD, {"index": 1.0, "score": 1}), "index 1.0: each"),
+        (data(GOOD, {"score": 1}), "index null: each"),
+        (data(GOOD, 3), "index null: each"),
+        (data(GOOD, {"index": 1, "score": float("nan")}), "the score of index 1 is NaN, not a finite number"),
+        (data(GOOD, {"index": 1, "score": 10**400}), "the score of index 1 is 1000"),
+        (data(GOOD, {"index": 1, "score": -1e39}), "is -1e+39, not a finite number"),
+        (data(GOOD, {"index": 1, "score": "2"}), 'is "2", not a finite number'),
+        (data(GOOD, {"index": 1, "score": True}), "is true, not a finite number"),
+        (data(GOOD, {"index": 1}), "is null, not a finite number"),
+    ],
+)  # fmt: skip
+def test_another_shape_is_one_line_and_asked_once(told: bytes, said: str) -> None:
+    line, asked = refusal(200, told)
+    assert said in line and asked == 1
+
+
+def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LARGEST", 100)
+    assert "longer than 100 bytes" in refusal(200, b" " * 101)[0]
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(InputError, match="no answer .*refused.*, 4 times; check that the scorer runs"):
+        HTTPReward(f"http://127.0.0.1:{closed_port()}/")(talks(1))
+
+
+def test_a_server_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "TIMEOUT", 0.1)
+    with serving(lambda body: (time.sleep(1), (200, b""))[1]) as scorer:
+        begun = time.monotonic()
+        with pytest.raises(InputError, match="no answer .*timed out.*, 4 times"):
+            HTTPReward(scorer.url)(talks(1))
+        assert time.monotonic() - begun < 0.9
+
+
+@pytest.mark.parametrize("spoken", [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", b"SSH-2.0-x\r\n", b""])
+def test_a_server_that_hangs_up(spoken: bytes) -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def speak() -> None:
+        for _ in range(wire.ATTEMPTS):
+            with listening.accept()[0] as talk:
+                talk.recv(65536)
+                talk.sendall(spoken)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    with listening, pytest.raises(InputError, match="no answer") as error:
+        HTTPReward(f"http://127.0.0.1:{listening.getsockname()[1]}/s")(talks(1))
+    thread.join()
+    one_line(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://h:99999/", "http://h:x/", "http://[h/", "https:///score"])
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(InputError, match="give http://HOST:PORT/PATH"):
+        HTTPReward(url)
+
+
+def test_what_we_print_is_what_we_read() -> None:
+    answer = score_list("m", [1.5, -2.0])
+    assert answer == {
+        "object": "list", "data": [{"index": 0, "score": 1.5}, {"index": 1, "score": -2.0}], "model": "m",
+    }  # fmt: skip
+    assert read_scores(json.loads(json.dumps(answer)), 2) == [1.5, -2.0]

@@ -1,0 +1,92 @@
+"""`tutelage score`: the printed shape is a scorer's, and the numbers are transformers'."""
+
+import json
+from pathlib import Path
+
+import pytest
+from scorer_server import by, letters, serving
+from test_bad_input import refused
+from test_reward import Theirs
+from world import World, assistant, user, write_lines
+
+from tutelage import cli
+
+
+def scored(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    capsys.readouterr()
+    cli.main(["score", *map(str, words)])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_runs_scores_are_transformers(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = Theirs(world.reward)
+    demos = [json.loads(line)["messages"] for line in world.demos.read_text().splitlines()]
+    answer = scored(capsys, world.reward, world.demos, "--dtype", "fp32")
+    assert set(answer) == {"object", "data", "model"}
+    assert (answer["object"], answer["model"]) == ("list", str(world.reward))
+    assert [item["index"] for item in answer["data"]] == list(range(len(demos)))
+    expected = [theirs.score(theirs.ids(q["content"], a["content"])) for q, a in demos]
+    assert [item["score"] for item in answer["data"]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_answer_of_a_line_counts(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All shapes that hold an answer, by a server, which sees what they are."""
+    long = [user("hi"), assistant("yes"), user("so?"), assistant("it is")]
+    lines = write_lines(
+        tmp_path / "in.jsonl",
+        [
+            {"messages": long},
+            {"prompt": long[:3], "responses": ["a", "ee", ""], "ranks": [1, 2, 3]},
+            {"prompt": long[:1], "responses": ["not ranked"]},
+            {"prompt": long[:1], "response": "one", "thumb": 1},
+            {"instruction": "say", "input": "it", "output": "it"},
+        ],
+    )
+    with serving(by(letters)) as scorer:
+        answer = scored(capsys, scorer.url + "#mine", lines)
+        (body,) = scorer.asked
+    said = [talk[-1]["content"] for talk in body["input"]]
+    assert said == ["it is", "a", "ee", "", "not ranked", "one", "it"]
+    assert body["input"][1] == [*long[:3], assistant("a")] and body["model"] == "mine"
+    assert [item["score"] for item in answer["data"]] == pytest.approx([letters(talk) for talk in body["input"]])
+
+
+def test_an_ensemble_and_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.py").write_text("def f(talks):\n    return [1.0] * len(talks)\n")
+    (tmp_path / "two.py").write_text("def f(talks):\n    return [i / 2 for i, _ in enumerate(talks)]\n")
+    both = f"{tmp_path / 'one.py'}:f", f"{tmp_path / 'two.py'}:f"
+    lines = write_lines(tmp_path / "in.jsonl", [{"prompt": [user("hi")], "responses": list("abcdef")}])
+    out = tmp_path / "out.json"
+    cli.main(["score", both[0], str(lines), "--members", both[1], "--ensemble", "wco", "--out", str(out)])
+    assert capsys.readouterr().out == ""
+    answer = json.loads(out.read_text())
+    assert [item["score"] for item in answer["data"]] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+    assert answer["model"] == f"wco({both[0]}, {both[1]})"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"messages": [user("a"), assistant("b"), user("c")]}, "in.jsonl, line 1: ends with a user turn"),
+        ({"prompt": [user("a")]}, 'line 1: holds no answer to score; give "messages"'),
+        ({"prompt": [user("a")], "responses": []}, '"responses" must be a list of texts, it is an empty list'),
+        ({"prompt": [user("a")], "responses": ["b", 3]}, '"responses" must be a list of texts'),
+        ({"prompt": [user("a"), assistant("b")], "response": "c"}, "the prompt ends with a assistant turn"),
+        ({"messages": [user("cat " * 99), assistant("b")]}, "the model's context is 64; shorten the one that ends 'b'"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: dict, said: str
+) -> None:
+    lines = write_lines(tmp_path / "in.jsonl", [line])
+    assert said in refused(["score", str(world.reward), str(lines)], capsys)
+
+
+def test_a_reward_that_is_none_is_one_line(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for reward, said in {
+        world.sft: "holds a language model, not a reward model",
+        "nosuch": "no config.json here",
+        "nosuch:f": "No module named 'nosuch'",
+        "http://": "names no host",
+    }.items():
+        assert said in refused(["score", str(reward), str(world.demos)], capsys)
