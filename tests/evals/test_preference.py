@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tutelage.evals.preference import win_rate
+from tutelage.evals.preference import preference, win_rate
 
 
 def alone(count: int) -> list[str]:
@@ -13,6 +13,7 @@ def alone(count: int) -> list[str]:
 def test_ties_count_one_half() -> None:
     rate, _ = win_rate([1.0, 0.5, 0.0, 1.0], alone(4), 0)
     assert rate == 2.5 / 4
+    assert [preference(a, 1.0) for a in (2.0, 1.0, 0.5)] == [1.0, 0.5, 0.0]
 
 
 def test_against_oneself_it_is_one_half_and_certain() -> None:

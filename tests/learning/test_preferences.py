@@ -187,9 +187,9 @@ def test_liked_above_is_the_share_of_all_pairs() -> None:
     chance = random.Random(0)
     rewards, liked = [float(chance.randint(0, 6)) for _ in range(40)], [chance.random() < 0.3 for _ in range(40)]
     pairs = [(a, b) for a, up in zip(rewards, liked) if up for b, other in zip(rewards, liked) if not other]
-    assert any(a == b for a, b in pairs)  # a tie is not right
+    assert any(a == b for a, b in pairs)  # a tie is half right
     assert liked_above(torch.tensor(rewards), torch.tensor(liked)) == pytest.approx(
-        sum(a > b for a, b in pairs) / len(pairs)
+        sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
     )
     assert liked_above(torch.tensor([1.0, 2.0]), torch.tensor([True, True])) is None
     assert liked_above(torch.tensor([1.0, 2.0]), torch.tensor([False, False])) is None

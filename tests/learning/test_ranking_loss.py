@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutelage.learning.losses import ranking_loss
+from tutelage.learning.losses import pairs_right, ranking_loss, winning
 
 
 def loss_of(scores: list[float], ranks: list[int]) -> float:
@@ -114,3 +114,12 @@ TRL = json.loads(Path(__file__).with_name("trl_reward_loss.json").read_text())["
 def test_the_loss_is_trls(case: dict) -> None:
     """R16: values that TRL's own RewardTrainer computed (scripts/trl_reward_loss.py)."""
     assert loss_of(case["scores"], case["ranks"]) == pytest.approx(case["loss"], rel=1e-5)
+
+
+def test_pairs_right_is_a_count_in_which_a_tie_is_half() -> None:
+    """Over all strict pairs of two rankings, the second one shorter: by hand, 1 + 1 + .5 of 3 and 0 of 1."""
+    scores = torch.tensor([[2.0, 1.0, 1.0], [0.0, 5.0, 0.0]])
+    ranks = torch.tensor([[1, 2, 3], [1, 2, 1]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    assert pairs_right(scores, winning(ranks, mask)) == (2.5 + 0) / 4
+    assert pairs_right(torch.zeros(1, 4), winning(torch.tensor([[1, 2, 3, 3]]))) == 0.5

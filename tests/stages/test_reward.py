@@ -15,7 +15,7 @@ from world import PLACES, REWARD, THINGS, World, assistant, exchanges, metrics, 
 from tutelage.data.comparisons import strict_pairs
 from tutelage.data.panel import Panel
 from tutelage.data.rankings import Ranking, held_out
-from tutelage.data.records import Comparison
+from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.learning.losses import ranking_loss
 from tutelage.model.forked import score_texts
@@ -228,3 +228,11 @@ def test_too_long_for_the_context(world: World, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"need \d+ tokens, the model's context is 64; shorten the prompt .* 'and"):
         reward(world.sft, (long,), (world.demos,), tmp_path / "out", config=replace(REWARD, heldout=0.0))
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_model_that_cannot_tell_is_right_half_of_the_time(world: World) -> None:
+    """A head of zeros gives all answers the same score: neither all pairs wrong nor, the other way round, all right."""
+    model, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    torch.nn.init.zeros_(model.score.weight)
+    found = stage.accuracy_report(model, words, read_comparisons((world.comparisons,)), None)
+    assert found["accuracy"] == 0.5 and found["length_matched_accuracy"] == 0.5 and found["heldout_pairs"] > 20

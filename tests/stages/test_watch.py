@@ -45,8 +45,8 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
     }
 
 
-def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0) -> list[Finding]:
-    watch = Watch(Limits(dtype, 40, share))
+def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algorithm: str = "PPO") -> list[Finding]:
+    watch = Watch(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
         learnt = {key: measured.pop(key) for key in ("clip_fraction", "ptx_gradient_ratio")}
@@ -74,6 +74,7 @@ SICK = {
     "sampler gap": ("sampler_gap", 0, 0.06),
     "KL negative": ("kl", 1, -0.12),
     "KL exploding": ("kl", 20, 31.0),
+    "KL far from SFT": ("kl", 20, 60.0),
     "objective falling": ("objective", 20, -3.0),
     "end of turn rare": ("end_of_turn_rate", 12, 0.4),
     "end of turn lost": ("end_of_turn_rate", 12, 0.01),
@@ -90,6 +91,7 @@ SICK = {
 }
 ALSO = {  # what an illness brings with it
     "end of turn lost": {"end of turn rare"},
+    "KL far from SFT": {"KL exploding"},  # here it gets there in one iteration
     "entropy collapsed": {"entropy low"},
 }
 
@@ -108,6 +110,25 @@ def test_each_illness_is_named_once(name: str) -> None:
 
 def test_every_check_is_held_here() -> None:
     assert {name for name, _, _ in CHECKS} == SICK.keys() | {"over-optimisation"}
+
+
+def test_a_jump_of_the_kl_is_not_a_long_way() -> None:
+    """Each has a cause of its own, and moves."""
+    curve = healthy()
+    (jump,) = watched(curve | {"kl": after(curve, "kl", 20, 31.0)})
+    (far,) = watched(curve | {"kl": [1.8 * i for i in range(36)]})
+    assert jump.iteration == 20 and "in one iteration" in jump.words and "lower --lr" in jump.words
+    assert far.iteration == 28 and "in one iteration" not in far.words and "raise --kl-coef" in far.words
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "RLOO", "Dr. GRPO", "TRPO"])
+def test_what_is_found_names_the_algorithm(algorithm: str) -> None:
+    """And the option that it has."""
+    curve = healthy()
+    sick = curve | {"ptx_gradient_ratio": [0.02] * 36, "objective": after(curve, "objective", 20, -3.0)}
+    falling, share = (finding.words for finding in sorted(watched(sick, algorithm=algorithm), key=lambda f: f.name))
+    assert f"what {algorithm} maximises" in falling and f"times {algorithm}'s" in share
+    assert "lower --update-kl" in falling if algorithm == "TRPO" else "lower --lr" in falling
 
 
 def test_a_score_that_rises_while_the_judge_falls() -> None:
@@ -153,7 +174,7 @@ def test_taken_up_again_it_finds_the_same(at: int) -> None:
     curve = healthy()
     curve |= {"entropy": after(curve, "entropy", 12, 0.01), "length": after(curve, "length", 3, 1.0)}
     lines = [{key: values[i] for key, values in curve.items()} for i in range(36)]
-    whole, parts, again = (Watch(Limits("torch.float32", 40, 1.0)) for _ in range(3))
+    whole, parts, again = (Watch(Limits("torch.float32", 40, 1.0, "PPO")) for _ in range(3))
     for i, measured in enumerate(lines):
         whole.look(i, measured)
         if i == at:
@@ -167,7 +188,7 @@ def test_taken_up_again_it_finds_the_same(at: int) -> None:
 
 def test_a_policy_is_sound_until_a_limit_is_crossed() -> None:
     curve = healthy()
-    watch, sound = Watch(Limits("torch.float32", 40, 1.0)), []
+    watch, sound = Watch(Limits("torch.float32", 40, 1.0, "PPO")), []
     ends = after(curve, "end_of_turn_rate", 12, 0.01)
     for i in range(20):
         watch.look(i, {key: values[i] for key, values in (curve | {"end_of_turn_rate": ends}).items()})

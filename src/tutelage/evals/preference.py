@@ -12,6 +12,11 @@ import numpy as np
 RESAMPLES = 2_000
 
 
+def preference(ours: float, theirs: float) -> float:
+    """1 where ours is the higher, .5 where they are equal, 0 where it is the lower."""
+    return 0.5 if ours == theirs else float(ours > theirs)
+
+
 def win_rate(preferences: Sequence[float], clusters: Sequence[str], seed: int) -> tuple[float, tuple[float, float]]:
     """Mean preference with ties one half, and the 2.5th and 97.5th percentile over resampled clusters."""
     wins = np.asarray(preferences, dtype=np.float64)

@@ -127,9 +127,9 @@ def pair_mean(losses: Tensor, pairs: Tensor) -> Tensor:
 
 
 def pairs_right(scores: Tensor, pairs: Tensor) -> float:
-    """Share of the pairs (P, K, K) that the scores (P, K) order as the ranks do."""
-    right = (margins(scores) > 0) & pairs
-    return float(right.sum() / pairs.sum().clamp(min=1))
+    """Share of the pairs (P, K, K) that the scores (P, K) order as the ranks do; equal scores are right one half."""
+    right = margins(scores).sign().add(1) / 2
+    return float(masked_mean(right, pairs))
 
 
 def policy_loss(

@@ -63,9 +63,11 @@ def kto_loss(
 def liked_above(rewards: Tensor, liked: Tensor) -> float | None:
     """Share of all pairs of a liked response and another in which the liked one has the higher reward, (B,) both.
 
-    None where there is no such pair. Unlike a comparison with z0 it does not move with a drift that all share.
+    Equal ones count one half. None where there is no such pair. Unlike a comparison with z0 it does not move with a
+    drift that all share.
     """
     ups, downs = rewards[liked], rewards[~liked].sort().values
     if not len(ups) or not len(downs):
         return None
-    return float(torch.searchsorted(downs, ups).sum() / (len(ups) * len(downs)))
+    below, not_above = torch.searchsorted(downs, ups), torch.searchsorted(downs, ups, right=True)
+    return float((below + not_above).sum() / (2 * len(ups) * len(downs)))

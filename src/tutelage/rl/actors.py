@@ -167,7 +167,10 @@ def roll_out(
 
 
 def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:
-    """One per response, the same however often the run was stopped."""
+    """One per response, the same however often the run was stopped.
+
+    "ppo/" is RLOO's and GRPO's salt as well: another one would change every number that they have given so far.
+    """
     return [seed_for(seed, f"ppo/{iteration}/{i}") for i in range(count)]
 
 

@@ -34,7 +34,8 @@ class KLBudget:
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
         self.stopped: str | None = None
-        self.watch = Watch(Limits(str(run.device.compute_dtype), self.config.max_tokens, self.config.ptx_share))
+        dtype, share = str(run.device.compute_dtype), self.config.ptx_share
+        self.watch = Watch(Limits(dtype, self.config.max_tokens, share, self.config.algorithm))
         if state := run.restore():
             learner.load(state["learner"])
             self.watch.load(state["watch"])

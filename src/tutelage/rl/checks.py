@@ -39,7 +39,8 @@ def not_finite(seen: Seen) -> str | None:
         return None
     return (
         f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'} nan or infinite; likely the reward model overflows, or a "
-        "step destroyed the policy; try --dtype fp32 or a lower --lr, and score one response with the reward model"
+        f"step destroyed the policy; try --dtype fp32 or a lower {seen.rate}, and score one response "
+        "with the reward model"
     )
 
 
@@ -82,11 +83,20 @@ def kl_negative(seen: Seen) -> str | None:
 
 def kl_exploding(seen: Seen) -> str | None:
     before, now = seen.last("kl", 2)[0], seen.now("kl")
-    if not (now - before > KL_JUMP or now > KL_FAR):
+    if not now - before > KL_JUMP:
         return None
     return (
-        f"KL went from {before:.1f} to {now:.1f} nats per response in one iteration; likely the learning rate is too "
-        "high or drift too cheap; lower --lr or raise --kl-coef"
+        f"KL went from {before:.1f} to {now:.1f} nats per response in one iteration; likely its steps were too "
+        f"large, or too many on one rollout; lower {seen.rate}"
+    )
+
+
+def kl_far(seen: Seen) -> str | None:
+    if not seen.now("kl") > KL_FAR:
+        return None
+    return (
+        f"KL is {seen.now('kl'):.1f} nats per response, healthy runs end below 20: judges come to prefer SFT's "
+        "answers, whatever the score says; likely drift is too cheap; raise --kl-coef, set --kl-budget"
     )
 
 
@@ -95,9 +105,9 @@ def objective_falling(seen: Seen) -> str | None:
     if not (now < then - seen.first("score_std") and mean(seen.last("kl")) > 1):
         return None
     return (
-        f"what PPO maximises, score - beta KL, fell from {then:.2f} to {now:.2f} while KL rose to "
-        f"{mean(seen.last('kl')):.1f} nats; likely drift is paid for instead of charged (the sign of the KL in the "
-        "reward), or the learning rate is far too high; run tutelage doctor --rl, lower --lr"
+        f"what {seen.limits.algorithm} maximises, score - beta KL, fell from {then:.2f} to {now:.2f} while KL rose to "
+        f"{mean(seen.last('kl')):.1f} nats; likely drift is paid for instead of charged (the sign of the "
+        f"KL), or the steps are far too large; run tutelage doctor --rl, lower {seen.rate}"
     )
 
 
@@ -146,7 +156,7 @@ def entropy_low(seen: Seen) -> str | None:
         return None
     return (
         f"entropy fell from {seen.first('entropy'):.2f} to {seen.now('entropy'):.2f} nats a token; likely drift is too "
-        "cheap and the policy says the same thing to everyone; read its answers, raise --kl-coef or lower --lr"
+        f"cheap and the policy says the same thing to everyone; read its answers, raise --kl-coef or lower {seen.rate}"
     )
 
 
@@ -155,7 +165,7 @@ def entropy_gone(seen: Seen) -> str | None:
         return None
     return (
         f"entropy is {seen.now('entropy'):.3f} nats a token, {seen.first('entropy'):.2f} at the start: there is one "
-        "response left, and nothing to learn from; likely drift is too cheap; raise --kl-coef or lower --lr"
+        f"response left, and nothing to learn from; likely drift is too cheap; raise --kl-coef or lower {seen.rate}"
     )
 
 
@@ -164,7 +174,7 @@ def entropy_high(seen: Seen) -> str | None:
         return None
     return (
         f"entropy rose from {seen.first('entropy'):.2f} to {seen.now('entropy'):.2f} nats a token: the policy forgets "
-        "how to speak; likely a learning rate too high, or the sign of the KL; lower --lr, run tutelage doctor --rl"
+        f"how to speak; likely steps too large, or the sign of the KL; lower {seen.rate}, run tutelage doctor --rl"
     )
 
 
@@ -195,8 +205,9 @@ def share_off(seen: Seen) -> str | None:
     if not any(seen.lasting(off, "ptx_gradient_ratio") for off in (lambda x: x < low, lambda x: x > high)):
         return None
     return (
-        f"the pretraining gradient is {seen.now('ptx_gradient_ratio'):.2g} times PPO's, from {low:g} to {high:g} is "
-        "meant; likely the coefficient was measured in iterations that were not typical; raise --ptx-calibration"
+        f"the pretraining gradient is {seen.now('ptx_gradient_ratio'):.2g} times {seen.limits.algorithm}'s, from "
+        f"{low:g} to {high:g} is meant; likely the coefficient was measured in iterations that were not typical; raise "
+        "--ptx-calibration"
     )
 
 
@@ -245,6 +256,7 @@ CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
     ("sampler gap", "warn", sampler_gap),
     ("KL negative", "warn", kl_negative),
     ("KL exploding", "warn", kl_exploding),
+    ("KL far from SFT", "warn", kl_far),
     ("objective falling", "warn", objective_falling),
     ("end of turn rare", "warn", ends_rare),
     ("end of turn lost", "stop", ends_lost),

@@ -47,6 +47,11 @@ class RLConfig(AdapterConfig, EnsembleConfig):
     ptx_calibration: int = 5
     """Iterations over which the coefficient makes it so; fixed afterwards."""
 
+    @property
+    def algorithm(self) -> str:
+        """Its name as people say it."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_dropout:

@@ -63,7 +63,7 @@ def read_mix(
     words: Tokenizer, corpus: Sequence[Path], length: int, count: int, share: float, generator: torch.Generator,
     device: torch.device,
 ) -> PretrainingMix:  # fmt: skip
-    """Windows of `length` tokens, `count` of them or what there is; their gradient's length is `share` of PPO's.
+    """Windows of `length` tokens, `count` of them or what there is; their gradient is to be `share` of the policy's.
 
     Raises InputError when the corpus fills none.
     """

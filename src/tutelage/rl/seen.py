@@ -16,7 +16,8 @@ class Limits:
 
     dtype: str  # torch's name of the precision
     longest: int  # tokens of a response
-    share: float  # length that the pretraining gradient is to have, PPO's being 1
+    share: float  # length that the pretraining gradient is to have, the policy gradient's being 1
+    algorithm: str  # as people say it: PPO, RLOO, GRPO, ...
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Seen:
     opening: list[Line]  # the first PATIENCE iterations
     recent: list[Line]  # the last WINDOW
     iteration: int
+
+    @property
+    def rate(self) -> str:
+        """The option that makes steps smaller."""
+        return "--update-kl" if self.limits.algorithm == "TRPO" else "--lr"
 
     def now(self, key: str) -> float:
         """NaN where it is not measured, which no comparison holds for."""

@@ -24,7 +24,7 @@ from tutelage.data.comparisons import strict_pairs
 from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_matched, same_answers
 from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
-from tutelage.evals.preference import mean
+from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import margins, pair_mean, pairs_right, winning
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
@@ -215,10 +215,10 @@ def accuracy_report(
     if not held:
         return {"accuracy": None, "length_matched_accuracy": None, "heldout_loss": None, "heldout_pairs": 0}
     batch = judge(model, unseen, reference, words.pad_id)
-    right: list[bool] = []
+    right: list[float] = []
     matched: list[bool] = []
     for comparison, values in zip(held, preferred_by(batch, config).tolist(), strict=True):
-        right += [values[winner] > values[loser] for winner, loser in strict_pairs(comparison.ranks)]
+        right += [preference(values[winner], values[loser]) for winner, loser in strict_pairs(comparison.ranks)]
         matched += length_matched(comparison, words)
     return {
         "accuracy": mean(right),

@@ -39,6 +39,10 @@ class GRPOConfig(GroupConfig):
     """Weight of k3 in the loss (paper: .04; Liu et al. 2025: 0); not the beta of PPO and RLOO."""
 
     @property
+    def algorithm(self) -> str:
+        return {"grpo": "GRPO", "dr-grpo": "Dr. GRPO"}[self.variant]
+
+    @property
     def rows(self) -> int:
         return self.minibatch
 

@@ -24,7 +24,7 @@ from tutelage.data.panel import Panel
 from tutelage.data.rankings import Ranking, encode_answer, encode_ranking, held_out, length_matched, same_answers
 from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
 from tutelage.errors import InputError
-from tutelage.evals.preference import mean
+from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import pairs_right, ranking_loss, winning
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.forked import score_texts
@@ -165,7 +165,7 @@ def accuracy_report(
     model: ScalarGPT, words: Tokenizer, held: Sequence[Comparison], panel: Panel | None
 ) -> dict[str, float | None]:
     """Accuracy on held-out strict pairs; the panel's own accuracy on the same; both on pairs of equal length."""
-    right: list[bool] = []
+    right: list[float] = []
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
@@ -175,7 +175,7 @@ def accuracy_report(
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
         matched += length_matched(comparison, words)
         for winner, loser in strict_pairs(ranking.ranks):
-            right.append(bool(scores[winner] > scores[loser]))
+            right.append(preference(float(scores[winner]), float(scores[loser])))
             if panel:
                 answers = comparison.responses
                 gold.append(panel.gold_preference(comparison.prompt, answers[winner], answers[loser]))

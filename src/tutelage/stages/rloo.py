@@ -28,6 +28,10 @@ class RLOOConfig(GroupConfig):
     samples: int = 4
     """Responses per prompt; the paper has 2 and 4."""
 
+    @property
+    def algorithm(self) -> str:
+        return "RLOO"
+
 
 def rloo(
     policy: Path,
