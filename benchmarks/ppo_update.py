@@ -45,18 +45,20 @@ OURS = """
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from tutelage.rl.actors import load_actors, roll_out, rollout_seeds
+from tutelage.rl.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.rl.learner import minibatches
 from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner
 config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=8, dtype="bf16")
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
-    actors = load_actors(Path(folder) / "smollm2", Path(folder) / "reward", config, run)
-    actors = replace(actors, words=SimpleNamespace(end_of_turn_id=-1, pad_id=0))  # no token ends an answer
+    actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward",), config, run)
+    words = SimpleNamespace(end_of_turn_id=-1, pad_id=0, decode=lambda ids: "")  # no token ends an answer
+    actors = replace(actors, words=words)
     learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
     for update in range(updates):
-        order, asked = torch.Generator().manual_seed(update), ids[16 * update : 16 * update + 16]
+        order = torch.Generator().manual_seed(update)
+        asked = [EncodedPrompt(prompt, []) for prompt in ids[16 * update : 16 * update + 16]]
         parts = list(minibatches(16, 16, 1, torch.Generator().manual_seed(update), torch.device("cpu")))
         rollout, _ = roll_out(actors, asked, rollout_seeds(0, update, 16), sampling, -1.0, parts)
         improve(learner, rollout, *estimate(rollout, config), config, order, update)

@@ -17,7 +17,7 @@ from world import World, metrics, named, results, same_files
 
 from tutelage.errors import InputError
 from tutelage.evals.evaluate import EvaluateConfig, evaluate
-from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import load_frozen, open_reward, reward_inputs
 from tutelage.rl.actors import encode_prompts, judge_score, load_actors, load_judge, next_rollout
 from tutelage.runs.device import choose_device
@@ -79,7 +79,7 @@ def test_a_response_is_scored_by_its_own_words(world: World, tmp_path: Path) -> 
         expected.append(float(len(text)) if ended else -7.0)
     assert rollout.scores.tolist() == expected and -7.0 in expected and max(expected) > 0
     other = "[-len(t[-1]['content']) / 2 for t in talks]"
-    against = load_judge(taste(tmp_path, other, "other.py"), world.sft, CPU)
+    against = load_judge(taste(tmp_path, other, "other.py"), world.sft, config, CPU)
     halves = [-score / 2 if score != -7.0 else 3.0 for score in expected]
     assert judge_score(against, rollout, 3.0) == pytest.approx(statistics.fmean(halves))
 
@@ -196,7 +196,7 @@ def copy_scaled(world: World, folder: Path, factor: float) -> Path:
 
 def scores_of(rewards: tuple[Any, ...], world: World, **config: Any) -> torch.Tensor:
     talks = [json.loads(line)["messages"] for line in world.demos.read_text().splitlines()[:20]]
-    return open_reward(named(rewards), EnsembleConfig(**config), lambda place: load_frozen(place, CPU)).score(talks)
+    return open_reward(named(rewards), RewardsConfig(**config), lambda place: load_frozen(place, CPU)).score(talks)
 
 
 @pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
@@ -244,7 +244,7 @@ def test_functions_in_an_ensemble_are_taken_as_they_are(world: World, tmp_path: 
 def test_the_spread_of_demonstrations_is_recorded(world: World) -> None:
     talks = [json.loads(line)["messages"] for line in world.demos.read_text().splitlines()]
     config = json.loads((world.reward / "config.json").read_text())
-    reward = open_reward(named(world.reward), EnsembleConfig(), lambda place: load_frozen(place, CPU))
+    reward = open_reward(named(world.reward), RewardsConfig(), lambda place: load_frozen(place, CPU))
     scores = reward.score(talks).tolist()
     assert statistics.fmean(scores) == pytest.approx(0.0, abs=1e-4)
     assert statistics.pstdev(scores) == pytest.approx(config["reward_std"], rel=1e-4) and config["reward_std"] > 0

@@ -1,13 +1,15 @@
 """`tutelage score`: the printed shape is a scorer's, and the numbers are transformers'."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ppo_bench import PLAIN, run_ppo
 from scorer_server import by, letters, serving
 from test_bad_input import refused
 from test_reward import Theirs
-from world import World, assistant, user, write_lines
+from world import World, assistant, files_in, user, write_lines
 
 from tutelage import cli
 
@@ -49,6 +51,26 @@ def test_every_answer_of_a_line_counts(world: World, tmp_path: Path, capsys: pyt
     assert said == ["it is", "a", "ee", "", "not ranked", "one", "it"]
     assert body["input"][1] == [*long[:3], assistant("a")] and body["model"] == "mine"
     assert [item["score"] for item in answer["data"]] == pytest.approx([letters(talk) for talk in body["input"]])
+
+
+def test_a_key_is_sent_and_kept_nowhere(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = tmp_path / "key"
+    key.write_text("s3cret-key\n")
+    with serving(by(letters)) as scorer:
+        scored(capsys, scorer.url, world.demos, "--reward-key-file", key)
+        assert {headers["Authorization"] for headers in scorer.headers} == {"Bearer s3cret-key"}
+        scorer.headers.clear()
+        scored(capsys, scorer.url, world.demos)
+        assert scorer.headers and not any("Authorization" in headers for headers in scorer.headers)
+        config = replace(PLAIN, iterations=1, reward_key_file=key)
+        run_ppo(world, tmp_path / "ppo", config, reward=scorer.url)
+        assert scorer.headers[-1]["Authorization"] == "Bearer s3cret-key"
+        run_ppo(world, tmp_path / "ppo", replace(config, reward_key_file=None), reward=scorer.url)  # the same run
+    for name in files_in(tmp_path / "ppo"):
+        assert b"s3cret" not in (tmp_path / "ppo" / name).read_bytes(), name
+    for content, said in ((b"", "holds no key"), (b"a\nb", "holds no key"), (b"\xff", "cannot be read")):
+        key.write_bytes(content)
+        assert said in refused(["score", "http://h/", str(world.demos), "--reward-key-file", str(key)], capsys)
 
 
 def test_an_ensemble_and_a_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from tutelage.evals.preference import win_rate
 from tutelage.evals.text_statistics import distinct
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.gpt import GPT
-from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_answer
 from tutelage.runs.base import find_base
@@ -49,7 +49,7 @@ DISTINCT_TOKENS = 12  # of each answer, for distinct-n
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RunConfig, EnsembleConfig):
+class EvaluateConfig(RunConfig, RewardsConfig):
     """What is asked and how long the answers may be."""
 
     count: int = 300
@@ -96,6 +96,8 @@ def evaluate(
     config: EvaluateConfig = EvaluateConfig(),
 ) -> None:
     """Compare models on held-out prompts: base, SFT, best-of-n, and the policies given, by their folder's name.
+
+    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
 
     Example: tutelage evaluate runs/ppo runs/ppo-ptx --base runs/base --sft runs/sft --reward runs/reward
     --panel data/panel.json --prompts data/prompts.test.jsonl --heldout data/corpus.valid.jsonl --out runs/evaluate

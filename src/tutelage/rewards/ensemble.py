@@ -8,31 +8,21 @@ model and --kl-coef and --missing-end keep their meaning. Functions and HTTP sco
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tutelage.data.records import Messages
-from tutelage.learning.ensembles import Combination, combine
+from tutelage.learning.ensembles import combine
+from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.reward import Group, Reward
 from tutelage.sampling.rollout import Responses
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
-    """How several rewards become one."""
-
-    ensemble: Combination = "mean"
-    """Of several rewards: their mean; wco, the worst case; uwo, the mean less --uwo-lambda times the variance."""
-    uwo_lambda: float = 0.1
-    """Price of the members' variance in uwo; Coste et al. 2024: .1 in PPO, .5 in best-of-n."""
 
 
 class Ensemble:
     """Members that judge the same answers."""
 
-    def __init__(self, members: Sequence[Reward], config: EnsembleConfig):
+    def __init__(self, members: Sequence[Reward], config: RewardsConfig):
         self.members, self.config = members, config
         self.models = [model for member in members for model in member.models]
         known = [model.std for model in self.models if model.std]

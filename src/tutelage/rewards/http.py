@@ -35,7 +35,7 @@ class Again(Exception):
 class HTTPReward:
     """Asks a server for scores, batch by batch."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, key: str = ""):
         try:
             self.url = urlsplit(url)
             self.port = self.url.port
@@ -43,6 +43,7 @@ class HTTPReward:
             raise InputError(f"reward {url}: {error}; give http://HOST:PORT/PATH") from None
         if not self.url.hostname:
             raise InputError(f"reward {url}: names no host; give http://HOST:PORT/PATH")
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.shown, self.model = self.url._replace(fragment="").geturl(), self.url.fragment or DEFAULT_MODEL
 
     def __call__(self, conversations: Sequence[Messages]) -> list[float]:
@@ -68,7 +69,7 @@ class HTTPReward:
         """One attempt. Raises Again for what may pass, InputError for what will not."""
         connection = connect(self.url, self.port)
         try:
-            connection.request("POST", path_of(self.url), body, {"Content-Type": "application/json"})
+            connection.request("POST", path_of(self.url), body, self.headers)
             answer = connection.getresponse()
             status, told = answer.status, answer.read(LARGEST + 1)
             if answer.length and len(told) <= LARGEST:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from tutelage.errors import InputError
-from tutelage.rewards.ensemble import Ensemble, EnsembleConfig
+from tutelage.rewards.config import RewardsConfig
+from tutelage.rewards.ensemble import Ensemble
 from tutelage.rewards.function import FunctionReward, function_identity
 from tutelage.rewards.http import HTTPReward
 from tutelage.rewards.reward import ModelReward, Reward, TextReward
@@ -25,11 +26,11 @@ def kind_of(name: str) -> Literal["run", "function", "url"]:
     return "function" if ":" in name and not Path(name).exists() else "run"
 
 
-def open_reward(names: Sequence[str], config: EnsembleConfig, load: Callable[[Path], ModelReward]) -> Reward:
+def open_reward(names: Sequence[str], config: RewardsConfig, load: Callable[[Path], ModelReward]) -> Reward:
     """What judges; `load` reads a run. Raises InputError for members of an ensemble that are on no known scale."""
     if len(names) == 1 and config.ensemble != "mean":
         raise InputError(f"--ensemble {config.ensemble}: one reward is no ensemble; give several")
-    members = [open_one(name, load) for name in names]
+    members = [open_one(name, config, load) for name in names]
     if len(members) == 1:
         return members[0]
     for name, member in zip(names, members, strict=True):
@@ -41,11 +42,11 @@ def open_reward(names: Sequence[str], config: EnsembleConfig, load: Callable[[Pa
     return Ensemble(members, config)
 
 
-def open_one(name: str, load: Callable[[Path], ModelReward]) -> Reward:
+def open_one(name: str, config: RewardsConfig, load: Callable[[Path], ModelReward]) -> Reward:
     kind = kind_of(name)
     if kind == "run":
         return load(Path(name))
-    return TextReward(HTTPReward(name) if kind == "url" else FunctionReward(name))
+    return TextReward(HTTPReward(name, config.reward_key()) if kind == "url" else FunctionReward(name))
 
 
 def load_frozen(place: Path, device: Device) -> ModelReward:

@@ -19,7 +19,7 @@ from tutelage.atomic import atomic_write
 from tutelage.data.fields import check_text, kind_of, names_of, text_field
 from tutelage.data.records import Messages, demonstration_from, prompt_field, read_jsonl
 from tutelage.errors import InputError
-from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
 from tutelage.rewards.open import load_frozen, open_reward
 from tutelage.rewards.reward import with_answer
@@ -27,7 +27,7 @@ from tutelage.runs.device import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(EnsembleConfig):
+class ScoreConfig(RewardsConfig):
     """Where reward models are run, and how several rewards become one."""
 
     device: str = "auto"

@@ -181,9 +181,9 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
-def load_judge(judge: str | None, policy: Path, device: Device) -> Reward | None:
+def load_judge(judge: str | None, policy: Path, config: RLConfig, device: Device) -> Reward | None:
     """A second reward, which is not learnt from. Raises InputError when its tokenizer is not the policy's."""
-    return open_one(judge, frozen_beside(policy, device)) if judge else None
+    return open_one(judge, config, frozen_beside(policy, device)) if judge else None
 
 
 def judge_score(judge: Reward, rollout: Rollout, missing_end: float) -> float:

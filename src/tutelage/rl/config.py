@@ -6,12 +6,12 @@ Defaults suit a laptop; InstructGPT's numbers (Ouyang et al. 2022, appendix C.4)
 from dataclasses import dataclass
 
 from tutelage.errors import InputError
-from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.adapter import AdapterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig(AdapterConfig, EnsembleConfig):
+class RLConfig(AdapterConfig, RewardsConfig):
     """A policy that learns from rollouts of its own."""
 
     iterations: int = 30

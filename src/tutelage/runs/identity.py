@@ -24,7 +24,7 @@ class Named:
 
 Given = Path | Named
 Inputs = Mapping[str, Given | Sequence[Given] | None]
-NO_NUMBER = ("overwrite", "checkpoint_seconds")  # settings that change no number
+NO_NUMBER = ("overwrite", "checkpoint_seconds", "reward_key_file")  # settings that change no number
 
 
 def plain_config(config: Any) -> dict[str, Any]:

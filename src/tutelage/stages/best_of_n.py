@@ -18,7 +18,7 @@ from tutelage.data.records import Demonstration, Messages, Prompt, read_prompts,
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.rewards.ensemble import EnsembleConfig
+from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_answer
 from tutelage.runs.base import find_base
@@ -33,7 +33,7 @@ ROWS = 256  # answers sampled at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfNConfig(RunConfig, EnsembleConfig):
+class BestOfNConfig(RunConfig, RewardsConfig):
     """What is sampled."""
 
     count: int = 600
@@ -78,6 +78,8 @@ def best_of_n(
     config: BestOfNConfig = BestOfNConfig(),
 ) -> None:
     """Sample n answers to each prompt and keep the reward model's favourite, as a demonstration for tutelage sft.
+
+    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
 
     Example: tutelage best-of-n --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out best.jsonl
     """

@@ -61,6 +61,8 @@ def grpo(
 ) -> None:
     """Optimise a policy against a reward model without a value network: GRPO, or Dr. GRPO.
 
+    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
+
     Example: tutelage grpo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/grpo
     """
     learn_in_groups(GRPO, policy, reward, prompts, out, corpus, config)

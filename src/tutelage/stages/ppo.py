@@ -128,6 +128,8 @@ def ppo(
 
     A second reward model, the judge, is never learnt from: what it thinks of the responses is logged.
 
+    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
+
     Example: tutelage ppo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --corpus corpus.jsonl
     --out runs/ppo-ptx
     """
@@ -150,7 +152,7 @@ def ppo(
         if config.ptx:
             steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
             learner.mix = open_mix(run, actors, corpus, steps)
-        results = train(run, learner, actors, asked, load_judge(judge, policy, run.device)).put_back()
+        results = train(run, learner, actors, asked, load_judge(judge, policy, config, run.device)).put_back()
         save_tuned_scorer(out / "value", learner.value, actors.words, actors.value_base, config)
         save_tuned(out, learner.policy, actors.words, policy, config)
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})

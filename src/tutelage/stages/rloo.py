@@ -43,6 +43,8 @@ def rloo(
 ) -> None:
     """Optimise a policy against a reward model without a value network: REINFORCE, leave-one-out baseline.
 
+    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
+
     Example: tutelage rloo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/rloo
     """
     learn_in_groups(RLOO, policy, reward, prompts, out, corpus, config)
