@@ -8,39 +8,20 @@ import pytest
 import torch
 import transformers
 from ppo_bench import CONFIG, run_ppo
-from world import REWARD, World, interrupted, metrics, results, same_files
+from world import World, interrupted, metrics, results, same_files
 
 from tutelage.model.gpt import GPT
 from tutelage.rewards.reward import ModelReward
 from tutelage.rl.actors import Actors, EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.device import Device
-from tutelage.runs.folder import load_policy, load_scorer, save_policy
+from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
 from tutelage.sampling import rollout as rollouts
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, response_logprobs, response_values
-from tutelage.stages.reward import reward
 
 SHARED = replace(CONFIG, lora_rank=4, lora_layers=1)
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
-
-
-@pytest.fixture(scope="module")
-def policy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of three layers, the tests' own has one."""
-    model, words = load_policy(world.sft, CPU)
-    deep = GPT(replace(model.config, layers=3)).initialise(torch.Generator().manual_seed(0))
-    save_policy(out := tmp_path_factory.mktemp("deep"), deep, words)
-    return out
-
-
-@pytest.fixture(scope="module")
-def judge(world: World, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model that is an adapter in that model's top two layers."""
-    out = tmp_path_factory.mktemp("shared") / "reward"
-    config = replace(REWARD, lora_rank=4, lora_layers=2)
-    reward(policy, (world.comparisons,), (world.demos,), out, world.panel, config)
-    return out
 
 
 def actors_of(policy: Path, judge: Path, out: Path) -> Actors:
