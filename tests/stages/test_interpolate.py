@@ -94,6 +94,7 @@ def test_what_lies_on_no_line_is_one_line(
     for other, more, said in (
         (tmp_path / "deep", [], "layers is 1 and 3; only models of one shape lie on a line"),
         (tmp_path / "foreign", [], "their tokenizers differ"),
+        (world.reward, [], "holds a reward model, not a language model"),
         (tmp_path / "nosuch", [], "no such folder or file"),
         (tuned, ["--weight", "1.5"], "--weight 1.5: lies beyond the second run; give 0 to 1"),
         (tuned, ["--weight", "-0.5"], "--weight -0.5: must be at least 0"),

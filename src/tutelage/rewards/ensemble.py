@@ -40,6 +40,6 @@ class Ensemble:
         return self._combined(lambda member: member.score_responses(responses, conversations))
 
     def _combined(self, scores_by: Callable[[Reward], Tensor]) -> Tensor:
-        scores = [scores_by(member).float() / scale for member, scale in zip(self.members, self.scales, strict=True)]
-        on_one_device = torch.stack([score.to(scores[0].device) for score in scores])
-        return self.unit * combine(on_one_device, self.config.ensemble, self.config.uwo_lambda)
+        scores = [scores_by(member) / scale for member, scale in zip(self.members, self.scales, strict=True)]
+        alike = torch.stack([score.to(scores[0].device, torch.float32) for score in scores])
+        return self.unit * combine(alike, self.config.ensemble, self.config.uwo_lambda)

@@ -88,11 +88,11 @@ class TextReward:
         self.judge = judge
 
     def score(self, conversations: Sequence[Messages]) -> Tensor:
-        return torch.tensor(self.judge(conversations), dtype=torch.float32)
+        return torch.tensor(self.judge(conversations), dtype=torch.float64)  # as it was said
 
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:
         scores = self.score([messages for group in conversations for messages in group])
         return list(scores.split([len(group) for group in conversations]))
 
     def score_responses(self, responses: Responses, conversations: Sequence[Messages]) -> Tensor:
-        return self.score(conversations).to(responses.ids.device)
+        return self.score(conversations).float().to(responses.ids.device)

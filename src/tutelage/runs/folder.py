@@ -67,6 +67,8 @@ def load_policy(folder: Path, device: Device, make_chat: bool = False) -> tuple[
     if adapter := find_adapter(folder):
         return load_adapted(adapter, device)
     config, tokenizer = _read_config(folder), Tokenizer.load(folder, make_chat)
+    if _classifies(config):
+        raise InputError(f"{folder}: holds a reward model, not a language model; give the model it judges")
     if not make_chat:
         _check_vocabulary(folder, config, tokenizer)
     model = _built(config, _read_weights(folder), device)
@@ -142,8 +144,7 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
 def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     """Read a reward or value model. Raises InputError, also when the folder holds a language model instead."""
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
-    classifies = str(config.get("architectures", [""])[0]).endswith("ForSequenceClassification")
-    if "reward_mean" not in config and not classifies:
+    if "reward_mean" not in config and not _classifies(config):
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
     weights = _read_weights(folder)
     if "score.weight" not in weights:
@@ -160,6 +161,10 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     with torch.no_grad():
         model.score.weight.copy_(head)
     return model.to(device.torch_device), tokenizer
+
+
+def _classifies(config: dict[str, Any]) -> bool:
+    return str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
 
 
 def load_trunk(folder: Path, device: Device) -> GPT:
