@@ -234,7 +234,7 @@ def test_functions_in_an_ensemble_are_taken_as_they_are(world: World, tmp_path: 
         taste(tmp_path, "[1.0 for t in talks]"),
         taste(tmp_path, "[len(t[-1]['content']) for t in talks]", "l.py"),
     )
-    lengths = scores_of((length,), world)
+    lengths = scores_of((length,), world).float()
     torch.testing.assert_close(scores_of((ones, length), world), (1 + lengths) / 2)
     assert torch.equal(scores_of((ones, length), world, ensemble="wco"), lengths.clamp(max=1))
     mixed = scores_of((world.reward, length), world)

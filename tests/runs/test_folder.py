@@ -165,7 +165,7 @@ def test_a_language_model_is_no_reward_model(make_gpt: Any, tokenizer: Tokenizer
     with pytest.raises(InputError, match="no score.weight"):
         load_scorer(tmp_path, CPU)
     save_scorer(tmp_path / "reward", ScalarGPT(make_gpt()), tokenizer)
-    with pytest.raises(InputError, match="score.weight"):
+    with pytest.raises(InputError, match="holds a reward model, not a language model"):
         load_policy(tmp_path / "reward", CPU)
 
 
