@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
-from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
+from tutelage.sampling import distribution
+from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities, nucleus
 from tutelage.sampling.sampler import Answer, generate, inference_copy, stream, uniforms
 from tutelage.sampling.stops import cut, stop_at
 
@@ -57,6 +58,33 @@ def test_temperature(temperature: float, expected: list[float]) -> None:
 )
 def test_filters_and_their_order(filters: dict[str, Any], expected: list[float]) -> None:
     assert after(**filters) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("candidates", [(), (3,), (2, 6, 17)], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.31, 0.61, 0.91, 0.999])
+def test_the_nucleus_is_the_same_however_few_tokens_are_tried_first(
+    monkeypatch: pytest.MonkeyPatch, candidates: tuple[int, ...], p: float
+) -> None:
+    """Sorted whole by Python, whose sort is stable: many tokens are exactly as likely as others, as in bf16."""
+    monkeypatch.setattr(distribution, "CANDIDATES", candidates)
+    steps = torch.randint(-2, 3, (30, 20), generator=torch.Generator().manual_seed(5)) * 0.75
+    probabilities = torch.cat([steps, torch.zeros(2, 20), steps * 9]).softmax(-1)
+    for row, found in zip(probabilities.tolist(), nucleus(probabilities, p).tolist(), strict=True):
+        expected, mass = [0.0] * len(row), 0.0
+        for token in sorted(range(len(row)), key=lambda token: -row[token]):
+            if mass == 0 or mass < p - 1e-6:
+                expected[token] = row[token]
+            mass += row[token]
+        assert found == expected
+
+
+def test_a_bias_adds_to_single_logits() -> None:
+    biased = after(logit_bias=((2, 100.0),))
+    assert biased == pytest.approx([0, 0, 1], abs=1e-6)
+    ratio = math.exp(1.5)
+    expected = [0.5 / (0.7 + 0.3 * ratio), 0.3 * ratio / (0.7 + 0.3 * ratio), 0.2 / (0.7 + 0.3 * ratio)]
+    assert after(logit_bias=((1, 1.0), (1, 0.5))) == pytest.approx(expected, abs=1e-6)
+    assert after(logit_bias=((0, -100.0),), temperature=0) == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

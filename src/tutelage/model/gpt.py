@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tutelage.model.attention import attend
 from tutelage.model.config import GPTConfig, RopeScaling
-from tutelage.model.kv_cache import KVCache
+from tutelage.model.kv_cache import Cache
 from tutelage.model.prepack import product
 
 
@@ -116,7 +116,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         B, L, _ = x.shape
         c = self.config
@@ -127,9 +127,7 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, L, D)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        y = attend(q, k, v, mask)
+        y = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(B, L, -1))
 
 
@@ -164,7 +162,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         if self.post_norm:
             x = self.attention_norm(x + self.attention(x, rope, mask, cache))
@@ -219,7 +217,7 @@ class GPT(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         stream: Stream | None = None,
     ) -> Tensor:
         """Hidden states (B, L, C) after the final norm.
@@ -238,7 +236,7 @@ class GPT(nn.Module):
         return Stream(self._through(slice(layers), ids, None, None, None, None), layers, self.embedding.weight)
 
     def _through(
-        self, which: slice, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None,
+        self, which: slice, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None,
         stream: Stream | None,
     ) -> Tensor:  # fmt: skip
         """The residual stream (B, L, C) through some of the blocks, from the embedding or from where `stream` is."""
@@ -253,25 +251,23 @@ class GPT(nn.Module):
             if self.config.learned_positions:
                 x = x + self.positions(positions).to(self.compute_dtype)
         rope = None if self.config.learned_positions else self.rotary.at(positions, self.compute_dtype)
-        banded = self._banded(ids, positions, mask, cache) if self.config.band else mask
+        banded = mask
+        if self.config.band:
+            banded = self._banded(positions, mask) if cache is None else cache.banded(ids.shape[1], mask)
         for band, block in list(zip(self.config.bands, self.blocks, strict=True))[which]:
             x = block(x, rope, banded if band else mask, cache)
         return x
 
-    def _banded(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """The mask of banded layers: j <= i and i - j < band, within what `mask` already allows.
+    def _banded(self, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """The mask of banded layers without a cache: j <= i and i - j < band, within what `mask` already allows.
 
-        Its columns are those tokens that the cache still holds for such a layer, and the new ones. Without a cache a
-        band is counted in positions: where several answers share a row, all are near their prompt (`forked.py`).
+        The band is counted in positions: where several answers share a row, all are near their prompt (`forked.py`).
         """
-        past = 0 if cache is None else cache.length
-        held = 0 if cache is None else cache.kept(self.config.band)
-        i = torch.arange(past, past + ids.shape[1], device=ids.device)[:, None]
-        j = torch.arange(past - held, past + ids.shape[1], device=ids.device)[None, :]
-        distance = positions[..., :, None] - positions[..., None, :] if cache is None else i - j
-        near = (j <= i) & (distance < self.config.band)  # (L, S), or (B, L, S) where rows have positions of their own
+        i = torch.arange(positions.shape[-1], device=positions.device)
+        distance = positions[..., :, None] - positions[..., None, :]
+        near = (i <= i[:, None]) & (distance < self.config.band)  # (L, S), or (B, L, S) where rows have their own
         near = near.view(-1, 1, *near.shape[-2:])
-        return near if mask is None else mask[..., past - held :] & near
+        return near if mask is None else mask & near
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), in the precision of `hidden`."""

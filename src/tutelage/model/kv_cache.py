@@ -1,15 +1,34 @@
 """Keys and values of the tokens already seen, so that each new token costs one row instead of the whole prefix.
 
-    append(layer, k, v) -> all keys, all values that may be seen;  advance(n) after the last layer;  keep(rows)
+    attend(layer, q, k, v, mask) keeps k and v, and looks at all that may be seen;  advance(n) after the last layer
 
-Memory of dense layers is taken once for the longest text wanted (static shapes); a banded layer holds no more than its
-band. Rows that are finished leave with `keep`.
+Rows of one batch that go on together; requests that come and go are in `slots.py`. Memory of dense layers is taken
+once for the longest text wanted (static shapes); a banded layer holds no more than its band. Rows that are finished
+leave with `keep`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from tutelage.model.attention import attend
+
+
+class Cache(Protocol):
+    """What the decoder asks of keys and values that were kept."""
+
+    length: int  # tokens seen, where all rows have seen as many
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Keep k, v (B, kv_heads, L, D) and let q (B, H, L, D) look at all that it may: (B, H, L, D)."""
+
+    def banded(self, tokens: int, mask: Tensor | None) -> Tensor | None:
+        """`mask` as it is for banded layers, when this many tokens follow."""
+
+    def advance(self, tokens: int) -> None:
+        """Called once per forward pass, after the last layer."""
 
 
 class KVCache:
@@ -35,6 +54,9 @@ class KVCache:
         )
         self.length = 0
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(q, *self.append(layer, k, v), mask)
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, kv_heads, L, D); returns what may be seen, (B, kv_heads, S', D), the new ones at its end."""
         if band := self.bands[layer]:
@@ -47,9 +69,18 @@ class KVCache:
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def kept(self, band: int) -> int:
-        """How many of the tokens seen a layer of this band still holds."""
-        return min(self.length, band - 1)
+    def banded(self, tokens: int, mask: Tensor | None) -> Tensor:
+        """j <= i and i - j < band, within what `mask` allows: (1, 1, L, S), or as many rows as the mask has.
+
+        Its columns are the tokens that a banded layer still holds, and the new ones.
+        """
+        band = max(self.bands)
+        device, end = self.keys[0].device, self.length + tokens
+        first = self.length - min(self.length, band - 1)
+        i = torch.arange(self.length, end, device=device)[:, None]
+        j = torch.arange(first, end, device=device)[None, :]
+        near = ((j <= i) & (i - j < band))[None, None]
+        return near if mask is None else mask[..., first:] & near
 
     def advance(self, tokens: int) -> None:
         """Called once per forward pass, after the last layer has appended."""

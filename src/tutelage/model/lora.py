@@ -157,7 +157,11 @@ def merge_adapters(model: GPT) -> GPT:
 def sharing(model: GPT) -> GPT:
     """A copy with the original's own frozen matrices, where these are in the compute precision: none is there twice."""
     frozen = (p for p in model.parameters() if p.ndim == 2 and not p.requires_grad and p.dtype == model.compute_dtype)
-    return copy.deepcopy(model, {id(p): p for p in frozen})
+    copied = copy.deepcopy(model, {id(p): p for p in frozen})
+    for linear, other in zip(model.modules(), copied.modules(), strict=True):
+        if isinstance(linear, Linear) and isinstance(other, Linear) and hasattr(linear.weight, "parts"):
+            other.weight.parts = linear.weight.parts  # type: ignore[attr-defined]  # copying a parameter loses it
+    return copied
 
 
 def without_adapters(model: GPT) -> GPT:

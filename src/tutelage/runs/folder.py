@@ -97,17 +97,30 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device) -
 
 def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
     """An adapter merged into its base. Raises InputError for a base that has moved or changed."""
-    config = read_json(folder / "adapter_config.json")
-    base = _base_of(folder, config.get("base_model_name_or_path"))
+    model, tokenizer = load_policy(adapter_base(folder), device)
+    adapted, own = read_adapter(folder, model)
+    return merge_adapters(adapted).requires_grad_(True), own or tokenizer
+
+
+def adapter_base(folder: Path) -> Path:
+    """The base of an adapter. Raises InputError where it has moved or changed."""
+    base = _base_of(folder, read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
     note = read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
     if note and note.get("sha256") != hash_input(base):
         raise InputError(f"{folder}: its base {base} has changed since; bring the old one back, or train it again")
-    model, tokenizer = load_policy(base, device)
-    if (folder / "tokenizer.json").is_file():  # PEFT folders may bring their own, with another chat template
-        tokenizer = Tokenizer.load(folder)
-        _check_vocabulary(folder, {"vocab_size": model.config.vocab_size}, tokenizer)
+    return base
+
+
+def read_adapter(folder: Path, base: GPT) -> tuple[GPT, Tokenizer | None]:
+    """The adapter on its base, which becomes the result; and its tokenizer, if it brings one.
+
+    PEFT's folders may have one of their own, with another chat template.
+    """
+    own = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    if own:
+        _check_vocabulary(folder, {"vocab_size": base.config.vocab_size}, own)
     tensors = read_safetensors(folder / "adapter_model.safetensors")
-    return merge_adapters(from_peft(model, config, tensors)).requires_grad_(True), tokenizer
+    return from_peft(base, read_json(folder / "adapter_config.json"), tensors), own
 
 
 def _base_of(folder: Path, named: Any) -> Path:
@@ -139,6 +152,12 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
         "vocabulary_sha256": tokenizer.vocabulary_sha256,
     }
     _write_json(folder / "config.json", config)
+
+
+def holds_scorer(place: Path) -> bool:
+    """Whether it is a reward or value model rather than a language model."""
+    config = _read_config(place) if (place / "config.json").is_file() else {}
+    return "reward_mean" in config or _classifies(config)
 
 
 def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:

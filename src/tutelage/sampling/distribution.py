@@ -1,6 +1,6 @@
 """From logits to the token that is chosen: pure functions of tensors, and what has been written so far.
 
-    logits -> penalties -> temperature -> top-k -> top-p -> min-p -> probabilities -> one uniform number -> token
+    logits -> penalties -> bias -> temperature -> top-k -> top-p -> min-p -> probabilities -> a uniform number -> token
 
 Penalties: repetition as in CTRL (Keskar et al. 2019, section 4.1), over prompt and answer; frequency and presence as in
 OpenAI's API, over the answer. Top-p is Holtzman et al. 2020, the token that crosses p kept; min-p Nguyen et al. 2024.
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 
+CANDIDATES = (256, 4096)  # how many of the likeliest tokens top-p tries before it sorts all
+
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How a token is chosen from the model's distribution. Raises InputError for a value that has no meaning."""
+class DistributionConfig:
+    """What is made of the model's distribution before a token is drawn. Raises InputError for meaningless values."""
 
-    max_tokens: int
-    """Longest answer in tokens, end-of-turn included."""
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the most likely token."""
     top_k: int = 0
@@ -36,6 +36,8 @@ class SamplingConfig:
     """Taken off a token's logit for each time the answer has it."""
     presence_penalty: float = 0.0
     """Taken off a token's logit once the answer has it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -49,6 +51,14 @@ class SamplingConfig:
     @property
     def penalised(self) -> bool:
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(DistributionConfig):
+    """How an answer is sampled."""
+
+    max_tokens: int
+    """Longest answer in tokens, end-of-turn included."""
 
 
 class Written:
@@ -68,7 +78,7 @@ class Written:
     def keep(self, rows: Tensor) -> None:
         self.prompt, self.counts = self.prompt[rows], self.counts[rows]
 
-    def penalise(self, logits: Tensor, config: SamplingConfig) -> Tensor:
+    def penalise(self, logits: Tensor, config: DistributionConfig) -> Tensor:
         """(B, V) logits less what their tokens' earlier uses cost, in fp32."""
         logits, said = logits.float(), self.counts > 0
         again = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
@@ -76,9 +86,9 @@ class Written:
         return logits - config.frequency_penalty * self.counts - config.presence_penalty * said
 
 
-def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
+def filtered_probabilities(logits: Tensor, config: DistributionConfig) -> Tensor:
     """(B, V) logits -> (B, V) probabilities after temperature, top-k, top-p and min-p, in fp32."""
-    logits = logits.float()
+    logits = biased(logits.float(), config)
     if config.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     probabilities = (logits / config.temperature).softmax(-1)
@@ -86,14 +96,44 @@ def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
         smallest = probabilities.topk(config.top_k, dim=-1).values[:, -1:]
         probabilities = _renormalised(probabilities.where(probabilities >= smallest, 0.0))
     if config.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # mass of what is more likely: the crossing token has less than p
-        kept = ordered.where(before < max(config.top_p, 1e-9), 0.0)  # top_p = 0 still leaves the most likely token
-        probabilities = _renormalised(torch.zeros_like(kept).scatter(-1, order, kept))
+        probabilities = _renormalised(nucleus(probabilities, config.top_p))
     if config.min_p > 0:
         least = config.min_p * probabilities.max(-1, keepdim=True).values
         probabilities = _renormalised(probabilities.where(probabilities >= least, 0.0))
     return probabilities
+
+
+def nucleus(probabilities: Tensor, p: float) -> Tensor:
+    """(B, V): the smallest set of tokens whose mass reaches p, the rest 0; of equally likely ones the lowest ids.
+
+    Sorting a whole vocabulary takes longer than the model (49,152 tokens: 3 ms a row), so the likeliest few are tried
+    first: they are enough where p is reached among tokens that are likelier than the last of them.
+    """
+    vocab_size = probabilities.shape[-1]
+    kept, rows = torch.zeros_like(probabilities), torch.arange(len(probabilities), device=probabilities.device)
+    for count in (*(few for few in CANDIDATES if few < vocab_size), vocab_size):
+        some = probabilities[rows]
+        every = torch.arange(vocab_size, device=some.device).expand_as(some)
+        tokens = every if count == vocab_size else some.topk(count).indices.sort(-1).values
+        ordered, order = some.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # mass of what is more likely: the crossing token has less than p
+        outside = before >= max(p, 1e-9)  # p = 0 still leaves the most likely token
+        kept[rows] = torch.zeros_like(some).scatter(-1, tokens.gather(-1, order), ordered.masked_fill(outside, 0.0))
+        rows = rows[~(outside & (ordered > ordered[:, -1:])).any(-1)]
+        if len(rows) == 0:
+            break
+    return kept
+
+
+def biased(logits: Tensor, config: DistributionConfig) -> Tensor:
+    """(B, V) logits with the wanted bias of single tokens."""
+    if not config.logit_bias:
+        return logits
+    tokens, added = zip(*config.logit_bias, strict=True)
+    bias = logits.new_zeros(logits.shape[-1]).index_add(
+        0, torch.tensor(tokens).to(logits.device), logits.new_tensor(added)
+    )
+    return logits + bias
 
 
 def _renormalised(probabilities: Tensor) -> Tensor:
