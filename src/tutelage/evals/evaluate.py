@@ -34,6 +34,7 @@ from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_answer
 from tutelage.runs.base import find_base
+from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
@@ -83,6 +84,11 @@ class Bench:
     panel: Panel
     config: EvaluateConfig
 
+    @property
+    def clusters(self) -> list[str]:
+        """Prompts of one conversation are alike: which belong together."""
+        return [p.conversation or str(i) for i, p in enumerate(self.prompts)]
+
 
 def evaluate(
     policies: tyro.conf.Positional[tuple[Path, ...]],
@@ -116,7 +122,7 @@ def evaluate(
             return
         for folder in folders.values():
             same_tokenizer(sft, folder)
-        bench, unseen = lay_out(run, base, sft, reward, panel, prompts, heldout)
+        bench, unseen = lay_out(config, run.device, base, sft, reward, panel, prompts, heldout)
         measured = measure_all(run, bench, folders, unseen)
         report = compare(bench, measured)
         with atomic_write(out / "evaluation.json") as file:
@@ -125,26 +131,20 @@ def evaluate(
 
 
 def lay_out(
-    run: Run,
-    base: Path,
-    sft: Path,
-    reward: Sequence[str],
-    panel: Path,
-    prompts: Sequence[Path],
-    heldout: Sequence[Path],
-) -> tuple[Bench, Any]:
+    config: EvaluateConfig, device: Device, base: Path, sft: Path, reward: Sequence[str], panel: Path,
+    prompts: Sequence[Path], heldout: Sequence[Path],
+) -> tuple[Bench, Any]:  # fmt: skip
     """Load what all models share, and the held-out text as a token stream."""
-    config: EvaluateConfig = run.config  # type: ignore[assignment]
-    model, words = load_policy(sft, run.device)
+    model, words = load_policy(sft, device)
     check_room(model.config.context, config.max_prompt, config.max_tokens)
-    scorer = open_reward(reward, config, frozen_beside(sft, run.device))
+    scorer = open_reward(reward, config, frozen_beside(sft, device))
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)
     asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
     check_windows(unseen, text_length(config.heldout_window, model.config.context, "--heldout-window"))
-    untouched = load_policy(base, run.device)[0].eval().requires_grad_(False)
+    untouched = load_policy(base, device)[0].eval().requires_grad_(False)
     untouched = untouched.to(untouched.compute_dtype)  # it only scores here: packed for writing it would be twice
     bench = Bench(words, chosen, asked, untouched, for_inference(model), scorer, Panel.load(panel), config)
     return bench, unseen
@@ -154,7 +154,6 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
     """Each model's answers with what can be said of them; goes on after the last model that was finished."""
     state = run.restore()
     measured: dict[str, dict[str, Any]] = state["measured"] if state else {}
-    sizes = bench.words.token_bytes()
     ladder = ["base", "sft", *(f"best-of-{n}" for n in bench.config.best_of), *list(folders)[2:]]
     for i, name in enumerate(ladder):
         if name in measured:
@@ -163,19 +162,20 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
         if name.startswith("best-of-") and name not in folders:
             measured.update(measure_best_of(bench))
         else:
-            measured[name] = measure(bench, load_policy(folders[name], run.device)[0], unseen, sizes)
+            measured[name] = measure(bench, load_policy(folders[name], run.device)[0], unseen)
         run.checkpoint(i + 1, lambda: {"measured": measured})
     run.progress.update(1.0)
     return measured
 
 
-def measure(bench: Bench, trained: GPT, unseen: Any, sizes: Sequence[int]) -> dict[str, Any]:
+def measure(bench: Bench, trained: GPT, unseen: Any) -> dict[str, Any]:
     """One model's answers, what can be said of them, and how well it predicts unseen text."""
     model = for_inference(trained)
     answers = sample(bench, model, 1)
     measured = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
     length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-    return measured | {"bits_per_byte": bits_per_byte(model, unseen, sizes, bench.config.heldout_windows, length)}
+    bits = bits_per_byte(model, unseen, bench.words.token_bytes(), bench.config.heldout_windows, length)
+    return measured | {"bits_per_byte": bits}
 
 
 def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
@@ -281,7 +281,7 @@ def nats_under_base(bench: Bench, answers: Sequence[Answer]) -> float:
 
 def compare(bench: Bench, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The table: every model's figures, and its win rate against SFT; and the samples."""
-    clusters = [p.conversation or str(i) for i, p in enumerate(bench.prompts)]
+    clusters = bench.clusters
     models = {}
     for name, row in measured.items():
         figures = {"kl_is_bound": False} | {k: v for k, v in row.items() if k not in ("texts", "golds")}
@@ -289,7 +289,7 @@ def compare(bench: Bench, measured: dict[str, dict[str, Any]]) -> dict[str, Any]
             figures |= {"gold_win_rate": 0.5, "gold_win_rate_ci": None, "kl": 0.0}
         else:
             pairs = zip(row["golds"], measured["sft"]["golds"], strict=True)
-            rate, interval = win_rate([_preference(a, b) for a, b in pairs], clusters, bench.config.seed)
+            rate, interval = win_rate([preference(a, b) for a, b in pairs], clusters, bench.config.seed)
             figures |= {"gold_win_rate": rate, "gold_win_rate_ci": list(interval)}
         models[name] = figures
     samples = [
@@ -299,5 +299,6 @@ def compare(bench: Bench, measured: dict[str, dict[str, Any]]) -> dict[str, Any]
     return {"models": models, "samples": samples, "prompts": len(bench.prompts), "panel": constants_hash()}
 
 
-def _preference(mine: float, theirs: float) -> float:
+def preference(mine: float, theirs: float) -> float:
+    """1 where mine is better than theirs, 0 where it is worse, .5 where they are equal."""
     return 0.5 if abs(mine - theirs) < 1e-9 else float(mine > theirs)

@@ -18,15 +18,22 @@ def preference(ours: float, theirs: float) -> float:
 
 
 def win_rate(preferences: Sequence[float], clusters: Sequence[str], seed: int) -> tuple[float, tuple[float, float]]:
-    """Mean preference with ties one half, and the 2.5th and 97.5th percentile over resampled clusters."""
-    wins = np.asarray(preferences, dtype=np.float64)
+    """Mean preference with ties one half, and its interval."""
+    return mean_with_interval(preferences, clusters, seed)
+
+
+def mean_with_interval(
+    values: Sequence[float], clusters: Sequence[str], seed: int
+) -> tuple[float, tuple[float, float]]:
+    """Mean of one value per prompt, and the 2.5th and 97.5th percentile over resampled clusters."""
+    each = np.asarray(values, dtype=np.float64)
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(member, weights=wins, minlength=len(names))
+    sums = np.bincount(member, weights=each, minlength=len(names))
     sizes = np.bincount(member, minlength=len(names))
     drawn = np.random.Generator(np.random.Philox(seed)).integers(len(names), size=(RESAMPLES, len(names)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(wins.mean()), (float(low), float(high))
+    return float(each.mean()), (float(low), float(high))
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -18,18 +18,21 @@ from typing import Any
 
 from torch import Tensor
 
+from tutelage.model.lora import trainable
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import PolicyLearner
 from tutelage.rl.seen import Limits, Line
 from tutelage.rl.watch import Watch, tell
 from tutelage.runs.run import Run
+from tutelage.runs.snapshots import save_snapshot
+from tutelage.text.tokenizer import Tokenizer
 
 
 class KLBudget:
     """The weights to keep, and how far the run has come; goes on from the run's checkpoint if there is one."""
 
-    def __init__(self, run: Run, learner: PolicyLearner):
-        self.run, self.learner = run, learner
+    def __init__(self, run: Run, learner: PolicyLearner, words: Tokenizer):
+        self.run, self.learner, self.words = run, learner, words
         self.config: RLConfig = run.config  # type: ignore[assignment]
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
@@ -66,6 +69,7 @@ class KLBudget:
             return False
         if self.watch.sound:
             self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
+            self._snapshot(iteration)
         return iteration < self.config.iterations
 
     def learnt(self, measured: Line, iteration: int) -> None:
@@ -85,6 +89,16 @@ class KLBudget:
         """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""
         seen = {"watch": self.watch.state(), "stopped": self.stopped}
         return {"learner": self.learner.state(), "kept": self.kept} | seen
+
+    def _snapshot(self, iteration: int) -> None:
+        """Keep what the run would save if it ended here, where one is due."""
+        if not self.config.snapshot_due(iteration, self.config.iterations):
+            return
+        policy = self.learner.policy
+        learning = {name: weight.detach().clone() for name, weight in trainable(policy).items()}
+        policy.load_state_dict(policy.state_dict() | self.kept)
+        save_snapshot(self.run, iteration, policy, self.words)
+        policy.load_state_dict(policy.state_dict() | learning)
 
     def put_back(self) -> dict[str, Any]:
         """The kept weights become the policy's. Returns what belongs into run.json."""

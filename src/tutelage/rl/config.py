@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
-from tutelage.runs.adapter import AdapterConfig
+from tutelage.runs.snapshots import SnapshotConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig(AdapterConfig, RewardsConfig):
+class RLConfig(SnapshotConfig, RewardsConfig):
     """A policy that learns from rollouts of its own."""
 
     iterations: int = 30

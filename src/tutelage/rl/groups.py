@@ -71,7 +71,7 @@ def learn_in_groups(
 def train(run: Run, method: Method, learner: PolicyLearner, actors: Actors, asked: list[EncodedPrompt]) -> KLBudget:
     """The algorithm box: k responses a prompt, scores, advantages, steps."""
     config: GroupConfig = run.config  # type: ignore[assignment]
-    budget = KLBudget(run, learner)
+    budget = KLBudget(run, learner, actors.words)
     for iteration in budget.iterations():
         parts = first_epoch(run, config.rows, iteration)
         rollout, gap = next_rollout(actors, asked, iteration, config, parts, config.samples)

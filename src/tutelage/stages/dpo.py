@@ -30,17 +30,18 @@ from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warm
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off, trainable
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
+from tutelage.runs.adapter import adapt, save_tuned, seed_dropout
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
+from tutelage.runs.snapshots import SnapshotConfig, save_snapshot
 from tutelage.sampling.likelihood import answer_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(AdapterConfig):
+class DPOConfig(SnapshotConfig):
     """One run on rankings. Defaults suit a small model on a laptop; the paper's numbers stand beside them."""
 
     loss: Literal["dpo", "ipo", "cdpo", "simpo"] = "dpo"
@@ -109,14 +110,19 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
         state = run.restore()
         asked = [rankings[0] for rankings in prompts] + unseen
         reference = state["reference"] if state else reference_logprobs(model, asked, config, words.pad_id)
-        train(run, model.train(), prompts, reference, state, words.pad_id)
+        train(run, model.train(), prompts, reference, state, words)
         results = accuracy_report(model.eval(), words, held, unseen, reference[len(prompts) :], config)
         save_tuned(out, model, words, policy, config)
         run.finish(results | {"rankings": len(kept), "rankings_held_out": len(held)})
 
 
 def train(
-    run: Run, model: GPT, prompts: list[list[Ranking]], reference: Tensor, state: dict[str, Any] | None, pad: int
+    run: Run,
+    model: GPT,
+    prompts: list[list[Ranking]],
+    reference: Tensor,
+    state: dict[str, Any] | None,
+    words: Tokenizer,
 ) -> None:
     """The loop: next prompts with all their rankings, loss of their margins, gradient, step."""
     config: DPOConfig = run.config  # type: ignore[assignment]
@@ -132,13 +138,15 @@ def train(
         set_learning_rate(optimizer, factor)
         seed_dropout(config, step)
         some = [(r, reference[i]) for i in order[step * config.batch : (step + 1) * config.batch] for r in prompts[i]]
-        batch = judge(model, [r for r, _ in some], torch.stack([known for _, known in some]), pad)
+        batch = judge(model, [r for r, _ in some], torch.stack([known for _, known in some]), words.pad_id)
         loss = preference_loss(batch, config)
         loss.backward()
         norm = clipped_step([optimizer], model.parameters(), config.clip)
         measured = describe(batch, config)
         run.log(step + 1, loss=loss.item(), **measured, lr=config.lr * factor, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=measured["accuracy"])
+        if config.snapshot_due(step + 1, steps):
+            save_snapshot(run, step + 1, model, words)
         run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer]), "reference": reference})
 
 

@@ -163,7 +163,7 @@ def train(
 ) -> KLBudget:
     """The algorithm box: roll out, shape rewards, estimate advantages, improve."""
     config: PPOConfig = run.config  # type: ignore[assignment]
-    budget = KLBudget(run, learner)
+    budget = KLBudget(run, learner, actors.words)
     for iteration in budget.iterations():
         parts = first_epoch(run, config.minibatch, iteration)
         rollout, gap = next_rollout(actors, asked, iteration, config, parts)

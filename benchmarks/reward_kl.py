@@ -1,0 +1,297 @@
+"""What each algorithm pays in drift for its reward: the over-optimisation picture of Gao et al. 2022.
+
+    python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl] [--kl-budget 30]
+
+From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, RLOO, GRPO and DPO
+are trained with the demo's own budgets (`recipe/preset.py`), policies on the way kept; best-of-n is sampled from the SFT
+model. All of them answer the same held-out prompts: proxy reward, gold (the simulated panel, with a 95 % interval), KL to
+the SFT model, bits per byte of held-out text (what alignment costs, and what ptx gives back).
+
+Stop it however you like and run it again: training goes on from its checkpoints, and what is in points.jsonl is not
+measured twice. Leaves OUT/<demo>/points.jsonl, a line as soon as its point is measured, OUT/reward_kl.md and OUT/reward_kl.png.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tutelage.atomic import atomic_write
+from tutelage.cli import TORCH_SETTINGS
+from tutelage.errors import InputError
+from tutelage.evals.best_of_n import best_of_n
+from tutelage.evals.evaluate import Bench, EvaluateConfig, lay_out, measure, preference, rewards, sample
+from tutelage.evals.preference import mean_with_interval, win_rate
+from tutelage.learning.kl import best_of_n_kl_bound
+from tutelage.recipe.demo import Conductor, Start, Step, read_record, steps
+from tutelage.recipe.preset import BASED, PRESETS, Preset
+from tutelage.rl.config import RLConfig
+from tutelage.runs.adapter import AdapterConfig
+from tutelage.runs.device import Device, choose_device
+from tutelage.runs.folder import load_policy
+from tutelage.runs.identity import fingerprint, hash_inputs
+from tutelage.sampling.sampler import inference_copy
+from tutelage.stages.dpo import DPOConfig
+from tutelage.stages.grpo import GRPOConfig
+from tutelage.stages.rloo import RLOOConfig
+
+BEST_OF = (1, 2, 4, 8, 16)
+COLOURS = {
+    "ppo-ptx": "#0b6e4f", "ppo": "#c1292e", "rloo": "#2e5eaa", "grpo": "#8e5cb5", "dpo": "#d98c21", "best-of-n": "#444444",
+}  # fmt: skip
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One finished demo, and what is trained and measured from it."""
+
+    demo: Path
+    out: Path
+    preset: Preset
+    seed: int
+    points: int  # policies per algorithm
+    kl_budget: float | None  # None is the preset's
+
+    @property
+    def recipe(self) -> dict[str, Step]:
+        """The demo's own stages, with their files."""
+        base = self.demo / "imported"
+        start = Start(base=base) if base.is_dir() else Start()
+        return {step.name: step for step in steps(self.demo, self.preset, self.seed, start)}
+
+    def plan(self) -> list[Step]:
+        """The five trainings: PPO's as the demo has them, the others on the same files and with PPO's values."""
+        ppo, ptx = (self.recipe[name] for name in ("ppo", "ppo-ptx"))
+        alike = {option.name: getattr(self.preset.ppo, option.name) for option in fields(RLConfig)}
+        grpo = GRPOConfig(**alike | {"kl_coef": GRPOConfig.kl_coef}, minibatch=self.preset.ppo.minibatch)
+        ranked = self.recipe["reward"].inputs["comparisons"]
+        return [
+            self.trained("ppo-ptx", "ppo", ptx.inputs, self.preset.ppo),
+            self.trained("ppo", "ppo", ppo.inputs, replace(self.preset.ppo, ptx=False)),
+            self.trained("rloo", "rloo", ppo.inputs, RLOOConfig(**alike)),
+            self.trained("grpo", "grpo", ppo.inputs, grpo),
+            self.trained("dpo", "dpo", {"policy": ppo.inputs["policy"], "comparisons": ranked}, self.dpo_config()),
+        ]
+
+    def trained(self, name: str, verb: str, inputs: dict[str, Any], config: Any) -> Step:
+        """One of them. Its policies are kept at even distances, the last one is the run itself."""
+        if isinstance(config, RLConfig):
+            length = config.iterations
+            config = replace(config, kl_budget=self.kl_budget or config.kl_budget)
+        else:
+            prompts = sum(1 for line in open(inputs["comparisons"][0], encoding="utf-8") if line.strip())
+            length = math.ceil(prompts * (1 - config.heldout) / config.batch) * config.epochs
+        config = replace(config, seed=self.seed, overwrite=True, snapshot_every=math.ceil(length / self.points))
+        return Step(name, verb, inputs, self.out / name, self.out / name, config)
+
+    def dpo_config(self) -> DPOConfig:
+        """DPO's defaults are for small models; adapters take the rate of the reward model, which learns from the same pairs."""
+        shared = {option.name: getattr(self.preset.ppo, option.name) for option in fields(AdapterConfig)}
+        rate = self.preset.reward.lr if self.preset.ppo.adapted else DPOConfig.lr
+        return DPOConfig(**shared, lr=rate)
+
+
+def train(experiment: Experiment) -> None:
+    """Each algorithm in a process of its own, as the demo runs its stages."""
+    plan, seconds = experiment.plan(), experiment.preset.seconds
+    record = read_record(experiment.out) or {"seed": experiment.seed, "stages": {}}
+    expected = {step.name: seconds.get(step.name, seconds["ppo"]) for step in plan}
+    Conductor(experiment.out, record, plan, expected).run_all()
+
+
+def policies(experiment: Experiment) -> Iterator[tuple[str, str, Path]]:
+    """Algorithm, when, folder: the SFT model first, then every policy that was kept, each run's end last."""
+    yield "sft", "start", experiment.demo / "sft"
+    for step in experiment.plan():
+        for snapshot in sorted((step.out / "snapshots").glob("[0-9]*")):
+            yield step.name, str(int(snapshot.name)), snapshot
+        yield step.name, "end", step.out
+
+
+class Points:
+    """points.jsonl: a line is there whole, and then forced to the disk, or its point is measured again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # its last line was cut
+            with atomic_write(path) as file:
+                file.write(whole)
+        self.measured = {line["made_from"]: line for line in map(json.loads, whole.splitlines())}
+        self.asked: list[Line] = []  # what belongs to the settings of today, in order
+
+    def known(self, made_from: str) -> bool:
+        if made_from in self.measured:
+            self.asked.append(self.measured[made_from])
+        return made_from in self.measured
+
+    def add(self, line: Line) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.asked.append(line)
+
+
+class Judge:
+    """What every policy is asked, and measured with. Best-of-n's candidates are sampled once for all n."""
+
+    def __init__(self, bench: Bench, unseen: Any, device: Device):
+        self.bench, self.unseen, self.device = bench, unseen, device
+
+    def policy(self, folder: Path, sft_golds: Sequence[float] | None) -> Line:
+        """The figures of a run; without SFT's golds it is the SFT model itself."""
+        row = measure(self.bench, inference_copy(load_policy(folder, self.device)[0]), self.unseen)
+        told = {
+            name: row[name] for name in ("reward", "kl", "bits_per_byte", "length", "end_of_turn_rate", "distinct_2")
+        }
+        pairs = zip(row["golds"], sft_golds or row["golds"], strict=True)
+        return told | {"kl_is_bound": False} | self.figures(row["golds"], [preference(a, b) for a, b in pairs])
+
+    def best_of(self, n: int, sft_golds: Sequence[float]) -> Line:
+        """The reward model's favourite of n answers, on average over all choices of n of those sampled."""
+        golds, wins, proxy = [], [], []
+        for scores, gold, own in zip(*self.candidates, sft_golds, strict=True):
+            proxy.append(best_of_n(scores, scores, n))
+            golds.append(best_of_n(scores, gold, n))
+            wins.append(best_of_n(scores, [preference(g, own) for g in gold], n))
+        told = {"reward": sum(proxy) / len(proxy), "kl": best_of_n_kl_bound(n), "kl_is_bound": True}
+        return told | self.figures(golds, wins)
+
+    @cached_property
+    def candidates(self) -> tuple[list[list[float]], list[list[float]]]:
+        """[prompt][answer]: proxy reward and gold of the most answers that are chosen from."""
+        bench = self.bench
+        answers = sample(bench, bench.sft, max(BEST_OF))
+        texts = [[bench.words.decode(answer.ids) for answer in some] for some in answers]
+        golds = [[bench.panel.utility(p.prompt, t) for t in some] for p, some in zip(bench.prompts, texts, strict=True)]
+        return rewards(bench, answers).tolist(), golds
+
+    def figures(self, golds: list[float], wins: list[float]) -> Line:
+        """Gold and win rate against SFT with their intervals, and each prompt's gold."""
+        bench = self.bench
+        gold, interval = mean_with_interval(golds, bench.clusters, bench.config.seed)
+        rate, between = win_rate(wins, bench.clusters, bench.config.seed)
+        return {"gold": gold, "gold_ci": interval, "win_rate": rate, "win_rate_ci": between, "golds": golds}
+
+
+def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
+    """Measure all that was trained, and best-of-n, in the order of the table."""
+    given = experiment.recipe["evaluate"].inputs
+    files: dict[str, Any] = {name: given[name] for name in ("base", "sft", "reward", "panel", "prompts", "heldout")}
+    hashes, points = hash_inputs(files), Points(experiment.out / "points.jsonl")
+    device, judge = choose_device(config.device, config.dtype), None
+    for algorithm, step, folder in [*policies(experiment), *[("best-of-n", str(n), files["sft"]) for n in BEST_OF]]:
+        made_from = fingerprint(f"{algorithm} {step}", config, hashes | hash_inputs({"policy": folder}))
+        if points.known(made_from):
+            continue
+        judge = judge or Judge(*lay_out(config, device, **files), device)
+        print(f"{experiment.out.name}: {algorithm} {step}", flush=True)
+        golds = points.asked[0]["golds"] if points.asked else None
+        found = judge.best_of(int(step), golds) if algorithm == "best-of-n" else judge.policy(folder, golds)
+        points.add({"algorithm": algorithm, "step": step, "made_from": made_from} | found)
+    return points.asked
+
+
+# ---- what comes out
+
+
+def table(lines: dict[str, list[Line]]) -> str:
+    """All points of all demos in Markdown."""
+    head = "| demo | algorithm | after | KL to SFT, nats | proxy reward | gold | beats SFT in | bits per byte | length | ends |"
+    rows = [head, "|" + "---|" * (head.count("|") - 1)]
+    for demo, points in lines.items():
+        for p in points:
+            low, high = p["gold_ci"]
+            rate, (least, most) = p["win_rate"], p["win_rate_ci"]
+            tail = [
+                f"{'≤ ' if p['kl_is_bound'] else ''}{p['kl']:.2f}", f"{p['reward']:.3f}",
+                f"{p['gold']:.3f} [{low:.3f}, {high:.3f}]", f"{rate:.1%} [{least:.1%}, {most:.1%}]",
+                f"{p['bits_per_byte']:.3f}" if "bits_per_byte" in p else "–",
+                f"{p['length']:.1f}" if "length" in p else "–",
+                f"{p['end_of_turn_rate']:.1%}" if "end_of_turn_rate" in p else "–",
+            ]  # fmt: skip
+            rows.append("| " + " | ".join([demo, p["algorithm"], p["step"], *tail]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(lines: dict[str, list[Line]], path: Path) -> None:
+    """Proxy reward and gold over the square root of the KL, as in the paper, and bits per byte over the KL."""
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = ("proxy reward", "gold: the simulated panel", "bits per byte of held-out text")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlabel="√ KL to SFT, √ nats (best-of-n: the bound)")
+        axes.grid(alpha=0.3)
+    panels[2].set_xlabel("KL to SFT, nats")
+    for points in lines.values():
+        for name, colour in COLOURS.items():
+            line = sorted((p for p in points if p["algorithm"] in ("sft", name)), key=lambda p: p["kl"])
+            draw_line(panels, line, name, colour)
+    named = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(COLOURS))
+    figure.savefig(path, dpi=110)
+
+
+def draw_line(panels: Any, line: list[Line], name: str, colour: str) -> None:
+    """One algorithm of one demo, from the SFT model on."""
+    style: Any = dict(
+        color=colour, marker="o", markersize=4, linewidth=1.5, linestyle="--" if name == "best-of-n" else "-"
+    )
+    root = [math.sqrt(max(0.0, p["kl"])) for p in line]  # an estimate of a KL near 0 may be below it
+    panels[0].plot(root, [p["reward"] for p in line], label=name, **style)
+    error = [[p["gold"] - p["gold_ci"][0] for p in line], [p["gold_ci"][1] - p["gold"] for p in line]]
+    panels[1].errorbar(root, [p["gold"] for p in line], error, elinewidth=0.6, alpha=0.85, **style)
+    known = [p for p in line if "bits_per_byte" in p]
+    if name != "best-of-n":
+        panels[2].plot([p["kl"] for p in known], [p["bits_per_byte"] for p in known], **style)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demos", type=Path, nargs="*", default=[Path("runs/demo")], help="what `tutelage demo` wrote")
+    parser.add_argument("--out", type=Path, default=Path("runs/reward_kl"))
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo", help="the one the demos were made with")
+    parser.add_argument("--points", type=int, default=4, help="policies of each algorithm, evenly along its training")
+    parser.add_argument("--count", type=int, default=200, help="held-out prompts")
+    parser.add_argument(
+        "--kl-budget", type=float, help="nats at which training stops, to see what comes after the demo's"
+    )
+    given = parser.parse_args()
+    if missing := [demo for demo in given.demos if not (demo / "reward/run.json").is_file()]:
+        parser.exit(2, f"{missing[0]}: holds no finished demo; run `make demo` first, or name another\n")
+    if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch's libraries read them when they are loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], TORCH_SETTINGS | dict(os.environ))
+    lines: dict[str, list[Line]] = {}
+    try:
+        for demo in given.demos:
+            lines[demo.name] = run(demo, given)
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+    (given.out / "reward_kl.md").write_text(table(lines), encoding="utf-8")
+    draw(lines, given.out / "reward_kl.png")
+    print(table(lines))
+
+
+def run(demo: Path, given: argparse.Namespace) -> list[Line]:
+    """One demo: train, then score."""
+    preset = (BASED if (demo / "imported").is_dir() else PRESETS)[given.preset]
+    seed = (read_record(demo) or {"seed": 0})["seed"]
+    experiment = Experiment(demo, given.out / demo.name, preset, seed, given.points, given.kl_budget)
+    train(experiment)
+    return score(experiment, replace(preset.evaluate, count=given.count, seed=seed))
+
+
+if __name__ == "__main__":
+    main()
