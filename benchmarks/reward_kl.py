@@ -2,13 +2,14 @@
 
     python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl] [--kl-budget 30]
 
-From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, RLOO, GRPO and DPO
-are trained with the demo's own budgets (`recipe/preset.py`), policies on the way kept; best-of-n is sampled from the SFT
-model. All of them answer the same held-out prompts: proxy reward, gold (the simulated panel, with a 95 % interval), KL to
-the SFT model, bits per byte of held-out text (what alignment costs, and what ptx gives back).
+From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, RLOO, GRPO and
+DPO are trained with the demo's own budgets (`recipe/preset.py`), policies on the way kept; best-of-n is sampled from
+the SFT model. All answer the same held-out prompts: proxy reward, gold (the simulated panel, with a 95 % interval), KL
+to the SFT model, bits per byte of held-out text (what alignment costs, and what ptx gives back).
 
 Stop it however you like and run it again: training goes on from its checkpoints, and what is in points.jsonl is not
-measured twice. Leaves OUT/<demo>/points.jsonl, a line as soon as its point is measured, OUT/reward_kl.md and OUT/reward_kl.png.
+measured twice. Leaves OUT/<demo>/points.jsonl, a line as soon as its point is measured, OUT/reward_kl.md and
+OUT/reward_kl.png.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from matplotlib.figure import Figure
 
 from tutelage.atomic import atomic_write
 from tutelage.cli import TORCH_SETTINGS
+from tutelage.data.panel import Panel
+from tutelage.data.records import read_comparisons
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n
 from tutelage.evals.evaluate import Bench, EvaluateConfig, lay_out, measure, preference, rewards, sample
@@ -45,8 +48,10 @@ from tutelage.stages.rloo import RLOOConfig
 
 BEST_OF = (1, 2, 4, 8, 16)
 COLOURS = {
-    "ppo-ptx": "#0b6e4f", "ppo": "#c1292e", "rloo": "#2e5eaa", "grpo": "#8e5cb5", "dpo": "#d98c21", "best-of-n": "#444444",
+    "ppo-ptx": "#0b6e4f", "ppo": "#c1292e", "rloo": "#2e5eaa", "grpo": "#8e5cb5", "dpo": "#d98c21",
+    "best-of-n": "#444444",
 }  # fmt: skip
+HEAD = "| demo | algorithm | after | KL to SFT, nats | proxy reward | gold | beats SFT in | bits per byte | ends |"
 Line = dict[str, Any]
 
 
@@ -88,13 +93,13 @@ class Experiment:
             length = config.iterations
             config = replace(config, kl_budget=self.kl_budget or config.kl_budget)
         else:
-            prompts = sum(1 for line in open(inputs["comparisons"][0], encoding="utf-8") if line.strip())
-            length = math.ceil(prompts * (1 - config.heldout) / config.batch) * config.epochs
+            prompts = len(read_comparisons(inputs["comparisons"])) * (1 - config.heldout)
+            length = math.ceil(prompts / config.batch) * config.epochs
         config = replace(config, seed=self.seed, overwrite=True, snapshot_every=math.ceil(length / self.points))
         return Step(name, verb, inputs, self.out / name, self.out / name, config)
 
     def dpo_config(self) -> DPOConfig:
-        """DPO's defaults are for small models; adapters take the rate of the reward model, which learns from the same pairs."""
+        """DPO's rate is for small models; adapters take the reward model's, which learns from the same pairs."""
         shared = {option.name: getattr(self.preset.ppo, option.name) for option in fields(AdapterConfig)}
         rate = self.preset.reward.lr if self.preset.ppo.adapted else DPOConfig.lr
         return DPOConfig(**shared, lr=rate)
@@ -209,17 +214,15 @@ def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
 
 def table(lines: dict[str, list[Line]]) -> str:
     """All points of all demos in Markdown."""
-    head = "| demo | algorithm | after | KL to SFT, nats | proxy reward | gold | beats SFT in | bits per byte | length | ends |"
-    rows = [head, "|" + "---|" * (head.count("|") - 1)]
+    rows = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
     for demo, points in lines.items():
         for p in points:
             low, high = p["gold_ci"]
             rate, (least, most) = p["win_rate"], p["win_rate_ci"]
             tail = [
-                f"{'≤ ' if p['kl_is_bound'] else ''}{p['kl']:.2f}", f"{p['reward']:.3f}",
+                f"{'≤ ' if p['kl_is_bound'] else ''}{round(p['kl'], 2) + 0.0:.2f}", f"{p['reward']:.3f}",
                 f"{p['gold']:.3f} [{low:.3f}, {high:.3f}]", f"{rate:.1%} [{least:.1%}, {most:.1%}]",
                 f"{p['bits_per_byte']:.3f}" if "bits_per_byte" in p else "–",
-                f"{p['length']:.1f}" if "length" in p else "–",
                 f"{p['end_of_turn_rate']:.1%}" if "end_of_turn_rate" in p else "–",
             ]  # fmt: skip
             rows.append("| " + " | ".join([demo, p["algorithm"], p["step"], *tail]) + " |")
@@ -237,8 +240,8 @@ def draw(lines: dict[str, list[Line]], path: Path) -> None:
     panels[2].set_xlabel("KL to SFT, nats")
     for points in lines.values():
         for name, colour in COLOURS.items():
-            line = sorted((p for p in points if p["algorithm"] in ("sft", name)), key=lambda p: p["kl"])
-            draw_line(panels, line, name, colour)
+            start = "" if name == "best-of-n" else "sft"  # the best of 1 is SFT already
+            draw_line(panels, [p for p in points if p["algorithm"] in (start, name)], name, colour)
     named = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(COLOURS))
     figure.savefig(path, dpi=110)
@@ -289,6 +292,7 @@ def run(demo: Path, given: argparse.Namespace) -> list[Line]:
     preset = (BASED if (demo / "imported").is_dir() else PRESETS)[given.preset]
     seed = (read_record(demo) or {"seed": 0})["seed"]
     experiment = Experiment(demo, given.out / demo.name, preset, seed, given.points, given.kl_budget)
+    Panel.load(demo / "data/panel.json")  # refuses one of another version, before minutes of training
     train(experiment)
     return score(experiment, replace(preset.evaluate, count=given.count, seed=seed))
 
