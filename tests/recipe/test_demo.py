@@ -60,13 +60,6 @@ def run_demo(out: Path, *more: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """One whole run and what it printed."""
-    out = tmp_path_factory.mktemp("demo") / "toy"
-    return out, run_demo(out)
-
-
 def load(path: Path) -> Any:
     """JSON as everybody reads it: no NaN, no Infinity."""
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))

@@ -1,0 +1,92 @@
+"""benchmarks/reward_kl.py on a toy demo: every algorithm's points, the demo's own figures again, killed and resumed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage.learning.kl import best_of_n_kl_bound
+
+pytestmark = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("chitchat_dataset", "chatterbot_corpus", "networkx")),
+    reason="the packages of the extra [demo] are not installed",
+)
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "reward_kl.py"
+EXPECTED = {
+    "sft": ["start"],
+    **{name: ["1", "2", "end"] for name in ("ppo-ptx", "ppo", "rloo", "grpo")},
+    "dpo": ["1", "end"],
+    "best-of-n": ["1", "2", "4", "8", "16"],
+}
+
+
+def lines_in(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+
+
+def killed(words: list[str], ready: Callable[[], bool]) -> None:
+    """kill -9 of the program as soon as it is so far; a training it started has lost its listener."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_every_point_is_measured_once_however_often_it_is_killed(demo: tuple[Path, str], tmp_path: Path) -> None:
+    out, toy = tmp_path / "curves", demo[0]
+    words = [sys.executable, str(PROGRAM), str(toy), "--preset", "toy", "--count", "12", "--out", str(out)]
+    points, learning = out / "toy" / "points.jsonl", out / "toy" / "ppo-ptx" / "metrics.jsonl"
+    killed(words, lambda: bool(lines_in(learning)))
+    killed(words, lambda: len(lines_in(points)) >= 4)
+    before = lines_in(points)
+    with open(points, "a") as file:
+        file.write(before[0][:40])  # the power went while a line was written
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before") == 5
+    after = lines_in(points)
+    assert after[: len(before)] == before
+    found: dict[str, list[str]] = {}
+    for point in map(json.loads, after):
+        found.setdefault(point["algorithm"], []).append(point["step"])
+    assert found == EXPECTED
+    assert (out / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
+    rows = [row for row in (out / "reward_kl.md").read_text().splitlines() if row.startswith("| toy |")]
+    assert len(rows) == len(after)
+    the_demos_own_figures(toy, {(p["algorithm"], p["step"]): p for p in map(json.loads, after)})
+
+
+def the_demos_own_figures(toy: Path, points: dict[tuple[str, str], Any]) -> None:
+    """The demo trained and evaluated two of these policies, and SFT, with the same seed, prompts and settings."""
+    theirs = json.loads((toy / "evaluate" / "evaluation.json").read_text())["models"]
+    for place, name in ((("sft", "start"), "sft"), (("ppo", "end"), "ppo"), (("ppo-ptx", "end"), "ppo-ptx")):
+        for mine, figure in (("gold", "gold"), ("reward", "reward"), ("bits_per_byte", "bits_per_byte")):
+            assert points[place][mine] == pytest.approx(theirs[name][figure], abs=1e-6), (place, mine)
+        if name != "sft":
+            assert points[place]["kl"] == pytest.approx(theirs[name]["kl"], abs=1e-6)
+            assert points[place]["win_rate"] == theirs[name]["gold_win_rate"]
+    best = points["best-of-n", "16"]  # of sixteen there is one choice of sixteen
+    assert best["reward"] == pytest.approx(theirs["best-of-16"]["reward"], abs=1e-6)
+    assert best["gold"] == pytest.approx(theirs["best-of-16"]["gold"], abs=1e-6)
+    assert best["kl"] == best_of_n_kl_bound(16) and best["kl_is_bound"]
+    ladder = [points["best-of-n", step]["reward"] for step in EXPECTED["best-of-n"]]
+    assert ladder == sorted(ladder)
+    for point in points.values():
+        assert point["gold_ci"][0] <= point["gold"] <= point["gold_ci"][1]
+        assert point["gold"] == pytest.approx(sum(point["golds"]) / len(point["golds"]))
+
+
+def test_what_is_no_demo_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(PROGRAM), str(tmp_path)], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no finished demo" in done.stderr
