@@ -41,7 +41,6 @@ from tutelage.runs.adapter import AdapterConfig
 from tutelage.runs.device import Device, choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import fingerprint, hash_inputs
-from tutelage.sampling.sampler import inference_copy
 from tutelage.stages.dpo import DPOConfig
 from tutelage.stages.grpo import GRPOConfig
 from tutelage.stages.rloo import RLOOConfig
@@ -157,7 +156,7 @@ class Judge:
 
     def policy(self, folder: Path, sft_golds: Sequence[float] | None) -> Line:
         """The figures of a run; without SFT's golds it is the SFT model itself."""
-        row = measure(self.bench, inference_copy(load_policy(folder, self.device)[0]), self.unseen)
+        row = measure(self.bench, load_policy(folder, self.device)[0], self.unseen)
         told = {
             name: row[name] for name in ("reward", "kl", "bits_per_byte", "length", "end_of_turn_rate", "distinct_2")
         }
@@ -201,7 +200,7 @@ def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
         made_from = fingerprint(f"{algorithm} {step}", config, hashes | hash_inputs({"policy": folder}))
         if points.known(made_from):
             continue
-        judge = judge or Judge(*lay_out(config, device, **files), device)
+        judge = judge or Judge(*lay_out(config, device, **files | {"reward": [str(files["reward"])]}), device)
         print(f"{experiment.out.name}: {algorithm} {step}", flush=True)
         golds = points.asked[0]["golds"] if points.asked else None
         found = judge.best_of(int(step), golds) if algorithm == "best-of-n" else judge.policy(folder, golds)
