@@ -157,9 +157,7 @@ class Judge:
     def policy(self, folder: Path, sft_golds: Sequence[float] | None) -> Line:
         """The figures of a run; without SFT's golds it is the SFT model itself."""
         row = measure(self.bench, load_policy(folder, self.device)[0], self.unseen)
-        told = {
-            name: row[name] for name in ("reward", "kl", "bits_per_byte", "length", "end_of_turn_rate", "distinct_2")
-        }
+        told = {name: value for name, value in row.items() if name not in ("texts", "golds")}
         pairs = zip(row["golds"], sft_golds or row["golds"], strict=True)
         return told | {"kl_is_bound": False} | self.figures(row["golds"], [preference(a, b) for a, b in pairs])
 
@@ -265,8 +263,8 @@ def main() -> None:
     parser.add_argument("demos", type=Path, nargs="*", default=[Path("runs/demo")], help="what `tutelage demo` wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/reward_kl"))
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo", help="the one the demos were made with")
-    parser.add_argument("--points", type=int, default=4, help="policies of each algorithm, evenly along its training")
-    parser.add_argument("--count", type=int, default=200, help="held-out prompts")
+    parser.add_argument("--points", type=int, help="policies of each algorithm on its way; 4, with a base 3")
+    parser.add_argument("--count", type=int, help="held-out prompts; 200, with a base 100")
     parser.add_argument(
         "--kl-budget", type=float, help="nats at which training stops, to see what comes after the demo's"
     )
@@ -288,12 +286,13 @@ def main() -> None:
 
 def run(demo: Path, given: argparse.Namespace) -> list[Line]:
     """One demo: train, then score."""
-    preset = (BASED if (demo / "imported").is_dir() else PRESETS)[given.preset]
-    seed = (read_record(demo) or {"seed": 0})["seed"]
-    experiment = Experiment(demo, given.out / demo.name, preset, seed, given.points, given.kl_budget)
+    based = (demo / "imported").is_dir()
+    preset, seed = (BASED if based else PRESETS)[given.preset], (read_record(demo) or {"seed": 0})["seed"]
+    points, count = given.points or (3 if based else 4), given.count or (100 if based else 200)
+    experiment = Experiment(demo, given.out / demo.name, preset, seed, points, given.kl_budget)
     Panel.load(demo / "data/panel.json")  # refuses one of another version, before minutes of training
     train(experiment)
-    return score(experiment, replace(preset.evaluate, count=given.count, seed=seed))
+    return score(experiment, replace(preset.evaluate, count=count, seed=seed))
 
 
 if __name__ == "__main__":
