@@ -1,6 +1,7 @@
 """What each algorithm pays in drift for its reward: the over-optimisation picture of Gao et al. 2022.
 
-    python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl] [--kl-budget 30]
+    python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl]
+    python benchmarks/reward_kl.py runs/demo --iterations 100 --kl-budget 50 --out runs/further
 
 From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, RLOO, GRPO and
 DPO are trained with the demo's own budgets (`recipe/preset.py`), policies on the way kept; best-of-n is sampled from
@@ -63,7 +64,7 @@ class Experiment:
     preset: Preset
     seed: int
     points: int  # policies per algorithm
-    kl_budget: float | None  # None is the preset's
+    beyond: dict[str, Any]  # settings that let PPO, RLOO and GRPO drift further than in the demo
 
     @property
     def recipe(self) -> dict[str, Step]:
@@ -89,8 +90,8 @@ class Experiment:
     def trained(self, name: str, verb: str, inputs: dict[str, Any], config: Any) -> Step:
         """One of them. Its policies are kept at even distances, the last one is the run itself."""
         if isinstance(config, RLConfig):
+            config = replace(config, **self.beyond)
             length = config.iterations
-            config = replace(config, kl_budget=self.kl_budget or config.kl_budget)
         else:
             prompts = len(read_comparisons(inputs["comparisons"])) * (1 - config.heldout)
             length = math.ceil(prompts / config.batch) * config.epochs
@@ -265,9 +266,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo", help="the one the demos were made with")
     parser.add_argument("--points", type=int, help="policies of each algorithm on its way; 4, with a base 3")
     parser.add_argument("--count", type=int, help="held-out prompts; 200, with a base 100")
-    parser.add_argument(
-        "--kl-budget", type=float, help="nats at which training stops, to see what comes after the demo's"
-    )
+    parser.add_argument("--kl-budget", type=float, help="nats at which training stops; the demo's")
+    parser.add_argument("--iterations", type=int, help="rollouts of PPO, RLOO and GRPO; the demo's")
     given = parser.parse_args()
     if missing := [demo for demo in given.demos if not (demo / "reward/run.json").is_file()]:
         parser.exit(2, f"{missing[0]}: holds no finished demo; run `make demo` first, or name another\n")
@@ -289,7 +289,8 @@ def run(demo: Path, given: argparse.Namespace) -> list[Line]:
     based = (demo / "imported").is_dir()
     preset, seed = (BASED if based else PRESETS)[given.preset], (read_record(demo) or {"seed": 0})["seed"]
     points, count = given.points or (3 if based else 4), given.count or (100 if based else 200)
-    experiment = Experiment(demo, given.out / demo.name, preset, seed, points, given.kl_budget)
+    beyond = {name: getattr(given, name) for name in ("kl_budget", "iterations") if getattr(given, name)}
+    experiment = Experiment(demo, given.out / demo.name, preset, seed, points, beyond)
     Panel.load(demo / "data/panel.json")  # refuses one of another version, before minutes of training
     train(experiment)
     return score(experiment, replace(preset.evaluate, count=count, seed=seed))
