@@ -128,17 +128,15 @@ class Points:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # its last line was cut
+        whole, _, cut = (path.read_text(encoding="utf-8") if path.is_file() else "").rpartition("\n")
+        if cut:
             with atomic_write(path) as file:
-                file.write(whole)
+                file.write(f"{whole}\n" if whole else "")
         self.measured = {line["made_from"]: line for line in map(json.loads, whole.splitlines())}
         self.asked: list[Line] = []  # what belongs to the settings of today, in order
 
     def known(self, made_from: str) -> bool:
-        if made_from in self.measured:
-            self.asked.append(self.measured[made_from])
+        self.asked += [self.measured[made_from]] if made_from in self.measured else []
         return made_from in self.measured
 
     def add(self, line: Line) -> None:
@@ -191,8 +189,8 @@ class Judge:
 
 def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
     """Measure all that was trained, and best-of-n, in the order of the table."""
-    given = experiment.recipe["evaluate"].inputs
-    files: dict[str, Any] = {name: given[name] for name in ("base", "sft", "reward", "panel", "prompts", "heldout")}
+    files: dict[str, Any] = dict(experiment.recipe["evaluate"].inputs)
+    del files["policies"]
     hashes, points = hash_inputs(files), Points(experiment.out / "points.jsonl")
     device, judge = choose_device(config.device, config.dtype), None
     for algorithm, step, folder in [*policies(experiment), *[("best-of-n", str(n), files["sft"]) for n in BEST_OF]]:
@@ -271,6 +269,8 @@ def main() -> None:
     given = parser.parse_args()
     if missing := [demo for demo in given.demos if not (demo / "reward/run.json").is_file()]:
         parser.exit(2, f"{missing[0]}: holds no finished demo; run `make demo` first, or name another\n")
+    if len({demo.name for demo in given.demos}) < len(given.demos):
+        parser.exit(2, "two demos have the same folder name; the table goes by names, rename one\n")
     if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch's libraries read them when they are loaded
         os.execve(sys.executable, [sys.executable, *sys.argv], TORCH_SETTINGS | dict(os.environ))
     lines: dict[str, list[Line]] = {}
