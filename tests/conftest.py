@@ -4,7 +4,7 @@ Nothing is downloaded. Gains and biases are random as well, because a swap of tw
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors lose time on a second thread
@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from postgresql import PostgreSQL  # noqa: E402
 
 from tutelage.model.config import GPTConfig  # noqa: E402
 from tutelage.model.gpt import GPT  # noqa: E402
@@ -69,6 +70,14 @@ def randomise(model: GPT, seed: int) -> GPT:
             gain = parameter.ndim == 1 and bool((parameter == 1).all())
             parameter.copy_(1 + noise if gain else noise)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL of the tests' own; `new_database()` is the URL of an empty one."""
+    server = PostgreSQL()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=sorted(SHAPES))

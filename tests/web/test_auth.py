@@ -173,6 +173,42 @@ def test_a_key_is_found_until_it_is_revoked_or_expires(site) -> None:
     assert site.keys.find(old) is None
 
 
+def test_noting_that_a_key_was_used_does_not_bring_a_revoked_one_back(site, monkeypatch) -> None:
+    key, secret = site.keys.make(site.owner.id, "k")
+    write = site.database.write
+
+    def write_after_another_process_revoked():
+        monkeypatch.setattr(site.database, "write", write)
+        type(site.keys)(site.database, b"x").revoke(key.id)
+        return write()
+
+    monkeypatch.setattr(site.database, "write", write_after_another_process_revoked)
+    assert site.keys.find(secret)  # looked up before it was revoked
+    site.keys._seen.clear()
+    assert site.keys.find(secret) is None
+
+
+def test_a_session_in_use_moves_its_end_and_one_that_ended_stays_so(site, browser, csrf, monkeypatch) -> None:
+    client = browser("user")
+    with site.database.write() as session:
+        session.query(WebSession).update({"expires_ms": people.now_ms() + people.HOUR_MS})
+    assert client.get("/account").status_code == 200
+    with site.database.read() as session:
+        assert session.query(WebSession).one().expires_ms > people.now_ms() + 11 * people.HOUR_MS
+    with site.database.write() as session:
+        session.query(WebSession).update({"expires_ms": people.now_ms() + people.HOUR_MS})
+    token, write = client.cookies["tutelage"], site.database.write
+
+    def write_after_signing_out():
+        monkeypatch.setattr(site.database, "write", write)
+        people.end_session(site.database, token)
+        return write()
+
+    monkeypatch.setattr(site.database, "write", write_after_signing_out)
+    client.get("/account")
+    assert people.find_session(site.database, token) is None
+
+
 def test_the_pepper_is_private_and_needed(site) -> None:
     path = site.folder / "pepper"
     assert path.stat().st_mode & 0o077 == 0

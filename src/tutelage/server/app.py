@@ -4,13 +4,14 @@ create_app(database, keys, models)  ->  an ASGI app:   Envelope( Gate( routes ) 
 """
 
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from tutelage.server import health
+from tutelage.server import catalogue, chat, completions, health, metrics, moderations, scores, stored
+from tutelage.server.models import Registry
+from tutelage.server.moderation import Moderator
 from tutelage.store.database import Database
 from tutelage.web import errors, login
 from tutelage.web.auth import Gate
@@ -20,18 +21,23 @@ from tutelage.web.limits import Limits
 from tutelage.web.pages import Pages
 
 HERE = Path(__file__).parent
-ROUTERS = (login.router, health.router)
+ROUTERS = (
+    chat.router, completions.router, stored.router, catalogue.router, scores.router,
+    moderations.router, health.router, metrics.router,
+    login.router,
+)  # fmt: skip
 
 
-def create_app(database: Database, keys: KeyRing, models: Any) -> FastAPI:
-    """`models`: the registry of what is served, by name."""
+def create_app(database: Database, keys: KeyRing, models: Registry, moderator: Moderator | None = None) -> FastAPI:
+    """`models`: the registry of what is served, by name. Without a moderator the default policy holds."""
     app = FastAPI(
         title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
         telemetry={"tracing": False, "metrics": False},
     )  # fmt: skip
     app.state.database, app.state.keys, app.state.models = database, keys, models
-    app.state.limits = Limits()
+    app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
     app.state.pages = Pages(HERE / "templates")
+    database.on_write_wait = metrics.WRITE_WAIT.observe
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)

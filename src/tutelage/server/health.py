@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from tutelage.server.models import Registry
 from tutelage.store import migrate
 from tutelage.web.auth import Store
 from tutelage.web.errors import JSON
@@ -31,7 +32,7 @@ def ready(request: Request, database: Store) -> Response:
     return JSON(body, 503 if problems else 200)
 
 
-def find_problems(database: Store, models: Any) -> list[str]:
+def find_problems(database: Store, models: Registry) -> list[str]:
     """What keeps the server from its work, in words without paths or names."""
     problems = []
     try:

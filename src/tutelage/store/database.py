@@ -81,7 +81,11 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction: committed when the block ends well, rolled back when it does not."""
+        """A transaction: committed when the block ends well, rolled back when it does not.
+
+        What it reads to change, it reads `with_for_update`: that locks the row in PostgreSQL, where writers run side by
+        side. SQLite, which has one writer at a time, does without.
+        """
         with self.writer_lock(), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 

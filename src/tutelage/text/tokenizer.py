@@ -106,6 +106,13 @@ class Tokenizer:
             return [0 if token in self.special else len(token) for token in self.tokens()]
         return [0 if token in self.special else _sentencepiece_bytes(token) for token in self.tokens()]
 
+    def bytes_of_tokens(self) -> list[bytes]:
+        """The bytes of text each id stands for, in the middle of a text; none for special tokens."""
+        if self.byte_level:
+            byte = {character: value for value, character in _characters_of_bytes().items()}
+            return [b"" if t in self.special else bytes(byte[c] for c in t) for t in self.tokens()]
+        return [b"" if t in self.special else _sentencepiece_text(t) for t in self.tokens()]
+
     @property
     def byte_level(self) -> bool:
         """Whether tokens are bytes written as characters (GPT-2 and after), not pieces of text (SentencePiece)."""
@@ -196,7 +203,20 @@ def _with_padding(settings: dict[str, Any], special: dict[str, int]) -> tuple[di
 
 def _sentencepiece_bytes(token: str) -> int:
     """A byte written as <0x0A>, or text in which a low line above the base stands for a space."""
-    return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("\u2581", " ").encode())
+    return len(_sentencepiece_text(token))
+
+
+def _sentencepiece_text(token: str) -> bytes:
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
+def _characters_of_bytes() -> dict[int, str]:
+    """GPT-2's alphabet (Radford et al. 2019): printable bytes are themselves, the others follow from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}
 
 
 def _token_name(token: Any) -> str | None:

@@ -9,6 +9,7 @@ caught becomes a 500 in OpenAI's envelope, its traceback in the log under the re
 import logging
 import time
 
+from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,7 +18,13 @@ from tutelage.web.errors import ApiError
 from tutelage.web.errors import envelope as in_envelope
 
 BODY_BYTES = 2 * 1024 * 1024
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 API_VERSION = "2020-10-01"  # OpenAI's own; clients do not act on it
+
+REQUESTS = Counter(
+    "tutelage_requests_total", "Requests by route and status; 0: gone before it was answered", ["route", "status"]
+)
+SECONDS = Histogram("tutelage_request_seconds", "From a request to the end of its answer", ["route"], buckets=BUCKETS)
 
 logger = logging.getLogger("tutelage.web")
 
@@ -32,14 +39,14 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, begun = time.perf_counter(), False
+        started, status = time.perf_counter(), 0
         request_id = new_id("req_")
         scope.setdefault("state", {}).update(caller=None, request_id=request_id, headers=dict)
 
         async def with_headers(message: Message) -> None:
-            nonlocal begun
+            nonlocal status
             if message["type"] == "http.response.start":
-                begun = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["openai-version"] = API_VERSION
@@ -54,10 +61,14 @@ class Envelope:
             await in_envelope(error)(scope, receive, with_headers)
         except Exception:
             logger.exception("%s %s %s", request_id, scope["method"], scope["path"])
-            if begun:
+            if status:
                 raise
             message = f"The server made a mistake; its log says more under {request_id}."
             await in_envelope(ApiError(500, message))(scope, receive, with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            REQUESTS.labels(route, status).inc()
+            SECONDS.labels(route).observe(time.perf_counter() - started)
 
 
 def check_length(scope: Scope) -> None:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
+KINDS = ("function-", "list[", "constrained-")  # pydantic names the members of a union, too
 FINAL = (409, 500, 501)  # the clients would try these again by themselves; the answer would be the same
 
 
@@ -92,8 +93,8 @@ def is_api(path: str) -> bool:
 def validation_error(errors: Any) -> ApiError:
     """The first of pydantic's complaints, with the field as a dotted path."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "list[", "constrained-"))]
-    param = ".".join(place[1:]) or None  # the first part says body, query or path
+    place = [str(part) for part in first["loc"][1:]]  # the first part says body, query or path
+    param = ".".join(part for part in place if part != "str" and not part.startswith(KINDS)) or None
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if first["type"] == "json_invalid":

@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.store.database import Database
+from tutelage.store import migrate
+from tutelage.store.database import Database, sqlite_url
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ApiKey
 
@@ -78,7 +79,7 @@ class KeyRing:
     def revoke(self, key_id: str) -> bool:
         """Whether there was such a key to revoke."""
         with self._database.write() as session:
-            key = session.get(ApiKey, key_id)
+            key = session.get(ApiKey, key_id, with_for_update=True)
             if key is None or key.revoked_ms is not None:
                 return False
             key.revoked_ms = now_ms()
@@ -94,10 +95,18 @@ class KeyRing:
         if key is None:
             return None  # not remembered: guesses must not fill the memory
         if now_ms() - (key.last_used_ms or 0) > USED_EVERY_MS:
-            with self._database.write() as session:
-                session.merge(key).last_used_ms = now_ms()
+            with self._database.write() as session:  # this column only: the key may have been revoked just now
+                session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_ms=now_ms()))
         self._seen[digest] = (time.monotonic(), key)
         return key
+
+
+def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
+    """The database, its tables up to date, and the keys in it."""
+    data.mkdir(parents=True, exist_ok=True)
+    database = Database(url or sqlite_url(data / "tutelage.db"))
+    migrate.upgrade(database)
+    return database, KeyRing(database, read_pepper(data))
 
 
 def read_pepper(folder: Path) -> bytes:

@@ -17,7 +17,7 @@ from argon2.exceptions import Argon2Error
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from tutelage.store.database import Database
 from tutelage.store.ids import new_id, now_ms
@@ -67,7 +67,7 @@ def make_link(database: Database, user_id: str) -> str:
 def use_link(database: Database, token: str, agent: str) -> str | None:
     """Sign in with a link's token, which is used up by it: a session's token, or None for a link that is no more."""
     with database.write() as session:
-        link = session.scalar(select(SignInLink).where(SignInLink.token_sha256 == _sha256(token)))
+        link = session.scalar(select(SignInLink).where(SignInLink.token_sha256 == _sha256(token)).with_for_update())
         if link is None:
             return None
         session.delete(link)
@@ -129,8 +129,9 @@ def find_session(database: Database, token: str) -> SignedIn | None:
         return None
     row, user = found
     if row.expires_ms - now_ms() < SESSION_MS - HOUR_MS:  # written once an hour, not at every click
-        with database.write() as session:
-            session.merge(row).expires_ms = now_ms() + SESSION_MS
+        with database.write() as session:  # only if it is still there: the person may have signed out just now
+            longer = update(WebSession).where(WebSession.id == row.id).values(expires_ms=now_ms() + SESSION_MS)
+            session.execute(longer)
     return SignedIn(user, row.csrf)
 
 

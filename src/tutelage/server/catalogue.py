@@ -1,0 +1,60 @@
+"""/v1/models: what is served. Loading and unloading takes a key with the scope `admin`."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from tutelage.errors import InputError
+from tutelage.server.models import Served
+from tutelage.server.prepare import Inference, Owner
+from tutelage.server.schemas import DOCUMENTED, LoadRequest
+from tutelage.web.errors import JSON, ApiError
+
+router = APIRouter(responses=DOCUMENTED, tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request, caller: Inference) -> Response:
+    models = request.app.state.models
+    return JSON({"object": "list", "data": [as_model(models.get(name)) for name in models.names()]})
+
+
+@router.get("/v1/models/{model:path}")
+async def read_model(request: Request, caller: Inference, model: str) -> Response:
+    return JSON(as_model(find(request, model)))
+
+
+@router.post("/v1/models")
+async def load_model(request: Request, caller: Owner, body: LoadRequest) -> Response:
+    """Serve one more run. It is read whole before it answers."""
+    try:
+        served = await run_in_threadpool(request.app.state.models.load, body.run)
+    except InputError as error:
+        raise ApiError(400, str(error), param="run", code="invalid_value") from None
+    return JSON(as_model(served))
+
+
+@router.delete("/v1/models/{model:path}")
+async def unload_model(request: Request, caller: Owner, model: str) -> Response:
+    """Stop serving a model and free its memory; the run on the disk stays."""
+    find(request, model)
+    await run_in_threadpool(request.app.state.models.unload, model)
+    return JSON({"id": model, "object": "model", "deleted": True})
+
+
+def find(request: Request, model: str) -> Served:
+    try:
+        return request.app.state.models.get(model)
+    except KeyError:
+        message = f"The model '{model}' does not exist or you do not have access to it."
+        raise ApiError(404, message, param="model", code="model_not_found") from None
+
+
+def as_model(served: Served) -> dict[str, Any]:
+    """OpenAI's object; `kind` and `context` are ours."""
+    return {
+        "id": served.name, "object": "model", "created": served.created, "owned_by": "tutelage", "kind": served.kind,
+        "context": served.context,
+    }  # fmt: skip

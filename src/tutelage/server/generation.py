@@ -1,0 +1,173 @@
+"""Answers in progress: the engine's events, from its thread, as text in the event loop.
+
+    async with Generation(served, requests, stop) as answers:  async for index, event in answers: ...
+
+Events of an answer: Scored (its prompt), Piece (text that is certain) ..., Ended. Leaving the block cancels what still
+runs; so do a deadline, which ends answers as "length", and the server's shutdown.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+
+from tutelage.sampling.requests import Done, Event, Handle, Listener, PromptScored, QueueFull, Request, Token
+from tutelage.server.held_back import HeldBack
+from tutelage.server.metrics import ACTIVE, REJECTED, TOKENS, TTFT
+from tutelage.server.models import Served
+from tutelage.server.moderation import Moderator
+from tutelage.server.pieces import Piece, Pieces
+from tutelage.text.tokenizer import Tokenizer
+from tutelage.web.errors import ApiError
+
+SECONDS = 300.0  # an answer that takes longer ends there
+
+_running: set["Generation"] = set()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of one answer. `reason` is OpenAI's: stop, length or content_filter."""
+
+    reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+Happening = PromptScored | Piece | Ended
+
+
+@lru_cache(maxsize=16)
+def bytes_of_tokens(tokenizer: Tokenizer) -> list[bytes]:
+    """The tokenizer's table, made once: it takes a while for a large vocabulary."""
+    return tokenizer.bytes_of_tokens()
+
+
+def _judges(moderator: Moderator | None) -> Callable[[], HeldBack | None]:
+    """Makes what watches over an answer's text, or nothing where the policy lets all answers pass."""
+    if moderator is None or moderator.config.moderate not in ("output", "both"):
+        return lambda: None
+    return lambda: HeldBack(moderator)
+
+
+class Generation:
+    """See the module's opening."""
+
+    def __init__(
+        self,
+        served: Served,
+        requests: Sequence[Request],
+        stop: Sequence[str] = (),
+        *,
+        chat: bool = False,
+        moderator: Moderator | None = None,
+    ):
+        self._served, self._requests = served, requests
+        table = bytes_of_tokens(served.words)
+        strip = chat and not served.words.byte_level
+        judge = _judges(moderator)
+        self._pieces = [Pieces(table, stop, strip, judge()) for _ in requests]
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._handles: list[Handle] = []
+        self._stopping = False
+        self._started: float | None = None
+
+    async def __aenter__(self) -> Self:
+        """Hand all to the engine. Raises ApiError when it has too much to do already."""
+        self._loop = asyncio.get_running_loop()
+        engine = self._served.engine
+        assert engine, "only policies write"
+        try:
+            for index, request in enumerate(self._requests):
+                self._handles.append(engine.submit(request, self._listener(index)))
+        except QueueFull:
+            self.cancel()
+            REJECTED.labels("engine_overloaded").inc()
+            message = "Too many requests are waiting for the model. Try again soon."
+            raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"}) from None
+        self._deadline = self._loop.call_later(SECONDS, self.cancel)
+        _running.add(self)
+        ACTIVE.inc(len(self._requests))
+        self._started = time.monotonic()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._deadline.cancel()
+        self.cancel()
+        _running.discard(self)
+        ACTIVE.dec(len(self._requests))
+        model = self._served.name
+        TOKENS.labels("completion", model).inc(self.completion_tokens)
+
+    def cancel(self) -> None:
+        for handle in self._handles:
+            handle.cancel()
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens all answers have so far."""
+        return sum(pieces.tokens for pieces in self._pieces)
+
+    def _listener(self, index: int) -> Listener:
+        def tell(event: Event) -> None:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
+
+        return tell
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Happening]]:
+        left = len(self._requests)
+        while left:
+            index, event = await self._queue.get()
+            pieces = self._pieces[index]
+            if isinstance(event, Token):
+                if not pieces.stopped:
+                    yield index, self._grow(index, event)
+            elif isinstance(event, PromptScored):
+                yield index, event
+            else:
+                left -= 1
+                yield index, pieces.finish()
+                yield index, self._end(event, pieces)
+
+    def _grow(self, index: int, token: Token) -> Piece:
+        if self._started is not None:
+            TTFT.observe(time.monotonic() - self._started)
+            self._started = None
+        piece = self._pieces[index].feed(token)
+        if self._pieces[index].stopped:
+            self._handles[index].cancel()
+        return piece
+
+    def _end(self, done: Done, pieces: Pieces) -> Ended:
+        if self._stopping:
+            raise ApiError(503, "The server is shutting down.", code="shutting_down")
+        if done.reason == "error":
+            raise ApiError(500, "The model failed on this request; the server's log says why.", code="engine_error")
+        TOKENS.labels("prompt", self._served.name).inc(done.prompt_tokens)
+        if pieces.blocked:
+            return Ended("content_filter", done.prompt_tokens, done.cached_tokens, pieces.tokens)
+        reason = "stop" if pieces.stopped or done.reason == "stop" else "length"
+        return Ended(reason, done.prompt_tokens, done.cached_tokens, pieces.tokens)
+
+    def shut_down(self) -> None:
+        """End with an error instead of an answer."""
+        self._stopping = True
+        self.cancel()
+
+
+def shut_down_all() -> None:
+    """End every answer in progress; their streams say so."""
+    for generation in list(_running):
+        generation.shut_down()
+
+
+def seed_of(seed: int | None, index: int) -> int:
+    """The engine's seed for one of several answers; without a seed, any."""
+    if seed is None:
+        return secrets.randbits(63)
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")

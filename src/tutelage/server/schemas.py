@@ -1,0 +1,204 @@
+"""What programs may ask: the fields of OpenAI's API that have a meaning here, checked strictly.
+
+A field that is known to be without effect here is accepted in silence; one that would change the answer and cannot be
+followed is refused by name; any other is ignored and named in the response's header `x-ignored-params`. Beyond
+OpenAI's: `top_k`, `min_p` and `repetition_penalty`, which the official clients send through `extra_body`.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tutelage.web.errors import ApiError
+
+MOST_CHOICES = 16
+MOST_MESSAGES = 2000
+WITHOUT_EFFECT = {
+    "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "parallel_tool_calls", "verbosity", "reasoning_effort",
+}  # fmt: skip
+REFUSED = (
+    "tools", "tool_choice", "functions", "function_call", "audio", "web_search_options", "prediction", "suffix",
+)  # fmt: skip
+
+Text = Annotated[str, Field(min_length=1)]
+Stop = Text | Annotated[list[Text], Field(max_length=4)] | None
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Many = Annotated[list[Ids], Field(min_length=1, max_length=128)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+
+class Asked(BaseModel):
+    """Strict: a number in quotes is no number."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def is_text(cls, data: Any) -> Any:
+        """JSON can write half of a surrogate pair, which no text holds and no tokenizer takes."""
+        if not isinstance(data, dict):
+            return data
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a lone surrogate is no character") from None
+        return data
+
+    def ignored(self) -> list[str]:
+        return sorted(name for name in self.model_extra or {} if name not in WITHOUT_EFFECT and name not in REFUSED)
+
+    def refuse_unsupported(self) -> None:
+        """Raises ApiError for a field whose effect the caller would miss."""
+        for name in REFUSED:
+            if (self.model_extra or {}).get(name) not in (None, [], "none"):
+                message = f"'{name}' is not supported by this server."
+                raise ApiError(400, message, param=name, code="unsupported_parameter")
+
+
+class StreamOptions(Asked):
+    include_usage: bool | None = None
+
+
+class Sampled(Asked):
+    """What chat and plain completions share."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d+$")], Annotated[float, Field(ge=-100, le=100)]] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    seed: Int64 | None = None
+    stop: Stop = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def options_belong_to_streams(self) -> "Sampled":
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options may only be given with stream: true")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(Sampled):
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)] | Ids | Many | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+
+    @model_validator(mode="after")
+    def enough_candidates(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError("best_of must be at least n")
+        if self.best_of is not None and self.best_of > 1 and self.stream:
+            raise ValueError("best_of above 1 cannot be streamed")
+        return self
+
+
+class Part(Asked):
+    type: str
+    text: str | None = None
+
+
+class ChatTurn(Asked):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
+
+    @field_validator("content")
+    @classmethod
+    def only_text(cls, content: Any) -> Any:
+        for part in content if isinstance(content, list) else []:
+            if part.type != "text" or part.text is None:
+                raise ValueError(f"a part of type '{part.type}' is not supported, only text is")
+        return content
+
+    def message(self) -> dict[str, str]:
+        """As the chat template takes it."""
+        content = self.content or ""
+        if isinstance(content, list):
+            content = "".join(part.text or "" for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ResponseFormat(Asked):
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class ChatRequest(Sampled):
+    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    store: bool | None = None
+    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[str] | None = None
+
+    @model_validator(mode="after")
+    def alternatives_need_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs may only be given with logprobs: true")
+        return self
+
+    def refuse_unsupported(self) -> None:
+        super().refuse_unsupported()
+        if self.response_format and self.response_format.type != "text":
+            message = f"response_format '{self.response_format.type}' is not supported: nothing here forces valid JSON."
+            raise ApiError(400, message, param="response_format", code="unsupported_value")
+        if self.modalities not in (None, ["text"]):
+            raise ApiError(400, "Only text is generated here.", param="modalities", code="unsupported_value")
+
+
+class ScoreRequest(Asked):
+    model: str
+    input: Annotated[list[Annotated[list[ChatTurn], Field(min_length=1)]], Field(min_length=1, max_length=256)]
+
+
+class ModerationRequest(Asked):
+    model: str | None = None
+    input: str | Annotated[list[str | Part], Field(min_length=1, max_length=256)]
+
+
+class MetadataUpdate(Asked):
+    metadata: Annotated[Metadata, Field(max_length=16)] | None
+
+
+class LoadRequest(Asked):
+    run: Text
+    """A run directory, or NAME=RUN."""
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorBody
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "The request cannot be followed."},
+    "5XX": {"model": ErrorResponse, "description": "The server cannot follow it now."},
+}

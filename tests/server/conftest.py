@@ -1,0 +1,47 @@
+"""The API with a stub behind it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from stub import StubEngine, StubModels
+
+from tutelage.server.app import create_app
+from tutelage.store import migrate
+from tutelage.store.database import Database, sqlite_url
+from tutelage.text.tokenizer import Tokenizer
+from tutelage.web import people
+from tutelage.web.keys import KeyRing, read_pepper
+
+
+@pytest.fixture
+def serving(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., SimpleNamespace]]:
+    """serving(text, pause=..., key=dict(...)): a client with a key, the app, and the engine that says `text`."""
+    opened: list[Database] = []
+
+    def start(text: str = "the cat 你好", key: dict[str, Any] | None = None, **engine: Any) -> SimpleNamespace:
+        database = Database(sqlite_url(tmp_path / f"{len(opened)}.db"))
+        opened.append(database)
+        migrate.upgrade(database)
+        keys = KeyRing(database, read_pepper(tmp_path))
+        owner = people.owner(database)
+        row, secret = keys.make(owner.id, "test", **({"scopes": ("inference", "admin")} | (key or {})))
+        stub = StubEngine(tokenizer.encode(text), **engine)
+        app = create_app(database, keys, StubModels(tokenizer, stub))
+        client = TestClient(app, headers={"authorization": f"Bearer {secret}"}, raise_server_exceptions=False)
+        return SimpleNamespace(
+            client=client, app=app, engine=stub, keys=keys, key=row, database=database, owner=owner, secret=secret
+        )
+
+    yield start
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def ask() -> dict[str, Any]:
+    """The smallest chat request."""
+    return {"model": "stub", "messages": [{"role": "user", "content": "hello"}]}

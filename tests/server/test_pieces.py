@@ -1,0 +1,97 @@
+"""Text out of tokens: the whole is what the tokenizer says; nothing shown is ever taken back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.sampling.requests import Token
+from tutelage.sampling.stops import cut
+from tutelage.server.pieces import Pieces, name_of
+
+TEXT = "héllo 世界 👍🏽! stop here, and 今天 again"
+
+
+def spread(data: bytes, cuts: list[int]) -> list[bytes]:
+    """The bytes in tokens that end at the cuts."""
+    ends = sorted({c % (len(data) + 1) for c in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def fed(tokens: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], list[int], bool]:
+    """(what was shown piece by piece, the ids of the entries, stopped)."""
+    pieces = Pieces(tokens, stop)
+    shown, ids = [], []
+    for i in range(len(tokens)):
+        piece = pieces.feed(Token(i, -1.0, []))
+        shown.append(piece.text)
+        ids += [entry.id for entry in piece.entries]
+        if pieces.stopped:
+            break
+    last = pieces.finish()
+    return [*shown, last.text], ids + [entry.id for entry in last.entries], pieces.stopped
+
+
+@given(st.text(max_size=30), st.lists(st.integers(0, 200)))
+def test_any_text_cut_anywhere_comes_back_whole(text: str, cuts: list[int]) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    tokens = spread(text.encode(), cuts)
+    shown, ids, stopped = fed(tokens)
+    assert "".join(shown) == text
+    assert ids == list(range(len(tokens)))
+    assert not stopped
+    assert all("\ufffd" not in piece for piece in shown) or "\ufffd" in text
+
+
+@given(st.binary(max_size=20), st.lists(st.integers(0, 100)))
+def test_broken_bytes_read_as_python_reads_them(data: bytes, cuts: list[int]) -> None:
+    assert "".join(fed(spread(data, cuts))[0]) == data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+@pytest.mark.parametrize("stop", [("stop",), ("世界",), ("sto", "stop here"), ("zzz",), ("again",), ("👍🏽!", "今")])
+def test_stop_strings_across_token_borders(stop: tuple[str, ...], width: int) -> None:
+    data = TEXT.encode()
+    tokens = [data[i : i + width] for i in range(0, len(data), width)]
+    shown, ids, stopped = fed(tokens, stop)
+    assert "".join(shown) == cut(TEXT, stop)
+    assert stopped == any(string in TEXT for string in stop)
+    before = len(cut(TEXT, stop).encode())
+    if stopped:  # the tokens that began before the stop string, and none after
+        assert len(ids) == -(-before // width)
+    else:
+        assert len(ids) == len(tokens)
+
+
+def test_only_what_may_become_a_stop_string_is_held() -> None:
+    pieces = Pieces([b"ab", b"a", b"c", b"abd"], ["abc"])
+    assert [pieces.feed(Token(i, 0.0, [])).text for i in range(4)] == ["", "ab", "ac", "abd"]
+
+
+def test_entries_come_with_the_text_they_begin_in() -> None:
+    pieces = Pieces(["世".encode()[:1], "世".encode()[1:], b"x", b""])
+    assert [len(pieces.feed(Token(i, 0.0, [])).entries) for i in range(3)] == [0, 2, 1]
+    assert pieces.feed(Token(3, 0.0, [])).entries == ()
+    assert [entry.offset for entry in pieces.finish().entries] == [2]
+
+
+def test_the_space_before_the_first_word_goes_only_where_asked() -> None:
+    tokens = [b"", b" a", b" b"]
+    for strip, text in ((True, "a b"), (False, " a b")):
+        pieces = Pieces(tokens, strip_first=strip)
+        assert "".join(pieces.feed(Token(i, 0.0, [])).text for i in range(3)) == text
+
+
+def test_names_of_tokens_are_distinct() -> None:
+    assert name_of("世".encode()) == "世"
+    assert name_of("世".encode()[:2]) == "bytes:\\xe4\\xb8"
+
+
+def test_the_tokenizers_bytes_are_its_text(tokenizer) -> None:
+    """Against the library's own decoder."""
+    table = tokenizer.bytes_of_tokens()
+    assert [len(piece) for piece in table] == tokenizer.token_bytes()
+    for text in (TEXT, "\x00\x7f\n\t ~¡¬®ÿ", "the cat 你好"):
+        ids = tokenizer.encode(text)
+        assert b"".join(table[i] for i in ids).decode() == tokenizer.decode(ids) == text
+    for token in range(tokenizer.vocab_size):
+        assert table[token].decode("utf-8", "replace") == tokenizer.decode([token])
