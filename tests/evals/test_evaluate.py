@@ -171,8 +171,7 @@ def test_answer_fit_by_hand() -> None:
     prompts, answers = [[3, 4, 5], [6, 7]], [[8, 9, 2], [10, 2]]
     fixed = Fixed(prompts)
     better = [fixed.logprob(prompts[i], answers[i]) > fixed.logprob(prompts[1 - i], answers[i]) for i in range(2)]
-    measured = answer_fit(fixed.bench, [Answer(a, [], True) for a in answers])
-    assert measured == sum(better) / 2
+    assert fit_of(fixed, prompts, answers) == sum(better) / 2
     prompts, answers = [[3, 4, 5], [6, 7], [11]], [[8, 9, 2], [10, 2], [12, 13, 14]]
     fixed = Fixed(prompts)
     cycles = [
@@ -180,7 +179,12 @@ def test_answer_fit_by_hand() -> None:
         / 3
         for d in (1, 2)
     ]
-    assert answer_fit(fixed.bench, [Answer(a, [], True) for a in answers]) in cycles
+    assert fit_of(fixed, prompts, answers) in cycles
+
+
+def fit_of(fixed: Fixed, prompts: list[list[int]], answers: list[list[int]]) -> float:
+    own = torch.tensor([fixed.logprob(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+    return answer_fit(fixed.bench, [Answer(a, [], True) for a in answers], own)
 
 
 def test_kl_and_length_recounted(

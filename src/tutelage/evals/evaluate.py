@@ -34,7 +34,7 @@ from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_answer
 from tutelage.runs.base import find_base
-from tutelage.runs.device import Device
+from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy, same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, seed_for
@@ -162,7 +162,8 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
         if name.startswith("best-of-") and name not in folders:
             measured.update(measure_best_of(bench))
         else:
-            measured[name] = measure(bench, load_policy(folders[name], run.device)[0], unseen)
+            trained = bench.sft if name == "sft" else load_policy(folders[name], run.device)[0]
+            measured[name] = measure(bench, trained, unseen)
         run.checkpoint(i + 1, lambda: {"measured": measured})
     run.progress.update(1.0)
     return measured
@@ -171,8 +172,10 @@ def measure_all(run: Run, bench: Bench, folders: dict[str, Path], unseen: Any) -
 def measure(bench: Bench, trained: GPT, unseen: Any) -> dict[str, Any]:
     """One model's answers, what can be said of them, and how well it predicts unseen text."""
     model = for_inference(trained)
-    answers = sample(bench, model, 1)
-    measured = describe(bench, [a for (a,) in answers]) | {"kl": kl_to_sft(bench, model, answers)}
+    answers = [answer for (answer,) in sample(bench, model, 1)]
+    by_sft = logprobs(bench, bench.sft, bench.asked, answers)
+    own = by_sft if model is bench.sft else logprobs(bench, model, bench.asked, answers)
+    measured = describe(bench, answers, by_sft) | {"kl": float((own - by_sft).mean())}
     length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
     bits = bits_per_byte(model, unseen, bench.words.token_bytes(), bench.config.heldout_windows, length)
     return measured | {"bits_per_byte": bits}
@@ -185,6 +188,7 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
     order = sorted(range(len(bench.asked)), key=lambda i: len(bench.asked[i]))  # like lengths waste no padding
     size = max(1, rows_that_fit(model.config, bench.config.max_prompt + bench.config.max_tokens, ROWS) // count)
     for at in range(0, len(order), size):
+        hand_back_memory()  # keys and values of the last batch, in other sizes
         some = order[at : at + size]
         seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in some for k in range(count)]
         batch = [bench.asked[i] for i in some]
@@ -192,8 +196,8 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
     return [answers[i] for i in range(len(order))]
 
 
-def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
-    """One answer per prompt -> what it says, gold, reward, length, diversity."""
+def describe(bench: Bench, answers: Sequence[Answer], by_sft: Tensor) -> dict[str, Any]:
+    """One answer per prompt -> what it says, gold, reward, length, diversity. by_sft (N,): log pi_SFT of each."""
     texts = [bench.words.decode(answer.ids) for answer in answers]
     ids = [answer.ids[:-1] if answer.ended else answer.ids for answer in answers]
     gold = [bench.panel.utility(p.prompt, text) for p, text in zip(bench.prompts, texts, strict=True)]
@@ -206,7 +210,7 @@ def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
         "end_of_turn_rate": sum(answer.ended for answer in answers) / len(answers),
         "distinct_1": distinct(ids, 1, DISTINCT_TOKENS),
         "distinct_2": distinct(ids, 2, DISTINCT_TOKENS),
-        "answer_fit": answer_fit(bench, answers),
+        "answer_fit": answer_fit(bench, answers, by_sft),
         "nats_under_base": nats_under_base(bench, answers),
     }
 
@@ -221,7 +225,7 @@ def measure_best_of(bench: Bench) -> dict[str, dict[str, Any]]:
         favourites = scores[:, :n].argmax(1).tolist()
         chosen = [answers[i] for answers, i in zip(candidates, favourites, strict=True)]
         bound = {"kl": best_of_n_kl_bound(n), "kl_is_bound": True, "bits_per_byte": None}
-        rows[f"best-of-{n}"] = describe(bench, chosen) | bound
+        rows[f"best-of-{n}"] = describe(bench, chosen, logprobs(bench, bench.sft, bench.asked, chosen)) | bound
     return rows
 
 
@@ -242,13 +246,6 @@ def rewards(bench: Bench, answers: Sequence[Sequence[Answer]]) -> Tensor:
     return torch.stack(bench.scorer.score_groups(texts, told))
 
 
-def kl_to_sft(bench: Bench, model: GPT, answers: Sequence[Sequence[Answer]]) -> float:
-    """Mean over responses of log pi(y|x) - log pi_SFT(y|x), in nats."""
-    own = logprobs(bench, model, bench.asked, [a for (a,) in answers])
-    theirs = logprobs(bench, bench.sft, bench.asked, [a for (a,) in answers])
-    return float((own - theirs).mean())
-
-
 @torch.inference_mode()
 def logprobs(bench: Bench, model: GPT, asked: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Tensor:
     """(N,): log pi(answer | prompt), summed over the answer's tokens."""
@@ -262,15 +259,17 @@ def logprobs(bench: Bench, model: GPT, asked: Sequence[Sequence[int]], answers: 
     return torch.cat(sums)
 
 
-def answer_fit(bench: Bench, answers: Sequence[Answer]) -> float:
-    """How often SFT finds an answer likelier after its own prompt than after another one's (a fixed shuffle)."""
+def answer_fit(bench: Bench, answers: Sequence[Answer], own: Tensor) -> float:
+    """How often SFT finds an answer likelier after its own prompt than after another one's (a fixed shuffle).
+
+    own (N,): its log-probabilities after their own prompts.
+    """
     generator = torch.Generator().manual_seed(seed_for(bench.config.seed, "answer-fit"))
     order = torch.randperm(len(answers), generator=generator).tolist()
     other: list[Sequence[int]] = [[]] * len(answers)
     for here, there in zip(order, [*order[1:], order[0]], strict=True):  # one cycle: nobody keeps their own prompt
         other[here] = bench.asked[there]
-    own, shuffled = (logprobs(bench, bench.sft, asked, answers) for asked in (bench.asked, other))
-    return float((own > shuffled).float().mean())
+    return float((own > logprobs(bench, bench.sft, other, answers)).float().mean())
 
 
 def nats_under_base(bench: Bench, answers: Sequence[Answer]) -> float:
