@@ -13,6 +13,9 @@ from tutelage.runs.run import read_run
 from tutelage.server.flag_classifier import BUCKETS, FILE, FlagClassifier, buckets, windows
 from tutelage.server.flag_training import Flag, ModerationTrainingConfig, fit, merged, moderation
 from tutelage.server.moderation import ModerationConfig, Moderator
+from tutelage.store.ids import new_id
+from tutelage.store.tables import Consent, ModerationFlag, Setting, User
+from tutelage.web.keys import open_store
 
 RUDE = "you are a {} blockhead, {}"
 KIND = "you are a {} friend, {}"
@@ -36,7 +39,7 @@ def write_flags(path: Path, count: int) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("moderation")
-    moderation((write_flags(folder / "flags.jsonl", 210),), folder / "run")
+    moderation(folder / "run", (write_flags(folder / "flags.jsonl", 210),))
     return folder / "run"
 
 
@@ -58,7 +61,7 @@ def test_it_is_off_until_there_are_200_flags(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="199 flagged and 196 harmless texts: the classifier stays off until there are 200"
     ):
-        moderation((flags,), tmp_path / "run")
+        moderation(tmp_path / "run", (flags,))
     assert not (tmp_path / "run" / FILE).exists()
 
 
@@ -138,4 +141,39 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path, trained: Path) -> None
 def test_faulty_flags_are_named_by_line(tmp_path: Path, line: str, complaint: str) -> None:
     (tmp_path / "flags.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(InputError, match=complaint):
-        moderation((tmp_path / "flags.jsonl",), tmp_path / "run", ModerationTrainingConfig())
+        moderation(tmp_path / "run", (tmp_path / "flags.jsonl",))
+
+
+def test_flags_given_on_the_pages_train_only_with_consent(tmp_path: Path) -> None:
+    """210 texts each way of a person who consented; another person's, who took the consent back, are left out."""
+    database, _ = open_store(tmp_path, "")
+    with database.write() as session:
+        session.add(Setting(key="recording", value={"allowed": True}))
+        for who, consents in (("usr_yes", [True]), ("usr_no", [True, False])):
+            session.add(User(id=who, name=who))
+            session.flush()
+            for train in consents:
+                for kind, granted in (("record", True), ("train", train)):
+                    consent = Consent(id=new_id("cns_"), user_id=who, kind=kind, granted=granted, text_version="1")
+                    session.add(consent)
+            for pair in [(a, b, who) for a in WORDS for b in WORDS][:210]:
+                for template, categories in ((RUDE, ["harassment"]), (KIND, [])):
+                    text = template.format(*pair[:2]) + pair[2]
+                    session.add(
+                        ModerationFlag(
+                            id=new_id("flg_"), user_id=who, text=text, flagged=bool(categories), categories=categories
+                        )
+                    )
+    database.close()
+    moderation(tmp_path / "run", config=ModerationTrainingConfig(data=tmp_path))
+    results = read_run(tmp_path / "run")["results"]  # type: ignore[index]
+    assert (results["texts"], results["flagged"]) == (420, 210)
+    assert not list(tmp_path.glob("*.jsonl"))  # no copy of what people wrote is left
+    moderation(tmp_path / "run", config=ModerationTrainingConfig(data=tmp_path))  # finished: the same flags
+
+
+def test_without_flags_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to learn from"):
+        moderation(tmp_path / "run")
+    with pytest.raises(InputError, match="holds no tutelage.db"):
+        moderation(tmp_path / "run", config=ModerationTrainingConfig(data=tmp_path))

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from tutelage.server import catalogue, chat, completions, health, metrics, moderations, scores, stored
+from tutelage.server import catalogue, chat, chat_page, completions, health, metrics, moderations, scores, stored
 from tutelage.server.models import Registry
 from tutelage.server.moderation import Moderator
 from tutelage.store.database import Database
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 ROUTERS = (
     chat.router, completions.router, stored.router, catalogue.router, scores.router,
     moderations.router, health.router, metrics.router,
-    login.router,
+    login.router, chat_page.router,
 )  # fmt: skip
 
 

@@ -7,23 +7,28 @@ A flag is one person's judgement of one text: {"text": ..., "flags": [categories
 handful of texts it saw. A category is learned once MIN_PER_CATEGORY texts carry it.
 """
 
+import contextlib
 import hashlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from sqlalchemy import select
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 from tutelage.data.fields import labels, text_field
-from tutelage.data.records import read_jsonl
+from tutelage.data.records import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.run import Run, RunConfig
 from tutelage.server.flag_classifier import BUCKETS, FlagClassifier, examples
+from tutelage.server.keeping import keeping
 from tutelage.server.terms import CATEGORIES, fold
+from tutelage.store.tables import ModerationFlag
+from tutelage.web.keys import open_store
 
 MIN_FLAGS = 200
 MIN_PER_CATEGORY = 20
@@ -48,33 +53,69 @@ class ModerationTrainingConfig(RunConfig):
     """Weight of the squared weights beside the summed loss: more is a duller, surer classifier."""
     threshold: float = 0.5
     """Probability from which a text counts as flagged in the reported precision and recall."""
+    data: Path | None = None
+    """Folder of a server's own files (`tutelage serve --data`): also learn from the flags that people gave there."""
+    database: str = ""
+    """That server's database by its URL, if it is not the SQLite file in --data."""
 
 
 def moderation(
-    flags: tuple[Path, ...], out: Path, config: ModerationTrainingConfig = ModerationTrainingConfig()
+    out: Path, flags: tuple[Path, ...] = (), config: ModerationTrainingConfig = ModerationTrainingConfig()
 ) -> None:
-    """Train the moderation classifier on what people flagged, for tutelage serve.
+    """Train the moderation classifier on what people flagged, in files or on a server's pages.
 
-    Example: tutelage moderation --flags flags.jsonl --out runs/moderation
+    Example: tutelage moderation --data tutelage-data --out runs/moderation
     """
+    with contextlib.ExitStack() as stack:
+        if config.data:
+            flags = (*flags, stack.enter_context(flags_of_server(config.data, config.database, out)))
+        if not flags:
+            raise InputError(
+                "tutelage moderation: there is nothing to learn from; give --flags FILE.. or --data FOLDER"
+            )
+        train(out, flags, config)
+
+
+def train(out: Path, flags: tuple[Path, ...], config: ModerationTrainingConfig) -> None:
+    """Read, fit, measure on the held-out fifth, write."""
     with Run(out, stage="moderation", config=config, inputs={"flags": flags}) as run:
         if run.finished:
             return
         judged = merged(flag for path in flags for flag in read_flags(path))
         learned = learnable(judged)
         heldout = [flag for flag in judged if is_heldout(flag.text)]
-        train = [flag for flag in judged if not is_heldout(flag.text)]
-        classifier = fit(train, learned, config.l2)
+        classifier = fit([flag for flag in judged if not is_heldout(flag.text)], learned, config.l2)
         classifier.save(out)
         counts = {"texts": len(judged), "flagged": sum(bool(flag.categories) for flag in judged)}
         run.finish(counts | {"heldout": measure(classifier, heldout, config.threshold)})
         run.progress.update(1.0)
 
 
+@contextlib.contextmanager
+def flags_of_server(data: Path, url: str, out: Path) -> Iterator[Path]:
+    """The flags of people who let them train models, in a file beside the run that is gone when it is made."""
+    if not url and not (data / "tutelage.db").is_file():
+        raise InputError(f"--data {data}: holds no tutelage.db; give the folder that tutelage serve was started with")
+    database, _ = open_store(data, url)
+    path = out.with_name(f"{out.name}.flags.jsonl")
+    try:
+        with database.read() as session:
+            rows = [
+                row
+                for row in session.scalars(select(ModerationFlag).order_by(ModerationFlag.id))
+                if keeping(session, row.user_id).train
+            ]
+            write_jsonl(path, [{"text": row.text, "flags": row.categories, "annotator": row.user_id} for row in rows])
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        database.close()
+
+
 def read_flags(path: Path) -> list[Flag]:
     """The flags of one file, checked line by line."""
-    found = []
-    for number, record in read_jsonl(path):
+    found: list[Flag] = []
+    for number, record in read_jsonl(path) if path.stat().st_size else ():
         where = f"{path}, line {number}"
         text, given = text_field(record, "text", where), record.get("flags")
         if not isinstance(given, list) or not set(map(str, given)) <= set(CATEGORIES):
@@ -86,7 +127,7 @@ def read_flags(path: Path) -> list[Flag]:
     return found
 
 
-def merged(flags: Any) -> list[Flag]:
+def merged(flags: Iterable[Flag]) -> list[Flag]:
     """One flag per text: a category counts when at least half of those who judged the text named it."""
     votes: dict[str, list[Flag]] = {}
     for flag in flags:

@@ -1,0 +1,77 @@
+"""The words that the chat page's scripts put on the page, in its language. Those in braces are filled in there."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def strings(_: Callable[[str], str]) -> dict[str, Any]:
+    """By the names that the scripts know."""
+    return {
+        "answer": _("Answer"),
+        "your_answer": _("Your answer"),
+        "endings": {
+            "length": _("Cut off at the longest answer set."),
+            "cancelled": _("Stopped."),
+            "content_filter": _("Withheld by the moderation of this server."),
+        },
+        "tokens": _("{tokens} tokens"),
+        "seconds": _("{seconds} s"),
+        "dropped": _("The chat is longer than the model's context: it no longer sees the {count} messages above."),
+        "context": _("The model's context is {context} tokens, for the conversation and the answer together."),
+        "writing": _("The answer is being written."),
+        "done": _("The answer is complete."),
+        "broken": _("The connection broke off here."),
+        "offline": _("The server cannot be reached."),
+        "copied": _("Copied."),
+        "not_copied": _("The browser did not allow copying."),
+        "keeping": {"kept": _("Kept"), "private": _("Not kept"), "temporary": _("Temporary")},
+        "banner": _("Your chats are not kept. You may have them kept, and let them train the next model."),
+        "banner_admin": _("This server keeps no chats. As an admin you may allow it; then each person decides."),
+        "temporary_feedback": _("A temporary chat is not kept, and neither is what you say of its answers."),
+        "from_next_chat": _("This chat began before chats were kept. Judgements count from the next one on."),
+        "why_good": _("What was good?"),
+        "why_bad": _("What was wrong?"),
+        "thanks": _("Thank you. It is kept."),
+        "taken_back": _("Taken back."),
+        "chosen": _("Chosen."),
+        "new_answer": _("the new answer"),
+        "earlier_answer": _("the earlier answer"),
+        "no_second": _("There is no second answer to compare."),
+        "untitled": _("Untitled"),
+        "new_chat": _("New chat"),
+        "rename": _("Rename"),
+        "save": _("Save"),
+        "saved": _("Saved."),
+        "delete": _("Delete"),
+        "deleted": _("Deleted."),
+        "delete_one": _("“{title}” and all that was said of its answers will be deleted."),
+        "delete_all": _("Delete all my chats"),
+        "delete_all_text": _("All your chats and all you said of their answers will be deleted."),
+        "withdraw": _("No longer keep my chats"),
+        "withdraw_text": _("The chats that were kept, and all you said of their answers, will be deleted."),
+    }
+
+
+def reasons(_: Callable[[str], str]) -> dict[str, dict[str, str]]:
+    """What may be ticked beside a thumb, by the names in `judgements.py`."""
+    return {
+        "up": {
+            "helpful": _("Helpful"),
+            "true": _("Correct"),
+            "well_said": _("Well put"),
+            "kind": _("Kind"),
+        },
+        "down": {
+            "instruction": _("Not what I asked"),
+            "untrue": _("Made up"),
+            "unfit": _("Out of place"),
+            "repetitive": _("Repetitive or cut off"),
+            "language": _("Wrong language"),
+            "harmful_advice": _("Harmful advice"),
+            "sexual": _("Sexual"),
+            "violent": _("Violent"),
+            "encourages_harm": _("Encourages harm"),
+            "denigrates": _("Denigrates a group"),
+            "opinion": _("Gives its own opinion"),
+        },
+    }

@@ -1,0 +1,156 @@
+// One question, one answer being written: asked, streamed, stopped, kept.
+import { announce, toast } from "./chat-sheets.js";
+import { listen, send } from "./chat-server.js";
+import { grow, itemOf, render, strings, toEnd } from "./chat-thread.js";
+
+const local = () => `local-${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
+export const isLocal = (id) => id.startsWith("local-");
+
+export class Answers {
+  // `chat` is the page's state: tree, settings, conversation (null until it is kept), keeping().
+  constructor(chat) {
+    this.chat = chat;
+    this.writing = null;
+    this.abort = null;
+  }
+
+  get busy() {
+    return this.abort !== null;
+  }
+
+  // A new question under the last message shown (or in place of another one), and its answer.
+  async ask(content, parent) {
+    const { tree } = this.chat;
+    const question = tree.add({ id: local(), parent, role: "user", content, selected: true });
+    const answered = await this.answer(question);
+    if (answered || !isLocal(question.id)) return true;
+    tree.remove(question); // nothing came of it: the text goes back to where it was typed
+    this.show();
+    return false;
+  }
+
+  // An answer to a question, shown as it is written. False if not a word of it came.
+  async answer(question) {
+    const { tree } = this.chat;
+    const previous = tree.selected(question.id);
+    const answer = tree.add(this.blank(question, true));
+    this.writing = answer;
+    this.show();
+    toEnd();
+    announce(strings.writing);
+    const began = await this.stream(question, answer, { compare: false });
+    this.writing = null;
+    if (!began) {
+      tree.remove(answer);
+      if (previous) tree.select(previous);
+    }
+    this.show();
+    if (document.activeElement === document.body && matchMedia("(hover: hover)").matches) {
+      itemOf(answer)?.querySelector("[data-act=copy]").focus({ preventScroll: true });
+    }
+    announce(began ? strings.done : "");
+    return began;
+  }
+
+  // Another answer for a blind comparison: nothing of it is shown yet.
+  async quietly(question) {
+    const answer = this.blank(question, false);
+    const began = await this.stream(question, answer, { compare: true });
+    return began && answer.content && answer.finish_reason !== "cancelled" ? this.chat.tree.add(answer) : null;
+  }
+
+  blank(question, selected) {
+    const model = this.chat.settings.model;
+    return { id: local(), parent: question.id, role: "assistant", content: "", selected, model };
+  }
+
+  stop() {
+    this.abort?.abort();
+  }
+
+  async stream(question, answer, { compare }) {
+    this.abort = new AbortController();
+    this.chat.busy(true);
+    const started = performance.now();
+    let began = false;
+    try {
+      await listen("/chat/answers", this.body(question, compare), this.abort.signal, (event) => {
+        if (event.error && !began) throw new Error(event.error.message);
+        began = true;
+        this.receive(event, question, answer);
+      });
+    } catch (error) {
+      if (error.name === "AbortError") answer.finish_reason = "cancelled";
+      else if (began) answer.error = strings.broken;
+      else toast(error.message === "Failed to fetch" ? strings.offline : error.message);
+    }
+    answer.seconds = (performance.now() - started) / 1000;
+    if (began && answer.content && !answer.html) await this.finish(answer);
+    this.abort = null;
+    this.chat.busy(false);
+    return began;
+  }
+
+  // A stopped answer did not get its last formatting on the way.
+  async finish(answer) {
+    try {
+      answer.html = (await send("POST", "/chat/markdown", { text: answer.content })).html;
+    } catch {
+      return; // the plain text is there
+    }
+  }
+
+  body(question, compare) {
+    const { tree, settings, conversation } = this.chat;
+    const kept = conversation !== null;
+    return {
+      conversation: kept ? conversation.id : null,
+      keep: !kept && !compare && this.chat.keeping() && tree.messages.size <= 2, // its first question and answer
+      question: isLocal(question.id) ? null : question.id,
+      parent: kept ? question.parent : null,
+      messages: tree.upTo(question).map(({ role, content }) => ({ role, content })),
+      model: settings.model,
+      system: settings.system,
+      settings: settings.sent,
+      compare,
+    };
+  }
+
+  receive(event, question, answer) {
+    const { tree } = this.chat;
+    if (event.start) {
+      answer.dropped = event.start.dropped;
+      answer.model = event.start.model;
+      if (event.start.conversation) {
+        this.chat.kept(event.start.conversation);
+        tree.rename(question, event.start.question);
+        answer.parent = question.id;
+        if (answer === this.writing) tree.rename(answer, event.start.answer);
+        else answer.id = event.start.answer;
+        this.show();
+      } else if (answer.dropped) this.show();
+    } else if (event.text !== undefined) {
+      answer.content += event.text;
+      answer.tail = (answer.tail ?? "") + event.text;
+    } else if (event.block) {
+      answer.block = event.block;
+      answer.tail = event.rest;
+    } else if (event.done) {
+      Object.assign(answer, event.done);
+    } else if (event.error) {
+      answer.error = event.error.message;
+    }
+    if (answer === this.writing) grow(answer);
+  }
+
+  show() {
+    render(this.chat.tree, this.writing);
+  }
+}
+
+export function copied(message) {
+  return navigator.clipboard.writeText(message.content).then(
+    () => announce(strings.copied),
+    () => toast(strings.not_copied),
+  );
+}

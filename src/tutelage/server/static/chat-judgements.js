@@ -1,0 +1,110 @@
+// What a person says of an answer: a thumb, a better answer, which of two is better. Only in chats that are kept.
+import { isLocal } from "./chat-answers.js";
+import { announce, chooseReasons, close, open, sheet, toast } from "./chat-sheets.js";
+import { send } from "./chat-server.js";
+import { render, showText, strings } from "./chat-thread.js";
+
+const sides = ["a", "b"];
+
+export class Judgements {
+  constructor(chat) {
+    this.chat = chat;
+    this.pair = null;
+    sheet("pair").addEventListener("keydown", (event) => {
+      const choice = ["1", "2", "3", "4"].indexOf(event.key);
+      if (choice >= 0 && !sheet("pair-choices").hidden) sheet("pair-choices").children[choice].click();
+    });
+  }
+
+  // Where nothing is kept, no judgement is: the person is told, and may change that.
+  async allowed(message) {
+    if (!isLocal(message.id)) return true;
+    if (this.chat.temporary) toast(strings.temporary_feedback);
+    else if (this.chat.keeping()) toast(strings.from_next_chat);
+    else await this.chat.consent();
+    return false;
+  }
+
+  async thumb(message, value) {
+    if (!(await this.allowed(message))) return;
+    const side = value === 1 ? "up" : "down";
+    const same = message.thumb === value;
+    await this.put(message, value, same ? message.reasons : [], same ? message.comment : "");
+    const chosen = await chooseReasons(side, message.reasons ?? [], message.comment ?? "");
+    if (chosen.how === "take-back") await this.put(message, 0, [], "");
+    else if (chosen.how === "save") await this.put(message, value, chosen.reasons, chosen.comment);
+  }
+
+  async put(message, value, reasons = [], comment = "") {
+    await send("PUT", `/chat/messages/${message.id}/thumb`, { value, reasons, comment });
+    Object.assign(message, { thumb: value, reasons, comment });
+    render(this.chat.tree, null);
+    announce(value ? strings.thanks : strings.taken_back);
+  }
+
+  async better(message) {
+    if (!(await this.allowed(message))) return;
+    const text = sheet("better-text");
+    text.value = message.content;
+    if ((await open("better")) !== "save" || !text.value.trim()) return;
+    const written = await send("POST", `/chat/messages/${message.id}/better`, { text: text.value });
+    const known = this.chat.tree.messages.get(written.id);
+    if (known) this.chat.tree.select(Object.assign(known, written));
+    else this.chat.tree.add({ ...written, parent: message.parent, role: "assistant", selected: true });
+    render(this.chat.tree, null);
+    toast(strings.thanks);
+  }
+
+  // A second answer is written unseen, then both are shown in a random order.
+  async compare(message) {
+    const question = this.chat.tree.messages.get(message.parent);
+    for (const name of ["pair-answers", "pair-choices", "pair-done"]) sheet(name).hidden = true;
+    sheet("pair-wait").hidden = false;
+    const closed = open("pair");
+    closed.then(() => this.chat.answers.stop());
+    const other = await this.chat.answers.quietly(question);
+    if (!sheet("pair").open) return;
+    if (!other) {
+      close(sheet("pair-wait"));
+      toast(strings.no_second);
+      return;
+    }
+    await this.shuffle(message, other);
+    await closed;
+    render(this.chat.tree, null);
+  }
+
+  async shuffle(first, second) {
+    const { conversation } = this.chat;
+    const kept = conversation !== null && !isLocal(first.id) && !isLocal(second.id);
+    const made = kept ? await send("POST", "/chat/comparisons", { first: first.id, second: second.id }) : null;
+    const swapped = made ? made.a === second.id : crypto.getRandomValues(new Uint8Array(1))[0] % 2 === 1;
+    const [a, b] = swapped ? [second, first] : [first, second];
+    this.pair = { id: made?.id, first, second, a, b };
+    for (const side of sides) {
+      showText(sheet(`pair-${side}`), this.pair[side]);
+      sheet(`pair-${side}`).classList.remove("chosen");
+      sheet(`pair-${side}-origin`).textContent = "";
+    }
+    sheet("pair-wait").hidden = true;
+    for (const name of ["pair-answers", "pair-choices"]) sheet(name).hidden = false;
+    sheet("pair-choices").firstElementChild.focus();
+  }
+
+  async choose(winner) {
+    const { id, first, second, a, b } = this.pair;
+    if (id) await send("POST", `/chat/comparisons/${id}`, { winner });
+    const better = { a, b }[winner];
+    if (better) this.chat.select(better);
+    for (const side of sides) {
+      sheet(`pair-${side}`).classList.toggle("chosen", winner === side);
+      const origin = this.pair[side] === second ? strings.new_answer : strings.earlier_answer;
+      sheet(`pair-${side}-origin`).textContent = `${origin} · ${this.pair[side].model ?? strings.your_answer}`;
+    }
+    sheet("pair-choices").hidden = true;
+    sheet("pair-done").hidden = false;
+    sheet("pair-done").querySelector("button").focus();
+    announce(strings.chosen);
+    this.pair = { first, second, a, b };
+  }
+}

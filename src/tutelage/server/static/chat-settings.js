@@ -1,0 +1,72 @@
+// System prompt and sampling: changed in a sheet, sent with every question, remembered here for the next new chat.
+import { say, strings } from "./chat-thread.js";
+
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const field = (name) => document.getElementById(name);
+
+export class Settings {
+  constructor(page) {
+    this.models = new Map(page.models.map((model) => [model.id, model]));
+    this.defaults = page.defaults;
+    const remembered = page.conversation ?? JSON.parse(localStorage.getItem("settings") ?? "{}");
+    this.system = remembered.system ?? "";
+    this.values = { ...this.defaults, ...remembered.settings };
+    const model = field("model");
+    if (this.models.has(remembered.model)) model.value = remembered.model;
+    model.addEventListener("change", () => this.remember());
+    for (const name of ["system", ...NUMBERS]) field(name).addEventListener("input", () => this.read());
+    this.show();
+  }
+
+  get model() {
+    return field("model").value;
+  }
+
+  get room() {
+    return this.models.get(this.model)?.context ?? Infinity;
+  }
+
+  // What is sent: never more tokens than the model's context leaves beside a question.
+  get sent() {
+    const longest = Math.max(1, Math.floor(this.room / 2));
+    return { ...this.values, max_tokens: Math.min(this.values.max_tokens ?? Math.floor(this.room / 4), longest) };
+  }
+
+  show() {
+    field("system").value = this.system;
+    for (const name of NUMBERS) field(name).value = this.values[name] ?? "";
+    this.changed();
+  }
+
+  changed() {
+    for (const name of ["temperature", "top_p"]) {
+      document.querySelector(`output[for=${name}]`).value = Number(field(name).value).toFixed(2);
+    }
+    field("max_tokens").max = Math.max(1, Math.floor(this.room / 2));
+    field("max_tokens").placeholder = Math.floor(this.room / 4);
+    field("max_tokens-hint").textContent = say(strings.context, { context: this.room });
+  }
+
+  remember() {
+    this.changed();
+    const { system, values: settings, model } = this;
+    localStorage.setItem("settings", JSON.stringify({ system, settings, model }));
+  }
+
+  read() {
+    this.system = field("system").value;
+    for (const name of NUMBERS) {
+      const value = field(name).valueAsNumber;
+      if (Number.isNaN(value)) delete this.values[name];
+      else if (field(name).validity.valid) this.values[name] = value;
+    }
+    this.remember();
+  }
+
+  reset() {
+    this.system = "";
+    this.values = { ...this.defaults };
+    this.show();
+    this.remember();
+  }
+}

@@ -1,0 +1,63 @@
+// Sheets (native dialogs) and short notices.
+import { strings } from "./chat-thread.js";
+
+const toastBox = document.getElementById("toast");
+const status = document.getElementById("status");
+const TOAST_MS = 6000;
+let toastTimer;
+
+export function sheet(id) {
+  return document.getElementById(id);
+}
+
+// Opens a sheet; the promise comes true when it is closed, with what it was closed with.
+export function open(id) {
+  const dialog = sheet(id);
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true });
+  });
+}
+
+export function close(element, value = "") {
+  element.closest("dialog").close(value);
+}
+
+export function toast(text) {
+  clearTimeout(toastTimer);
+  toastBox.textContent = text;
+  toastBox.hidden = false;
+  toastTimer = setTimeout(() => {
+    toastBox.hidden = true;
+  }, TOAST_MS);
+}
+
+// For screen readers; nothing is seen of it.
+export function announce(text) {
+  status.textContent = text;
+}
+
+// A question with Cancel: true or the typed text for yes, otherwise "".
+export async function ask({ title, text = "", yes, input }) {
+  sheet("ask-title").textContent = title;
+  sheet("ask-text").textContent = text;
+  sheet("ask-text").hidden = !text;
+  sheet("ask-yes").textContent = yes;
+  sheet("ask-field").hidden = input === undefined;
+  sheet("ask-input").value = input ?? "";
+  const closed = open("ask");
+  if (input !== undefined) sheet("ask-input").select();
+  return (await closed) === "yes" && (input === undefined || sheet("ask-input").value.trim());
+}
+
+export async function chooseReasons(side, given, comment) {
+  const boxes = [...sheet("reasons").querySelectorAll("input[name=reason]")];
+  for (const set of sheet("reasons").querySelectorAll("fieldset")) set.hidden = set.dataset.side !== side;
+  for (const box of boxes) box.checked = given.includes(box.value);
+  sheet("comment").value = comment;
+  sheet("reasons-title").textContent = side === "up" ? strings.why_good : strings.why_bad;
+  const how = await open("reasons");
+  const shown = boxes.filter((box) => box.checked && !box.closest("fieldset").hidden);
+  return { how, reasons: shown.map((box) => box.value), comment: sheet("comment").value.trim() };
+}

@@ -1,0 +1,245 @@
+// The chat page: what stands where, and what each button and key does.
+import { Answers, copied } from "./chat-answers.js";
+import { Judgements } from "./chat-judgements.js";
+import { Keeping } from "./chat-keeping.js";
+import { drawer, remove, rename, showList } from "./chat-list.js";
+import { send } from "./chat-server.js";
+import { Settings } from "./chat-settings.js";
+import { close, open, toast } from "./chat-sheets.js";
+import { itemOf, part, render, strings, toEnd } from "./chat-thread.js";
+import { Tree } from "./chat-tree.js";
+
+const page = JSON.parse(document.body.dataset.page);
+const byId = (id) => document.getElementById(id);
+const box = byId("message");
+const composer = byId("composer");
+
+const chat = {
+  tree: new Tree(page.messages),
+  settings: new Settings(page),
+  keepingState: new Keeping(page),
+  conversation: page.conversation,
+  conversations: page.conversations,
+  temporary: false,
+
+  keeping: () => chat.keepingState.on && !chat.temporary,
+
+  busy(now) {
+    byId("send").hidden = now;
+    byId("stop").hidden = !now;
+    if (!now) fit();
+  },
+
+  // The server has begun to keep this chat.
+  kept(conversation) {
+    if (chat.conversation) return;
+    chat.conversation = conversation;
+    chat.conversations.unshift(conversation);
+    history.replaceState(null, "", `/chat/${conversation.id}`);
+    document.title = `${conversation.title} · Tutelage`;
+    byId("title").textContent = conversation.title;
+    showState();
+  },
+
+  select(message) {
+    chat.tree.select(message);
+    if (chat.conversation) send("POST", `/chat/messages/${message.id}/select`).catch(complain);
+    render(chat.tree, null);
+  },
+
+  async consent() {
+    if (await chat.keepingState.decide().catch(complain)) showState();
+    if (!chat.keepingState.on && chat.conversation) location.assign("/chat"); // it has just been deleted
+  },
+};
+chat.answers = new Answers(chat);
+chat.judgements = new Judgements(chat);
+
+function complain(error) {
+  toast(error.message);
+}
+
+function showState() {
+  const begun = chat.tree.messages.size > 0;
+  chat.keepingState.show({ kept: chat.conversation !== null, temporary: chat.temporary, begun });
+  byId("temporary").setAttribute("aria-pressed", String(chat.temporary));
+  byId("temporary").disabled = chat.conversation !== null || begun;
+  showList(chat.conversations, chat.conversation?.id);
+}
+
+async function submit() {
+  const text = box.value.trim();
+  if (!text || chat.answers.busy) return;
+  const parent = chat.tree.path().at(-1)?.id ?? null;
+  box.value = "";
+  fit();
+  sessionStorage.removeItem("draft");
+  const asked = chat.answers.ask(text, parent);
+  showState();
+  if (!(await asked) && !box.value) box.value = text;
+  showState();
+  fit();
+  if (matchMedia("(hover: hover)").matches) box.focus({ preventScroll: true });
+}
+
+// The box is as high as its text; there is something to send only if there is something in it.
+function fit() {
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight}px`;
+  byId("send").disabled = !box.value.trim() || !page.models.length;
+}
+
+function messageAt(element) {
+  return chat.tree.messages.get(element.closest(".turn").dataset.id);
+}
+
+function edit(message) {
+  if (chat.answers.busy) return;
+  const item = itemOf(message);
+  const form = part("edit");
+  const text = form.querySelector("textarea");
+  text.value = message.content;
+  for (const child of item.children) child.hidden = true;
+  item.append(form);
+  text.focus();
+  const end = () => {
+    form.remove();
+    for (const child of item.children) child.hidden = false;
+    item.querySelector("[data-act=edit]").focus();
+  };
+  form.querySelector("[data-act=cancel-edit]").addEventListener("click", end);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    end();
+    if (text.value.trim()) chat.answers.ask(text.value.trim(), message.parent);
+  });
+  text.addEventListener("keydown", (event) => {
+    if (sends(event)) form.requestSubmit();
+    else if (event.key === "Escape") end();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+function branch(button, step) {
+  const message = messageAt(button);
+  const siblings = chat.tree.siblings(message);
+  const next = siblings[(siblings.indexOf(message) + step + siblings.length) % siblings.length];
+  chat.select(next);
+  itemOf(next).querySelector(`[data-act=${button.dataset.act}]`).focus();
+}
+
+function download() {
+  const system = chat.settings.system ? [{ role: "system", content: chat.settings.system }] : [];
+  const messages = [...system, ...chat.tree.path().map(({ role, content }) => ({ role, content }))];
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([`${JSON.stringify({ messages, source: "chat" })}\n`]));
+  link.download = "chat.jsonl";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function theme() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  localStorage.setItem("theme", now === "dark" ? "light" : "dark");
+  document.documentElement.dataset.theme = localStorage.getItem("theme");
+}
+
+const conversationAt = (button) => chat.conversations.find(({ id }) => id === button.closest("li").dataset.id);
+
+const ACTS = {
+  new: () => location.assign("/chat"),
+  stop: () => chat.answers.stop(),
+  settings: () => open("settings"),
+  help: () => open("help"),
+  consent: () => chat.consent(),
+  defaults: () => chat.settings.reset(),
+  theme,
+  download,
+  latest: toEnd,
+  "open-sidebar": () => drawer(true),
+  "close-sidebar": () => drawer(false),
+  "close-dialog": (button) => close(button),
+  forget: (button) => close(button, "forget"),
+  "take-back-thumb": (button) => close(button, "take-back"),
+  "no-banner": () => {
+    localStorage.setItem("no-banner", "1");
+    showState();
+  },
+  temporary: () => {
+    chat.temporary = !chat.temporary;
+    showState();
+  },
+  starter: (button) => {
+    box.value = button.textContent;
+    submit();
+  },
+  copy: (button) => copied(messageAt(button)),
+  edit: (button) => edit(messageAt(button)),
+  previous: (button) => branch(button, -1),
+  following: (button) => branch(button, 1),
+  "thumb-up": (button) => chat.judgements.thumb(messageAt(button), 1),
+  "thumb-down": (button) => chat.judgements.thumb(messageAt(button), -1),
+  regenerate: (button) => chat.answers.answer(chat.tree.messages.get(messageAt(button).parent)),
+  compare: (button) => chat.judgements.compare(messageAt(button)),
+  better: (button) => chat.judgements.better(messageAt(button)),
+  choose: (button) => chat.judgements.choose(button.dataset.winner),
+  rename: async (button) => {
+    if (await rename(conversationAt(button))) showState();
+  },
+  delete: async (button) => {
+    const conversation = conversationAt(button);
+    if (!(await remove(conversation))) return;
+    if (conversation.id === chat.conversation?.id) location.assign("/chat");
+    chat.conversations = chat.conversations.filter((other) => other !== conversation);
+    showState();
+  },
+};
+const WAITING = new Set(["regenerate", "compare", "better", "edit", "previous", "following"]); // not while one is written
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-act]");
+  const act = button && ACTS[button.dataset.act];
+  if (!act || (WAITING.has(button.dataset.act) && chat.answers.busy)) return;
+  Promise.resolve(act(button)).catch(complain);
+});
+
+// Safari ends an input method's composition before it reports its Enter: 229 is that Enter.
+function sends(event) {
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
+}
+
+box.addEventListener("keydown", (event) => {
+  if (!sends(event)) return;
+  event.preventDefault();
+  submit();
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape") {
+    if (document.body.classList.contains("sidebar-open")) drawer(false);
+    else chat.answers.stop();
+  } else if (event.key === "ArrowUp" && (event.ctrlKey || event.metaKey)) {
+    const last = chat.tree.path().findLast((message) => message.role === "user");
+    if (last) edit(last);
+  }
+});
+
+composer.addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+box.addEventListener("input", () => {
+  sessionStorage.setItem("draft", box.value); // so that a reload or a new sign-in does not lose it
+  fit();
+});
+document.querySelector(".new-chat").title = strings.new_chat;
+box.value = sessionStorage.getItem("draft") ?? "";
+render(chat.tree, null);
+showState();
+fit();
+toEnd();
+if (matchMedia("(hover: hover)").matches) box.focus();

@@ -1,0 +1,455 @@
+"""The chat page in Chromium: by mouse and by keyboard, in two languages, on a phone, with nothing from elsewhere."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from sqlalchemy import select
+
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import save_policy
+from tutelage.sampling.engine import EngineConfig
+from tutelage.server.models import Registry
+from tutelage.store.tables import ChatMessage, Comparison, Feedback
+from tutelage.text.tokenizer import Tokenizer
+from tutelage.web import people
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+pytestmark = pytest.mark.slow
+expect = playwright_api.expect
+
+ANSWER = "the **cat** sat on the mat.\n\n1. one\n2. two\n\n```\nand the dog\n```"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "![x](http://evil.example/x.png) [y](javascript:alert(1))",
+    "'\"></div></script><svg onload=alert(1)>",
+    "</template><iframe src='javascript:alert(1)'></iframe>",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no Chromium on this machine (Debian, Ubuntu: apt install chromium)")
+    with playwright_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def trained_models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A real model behind the real engine; its weights are random, and so are its words."""
+    shape = dict(width=16, layers=1, heads=2, kv_heads=2, head_width=8, hidden=32, context=200, qk_norm=True)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).initialise(torch.Generator().manual_seed(1))
+    folder = tmp_path_factory.mktemp("runs") / "random"
+    folder.mkdir()
+    save_policy(folder, model, tokenizer)
+    registry = Registry(choose_device("cpu", "fp32"), EngineConfig())
+    registry.load(str(folder))
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def visit(chromium: Any, site: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """visit("an answer", width=360, lang="zh-CN", theme="dark") -> a page of an admin; it watches over itself.
+
+    page.site is the site; what the page must not do (errors, other hosts, dialogs) fails the test at its end.
+    """
+    servers, wrong = [], []
+
+    def start(
+        *answers: str, width: int = 1280, lang: str = "en-GB", theme: str = "light", kept: bool = True, **more: Any
+    ) -> Any:
+        made = site(*answers, **more)
+        server = uvicorn.Server(uvicorn.Config(made.app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+        threading.Thread(target=server.run, daemon=True).start()
+        wait(lambda: server.started)
+        servers.append(server)
+        host = f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        context = chromium.new_context(
+            viewport={"width": width, "height": 760}, locale=lang, color_scheme=theme, has_touch=width < 500
+        )
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda line: line.type in ("error", "warning") and wrong.append(line.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda asked: elsewhere(asked.url, host) and wrong.append(asked.url))
+        page.goto(f"http://{host}/signin/{people.make_link(made.database, people.owner(made.database).id)}")
+        page.goto(f"http://{host}/chat")
+        page.site, page.wrong = made, wrong
+        if kept:
+            allow_keeping(page)
+        return page
+
+    yield start
+    for server in servers:
+        server.should_exit = True
+    for context in chromium.contexts:
+        context.close()
+    assert wrong == []
+
+
+def elsewhere(url: str, host: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme not in ("data", "blob") and parts.netloc != host
+
+
+def wait(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def allow_keeping(page: Any) -> None:
+    page.click("#recording")
+    for box in ("allowed", "record", "train"):
+        page.check(f"#{box}")
+    page.click("#consent .primary")
+    expect(page.locator("#recording.kept")).to_be_visible()
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+    done(page)
+
+
+def done(page: Any) -> None:
+    expect(page.locator("#status")).not_to_have_text("")
+    expect(page.locator("#send")).to_be_visible()
+
+
+def answer(page: Any) -> Any:
+    return page.locator(".turn.assistant").last
+
+
+def act(page: Any, name: str) -> Any:
+    return answer(page).locator(f"[data-act={name}]")
+
+
+def rows(page: Any, table: Any) -> list[Any]:
+    with page.site.database.read() as session:
+        return list(session.scalars(select(table).order_by(table.id)))
+
+
+def test_a_chat_by_mouse(visit) -> None:
+    page = visit(ANSWER, "hello there", "how are you today?", "fine, thank you")
+    page.click(".starters button >> nth=0")
+    done(page)
+    expect(answer(page).locator("strong")).to_have_text("cat")
+    expect(answer(page).locator("pre")).to_contain_text("and the dog")
+    assert page.url.rpartition("/")[2].startswith("cnv_")
+    act(page, "copy").click()
+    wait(lambda: page.evaluate("navigator.clipboard.readText()") == ANSWER)
+
+    act(page, "thumb-down").click()
+    page.get_by_text("Made up").click()
+    page.fill("#comment", "not so")
+    page.click("#reasons .primary")
+    expect(act(page, "thumb-down")).to_have_attribute("aria-pressed", "true")
+    wait(lambda: [(f.value, f.reasons, f.text) for f in rows(page, Feedback)] == [(-1, ["untrue"], "not so")])
+
+    act(page, "regenerate").click()
+    expect(answer(page).locator(".text")).to_have_text("hello there")
+    expect(answer(page).locator(".count")).to_have_text("2/2")
+    act(page, "previous").click()
+    expect(answer(page).locator("strong")).to_have_text("cat")
+    act(page, "following").click()
+
+    act(page, "compare").click()
+    expect(page.locator("#pair-choices")).to_be_visible()
+    shown = {page.locator(f"#pair-{side}").inner_text() for side in "ab"}
+    assert shown == {"hello there", "how are you today?"}
+    assert "tiny" not in page.locator("#pair").inner_text()  # who wrote which stays hidden
+    page.click("[data-winner=a]")
+    expect(page.locator("#pair-a-origin")).to_contain_text("tiny")
+    chosen = page.locator("#pair-a").inner_text()
+    page.click("#pair-done button")
+    expect(answer(page).locator(".text")).to_have_text(chosen)
+    assert [c.winner for c in rows(page, Comparison)] == ["a"]
+
+    act(page, "better").click()
+    page.fill("#better-text", "A better one.")
+    page.click("#better .primary")
+    expect(answer(page).locator(".text")).to_have_text("A better one.")
+    assert [f.text for f in rows(page, Feedback) if f.kind == "demonstration"] == ["A better one."]
+
+    page.locator(".turn.user").hover()
+    page.click(".turn.user [data-act=edit]")
+    page.fill(".edit textarea", "another question")
+    page.click(".edit .primary")
+    done(page)
+    expect(page.locator(".turn.user .bubble")).to_have_text("another question")
+    expect(page.locator(".turn.user .count")).to_have_text("2/2")
+
+    page.reload()  # what was kept is there again
+    expect(page.locator(".turn.user .bubble")).to_have_text("another question")
+    page.click(".turn.user [data-act=previous]")
+    expect(answer(page).locator(".text")).to_have_text("A better one.")
+    page.click("#conversations [data-act=rename]")
+    page.fill("#ask-input", "Renamed")
+    page.press("#ask-input", "Enter")
+    expect(page.locator("#conversations .name")).to_have_text("Renamed")
+    page.click("#conversations [data-act=delete]")
+    page.click("#ask-yes")
+    page.wait_for_url("**/chat")
+    assert rows(page, ChatMessage) == []
+
+
+def tab_to(page: Any, selector: str, back: bool = False) -> None:
+    """Press Tab until the focus is there: as many presses as there are stops at most."""
+    for _ in range(80):
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+        if page.evaluate("s => document.activeElement?.matches(s)", selector):
+            return
+    raise AssertionError(f"the keyboard does not reach {selector}")
+
+
+def test_a_chat_by_keyboard_alone_in_chinese(visit) -> None:
+    page = visit("你好，谢谢你", "今天天气很好", lang="zh-CN", kept=False)
+    tab_to(page, "#recording", back=True)
+    page.keyboard.press("Enter")
+    tab_to(page, "#allowed")
+    page.keyboard.press("Space")
+    tab_to(page, "#record")
+    page.keyboard.press("Space")
+    tab_to(page, "#consent .primary")
+    page.keyboard.press("Enter")
+    expect(page.locator("#recording")).to_have_text("已保存")
+    tab_to(page, "#message")
+    page.keyboard.type("你好吗？")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("第二行")
+    page.keyboard.press("Enter")
+    expect(answer(page).locator(".text")).to_have_text("你好，谢谢你")
+    expect(page.locator(".turn.user .bubble")).to_have_text("你好吗？\n第二行")
+    expect(answer(page).locator(".text")).to_have_attribute("lang", "zh-Hans")
+    expect(page.locator("#message")).to_be_focused()
+    tab_to(page, ".assistant [data-act=thumb-up]", back=True)
+    page.keyboard.press("Enter")
+    expect(page.locator("#reasons")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".assistant [data-act=thumb-up]")).to_be_focused()
+    tab_to(page, ".assistant [data-act=compare]")
+    page.keyboard.press("Enter")
+    expect(page.locator("#pair-choices button").first).to_be_focused()
+    page.keyboard.press("3")
+    expect(page.locator("#pair-done button")).to_be_focused()
+    page.keyboard.press("Enter")
+    assert [c.winner for c in rows(page, Comparison)] == ["tie"]
+    page.keyboard.press("Control+ArrowUp")
+    expect(page.locator(".edit textarea")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator(".edit")).to_have_count(0)
+
+
+def test_the_keyboard_is_trapped_nowhere(visit) -> None:
+    page = visit("hello")
+    ask(page, "one")
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):
+            return  # out at the other end
+    raise AssertionError("Tab never leaves the page")
+
+
+def test_a_real_model_answers(visit, trained_models: Registry) -> None:
+    page = visit(models=trained_models)
+    page.click("[data-act=settings]")
+    page.fill("#seed", "5")
+    page.fill("#max_tokens", "12")
+    page.click("#settings .primary")
+    ask(page, "hello")
+    act(page, "regenerate").click()
+    expect(page.locator("#send")).to_be_visible()
+    question, first, second = rows(page, ChatMessage)
+    assert first.content and first.content == second.content  # the same seed
+    assert first.model_id == "random" and first.fingerprint.startswith("fp_") and 0 < first.completion_tokens <= 12
+    assert first.prompt_tokens and first.ttft_ms is not None
+
+
+def test_stop_ends_the_answer_and_keeps_what_there_is(visit) -> None:
+    page = visit("the cat sat on the mat and the dog sat on the cat", pause=0.15)
+    page.fill("#message", "tell me")
+    page.press("#message", "Enter")
+    expect(answer(page).locator(".text")).to_contain_text("the")
+    page.keyboard.press("Escape")
+    expect(page.locator("#send")).to_be_visible()
+    expect(answer(page).locator(".note")).to_have_text("Stopped.")
+    wait(lambda: page.site.engine.running == 0)
+    assert page.site.engine.cancelled == 1
+    wait(lambda: [m.finish_reason for m in rows(page, ChatMessage)] == [None, "cancelled"])
+    kept = rows(page, ChatMessage)[-1].content
+    assert kept and "the cat sat on the mat and the dog sat on the cat".startswith(kept)
+    act(page, "regenerate").click()
+    page.click("#stop")
+    expect(page.locator("#send")).to_be_visible()
+
+
+def test_what_no_longer_fits_is_shown(visit) -> None:
+    page = visit("one two three")
+    for number in range(7):
+        ask(page, f"{number} " + "the cat sat on the mat, " * 4)
+    expect(page.locator(".dropped")).to_be_visible()
+    unseen = page.locator(".turn.unseen").count()
+    assert unseen > 0 and unseen % 2 == 0
+    expect(page.locator(".dropped")).to_contain_text(f"no longer sees the {unseen} messages above")
+    page.reload()
+    expect(page.locator(".dropped")).to_be_visible()
+    assert page.locator(".turn.unseen").count() == unseen
+
+
+def test_enter_of_an_input_method_sends_nothing(visit) -> None:
+    page = visit("hello")
+    page.fill("#message", "ni hao")
+    for how in ("isComposing: true", "keyCode: 229"):
+        script = f"e => e.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, {how}}}))"
+        page.locator("#message").evaluate(script)
+    assert page.input_value("#message") == "ni hao" and page.site.engine.asked == []
+    page.press("#message", "Enter")
+    done(page)
+    assert len(page.site.engine.asked) == 1
+
+
+def test_a_temporary_chat_is_never_kept(visit) -> None:
+    page = visit("hello")
+    page.click("#temporary")
+    expect(page.locator("#recording")).to_have_text("Temporary")
+    ask(page, "a secret")
+    act(page, "thumb-up").click()
+    expect(page.locator("#toast")).to_contain_text("temporary chat is not kept")
+    act(page, "compare").click()
+    page.click("[data-winner=b]")
+    page.click("#pair-done button")
+    assert rows(page, ChatMessage) == rows(page, Comparison) == rows(page, Feedback) == []
+    assert page.url.endswith("/chat")
+
+
+def test_without_consent_a_thumb_asks_for_it(visit) -> None:
+    page = visit("hello", kept=False)
+    expect(page.locator("#banner")).to_be_visible()
+    page.click("[data-act=no-banner]")
+    expect(page.locator("#banner")).to_be_hidden()
+    ask(page, "hi")
+    act(page, "thumb-up").click()
+    expect(page.locator("#consent")).to_be_visible()
+    assert rows(page, ChatMessage) == rows(page, Feedback) == []
+
+
+def test_settings_are_sent_and_remembered(visit) -> None:
+    page = visit("one two three four five", kept=False)
+    page.click("[data-act=settings]")
+    page.fill("#system", "be kind")
+    page.locator("#temperature").focus()
+    page.keyboard.press("Home")
+    page.fill("#max_tokens", "2")
+    page.click("#settings .primary")
+    ask(page, "hi")
+    asked = page.site.engine.asked[-1]
+    assert asked.sampling.temperature == 0 and asked.max_new_tokens == 2
+    assert "be kind" in page.site.engine.words.decode(list(asked.prompt))
+    expect(answer(page).locator(".note")).to_be_visible()  # cut off, and that is said
+    page.reload()
+    assert page.input_value("#system") == "be kind" and page.input_value("#max_tokens") == "2"
+
+
+def test_nothing_is_lost_while_the_server_is_away(visit) -> None:
+    page = visit("hello")
+    page.context.set_offline(True)
+    page.fill("#message", "are you there?")
+    page.press("#message", "Enter")
+    expect(page.locator("#toast")).to_have_text("The server cannot be reached.")
+    expect(page.locator("#message")).to_have_value("are you there?")
+    page.context.set_offline(False)
+    page.press("#message", "Enter")
+    expect(answer(page).locator(".text")).to_have_text("hello")
+    page.wrong[:] = [line for line in page.wrong if "ERR_INTERNET_DISCONNECTED" not in line]
+
+
+def test_a_draft_survives_a_reload(visit) -> None:
+    page = visit("hello", kept=False)
+    page.locator("#message").press_sequentially("half a thought")
+    page.reload()
+    expect(page.locator("#message")).to_have_value("half a thought")
+    page.press("#message", "Enter")
+    done(page)
+    page.reload()
+    expect(page.locator("#message")).to_have_value("")
+
+
+def test_hostile_text_runs_and_loads_nothing(visit) -> None:
+    page = visit(*HOSTILE)
+    for text in HOSTILE:
+        ask(page, text)
+    page.reload()
+    page.wait_for_timeout(300)
+    assert page.locator(".turn").count() == 2 * len(HOSTILE)
+    for tag in ("img", "iframe", "script", "svg:not(.icon)", "[onload]", "[href^=javascript]"):
+        assert page.locator(f".thread .text {tag}").count() == 0
+    assert page.locator(".bubble").first.inner_text() == HOSTILE[0]
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("lang", ["en-GB", "zh-CN"])
+def test_every_sheet_fits_and_is_accessible(visit, width: int, lang: str) -> None:
+    """axe finds nothing serious in either theme; nothing is wider than the screen."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = visit(ANSWER, lang=lang, width=width, kept=False)
+    found = []
+
+    def look(where: str) -> None:
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            violations = axe.run(page).response["violations"]
+            serious = [v for v in violations if v["impact"] in ("serious", "critical")]
+            found.extend((where, theme, v["id"], [node["html"] for node in v["nodes"]][:3]) for v in serious)
+
+    look("empty")
+    allow_keeping(page)
+    ask(page, "hello")
+    look("chat")
+    for button, dialog in [
+        ("[data-act=settings]:visible", "#settings"),
+        ("#recording", "#consent"),
+        (".assistant [data-act=thumb-down]", "#reasons"),
+        (".assistant [data-act=better]", "#better"),
+        (".assistant [data-act=compare]", "#pair-choices"),
+    ]:
+        page.click(button)
+        expect(page.locator(dialog)).to_be_visible()
+        look(dialog)
+        page.keyboard.press("Escape")
+    if width == 360:
+        page.click("[data-act=open-sidebar]")
+        expect(page.locator("#sidebar [data-act=close-sidebar]")).to_be_focused()
+        look("drawer")
+        page.keyboard.press("Escape")
+        expect(page.locator("#sidebar")).to_be_hidden()
+    assert found == []
+
+
+def test_light_and_dark_can_be_chosen(visit) -> None:
+    page = visit("hello", kept=False)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(paper)
+    page.click("[data-act=theme]")
+    assert page.evaluate(paper) != before
+    page.reload()
+    assert page.evaluate(paper) != before
