@@ -1,0 +1,55 @@
+"""`tutelage keys`, as it is typed, beside a server that holds the same database."""
+
+import re
+
+import pytest
+
+from tutelage import cli
+from tutelage.web.keys import open_store
+
+
+@pytest.fixture
+def keys(tmp_path, capsys: pytest.CaptureFixture[str]):
+    """keys("list") -> (exit code, what was printed)."""
+
+    def run(*words: str) -> tuple[int, str]:
+        code = 0
+        try:
+            cli.main(["keys", *words, "--data", str(tmp_path / "data")])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def test_made_listed_used_and_revoked(keys, tmp_path) -> None:
+    assert keys("list") == (0, "")
+    _, made = keys("make", "--name", "laptop", "--scopes", "inference", "admin", "--days", "3", "--concurrent", "2")
+    secret = re.findall(r"^(sk-[\w-]{43})   \(shown only now\)$", made, re.MULTILINE)[0]
+    _, listed = keys("list")
+    assert secret not in listed and secret[:9] in listed and "laptop  inference,admin  until 20" in listed
+    database, ring = open_store(tmp_path / "data", "")
+    found = ring.find(secret)
+    assert (found.concurrent, found.scopes) == (2, ["inference", "admin"])
+    database.close()
+    assert keys("revoke", "laptop")[0] == 0
+    assert "revoked" in keys("list")[1]
+    database, ring = open_store(tmp_path / "data", "")
+    assert ring.find(secret) is None
+    database.close()
+
+
+def test_mistakes_are_one_line(keys) -> None:
+    keys("make", "--name", "twin")
+    keys("make", "--name", "twin")
+    for words in (
+        ("revoke", "nobody"),
+        ("revoke", "twin"),
+        ("make", "--scopes", "king"),
+        ("forge",),
+        ("make", "--concurrent", "0"),
+    ):
+        code, said = keys(*words)
+        assert (code, said.count("\n")) == (2, 1), words

@@ -1,0 +1,201 @@
+"""A real server process with tiny trained models, asked by the official client, by raw sockets, and killed."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import scenarios
+import torch
+from live import Live, client_of, kill_rounds, wait_for
+from openai import APIError
+
+sys.path.append(str(Path(__file__).parent.parent / "stages"))
+from world import World  # noqa: E402
+
+from tutelage import cli  # noqa: E402
+from tutelage.rewards.http import HTTPReward  # noqa: E402
+from tutelage.runs.device import choose_device  # noqa: E402
+from tutelage.runs.folder import load_policy  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A base model, a tuned one and a reward model, trained in seconds, as `serve` takes them."""
+    world = World(tmp_path_factory.mktemp("served")).make()
+    return [str(world.base), f"chat={world.sft}", f"judge={world.reward}"]
+
+
+@pytest.fixture(scope="session")
+def live(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    server = Live(tmp_path_factory.mktemp("live"), *runs)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def clients(live: Live) -> scenarios.Clients:
+    return scenarios.Clients(live.url + "/v1", live.key)
+
+
+def test_there_are_enough_scenarios() -> None:
+    assert len(scenarios.SCENARIOS) >= 100
+
+
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_the_official_client(name: str, clients: scenarios.Clients) -> None:
+    scenarios.SCENARIOS[name](clients)
+
+
+def together(count: int, work) -> None:
+    """`work(0)` ... `work(count - 1)`, each in a thread."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def admin_key(live: Live) -> str:
+    """Made beside the running server, as a person would."""
+    command = [sys.executable, "-m", "tutelage", "keys", "make", "--scopes", "inference", "admin", "--data"]
+    said = subprocess.run([*command, str(live.folder / "data")], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"sk-[\w-]{43}", said)[0]
+
+
+def test_200_aborted_requests_and_then_one_that_answers(live: Live, clients: scenarios.Clients) -> None:
+    body = {"model": "chat", "messages": scenarios.ASK, "stream": True, "n": 4}
+
+    def abort(_: int) -> None:
+        for _ in range(10):
+            with httpx2.stream(
+                "POST", live.url + "/v1/chat/completions", json=body, headers=bearer(live.key)
+            ) as answer:
+                next(answer.iter_bytes(), None)
+
+    together(20, abort)
+    assert clients.chat(timeout=5).choices
+    headers = bearer(admin_key(live))
+    wait_for(lambda: "tutelage_active_answers 0.0" in httpx2.get(live.url + "/metrics", headers=headers).text, 2)
+
+
+def test_a_chat_alone_equals_a_chat_in_a_crowd(clients: scenarios.Clients) -> None:
+    """A seed decides, whatever else runs."""
+
+    def text(seed: int) -> str:
+        return clients.chat(seed=seed, temperature=1.3).choices[0].message.content
+
+    alone = [text(seed) for seed in range(6)]
+    crowd: dict[int, str] = {}
+    together(6, lambda seed: crowd.update({seed: text(seed)}))
+    assert [crowd[seed] for seed in range(6)] == alone
+
+
+def test_what_echo_tells_is_the_models_own(runs: list[str], clients: scenarios.Clients) -> None:
+    """Against one forward pass of the model on the disk, without engine, cache or server."""
+    model, tokenizer = load_policy(Path(runs[0]), choose_device("cpu", "auto"))
+    ids = tokenizer.encode("Ann: is the cat red?\nBob: yes, it is red.")
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids]))[0].float().log_softmax(-1)
+    settings = dict(model="base", prompt=ids, echo=True, logprobs=3, max_tokens=0)
+    told = clients.lax.completions.create(**settings).choices[0].logprobs
+    for place, token in enumerate(ids[1:]):
+        assert told.token_logprobs[place + 1] == pytest.approx(float(logprobs[place, token]), abs=1e-4)
+        likeliest = sorted(told.top_logprobs[place + 1].values(), reverse=True)[:3]
+        assert likeliest == pytest.approx(logprobs[place].topk(3).values.tolist(), abs=1e-4)
+
+
+def test_the_score_route_is_what_rl_runs_ask(live: Live, clients: scenarios.Clients) -> None:
+    """Our own HTTP scorer against our own server."""
+    said = [[*scenarios.ASK, {"role": "assistant", "content": text}] for text in ("it is on the mat.", "no no no")]
+    scores = HTTPReward(live.url + "/v1/scores#judge", live.key)(said)
+    told = clients.lax.post("/scores", body={"model": "judge", "input": said}, cast_to=object)
+    assert scores == [row["score"] for row in told["data"]] and scores[0] != scores[1]
+
+
+def test_the_link_signs_in_and_strangers_stay_out(live: Live) -> None:
+    with httpx2.Client(base_url=live.url) as browser:
+        assert browser.get("/account", headers={"accept": "text/html"}).status_code == 303
+        assert browser.get(live.link).status_code == 303
+        assert browser.get("/account").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("nowhere",), "nowhere: no such folder or file"),
+        (("{base}", "base={chat}"), "a model named base is served already"),
+        (("{base}", "--port", "1000000"), "choose others with --host and --port"),
+        (("{base}", "--database", "mysql://x/y"), "only sqlite and postgresql"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(runs: list[str], tmp_path: Path, capsys, words, told: str) -> None:
+    places = {"base": runs[0], "chat": runs[1].partition("=")[2]}
+    given = [word.format(**places) for word in words]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["serve", *(["--port", "0"] if "--port" not in given else []), *given, "--data", str(tmp_path)])
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_second_start_keeps_the_key_and_a_signal_ends_it_in_order(runs: list[str], tmp_path: Path) -> None:
+    first = Live(tmp_path, *runs)
+    key = first.key
+    assert first.stop() == 0
+    second = Live(tmp_path, *runs)
+    stream = client_of(second, key).chat.completions.create(
+        model="chat", messages=scenarios.ASK, stream=True, n=16, temperature=2, logit_bias={"5": -100}
+    )
+    next(iter(stream))
+    ended = threading.Thread(target=second.stop)
+    ended.start()
+    with contextlib.suppress(APIError):  # "shutting down", unless the tiny model was faster than the signal
+        for _ in stream:
+            pass
+    ended.join()
+    assert second.process.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_client_of_1_x(live: Live, tmp_path: Path) -> None:
+    """The same scenarios with the client's version 1, in a process that finds that one first."""
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path), "openai>=1.109,<2"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the package index gives no openai 1.x: {done.stderr.strip()[-200:]}")
+    program = [sys.executable, str(Path(scenarios.__file__)), live.url + "/v1", live.key]
+    said = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    told = json.loads(said.stdout)
+    assert told.pop("version").startswith("1.") and len(told) >= 100
+    assert {name: trouble for name, trouble in told.items() if trouble} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, rounds", [("sqlite", 20), ("postgresql", 3)])
+def test_kill_9_loses_no_acknowledged_completion(kind: str, rounds: int, runs: list[str], tmp_path, request) -> None:
+    words = [*runs, *(["--database", request.getfixturevalue("postgresql").new_database()] if kind != "sqlite" else [])]
+    acknowledged, lost = kill_rounds(tmp_path, words, rounds)
+    assert acknowledged >= 5 * rounds and lost == 0
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(live: Live, tmp_path: Path) -> None:
+    """Thousands of requests, the schema's edges and sequences of calls, against the real process."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"), "run", live.url + "/v1/openapi.json", "--checks", checks,
+        "-H", f"Authorization: Bearer {admin_key(live)}", "--max-examples", "60", "--seed", "1",
+        "--exclude-path-regex", "/v1/models/.+", "--suppress-health-check", "all",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:]
