@@ -249,6 +249,7 @@ def test_a_chat_by_keyboard_alone_in_chinese(visit) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#pair-choices button").first).to_be_focused()
     page.keyboard.press("3")
+    page.keyboard.press("3")  # a second press at once is no second choice
     expect(page.locator("#pair-done button")).to_be_focused()
     page.keyboard.press("Enter")
     assert [c.winner for c in rows(page, Comparison)] == ["tie"]

@@ -80,7 +80,7 @@ export class Judgements {
     const made = kept ? await send("POST", "/chat/comparisons", { first: first.id, second: second.id }) : null;
     const swapped = made ? made.a === second.id : crypto.getRandomValues(new Uint8Array(1))[0] % 2 === 1;
     const [a, b] = swapped ? [second, first] : [first, second];
-    this.pair = { id: made?.id, first, second, a, b };
+    this.pair = { id: made?.id, second, a, b };
     for (const side of sides) {
       showText(sheet(`pair-${side}`), this.pair[side]);
       sheet(`pair-${side}`).classList.remove("chosen");
@@ -91,20 +91,31 @@ export class Judgements {
     sheet("pair-choices").firstElementChild.focus();
   }
 
+  // Once: a second press while the first is on its way is not a second choice.
   async choose(winner) {
-    const { id, first, second, a, b } = this.pair;
-    if (id) await send("POST", `/chat/comparisons/${id}`, { winner });
-    const better = { a, b }[winner];
+    if (!this.pair) return;
+    const pair = this.pair;
+    this.pair = null;
+    try {
+      if (pair.id) await send("POST", `/chat/comparisons/${pair.id}`, { winner });
+    } catch (error) {
+      this.pair = pair;
+      throw error;
+    }
+    this.reveal(pair, winner);
+  }
+
+  reveal(pair, winner) {
+    const better = { a: pair.a, b: pair.b }[winner];
     if (better) this.chat.select(better);
     for (const side of sides) {
       sheet(`pair-${side}`).classList.toggle("chosen", winner === side);
-      const origin = this.pair[side] === second ? strings.new_answer : strings.earlier_answer;
-      sheet(`pair-${side}-origin`).textContent = `${origin} · ${this.pair[side].model ?? strings.your_answer}`;
+      const origin = pair[side] === pair.second ? strings.new_answer : strings.earlier_answer;
+      sheet(`pair-${side}-origin`).textContent = `${origin} · ${pair[side].model ?? strings.your_answer}`;
     }
     sheet("pair-choices").hidden = true;
     sheet("pair-done").hidden = false;
     sheet("pair-done").querySelector("button").focus();
     announce(strings.chosen);
-    this.pair = { first, second, a, b };
   }
 }
