@@ -1,6 +1,6 @@
 """Supervised fine-tuning and the reward model with LoRA on a real model: ours against TRL 1.16's trainers.
 
-    python benchmarks/fine_tuning.py --demos runs/demo/data/demonstrations.train.jsonl [--rounds 3] [--peer PYTHON]
+    python benchmarks/fine_tuning.py [--demos runs/demo/data/demonstrations.train.jsonl] [--rounds 3] [--peer PYTHON]
 
 SmolLM2-135M-Instruct in bf16, LoRA of rank 16 on all linear maps of all layers in both. Three rows:
 `full`, steps of 8 x 256 random tokens, all supervised, in tokens a second; `dialogues`, the same real conversations in
@@ -181,7 +181,7 @@ def environment() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demos", type=Path, help="demonstrations, real dialogues")
+    parser.add_argument("--demos", type=Path, default=Path("runs/demo/data/demonstrations.train.jsonl"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", help="a Python with TRL 1.16")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # what the processes of our side are started with
