@@ -43,6 +43,7 @@ def killed(words: list[str], ready: Callable[[], bool]) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_once_however_often_it_is_killed(demo: tuple[Path, str], tmp_path: Path) -> None:
     out, toy = tmp_path / "curves", demo[0]
     words = [sys.executable, str(PROGRAM), str(toy), "--preset", "toy", "--count", "12", "--out", str(out)]

@@ -17,6 +17,7 @@ PROGRAM = Path(__file__).parents[2] / "benchmarks" / "trained_layers.py"
 BLOCK = 2 * ((32 + 32) + (32 + 16) + (32 + 16) + (32 + 32) + 3 * (32 + 64))
 
 
+@pytest.mark.slow
 def test_a_row_for_each_number_of_layers(demo: tuple[Path, str], tmp_path: Path) -> None:
     words = [
         sys.executable,
