@@ -308,6 +308,12 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str) -> None
         assert ids == answer(Engine(merged[name]), *LONG[i : i + 12]).ids
     again = answer(engine, *LONG[:12], adapter="blue")
     assert again.ids == answers["blue", 0] and again.done and again.done.cached_tokens == 11
+    ask(engine, *LONG[20:], adapter="red")
+    engine.step()
+    beside, _ = ask(engine, *LONG[20:], adapter="blue")  # the same prompt is there, but as another adapter reads it
+    finish(engine)
+    assert beside.done and beside.done.cached_tokens == 0
+    assert beside.ids == answer(Engine(merged["blue"]), *LONG[20:]).ids
     late, _ = ask(engine, 9, 9, adapter="red")
     engine.remove_adapter("red")
     assert late.done and late.done.reason == "cancelled"

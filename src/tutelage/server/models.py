@@ -78,7 +78,9 @@ class Registry:
     def _load_reward(self, name: str, place: Path) -> Served:
         reward = load_frozen(place, self.device)
         context = reward.model.trunk.config.context
-        return Served(name, "reward", reward.words, context, created(place), self._print(place), place, reward=reward)
+        return Served(
+            name, "reward", reward.words, context, created(place), self._fingerprint(place, ""), place, reward=reward
+        )
 
     def _load_policy(self, name: str, place: Path) -> Served:
         adapter = self._adapter_to_share(place)
@@ -86,14 +88,17 @@ class Registry:
         engine, words = self.engines[base] if base in self.engines else self._start(base)
         if adapter:
             try:
-                adapted, own = read_adapter(adapter, sharing(engine.model))
+                with self.turns:  # in the middle of a pass others' adapters hang in the model
+                    base_copy = sharing(engine.model)
+                adapted, own = read_adapter(adapter, base_copy)
                 words = Tokenizer.load(place) if (place / "tokenizer.json").is_file() else own or words
                 engine.add_adapter(name, adapted)
             except BaseException:
                 self._stop_unused()
                 raise
+        form = "adapter" if adapter else "merged"  # which are rounded differently
         return Served(
-            name, "policy", words, engine.context, created(place), self._print(place), base, engine,
+            name, "policy", words, engine.context, created(place), self._fingerprint(place, form), base, engine,
             adapter=name if adapter else "",
         )  # fmt: skip
 
@@ -146,8 +151,8 @@ class Registry:
         for name in self.names():
             self.unload(name)
 
-    def _print(self, place: Path) -> str:
-        made_of = f"{hash_input(place)}/{self.device.compute_dtype}/{version('tutelage')}"
+    def _fingerprint(self, place: Path, form: str) -> str:
+        made_of = f"{hash_input(place)}/{form}/{self.device.compute_dtype}/{version('tutelage')}"
         return f"fp_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
 
 

@@ -1,0 +1,204 @@
+"""Tokens a second for many at once: the engine alone, `tutelage serve` and `transformers serve`.
+
+    python benchmarks/serving.py [--rounds 3] [--streams 1 16 64] [--new 64] [--peer PYTHON] [--run RUN]
+
+SmolLM2-135M-Instruct in bf16 (or RUN), each stream a conversation of its own that asks for a long answer, at
+temperature 1, at most so many new tokens; prefill counts. The three take turns (A B A B ...), each round a process of
+its own that is warmed up with one answer per stream. Over HTTP the stream is read as it comes, and its text is counted
+in the model's tokens afterwards, alike for both. PYTHON is the interpreter of an environment with
+transformers[serving], by default this one if it has that; `--peer ""` is no peer. Prints a Markdown table: median, all
+rounds, times one stream, times the peer.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from tutelage.runs.base import find_base
+from tutelage.stages.imported import import_model
+from tutelage.text.tokenizer import Tokenizer
+
+PEER_NEEDS = ("transformers", "accelerate", "fastapi", "uvicorn", "openai")
+TOPICS = "a lighthouse, two brothers, the last train, a stolen map, winter, an old clock, the river, a lost dog".split(
+    ", "
+)
+ENGINE = """
+import json, sys, time
+from pathlib import Path
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import load_policy
+from tutelage.sampling.distribution import DistributionConfig
+from tutelage.sampling.engine import Engine, EngineConfig
+from tutelage.sampling.requests import Request, Token
+from tutelage.sampling.sampler import for_inference
+from tutelage.text.chat import encode_chat
+folder, new, streams = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+model, words = load_policy(folder, choose_device("cpu", "bf16"))
+engine = Engine(for_inference(model), EngineConfig(slots=64, context=1024, memory=3 << 30))
+def measure(asked):
+    written = []
+    begun = time.perf_counter()
+    for seed, text in enumerate(asked):
+        prompt = tuple(encode_chat(words, [{"role": "user", "content": text}], True).ids)
+        engine.submit(Request(prompt, new, DistributionConfig(), seed), written.append)
+    while engine.step():
+        pass
+    return sum(isinstance(event, Token) for event in written) / (time.perf_counter() - begun)
+print(json.dumps([(measure(warm), measure(asked))[1] for warm, asked in streams]))
+"""
+
+
+def question(number: int) -> str:
+    return f"Tell me a long story, number {number}, about {TOPICS[number % len(TOPICS)]}. Leave nothing out."
+
+
+def questions(streams: int) -> tuple[list[str], list[str]]:
+    """To warm up with, and to measure: no two alike, so that no answer's prompt is there already."""
+    numbers = range(10 * streams, 12 * streams)
+    return [question(n) for n in numbers[:streams]], [question(n) for n in numbers[streams:]]
+
+
+def engine_alone(folder: Path, new: int, streams: list[int]) -> list[float]:
+    asked = json.dumps([questions(n) for n in streams])
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE, str(folder), str(new), asked], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[tuple[str, str]]:
+    """Our server: its address and a key."""
+    with tempfile.TemporaryDirectory() as data:
+        command = [sys.executable, "-m", "tutelage", "serve", f"model={folder}", "--port", "0", "--data", data]
+        command += ["--slots", "64", "--context", "1024", "--memory", "3072", "--queue", "256"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout
+                said = "".join(line for line, _ in zip(server.stdout, range(3), strict=False))
+                address, key = re.search(r"http\S+/v1", said), re.search(r"API key\s+(\S+)", said)
+                assert address and key, said
+                yield address[0], key[1]
+            finally:
+                server.terminate()
+
+
+@contextmanager
+def theirs(folder: Path, python: str) -> Iterator[tuple[str, str]]:
+    """transformers' server with continuous batching: its address, and any key."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "-m", "transformers.cli.transformers", "serve", str(folder), "--continuous-batching"]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu", "--dtype", "bfloat16"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", server)
+            yield f"http://127.0.0.1:{port}/v1", "none"
+        finally:
+            server.terminate()
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the peer's server did not start; run its command by hand to see why"
+        try:
+            urlopen(address, timeout=5).close()
+            return
+        except (URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    raise AssertionError(f"{address} does not answer")
+
+
+def over_http(address: str, key: str, model: str, words: Tokenizer, new: int, streams: list[int]) -> list[float]:
+    rates = []
+    for asked in map(questions, streams):
+        for texts in asked:  # the second counts
+            begun, answers = time.perf_counter(), [""] * len(texts)
+
+            def ask(i: int, text: str, answers: list[str] = answers) -> None:
+                answers[i] = "".join(pieces(address, key, model, text, new))
+
+            threads = [threading.Thread(target=ask, args=each) for each in enumerate(texts)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            rate = sum(len(words.encode(answer)) for answer in answers) / (time.perf_counter() - begun)
+            assert all(answers), "a stream came to nothing"
+        rates.append(rate)
+    return rates
+
+
+def pieces(address: str, key: str, model: str, text: str, new: int) -> Iterator[str]:
+    """The content of one streamed answer."""
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": True, "max_tokens": new}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    request = Request(f"{address}/chat/completions", json.dumps(body | {"temperature": 1.0}).encode(), headers)
+    with urlopen(request, timeout=600) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                choices = json.loads(line[6:])["choices"]
+                yield from (choice["delta"].get("content") or "" for choice in choices)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--peer", default=sys.executable if all(map(find_spec, PEER_NEEDS)) else "")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--engine-only", action="store_true", help="no servers, no peer")
+    given = parser.parse_args()
+    servers = ["tutelage serve", *(["transformers serve"] if given.peer else [])]
+    names = ["engine", *([] if given.engine_only else servers)]
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (given.run or Path(scratch) / "smollm2").resolve()
+        if given.run is None:
+            import_model(find_base(Path("smollm2")), folder)
+        words = Tokenizer.load(folder)
+        for _ in range(given.rounds):
+            for name, rounds in found.items():
+                if name == "engine":
+                    rounds.append(engine_alone(folder, given.new, given.streams))
+                    continue
+                server = ours(folder) if name == "tutelage serve" else theirs(folder, given.peer)
+                model = "model" if name == "tutelage serve" else str(folder)
+                with server as (address, key):
+                    rounds.append(over_http(address, key, model, words, given.new, given.streams))
+    print_table(found, given.streams)
+
+
+def print_table(found: dict[str, list[list[float]]], streams: list[int]) -> None:
+    medians = {
+        name: [statistics.median(rates) for rates in zip(*rounds, strict=True)] for name, rounds in found.items()
+    }
+    peer = medians.get("transformers serve")
+    print("| | streams | tokens/s, median | all | times its first | times the peer |\n|---|---|---|---|---|---|")
+    for name, rounds in found.items():
+        for i, count in enumerate(streams):
+            rates = ", ".join(f"{rate:.0f}" for rate in sorted(rates[i] for rates in rounds))
+            middle = medians[name][i]
+            beside = f"{middle / peer[i]:.2f}" if peer else "-"
+            print(f"| {name} | {count} | {middle:.0f} | {rates} | {middle / medians[name][0]:.2f} | {beside} |")
+
+
+if __name__ == "__main__":
+    main()
