@@ -139,7 +139,7 @@ def test_a_prompt_is_scored_alone_where_nothing_is_to_be_written(make_gpt: Any) 
 
 def test_a_seed_gives_its_answer_alone_and_among_others_in_bf16(make_gpt: Any, small_blocks: None) -> None:
     """Bit for bit, and in bf16, where another rounding would soon be another token."""
-    model = make_gpt("llama", dtype=torch.bfloat16, width=64, head_width=16, hidden=96, context=256)
+    model = make_gpt("llama", dtype=torch.bfloat16, width=64, head_width=16, hidden=1536, context=256)
     how = DistributionConfig(temperature=1.2, top_p=0.97)
 
     def one(engine: Engine, seed: int) -> Heard:

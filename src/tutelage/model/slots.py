@@ -63,6 +63,7 @@ class Slots:
         sizes = np.diff([*self.starts, context])
         shapes = [(config.layers, 2, count, config.kv_heads, int(size), config.head_width) for size in sizes]
         self.kv = [_zeros(shape, dtype, device) for shape in shapes]
+        self.tokens = 0  # how many are planned
         self.writes: list[Write] = []
         self.glances: list[Glance] = []
 
@@ -86,10 +87,14 @@ class Slots:
         self.put(target, [kv[:, :, source] for kv in self.kv], tokens)
 
     def plan(self, singles: Sequence[tuple[int, int]], pieces: Sequence[tuple[int, int, int]]) -> None:
-        """The next pass: (slot, position) of single tokens by ascending slot, then (slot, start, count) of pieces."""
+        """The next pass: (slot, position) of single tokens by ascending slot, then (slot, start, count) of pieces.
+
+        Tokens of the pass beyond these belong to nobody: nothing is kept of them, and they see nothing.
+        """
         slots, ends = [slot for slot, _ in singles], [at + 1 for _, at in singles]
         whose = np.repeat([*slots, *(slot for slot, _, _ in pieces)], [*(1 for _ in slots), *(n for _, _, n in pieces)])
         at = np.concatenate([np.array(ends, dtype=np.int64) - 1, *(np.arange(s, s + n) for _, s, n in pieces)])
+        self.tokens = len(at)
         self.writes = self._writes(whose, at)
         runs = [(first, last + 1) for first, last in neighbours(slots, ends)]
         self.glances = [self._glance(slice(*run), slots[run[0]], at[slice(*run), None]) for run in runs]
@@ -123,11 +128,11 @@ class Slots:
         """q (1, H, N, D), k and v (1, kv_heads, N, D), what may be seen as planned -> (1, H, N, D)."""
         new = torch.stack([k[0].transpose(0, 1), v[0].transpose(0, 1)], 1)  # (N, 2, kv_heads, D)
         for write in self.writes:
-            some = new if len(self.writes) == 1 else new[write.tokens]
+            some = new[: self.tokens] if len(self.writes) == 1 else new[write.tokens]
             self.kv[write.block][layer, :, write.slots, :, write.at] = some
         queries = q[0].transpose(0, 1) * self.scale  # (N, H, D)
         seen = [self._look(layer, glance, queries[glance.tokens]) for glance in self.glances]
-        return torch.cat(seen).transpose(0, 1)[None]
+        return torch.cat([*seen, torch.zeros_like(queries[self.tokens :])]).transpose(0, 1)[None]
 
     def _look(self, layer: int, glance: Glance, queries: Tensor) -> Tensor:
         """(tokens, H, D) -> (tokens, H, D)."""

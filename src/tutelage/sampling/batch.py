@@ -98,9 +98,9 @@ class Batch:
         plan = [*((row, 1) for row in singles), *pieces]
         spans = [np.arange(row.done, row.done + count) for row, count in plan]
         ids = np.concatenate([row.ids[span] for (row, _), span in zip(plan, spans, strict=True)])
-        positions = torch.from_numpy(np.concatenate(spans)).to(self.device)
+        tokens, positions = (torch.from_numpy(x).to(self.device) for x in (ids, np.concatenate(spans)))
         with self.adapters.among(self._by_adapter(plan)):
-            return self.model.trunk(torch.from_numpy(ids).to(self.device)[None], positions[None], cache=self.slots)[0]
+            return self.model.trunk(never_one(tokens)[None], never_one(positions)[None], cache=self.slots)[0]
 
     def _by_adapter(self, plan: Sequence[Piece]) -> dict[str, Tensor]:
         """Which tokens of the pass go through which adapter."""
@@ -114,7 +114,7 @@ class Batch:
         first = row.done + 1
         following = row.ids[first : min(first + len(hidden), row.prompt)]
         if len(following):
-            logits = self.model.logits(hidden[: len(following)])
+            logits = self.model.logits(never_one(hidden[: len(following)]))[: len(following)]
             row.scored.logprobs.extend(own_logprobs(logits, torch.from_numpy(following).to(self.device)))
             row.scored.top.extend(alternatives(logits, row.request.top_logprobs))
         if row.done + len(hidden) == row.prompt:
@@ -128,7 +128,7 @@ class Batch:
             self.finish(row, "length")
         if not writing:
             return
-        rows, logits = [ready[i] for i in writing], self.model.logits(hidden[writing])
+        rows, logits = [ready[i] for i in writing], self.model.logits(never_one(hidden[writing]))[: len(writing)]
         tokens = choose(logits, [row.wish() for row in rows])
         most = max(row.request.top_logprobs for row in rows)
         found = zip(rows, tokens.tolist(), own_logprobs(logits, tokens), alternatives(logits, most), strict=True)
@@ -152,3 +152,8 @@ class Batch:
             self.slots.copy(last.slot, row.slot, last.done)
             last.slot, self.rows[row.slot] = row.slot, last
         row.handle.tell(Done(reason, row.prompt, row.cached, detail))
+
+
+def never_one(rows: Tensor) -> Tensor:
+    """A single row twice: for one row a product may be summed in another order than for any other number (LOG.md)."""
+    return rows.repeat(2, *[1] * (rows.ndim - 1)) if len(rows) == 1 else rows
