@@ -13,7 +13,7 @@ from tutelage.data.packing import Windows
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.rl.mix import PretrainingMix, read_mix
-from tutelage.stages import ppo as stage
+from tutelage.sampling.rollout import response_logprobs
 
 transformers = pytest.importorskip("transformers")
 
@@ -52,7 +52,7 @@ def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
     """g_PPO + coefficient g_ptx, where g_ptx is that of transformers' token mean on the same windows."""
     rollout, learner = bench.rollout, bench.learner
     advantages = torch.randn(rollout.logprobs.shape, generator=torch.Generator().manual_seed(1))
-    logprobs = stage.response_logprobs(learner.policy, rollout.responses)
+    logprobs = response_logprobs(learner.policy, rollout.responses)
     mask = rollout.responses.mask
     (-(logprobs * advantages)[mask].mean()).backward()  # PPO's gradient at ratio 1
     ppo_gradient = flat_gradient(learner.policy)
@@ -73,7 +73,7 @@ def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
 def test_a_zero_reward_leaves_the_pretraining_gradient(world: World, tmp_path: Path) -> None:
     """Advantages of 0: the only way is that of the language model."""
     bench = Bench(world, tmp_path / "bench", world.reward, CONFIG)
-    (stage.response_logprobs(bench.learner.policy, bench.rollout.responses) * 0.0).sum().backward()
+    (response_logprobs(bench.learner.policy, bench.rollout.responses) * 0.0).sum().backward()
     windows, _ = add_pretraining_gradient(world, bench, [1.0])
     model = transformers.AutoModelForCausalLM.from_pretrained(world.sft)
     F.cross_entropy(model(windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
