@@ -48,7 +48,7 @@ from tutelage.sampling.sampler import for_inference
 from tutelage.text.chat import encode_chat
 folder, new, streams = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 model, words = load_policy(folder, choose_device("cpu", "bf16"))
-engine = Engine(for_inference(model), EngineConfig(slots=64, context=1024, memory=3 << 30))
+engine = Engine(for_inference(model), EngineConfig(slots=64, context=1024, memory=3072))
 def measure(asked):
     written = []
     begun = time.perf_counter()

@@ -273,18 +273,17 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(make_gpt: Any) -> No
 def test_memory_is_bounded(make_gpt: Any) -> None:
     """4 kv heads of 8 channels in fp32, 2 layers: 512 bytes a token; 64 tokens a slot."""
     model = make_gpt("gpt2")
-    memory = 8 * 64 * 512
-    engine = Engine(model, EngineConfig(slots=100, memory=memory))
-    assert engine.count == 6  # three quarters
+    engine = Engine(model, EngineConfig(slots=100, memory=1))
+    assert engine.count == 24  # three quarters of a MiB
     for first in range(12):
         answer(engine, first, *LONG, max_new_tokens=4)
     held = sum(kv.nbytes for kv in engine.batch.slots.kv) + sum(
         block.nbytes for prefix in engine.prefixes.kept for block in prefix.kv
     )
-    assert held <= memory and len(engine.prefixes.kept) == 2  # a text of 44 tokens lies in one block of 64
-    assert [int(prefix.ids[0]) for prefix in engine.prefixes.kept] == [10, 11]
-    with pytest.raises(InputError, match="one request of 64 tokens"):
-        Engine(model, EngineConfig(memory=64 * 512 - 1))
+    assert held <= 2**20 and len(engine.prefixes.kept) == 8  # a text of 44 tokens lies in one block of 64
+    assert [int(prefix.ids[0]) for prefix in engine.prefixes.kept] == [4, 5, 6, 7, 8, 9, 10, 11]
+    with pytest.raises(InputError, match="memory 1 MiB: one request of 4096 tokens takes 2 MiB"):
+        Engine(make_gpt("gpt2", context=4096), EngineConfig(memory=1, context=0))
 
 
 def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str) -> None:

@@ -53,7 +53,7 @@ def adapted(base: Path, seed: int) -> Any:
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    registry = Registry(DEVICE, EngineConfig(slots=4, memory=1 << 24))
+    registry = Registry(DEVICE, EngineConfig(slots=4, memory=16))
     yield registry
     registry.close()
     assert not registry.engines and not registry.names()

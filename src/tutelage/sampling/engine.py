@@ -32,8 +32,8 @@ class EngineConfig:
     """Requests that run at the same time, fewer where memory holds fewer; further ones wait."""
     context: int = 2048
     """Longest prompt with its answer, in tokens; never more than the model's own, which 0 asks for."""
-    memory: int = 2 << 30
-    """Bytes for keys and values: three quarters at most for slots, the rest for prefixes that may come again."""
+    memory: int = 2048
+    """MiB for keys and values: three quarters at most for slots, the rest for prefixes that may come again."""
     piece: int = 128
     """Tokens of one step: the next one of every answer, and for the rest prompts."""
     queue: int = 256
@@ -53,10 +53,11 @@ class Engine:
         model = inference_copy(model)
         self.model, self.config = model, config
         self.context = min(config.context or model.config.context, model.config.context)
-        count = self._slots_within(config.memory)
+        memory = config.memory * 2**20
+        count = self._slots_within(memory)
         slots = Slots(model.config, count, self.context, model.compute_dtype, model.embedding.weight.device)
         self.adapters = Adapters(model)
-        self.prefixes = Prefixes(config.memory - count * slots.nbytes(self.context))
+        self.prefixes = Prefixes(memory - count * slots.nbytes(self.context))
         self.batch = Batch(model, slots, self.prefixes, self.adapters, config.piece)
         self.count = count
         self.waiting: Waiting[Handle] = Waiting(config.queue)
