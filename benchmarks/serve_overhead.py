@@ -19,8 +19,7 @@ from pathlib import Path
 import httpx2
 import uvicorn
 
-sys.path += [str(Path(__file__).parent.parent / "tests" / "server"), str(Path(__file__).parent.parent / "tests")]
-from conftest import TEXTS  # noqa: E402
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "server"))
 from stub import StubEngine, StubModels  # noqa: E402
 
 from tutelage.server.app import create_app  # noqa: E402
@@ -35,7 +34,7 @@ def serve(folder: Path, ready: "multiprocessing.Queue[str]") -> None:
     """The server's process; it says its key when it is about to listen."""
     database, keys = open_store(folder, "")
     _, secret = keys.make(people.owner(database).id, "bench")
-    tokenizer = train_bpe(TEXTS, 300)
+    tokenizer = train_bpe([__doc__], 300)
     engine = StubEngine(tokenizer.encode("the cat sat on the mat")[:8])
     ready.put(secret)
     uvicorn.run(create_app(database, keys, StubModels(tokenizer, engine)), port=PORT, log_config=None, access_log=False)

@@ -51,9 +51,9 @@ class Database:
         if self.is_sqlite:
             self._open_sqlite(Path(self.url.database or ""))
         elif self.url.get_backend_name() == "postgresql":
-            self._writer = self._reader = create_engine(
-                self.url.set(drivername="postgresql+psycopg"), pool_pre_ping=True
-            )
+            driver_url = self.url.set(drivername="postgresql+psycopg")
+            self._writer = create_engine(driver_url, pool_pre_ping=True, pool_size=20)
+            self._reader = self._writer.execution_options(postgresql_readonly=True)
         else:
             raise InputError(f"{url}: only sqlite and postgresql are supported")
 
