@@ -89,7 +89,7 @@ def ours(folder: Path) -> Iterator[tuple[str, str]]:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout
-                said = "".join(line for line, _ in zip(server.stdout, range(3), strict=False))
+                said = "".join(server.stdout.readline() for _ in range(3))
                 address, key = re.search(r"http\S+/v1", said), re.search(r"API key\s+(\S+)", said)
                 assert address and key, said
                 yield address[0], key[1]
