@@ -48,6 +48,8 @@ class Database:
         self.on_write_wait: Callable[[float], None] = lambda seconds: None
         self._commits = 0
         self._lock_file: Path | None = None
+        self._writer: Engine
+        self._reader: Engine
         if self.is_sqlite:
             self._open_sqlite(Path(self.url.database or ""))
         elif self.url.get_backend_name() == "postgresql":
