@@ -9,7 +9,7 @@ import pytest
 import torch
 from ppo_bench import PLAIN, Bench, run_ppo
 from test_reward import Theirs, by_count, counted
-from world import REWARD, World, metrics, results, same_files
+from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage.errors import InputError
 from tutelage.rewards.reward import ModelReward
@@ -107,6 +107,30 @@ def test_a_lost_end_of_turn_ends_the_run(world: World, tmp_path: Path, monkeypat
     assert len(metrics(out)) == 8 and "policy_loss" not in metrics(out)[-1]
     monkeypatch.undo()
     short = run_ppo(world, tmp_path / "short", replace(LONG, iterations=2))  # its kept policy is that of rollout 2
+    same_files(out, short, ["model.safetensors"])
+
+
+def test_a_judge_that_prefers_sft_ends_the_run_with_what_it_liked_best(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The score rises throughout. Over five rollouts the judge likes those up to the eighth best, then it turns."""
+    original = actors.score_rollout
+    judged = [0.0, 0.1, 0.0, 0.1, 0.0, 1.0, 1.0, 0.2] + [-1.0] * 8
+    calls: list[int] = []
+
+    def rising(*given: Any, **named: Any) -> Any:
+        calls.append(len(calls))
+        rollout = original(*given, **named)
+        return replace(rollout, scores=rollout.scores + calls[-1])
+
+    monkeypatch.setattr(actors, "score_rollout", rising)
+    monkeypatch.setattr(stage, "judge_score", lambda *given: judged[calls[-1]])
+    interrupted(lambda: run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward)), monkeypatch, 9)
+    out = run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward))
+    assert results(out)["stopped"] == "judge below its start at iteration 11"
+    assert "the policy that the judge liked best is kept" in capsys.readouterr().err
+    calls.clear()
+    short = run_ppo(world, tmp_path / "short", replace(LONG, iterations=7), judge=str(world.reward))
     same_files(out, short, ["model.safetensors"])
 
 

@@ -100,6 +100,16 @@ def test_every_logged_key_is_documented(world: World, tmp_path: Path, config: An
         assert ("rloo" if config is RLOO else "grpo") in ", ".join(stages), key
 
 
+@BOTH
+def test_a_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path, config: Any) -> None:
+    plain = run_groups(world, tmp_path / "plain", config)
+    judged = run_groups(world, tmp_path / "judged", config, judge=str(world.reward))
+    same_files(plain, judged, ["model.safetensors"])
+    assert all("judge_score" not in line for line in metrics(plain))
+    for line in metrics(judged):  # the judge is the reward model itself
+        assert line["judge_score"] == pytest.approx(line["score"], abs=1e-5)
+
+
 # ---- gates
 
 

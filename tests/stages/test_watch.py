@@ -12,7 +12,7 @@ import pytest
 
 from tutelage.errors import InputError
 from tutelage.rl.checks import CHECKS
-from tutelage.rl.seen import Limits
+from tutelage.rl.seen import Limits, mean
 from tutelage.rl.watch import Finding, Watch, tell
 
 Curve = dict[str, list[float]]
@@ -41,6 +41,7 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
         "sampler_gap": [1e-5] * count,
         "clip_fraction": [0.0] * count,
         "ptx_gradient_ratio": noisy([1 - 0.5 * t for t in part], 0.05),
+        "ptx_loss": noisy([4.5 - 0.2 * t for t in part], 0.1),
         "judge_score": noisy([0.1 + 1.2 * t for t in part], 0.1),
     }
 
@@ -49,7 +50,7 @@ def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algo
     watch = Watch(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
-        learnt = {key: measured.pop(key) for key in ("clip_fraction", "ptx_gradient_ratio")}
+        learnt = {key: measured.pop(key) for key in ("clip_fraction", "ptx_gradient_ratio", "ptx_loss")}
         watch.look(i, measured)
         watch.look(i, measured | learnt)
     return watch.findings
@@ -85,6 +86,7 @@ SICK = {
     "entropy rising": ("entropy", 5, 6.9),
     "value network blind": ("explained_variance", 0, -0.3),
     "pretraining share out of range": ("ptx_gradient_ratio", 10, 0.02),
+    "pretraining loss rising": ("ptx_loss", 10, 4.9),
     "clip fraction high": ("clip_fraction", 10, 0.45),
     "policy stands still": ("kl_k3", 1, 1e-8),
     "scores alike": ("score_std", 10, 0.001),
@@ -109,7 +111,7 @@ def test_each_illness_is_named_once(name: str) -> None:
 
 
 def test_every_check_is_held_here() -> None:
-    assert {name for name, _, _ in CHECKS} == SICK.keys() | {"over-optimisation"}
+    assert {name for name, _, _ in CHECKS} == SICK.keys() | {"over-optimisation", "judge below its start"}
 
 
 def test_a_jump_of_the_kl_is_not_a_long_way() -> None:
@@ -134,8 +136,12 @@ def test_what_is_found_names_the_algorithm(algorithm: str) -> None:
 def test_a_score_that_rises_while_the_judge_falls() -> None:
     curve = healthy()
     peak = [x - 0.12 * max(0, i - 18) for i, x in enumerate(curve["judge_score"])]
-    (finding,) = watched(curve | {"judge_score": peak})
-    assert finding.name == "over-optimisation" and finding.iteration > 20
+    finding, lost = watched(curve | {"judge_score": peak})
+    assert finding.name == "over-optimisation" and 20 < finding.iteration <= lost.iteration
+    assert lost.name == "judge below its start" and lost.verdict == "stop"  # the fall warns, where it ends stops
+    assert mean(peak[lost.iteration - 4 : lost.iteration + 1]) < mean(peak[:5])
+    shallow = [x - 0.06 * max(0, i - 18) for i, x in enumerate(curve["judge_score"])]
+    assert {finding.name for finding in watched(curve | {"judge_score": shallow})} <= {"over-optimisation"}
     assert watched(curve | {"judge_score": peak, "score": peak}) == []  # both fall: learning fails, not the judge
 
 

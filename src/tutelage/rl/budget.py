@@ -8,20 +8,23 @@
             budget.learnt(measured | improve(...), iteration)
 
 The watch (`watch.py`) looks at the same measurements: it says what is wrong, and stops what cannot be learned from.
+Where that is because the held-out judge likes SFT's answers better, the policy it liked best is kept.
 
 One rollout more is made than is learned from, so that the last step, too, is held to the budget. What is kept travels
 in the checkpoints, with the learner.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from tutelage.model.lora import trainable
+from tutelage.rl.checks import JUDGE_LOST
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import PolicyLearner
-from tutelage.rl.seen import Limits, Line
+from tutelage.rl.seen import Limits, Line, mean
 from tutelage.rl.watch import Watch, tell
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import save_snapshot
@@ -36,6 +39,8 @@ class KLBudget:
         self.config: RLConfig = run.config  # type: ignore[assignment]
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
+        self.liked: dict[str, Tensor] | None = None  # what the judge liked best, over several rollouts
+        self.liking = -math.inf
         self.stopped: str | None = None
         dtype, share = str(run.device.compute_dtype), self.config.ptx_share
         self.watch = Watch(Limits(dtype, self.config.max_tokens, share, self.config.algorithm))
@@ -44,6 +49,7 @@ class KLBudget:
             self.watch.load(state["watch"])
             self.stopped = state["stopped"]
             self.first, self.kept = state["step"], state["kept"]
+            self.liked, self.liking = state["liked"], state["liking"]
 
     def iterations(self) -> Iterator[int]:
         """Those still to come, each at its rate, until the run has to end. The last one only measures."""
@@ -64,11 +70,12 @@ class KLBudget:
             self.stopped = f"KL {measured['kl']:.1f} exceeded {budget} at iteration {iteration}"
         if self.stopped:
             self.over = True
-            self.run.progress.say(f"{self.run.out}: {self.stopped}; the policy before it is kept")
+            self.run.progress.say(f"{self.run.out}: {self.stopped}; the policy {self._put_right()} is kept")
             self.run.log(iteration + 1, **measured)
             return False
         if self.watch.sound:
             self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
+            self._like()
             self._snapshot(iteration)
         return iteration < self.config.iterations
 
@@ -87,8 +94,21 @@ class KLBudget:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""
-        seen = {"watch": self.watch.state(), "stopped": self.stopped}
+        seen = {"watch": self.watch.state(), "stopped": self.stopped, "liked": self.liked, "liking": self.liking}
         return {"learner": self.learner.state(), "kept": self.kept} | seen
+
+    def _like(self) -> None:
+        """Remember what is kept if the judge likes its last rollouts better than all before; never without a judge."""
+        judged = mean(self.watch.seen.last("judge_score"))
+        if judged > self.liking:
+            self.liked, self.liking = self.kept, judged
+
+    def _put_right(self) -> str:
+        """After a stop: which policy is kept, in words."""
+        if self.liked is None or not self.watch.found(JUDGE_LOST):
+            return "before it"
+        self.kept = self.liked
+        return "that the judge liked best"
 
     def _snapshot(self, iteration: int) -> None:
         """Keep what the run would save if it ended here, where one is due."""

@@ -28,9 +28,12 @@ LENGTH_GONE = 1.5  # tokens: most responses are nothing but their end
 ENTROPY_LOW, ENTROPY_GONE, ENTROPY_HIGH = 0.25, 0.05, 1.5  # of the start's; ours fell to .71
 CLIPPED = 0.3  # share of tokens; below .1 is healthy, .02 usual (Huang et al. 2023, "N implementation details")
 STILL = 1e-5  # nats a token (k3); one step at a tenth of the demo's rate makes 8e-5
+TEXT_LOST = 0.2  # nats a token; the noise of PATIENCE iterations is .05, ours rose by .04 at most
 SHARE_OFF = 10.0  # times more or less than the pretraining gradient's share is meant to be; ours were .3 to 1.1
 ALIKE = 0.1  # of the first rollout's spread of scores; ours went down to .33
 SURE = 3.0  # standard errors
+
+JUDGE_LOST = "judge below its start"
 
 
 def not_finite(seen: Seen) -> str | None:
@@ -200,6 +203,31 @@ def over_optimised(seen: Seen) -> str | None:
     )
 
 
+def judge_lost(seen: Seen) -> str | None:
+    if seen.iteration < WINDOW - 1:  # until then the first and the last iterations are the same ones
+        return None
+    score, judge = (
+        [line.get(key, math.nan) for line in seen.opening] + seen.last(key) for key in ("score", "judge_score")
+    )
+    if not (significant(score) > SURE and significant(judge) < -SURE):
+        return None
+    return (
+        f"the score rose, and the held-out judge gives {mean(judge[PATIENCE:]):.2f}, {mean(judge[:PATIENCE]):.2f} at "
+        "the start: it likes SFT's answers better; likely the policy lives on what only this reward model likes; rank "
+        "this policy's answers and train the reward model on them too, or raise --kl-coef"
+    )
+
+
+def text_lost(seen: Seen) -> str | None:
+    then, now = mean([line["ptx_loss"] for line in seen.opening if "ptx_loss" in line]), mean(seen.last("ptx_loss"))
+    if not now > then + TEXT_LOST:
+        return None
+    return (
+        f"the loss on pretraining text rose from {then:.2f} to {now:.2f} nats a token: what was learnt before is being "
+        f"lost; likely the mix pulls too little; raise --ptx-share or --ptx-windows, or lower {seen.rate}"
+    )
+
+
 def share_off(seen: Seen) -> str | None:
     low, high = seen.limits.share / SHARE_OFF, seen.limits.share * SHARE_OFF
     if not any(seen.lasting(off, "ptx_gradient_ratio") for off in (lambda x: x < low, lambda x: x > high)):
@@ -267,6 +295,8 @@ CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
     ("entropy rising", "warn", entropy_high),
     ("value network blind", "warn", value_blind),
     ("over-optimisation", "warn", over_optimised),
+    (JUDGE_LOST, "stop", judge_lost),
+    ("pretraining loss rising", "warn", text_lost),
     ("pretraining share out of range", "warn", share_off),
     ("clip fraction high", "warn", clipped_much),
     ("policy stands still", "warn", stands_still),

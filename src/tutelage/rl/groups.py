@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from tutelage.learning.groups import tied_groups
-from tutelage.rewards.open import reward_inputs
-from tutelage.rl.actors import Actors, EncodedPrompt, encode_prompts, load_actors, next_rollout
+from tutelage.rewards.open import one_input, reward_inputs
+from tutelage.rewards.reward import Reward
+from tutelage.rl.actors import Actors, EncodedPrompt, encode_prompts, judge_score, load_actors, load_judge, next_rollout
 from tutelage.rl.budget import KLBudget
 from tutelage.rl.config import GroupConfig
 from tutelage.rl.learner import (
@@ -48,11 +49,17 @@ class Method:
 
 def learn_in_groups(
     method: Method, policy: Path, reward: Sequence[str], prompts: tuple[Path, ...], out: Path, corpus: tuple[Path, ...],
-    config: GroupConfig,
+    judge: str | None, config: GroupConfig,
 ) -> None:  # fmt: skip
     """One run: the method's policy, trained against the reward model and saved."""
     policy = find_base(policy)
-    inputs: Inputs = {"policy": policy, "reward": reward_inputs(reward), "prompts": prompts, "corpus": corpus}
+    inputs: Inputs = {
+        "policy": policy,
+        "reward": reward_inputs(reward),
+        "prompts": prompts,
+        "corpus": corpus,
+        "judge": one_input(judge) if judge else None,
+    }
     with Run(out, stage=method.stage, config=config, inputs=inputs) as run:
         if run.finished:
             return
@@ -63,12 +70,15 @@ def learn_in_groups(
         if corpus:
             steps = config.iterations * config.passes * -(-config.batch // config.rows)
             learner.mix = open_mix(run, actors, corpus, steps)
-        results = train(run, method, learner, actors, asked).put_back()
+        held_out = load_judge(judge, policy, config, run.device)
+        results = train(run, method, learner, actors, asked, held_out).put_back()
         save_tuned(out, learner.policy, actors.words, policy, config)
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
 
 
-def train(run: Run, method: Method, learner: PolicyLearner, actors: Actors, asked: list[EncodedPrompt]) -> KLBudget:
+def train(
+    run: Run, method: Method, learner: PolicyLearner, actors: Actors, asked: list[EncodedPrompt], judge: Reward | None
+) -> KLBudget:
     """The algorithm box: k responses a prompt, scores, advantages, steps."""
     config: GroupConfig = run.config  # type: ignore[assignment]
     budget = KLBudget(run, learner, actors.words)
@@ -77,6 +87,8 @@ def train(run: Run, method: Method, learner: PolicyLearner, actors: Actors, aske
         rollout, gap = next_rollout(actors, asked, iteration, config, parts, config.samples)
         tied = tied_groups(rollout.scores.view(-1, config.samples))
         measured = describe(rollout, config.kl_coef) | {"tied_groups": tied, "sampler_gap": gap}
+        if judge:
+            measured["judge_score"] = judge_score(judge, rollout, config.missing_end)
         if budget.holds(measured, iteration):
             order = minibatch_order(run, iteration)
             budget.learnt(measured | improve(method, learner, rollout, config, order, iteration), iteration)

@@ -61,6 +61,9 @@ class Watch:
         first, now = self.seen.opening[0], self.seen.recent[-1]
         return not any(unsound(first, now) for unsound in UNSOUND)
 
+    def found(self, name: str) -> bool:
+        return any(finding.name == name for finding in self.findings)
+
     def results(self) -> list[dict[str, Any]]:
         """The findings as run.json has them."""
         return [

@@ -57,15 +57,18 @@ def grpo(
     prompts: tuple[Path, ...],
     out: Path,
     corpus: tuple[Path, ...] = (),
+    judge: str | None = None,
     config: GRPOConfig = GRPOConfig(),
 ) -> None:
     """Optimise a policy against a reward model without a value network: GRPO, or Dr. GRPO.
+
+    A second reward model, the judge, is never learnt from; a run that it comes to dislike is stopped.
 
     reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
 
     Example: tutelage grpo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/grpo
     """
-    learn_in_groups(GRPO, policy, reward, prompts, out, corpus, config)
+    learn_in_groups(GRPO, policy, reward, prompts, out, corpus, judge, config)
 
 
 def estimate(rollout: Rollout, config: GRPOConfig) -> Tensor:

@@ -39,15 +39,18 @@ def rloo(
     prompts: tuple[Path, ...],
     out: Path,
     corpus: tuple[Path, ...] = (),
+    judge: str | None = None,
     config: RLOOConfig = RLOOConfig(),
 ) -> None:
     """Optimise a policy against a reward model without a value network: REINFORCE, leave-one-out baseline.
+
+    A second reward model, the judge, is never learnt from; a run that it comes to dislike is stopped.
 
     reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
 
     Example: tutelage rloo --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/rloo
     """
-    learn_in_groups(RLOO, policy, reward, prompts, out, corpus, config)
+    learn_in_groups(RLOO, policy, reward, prompts, out, corpus, judge, config)
 
 
 def estimate(rollout: Rollout, config: RLOOConfig) -> Tensor:
