@@ -13,7 +13,7 @@ from tutelage.model.gpt import GPT
 from tutelage.runs.folder import save_policy
 from tutelage.sampling.conversation import ChatConfig, Conversation, obey
 from tutelage.sampling.remote import ContextFullError
-from tutelage.sampling.terminal import chat, printable, respond, words, write
+from tutelage.sampling.terminal import chat, printable, take, words, write
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 
@@ -61,8 +61,7 @@ class Counting:
 
 def say(talk: Conversation, speaker: Counting, *typed: str) -> None:
     for line in typed:
-        if obey(line, talk):
-            respond(speaker, talk)
+        take(line, speaker, talk)
 
 
 def test_the_oldest_exchange_is_forgotten_first_and_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +73,25 @@ def test_the_oldest_exchange_is_forgotten_first_and_said(capsys: pytest.CaptureF
     with pytest.raises(InputError, match="too long"):
         say(talk, Counting(room=1), "d")
     assert "sees 'b')" in capsys.readouterr().out and len(talk.messages) == 6
+
+
+class Failing:
+    """A server that has gone away."""
+
+    def answer(self, messages, config, turn):
+        raise InputError("no answer")
+
+
+def test_an_answer_that_fails_leaves_the_conversation_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Conversation(ChatConfig())
+    say(talk, Counting(room=9), "a", "b")
+    before = list(talk.messages)
+    for line in ("c", "/again"):
+        with pytest.raises(InputError, match="no answer"):
+            say(talk, Failing(), line)
+        assert talk.messages == before
+    say(talk, Counting(room=2), "/again")
+    assert talk.messages[-1]["content"] == "2:b" and talk.unseen == 2
 
 
 def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

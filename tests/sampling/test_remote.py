@@ -31,7 +31,10 @@ class Api(BaseHTTPRequestHandler):
     sent: list[float] = []
 
     def do_GET(self) -> None:
-        self._json(200, {"object": "list", "data": [{"id": "tiny"}, {"id": "other"}]})
+        if self.path.startswith("/page"):
+            return self._send(200, b"<html>not an API</html>")
+        judge = {"id": "judge", "kind": "reward"}
+        return self._json(200, {"object": "list", "data": [judge, {"id": "tiny"}, {"id": "other"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -49,6 +52,9 @@ class Api(BaseHTTPRequestHandler):
             for half in filter(None, (piece[:9], piece[9:])):  # an event may come in two parts
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(half), half))
                 self.wfile.flush()
+        if said in ("hang up", "die"):
+            self.close_connection = True
+            return None
         self.wfile.write(b"0\r\n\r\n")
         return None
 
@@ -58,12 +64,18 @@ class Api(BaseHTTPRequestHandler):
         for letter in said:
             self.sent.append(time.monotonic())
             yield event(letter)
+        if said == "die":
+            self.wfile.write(b"fff\r\ndata: half an event")  # killed in the middle of a chunk
+        if said in ("hang up", "die"):
+            return
         if said == "break":
             yield b'data: {"error": {"message": "engine lost"}}\n\n'
         yield b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\ndata: [DONE]\n\n'
 
     def _json(self, status: int, body: dict) -> None:
-        data = json.dumps(body).encode()
+        self._send(status, json.dumps(body).encode())
+
+    def _send(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
@@ -105,9 +117,24 @@ def test_refusals_say_what_the_server_says(address: str) -> None:
         Server("http:/typo")
 
 
+@pytest.mark.parametrize("end", ["hang up", "die"])
+def test_an_answer_that_breaks_off_is_no_answer(address: str, end: str) -> None:
+    with pytest.raises(InputError, match="broke off"):
+        list(ask(Server(address, KEY), end))
+
+
+def test_a_server_of_another_kind_is_told_apart(address: str) -> None:
+    with pytest.raises(InputError, match="not an OpenAI-compatible API"):
+        Server(address + "/page")
+
+
+def test_the_first_model_that_writes_is_taken(address: str) -> None:
+    assert Server(address).model == "tiny"
+
+
 def test_a_chat_with_a_server(address: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text(KEY + "\n", encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/top-k 5\nbreak\nthree\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/top-k 5\nbreak\nhang up\nthree\n"))
     chat(address, ChatConfig(key_file=tmp_path / "key", model="other", temperature=0.5))
     told = capsys.readouterr().out
     assert [told.count(f"gpt> {word}") for word in ("one", "two", "three")] == [1, 1, 1]

@@ -9,6 +9,7 @@ the server sees the connection end.
 import contextlib
 import json
 from collections.abc import Iterator
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -36,17 +37,24 @@ class Server:
 
     def answer(self, body: dict[str, Any]) -> Iterator[str]:
         """The pieces of one answer. Raises ContextFullError, or InputError with what the server says."""
-        with self._ask("/chat/completions", body | {"model": self.model, "stream": True}) as response:
+        ended = False
+        asked = self._ask("/chat/completions", body | {"model": self.model, "stream": True})
+        with asked as response, explained(self.base):
             for line in response:
                 data = line.decode("utf-8").strip().removeprefix("data:").strip() if line.startswith(b"data:") else ""
                 if data == "[DONE]":
                     return
                 if data:
-                    yield piece_of(json.loads(data))
+                    event = json.loads(data)
+                    yield piece_of(event)
+                    ended |= any(choice.get("finish_reason") for choice in event["choices"])
+        if not ended:
+            raise broken_off(self.base, "the connection was closed")
 
     def _first_model(self) -> str:
-        with self._ask("/models") as response:
-            listed = [model["id"] for model in json.load(response)["data"]]
+        """The first that writes answers: our own servers list reward models beside them."""
+        with self._ask("/models") as response, explained(self.base):
+            listed = [model["id"] for model in json.load(response)["data"] if model.get("kind", "policy") == "policy"]
         if not listed:
             raise InputError(f"{self.base}: the server has no model loaded")
         return listed[0]
@@ -60,6 +68,21 @@ class Server:
         except (URLError, OSError) as error:
             reason = getattr(error, "reason", error)
             raise InputError(f"{self.base}: no answer ({reason}); is the server running there?") from None
+
+
+@contextlib.contextmanager
+def explained(base: str) -> Iterator[None]:
+    """Around the reading of a response: what can go wrong with it, in one line."""
+    try:
+        yield
+    except (OSError, HTTPException) as error:
+        raise broken_off(base, str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{base}: not an OpenAI-compatible API; check the address") from None
+
+
+def broken_off(base: str, why: str) -> InputError:
+    return InputError(f"{base}: the answer broke off ({why}); is the server still running?")
 
 
 def piece_of(event: dict[str, Any]) -> str:

@@ -100,23 +100,29 @@ def converse(speaker: Speaker, config: ChatConfig) -> None:
     with remembered(config.history.expanduser()):
         for line in lines():
             try:
-                if obey(line, talk):
-                    respond(speaker, talk)
+                take(line, speaker, talk)
             except InputError as error:
-                print(f"({error})")
+                print(printable(f"({error})"))
+
+
+def take(line: str, speaker: Speaker, talk: Conversation) -> None:
+    """Obey or answer one line. Raises InputError when that does not go; the conversation is then as it was before."""
+    before = list(talk.messages), talk.unseen
+    try:
+        if obey(line, talk):
+            respond(speaker, talk)
+    except InputError:
+        talk.messages, talk.unseen = before
+        raise
 
 
 def respond(speaker: Speaker, talk: Conversation) -> None:
     """Have the last question answered; turns that no longer fit are forgotten first."""
-    try:
-        while True:
-            try:
-                return talk.answered(write(speaker.answer(talk.prompt(), talk.config, talk.answers)))
-            except ContextFullError:
-                print(f"(the context is full: the model no longer sees {talk.forget()!r})")
-    except InputError:
-        talk.take_back()
-        raise
+    while True:
+        try:
+            return talk.answered(write(speaker.answer(talk.prompt(), talk.config, talk.answers)))
+        except ContextFullError:
+            print(f"(the context is full: the model no longer sees {talk.forget()!r})")
 
 
 def lines() -> Iterator[str]:
