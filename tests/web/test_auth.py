@@ -1,6 +1,8 @@
 """Closed unless listed as public: links, sessions, passwords, keys, and where a request comes from."""
 
 import re
+import threading
+import time
 
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -145,6 +147,36 @@ def test_guessing_is_stopped_even_for_the_right_password(site, browser) -> None:
     for _ in range(5):
         assert client.post("/login", data={"email": "o@example.com", "password": "wrong"}).status_code == 401
     assert client.post("/login", data={"email": "o@example.com", "password": "correct horse"}).status_code == 401
+
+
+def test_guessing_many_at_once_is_stopped_too(site, monkeypatch) -> None:
+    people.set_password(site.database, site.owner.id, "o2@example.com", "correct horse")
+    compared = []
+    everyone = threading.Barrier(8, timeout=10)
+
+    def slow(hashed: str, password: str) -> bool:
+        compared.append(password)
+        time.sleep(0.2)  # as long as the comparison itself takes
+        return False
+
+    def guess(number: int) -> None:
+        everyone.wait()
+        people.check_password(site.database, "o2@example.com", str(number), "1.2.3.4")
+
+    monkeypatch.setattr(people, "_fits", slow)
+    threads = [threading.Thread(target=guess, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(compared) == 5
+
+
+def test_the_right_password_begins_the_count_anew(site) -> None:
+    people.set_password(site.database, site.owner.id, "o3@example.com", "correct horse")
+    for password in ["wrong"] * 4 + ["correct horse"] + ["wrong"] * 4:
+        people.check_password(site.database, "o3@example.com", password, "1.2.3.4")
+    assert people.check_password(site.database, "o3@example.com", "correct horse", "1.2.3.4")
 
 
 def test_a_disabled_person_is_out_at_once(site, browser, csrf) -> None:

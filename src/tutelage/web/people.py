@@ -80,13 +80,13 @@ def use_link(database: Database, token: str, agent: str) -> str | None:
 def check_password(database: Database, email: str, password: str, address: str) -> User | None:
     """The person, if e-mail and password fit and there were not too many wrong ones before."""
     email = email.strip().lower()
-    if not _tries.test(TRIES, email, address):
+    if not _tries.hit(TRIES, email, address):  # counted before the slow comparison: many at once are no way around it
         return None
     with database.read() as session:
         user = session.scalar(select(User).where(User.email == email, User.status == "active"))
     if not _fits((user and user.password_hash) or _nobody, password) or user is None:
-        _tries.hit(TRIES, email, address)
         return None
+    _tries.clear(TRIES, email, address)
     return user
 
 
