@@ -8,9 +8,11 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
 from tutelage.web.pages import markdown
+from tutelage.web.problems import problems
 from tutelage.web.translations import FOLDER, choose
 
 PACKAGE = FOLDER.parent.parent
+PAGE_PARTS = ("page_answers", "chat_page", "conversations", "judgements", "keeping", "generation", "prepare")
 METHODS = [("**/templates/**.html", "jinja2"), ("**.py", "python")]
 
 
@@ -45,6 +47,25 @@ def test_a_chosen_language_is_remembered(browser) -> None:
     assert "登录" in client.get("/login").text
     assert "Sign in" in client.get("/login?lang=en").text
     assert choose("xx", None) == "en"
+
+
+def test_an_error_speaks_the_readers_language(browser) -> None:
+    person = browser("user")
+    assert "There is no such page." in person.get("/nowhere").text
+    assert "没有这个页面。" in person.get("/nowhere?lang=zh").text
+    assert "你的角色无权进行此操作。" in person.get("/people").text
+    assert "已被使用" in browser(None).get("/signin/x?lang=zh").text
+
+
+def test_there_are_words_for_every_error_of_a_page() -> None:
+    """All codes that the rooms of pages raise, but for those that say what is wrong with a field."""
+    raised = set()
+    for name in ("web/auth", "web/login", "web/envelope", "web/errors", *(f"server/{part}" for part in PAGE_PARTS)):
+        raised |= set(re.findall(r'code="(\w+)"', (PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
+    said_in_detail = {
+        "invalid_value", "invalid_json", "missing_required_parameter", "method_not_supported", "invalid_api_key",
+    }  # fmt: skip
+    assert raised - said_in_detail == set(problems(str))
 
 
 @pytest.mark.parametrize("path", ["/login", "/account", "/people", "/nowhere"])

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from tutelage.web.problems import problems
+
 
 def strings(_: Callable[[str], str]) -> dict[str, Any]:
     """By the names that the scripts know."""
@@ -21,6 +23,7 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
         "writing": _("The answer is being written."),
         "done": _("The answer is complete."),
         "broken": _("The connection broke off here."),
+        "problems": problems(_),
         "offline": _("The server cannot be reached."),
         "copied": _("Copied."),
         "not_copied": _("The browser did not allow copying."),

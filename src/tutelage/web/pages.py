@@ -20,6 +20,7 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from tutelage.web.errors import ApiError
+from tutelage.web.problems import problems
 from tutelage.web.translations import HTML_LANG, NAMES, choose, translations
 
 YEAR = 365 * 24 * 3600
@@ -67,7 +68,9 @@ class Pages:
         return response
 
     def error(self, request: Request, error: ApiError) -> HTMLResponse:
-        return self.render(request, "error.html", error.status_code, code=error.status_code, message=error.detail)
+        known = problems(translations(language(request)).gettext)
+        message = known.get(error.body["code"] or "", error.detail)
+        return self.render(request, "error.html", error.status_code, code=error.status_code, message=message)
 
 
 def language(request: Request) -> str:

@@ -1,6 +1,6 @@
 // One question, one answer being written: asked, streamed, stopped, kept.
 import { announce, toast } from "./chat-sheets.js";
-import { listen, send } from "./chat-server.js";
+import { inWords, listen, send } from "./chat-server.js";
 import { grow, itemOf, render, strings, toEnd } from "./chat-thread.js";
 
 const local = () => `local-${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
@@ -75,7 +75,7 @@ export class Answers {
     let began = false;
     try {
       await listen("/chat/answers", this.body(question, compare), this.abort.signal, (event) => {
-        if (event.error && !began) throw new Error(event.error.message);
+        if (event.error && !began) throw new Error(inWords(event.error));
         began = true;
         this.receive(event, question, answer);
       });
@@ -138,7 +138,7 @@ export class Answers {
     } else if (event.done) {
       Object.assign(answer, event.done);
     } else if (event.error) {
-      answer.error = event.error.message;
+      answer.error = inWords(event.error);
     }
     if (answer === this.writing) grow(answer);
   }

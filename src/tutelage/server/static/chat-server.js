@@ -1,4 +1,5 @@
 // Talking to the server: JSON there and back, and answers that come in pieces.
+import { strings } from "./chat-thread.js";
 
 const csrf = document.body.dataset.csrf;
 
@@ -8,7 +9,12 @@ async function request(method, path, body, signal) {
   if (response.ok) return response;
   if (response.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
   const told = await response.json().catch(() => null);
-  throw new Error(told?.error?.message ?? `${response.status} ${response.statusText}`);
+  throw new Error(told?.error ? inWords(told.error) : `${response.status} ${response.statusText}`);
+}
+
+// What the server says of an error, in the page's language where it has words for it.
+export function inWords(error) {
+  return strings.problems[error.code] ?? error.message;
 }
 
 export async function send(method, path, body) {
