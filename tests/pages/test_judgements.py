@@ -115,6 +115,27 @@ def test_only_admins_set_the_policy(chat) -> None:
     assert len(rows(chat, Conversation)) == 1  # the policy is off again: nothing new
 
 
+def test_nothing_is_judged_once_the_policy_keeps_nothing(chat) -> None:
+    answer, question = chat.start["answer"], chat.start["question"]
+    path = f"/chat/messages/{answer}/thumb"
+    chat.someone.send("PUT", path, {"value": 1})
+    new = chat.someone.ask("x", conversation=chat.start["conversation"]["id"], question=question, compare=True)
+    pair = {"first": answer, "second": new[0]["start"]["answer"]}
+    made = chat.someone.send("POST", "/chat/comparisons", pair)[1]["id"]
+    chat.person("admin").send("PUT", "/chat/policy", {"allowed": False})
+    for method, where, body in [
+        ("PUT", path, {"value": -1}),
+        ("POST", f"/chat/messages/{answer}/better", {"text": "t"}),
+        ("POST", "/chat/comparisons", pair),
+        ("POST", f"/chat/comparisons/{made}", {"winner": "a"}),
+    ]:
+        status, told = chat.someone.send(method, where, body)
+        assert (status, told["error"]["code"]) == (403, "recording_off"), where
+    assert [row.value for row in rows(chat, Feedback)] == [1] and rows(chat, Comparison)[0].winner is None
+    assert chat.someone.send("PUT", path, {"value": 0})[0] == 200  # what was said can still be taken back
+    assert rows(chat, Feedback) == []
+
+
 def test_reasons_are_the_pages_and_flags_are_categories() -> None:
     shown = reasons(str)
     assert (tuple(shown["up"]), tuple(shown["down"])) == (UP, DOWN)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from tutelage.server.conversations import add, message_shown, own, own_message, select_one
-from tutelage.server.keeping import chat_source, consent_to
+from tutelage.server.keeping import chat_source, consent_to, must_keep
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, ModerationFlag
 from tutelage.web.auth import Page, Store
@@ -67,6 +67,8 @@ def thumb(message_id: str, said: Thumb, caller: Page, database: Store) -> JSON:
     """A thumb for an answer; another one replaces it."""
     with database.write() as session:
         answer = own_message(session, caller.user_id, message_id, "assistant")
+        if said.value != 0:
+            must_keep(session, caller.user_id)
         session.execute(delete(ModerationFlag).where(ModerationFlag.message_id == answer.id))
         row = feedback(session, caller.user_id, answer, "thumb")
         if said.value == 0:
@@ -104,6 +106,7 @@ def flag(session: Session, thumb: Feedback, answer: ChatMessage) -> None:
 def better(message_id: str, said: Better, caller: Page, database: Store) -> JSON:
     """A person's own answer: a demonstration, and from now on the one that the chat goes on from."""
     with database.write() as session:
+        must_keep(session, caller.user_id)
         answer = own_message(session, caller.user_id, message_id, "assistant")
         feedback(session, caller.user_id, answer, "demonstration").text = said.text
         chat = own(session, caller.user_id, answer.conversation_id)
@@ -129,6 +132,7 @@ def choose_branch(message_id: str, caller: Page, database: Store) -> Response:
 def pair(given: Pair, caller: Page, database: Store) -> JSON:
     """Put two answers to one question side by side, in an order nobody chose."""
     with database.write() as session:
+        must_keep(session, caller.user_id)
         first, second = (own_message(session, caller.user_id, m, "assistant") for m in (given.first, given.second))
         if first.parent_id != second.parent_id or first.id == second.id:
             raise ApiError(400, "Two different answers to the same question are compared.", code="invalid_value")
@@ -145,6 +149,7 @@ def pair(given: Pair, caller: Page, database: Store) -> JSON:
 def decide(comparison_id: str, said: Verdict, caller: Page, database: Store) -> Response:
     """Which is better; it is shown from now on. Can be said once."""
     with database.write() as session:
+        must_keep(session, caller.user_id)
         row = session.get(Comparison, comparison_id)
         if row is None or row.user_id != caller.user_id:
             raise ApiError(404, "There is no such comparison.", code="not_found")

@@ -66,6 +66,12 @@ def keeping(session: Session, user_id: str) -> Keeping:
     )
 
 
+def must_keep(session: Session, user_id: str) -> None:
+    """Raises ApiError unless policy and person let what is said now be kept."""
+    if not keeping(session, user_id).on:
+        raise ApiError(403, "Chats are no longer kept here. Begin a new one to go on.", code="recording_off")
+
+
 def latest(session: Session, user_id: str, kind: str) -> Consent | None:
     """The consent of a kind that counts; ids sort by the time they were made."""
     query = select(Consent).where(Consent.user_id == user_id, Consent.kind == kind)

@@ -23,7 +23,7 @@ from tutelage.sampling import requests
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
 from tutelage.server.generation import Ended, Generation, seed_of
-from tutelage.server.keeping import keeping
+from tutelage.server.keeping import keeping, must_keep
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece
 from tutelage.server.prepare import find_model
@@ -101,9 +101,11 @@ class PageAnswer:
     def prepare(self) -> None:
         """Read the conversation and fit it into the context. Raises ApiError when even the question is too long."""
         messages = self.conversation()
-        self.verdict = self.moderator.check([messages[-1]["content"]])[0]
+        self.verdict, of_system = self.moderator.check([messages[-1]["content"], self.ask.system])
+        self.refused = any(self.moderator.stops("input", verdict) for verdict in (self.verdict, of_system))
         self.longest = self.ask.settings.max_tokens or max(1, self.served.context // LONGEST_SHARE)
-        self.prompt, self.dropped = fitted(self.served, self.ask.system, messages, self.longest)
+        unseen = withheld(self.moderator, messages[:-1])
+        self.prompt, self.dropped = fitted(self.served, self.ask.system, messages, self.longest, unseen)
 
     def conversation(self) -> list[Message]:
         """The turns up to the question: the store's for a kept chat, else the page's own."""
@@ -112,8 +114,7 @@ class PageAnswer:
             return given
         with self.database.read() as session:
             own(session, self.caller.user_id, self.ask.conversation)
-            if not keeping(session, self.caller.user_id).on:
-                raise ApiError(403, "Chats are no longer kept here. Begin a new one to go on.", code="recording_off")
+            must_keep(session, self.caller.user_id)
             last, role = self.ask.question or self.ask.parent, "user" if self.ask.question else "assistant"
             found = own_message(session, self.caller.user_id, last, role) if last else None
             if found and found.conversation_id != self.ask.conversation:
@@ -122,7 +123,7 @@ class PageAnswer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """See the module's opening."""
-        if self.moderator.stops("input", self.verdict):
+        if self.refused:
             self.reason = "content_filter"
             await run_in_threadpool(self.keep_turn)
             yield self.start()
@@ -225,13 +226,27 @@ class PageAnswer:
             row.ttft_ms, row.moderation = self.ttft_ms, self.moderator.check([self.text])[0]
 
 
-def fitted(served: Any, system: str, messages: list[Message], longest: int) -> tuple[tuple[int, ...], int]:
+def withheld(moderator: Moderator, earlier: list[Message]) -> set[int]:
+    """Places of the turns whose question was not answered: asked again in another way, the model must not see it."""
+    stopped, places = False, set()
+    for place, message in enumerate(earlier):
+        if message["role"] == "user":
+            stopped = moderator.stops("input", moderator.check([message["content"]])[0])
+        if stopped:
+            places.add(place)
+    return places
+
+
+def fitted(
+    served: Any, system: str, messages: list[Message], longest: int, unseen: set[int]
+) -> tuple[tuple[int, ...], int]:
     """The prompt's ids, and how many of the oldest turns had to go. Raises ApiError when the last is too long."""
     first = [place for place, message in enumerate(messages) if message["role"] == "user"]
     head: list[Message] = [{"role": "system", "content": system}] if system else []
 
     def ids(dropped: int) -> tuple[int, ...]:
-        kept = messages[first[dropped] :] if dropped else messages
+        start = first[dropped] if dropped else 0
+        kept = [message for place, message in enumerate(messages) if place >= start and place not in unseen]
         try:
             return tuple(encode_chat(served.words, head + kept, add_generation_prompt=True).ids)
         except InputError as error:
