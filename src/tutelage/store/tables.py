@@ -245,18 +245,6 @@ class StoredCompletion(Row):
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
 
 
-class ModerationTerm(Row):
-    """A word that an admin listed."""
-
-    __tablename__ = "moderation_terms"
-    __table_args__ = (one_of("locale", "en", "zh"), UniqueConstraint("locale", "term", "category"))
-
-    locale: Mapped[str]
-    term: Mapped[str]
-    category: Mapped[str]
-    user_id: Mapped[str | None] = mentions("users")
-
-
 class ModerationFlag(Row):
     """A person's verdict on a text: what the moderation classifier learns from."""
 

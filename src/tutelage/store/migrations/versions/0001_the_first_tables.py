@@ -100,25 +100,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_consents_user_id"), ["user_id"], unique=False)
 
     op.create_table(
-        "moderation_terms",
-        sa.Column("locale", sa.Text(), nullable=False),
-        sa.Column("term", sa.Text(), nullable=False),
-        sa.Column("category", sa.Text(), nullable=False),
-        sa.Column("user_id", NAME, nullable=True),
-        sa.Column("id", NAME, nullable=False),
-        sa.Column("created_ms", sa.BigInteger(), nullable=False),
-        sa.Column("updated_ms", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("locale IN ('en', 'zh')", name=op.f("ck_moderation_terms_locale")),
-        sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_moderation_terms_user_id"), ondelete="SET NULL"
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_moderation_terms")),
-        sa.UniqueConstraint("locale", "term", "category", name=op.f("uq_moderation_terms_locale_term_category")),
-    )
-    with op.batch_alter_table("moderation_terms", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_moderation_terms_user_id"), ["user_id"], unique=False)
-
-    op.create_table(
         "sessions",
         sa.Column("user_id", NAME, nullable=False),
         sa.Column("token_sha256", sa.Text(), nullable=False),
