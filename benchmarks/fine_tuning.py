@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import environment
 from torch import nn
 
 from tutelage.cli import TORCH_SETTINGS
@@ -169,16 +170,6 @@ def measure(command: list[str], settings: dict[str, str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def environment() -> str:
-    """A Python that has the peer, made once."""
-    folder = Path(".peers/trl-1.16")
-    if not (folder / "made").is_file():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", *PEER], check=True)
-        (folder / "made").touch()
-    return str(folder / "bin/python")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demos", type=Path, default=Path("runs/demo/data/demonstrations.train.jsonl"))
@@ -189,7 +180,7 @@ def main() -> None:
     if given.ours:
         ours(Path(given.ours[0]), given.ours[1])
         return
-    peer = given.peer or environment()
+    peer = given.peer or environment("trl-1.16", PEER)
     print("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from peers import environment
 
 from tutelage.cli import TORCH_SETTINGS
 from tutelage.model.heads import ScalarGPT
@@ -97,16 +98,6 @@ report()
 """
 
 
-def environment() -> str:
-    """A Python that has the peer, made once."""
-    folder = Path(".peers/trl-0.19.1")
-    if not (folder / "made").is_file():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", *PEER], check=True)
-        (folder / "made").touch()
-    return str(folder / "bin/python")
-
-
 def prepare(folder: Path) -> None:
     """The base, and a reward model of adapters on it, as the reward stage leaves one."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
@@ -134,7 +125,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--peer", help="a Python with TRL 0.19.1")
     given = parser.parse_args()
-    peer = given.peer or environment()
+    peer = given.peer or environment("trl-0.19.1", PEER)
     rows = {"TRL, users": (peer, THEIRS), "TRL, same": (peer, THEIRS), "tutelage": (sys.executable, OURS)}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:

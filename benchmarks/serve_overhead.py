@@ -2,9 +2,9 @@
 
     python benchmarks/serve_overhead.py [--rate 100] [--seconds 10] [--store]
 
-A real server process (authentication, limits, validation, moderation, JSON) with the tests' stub engine, which has its
-eight tokens at once; requests leave on a clock, whether earlier ones have been answered or not, over 16 connections on
-loopback. Prints a Markdown row: requests, errors, p50, p99 and the most in milliseconds. Goal: p50 <= 8, p99 <= 30.
+A real server process (authentication, limits, validation, moderation, JSON, log) with the tests' stub engine, which has
+its eight tokens at once; requests leave on a clock, whether earlier ones have been answered or not, over 16 connections
+on loopback. Prints a Markdown row: requests, errors, p50, p99 and the most in milliseconds. Goal: p50 <= 8, p99 <= 30.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from tutelage.server.app import create_app  # noqa: E402
 from tutelage.text.tokenizer import train_bpe  # noqa: E402
 from tutelage.web import people  # noqa: E402
 from tutelage.web.keys import open_store  # noqa: E402
+from tutelage.web.logs import write_json  # noqa: E402
 
 PORT = 18_437
 
@@ -36,6 +37,8 @@ def serve(folder: Path, ready: "multiprocessing.Queue[str]") -> None:
     _, secret = keys.make(people.owner(database).id, "bench")
     tokenizer = train_bpe([__doc__], 300)
     engine = StubEngine(tokenizer.encode("the cat sat on the mat")[:8])
+    sys.stderr = open(folder / "log", "w")  # noqa: SIM115 (lives as long as the process)
+    write_json(each_request=True)
     ready.put(secret)
     uvicorn.run(create_app(database, keys, StubModels(tokenizer, engine)), port=PORT, log_config=None, access_log=False)
 

@@ -3,9 +3,9 @@
     python benchmarks/serving.py [--rounds 3] [--streams 1 16 64] [--new 64] [--peer PYTHON] [--run RUN]
 
 SmolLM2-135M-Instruct in bf16 (or RUN), each stream a conversation of its own that asks for a long answer, at
-temperature 1, at most so many new tokens; prefill counts. The three take turns (A B A B ...), each round a process of
-its own that is warmed up with one answer per stream. Over HTTP the stream is read as it comes, and its text is counted
-in the model's tokens afterwards, alike for both. PYTHON is the interpreter of an environment with
+temperature 1, at most so many new tokens, all with one key; prefill counts. The three take turns (A B A B ...), each
+round a process of its own that is warmed up with one answer per stream. Over HTTP the stream is read as it comes, and
+its text is counted in the model's tokens afterwards, alike for both. PYTHON is the interpreter of an environment with
 transformers[serving], by default this one if it has that; `--peer ""` is no peer. Prints a Markdown table: median, all
 rounds, times one stream, times the peer.
 """
@@ -85,7 +85,7 @@ def ours(folder: Path) -> Iterator[tuple[str, str]]:
     """Our server: its address and a key."""
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "tutelage", "serve", f"model={folder}", "--port", "0", "--data", data]
-        command += ["--slots", "64", "--context", "1024", "--memory", "3072", "--queue", "256"]
+        command += ["--slots", "64", "--context", "1024", "--memory", "3072", "--queue", "256", "--no-access-log"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout

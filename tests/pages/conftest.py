@@ -56,11 +56,17 @@ Site = Callable[..., Any]
 
 @pytest.fixture
 def site(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Site]:
-    """site("an answer", "the next", pause=0.0, moderation={...}, models=...) -> app, database, engine, person(role)."""
+    """site("an answer", "the next", pause=0.0, moderation={}, models=..., url=...): app, database, engine, person()."""
     opened: list[Database] = []
 
-    def start(*answers: str, pause: float = 0.0, moderation: dict[str, Any] | None = None, models: Any = None) -> Any:
-        database = Database(sqlite_url(tmp_path / f"{len(opened)}.db"))
+    def start(
+        *answers: str,
+        pause: float = 0.0,
+        moderation: dict[str, Any] | None = None,
+        models: Any = None,
+        url: str | None = None,
+    ) -> Any:
+        database = Database(url or sqlite_url(tmp_path / f"{len(opened)}.db"))
         opened.append(database)
         migrate.upgrade(database)
         engine = ScriptedEngine(tokenizer, answers or ("fine, thank you",), pause)

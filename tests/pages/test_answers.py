@@ -102,6 +102,27 @@ def test_what_is_kept_names_its_source_and_consent(keeping_site) -> None:
     assert answer.prompt_tokens == len(made.engine.asked[-1].prompt) and answer.completion_tokens > 0
 
 
+def test_what_identifies_a_person_is_not_kept(keeping_site, heard, tokenizer: Tokenizer) -> None:
+    """The model reads the question as it was asked; the store, and so the rest of the chat, has placeholders."""
+    made = keeping_site("write to li.si@example.com 你好", "yes")
+    person = made.person()
+    person.keep()
+    system = "I am anna@example.com"
+    one = heard(person.ask("邮箱zhang.san@example.com, 13812345678", keep=True, system=system))
+    assert "zhang.san@example.com" in made.engine.words.decode(list(made.engine.asked[-1].prompt))
+    assert one.text == "write to li.si@example.com 你好"
+    chat = one.start["conversation"]
+    assert chat["title"] == "邮箱[EMAIL], [PHONE]"
+    question, answer = rows(made, ChatMessage)
+    assert (question.content, question.redacted) == ("邮箱[EMAIL], [PHONE]", {"email": 1, "phone": 1})
+    assert (answer.content, answer.redacted) == ("write to [EMAIL] 你好", {"email": 1})
+    assert answer.params["system"] == rows(made, Conversation)[0].system == "I am [EMAIL]"
+    person.ask("and?", conversation=chat["id"], parent=answer.id)
+    assert "example.com" not in made.engine.words.decode(list(made.engine.asked[-1].prompt))
+    person.send("PATCH", f"/chat/conversations/{chat['id']}", {"title": "about li.si@example.com"})
+    assert rows(made, Conversation)[0].title == "about [EMAIL]"
+
+
 @pytest.mark.parametrize("why", ["policy", "consent", "temporary"])
 def test_nothing_is_kept_unless_policy_and_person_allow_it(site, keeping_site, why: str) -> None:
     made = (site if why == "policy" else keeping_site)()

@@ -142,6 +142,18 @@ def test_reasons_are_the_pages_and_flags_are_categories() -> None:
     assert FLAGS.keys() <= set(DOWN) and set(FLAGS.values()) <= set(CATEGORIES)
 
 
+def test_what_is_said_of_an_answer_is_stored_without_addresses(chat) -> None:
+    path = f"/chat/messages/{chat.start['answer']}"
+    chat.someone.send("PUT", f"{path}/thumb", {"value": -1, "comment": "ask zhang.san@example.com"})
+    status, shown = chat.someone.send("POST", f"{path}/better", {"text": "打13812345678"})
+    assert status == 200 and shown["content"] == "打[PHONE]"
+    assert {row.kind: row.text for row in rows(chat, Feedback)} == {
+        "thumb": "ask [EMAIL]",
+        "demonstration": "打[PHONE]",
+    }
+    assert rows(chat, ChatMessage)[-1].redacted == {"phone": 1}
+
+
 def test_unknown_reasons_are_refused(chat) -> None:
     path = f"/chat/messages/{chat.start['answer']}/thumb"
     assert chat.someone.send("PUT", path, {"value": -1, "reasons": ["boring"]})[0] == 400

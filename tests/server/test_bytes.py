@@ -185,6 +185,19 @@ def test_a_body_that_is_none_is_a_400(serving, content: bytes, kind: str) -> Non
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("levels, status", [(62, 200), (63, 400), (900, 400), (50_000, 400)])
+def test_json_may_be_nested_64_levels_deep(serving, ask, levels: int, status: int) -> None:
+    """The body is the first level, the field the second; the rest are lists within it."""
+    head = json.dumps(ask)[:-1]
+    for opened, closed in (("[", "]"), ('{"a":', "}")):
+        value = opened * (levels + 1) + ("1" if closed == "}" else "") + closed * (levels + 1)
+        body = f'{head}, "deep": {value}}}'
+        response = serving().client.post(CHAT, content=body, headers={"content-type": "application/json"})
+        assert response.status_code == status, response.text
+        if status == 400:
+            assert response.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_a_body_that_is_too_large_is_refused_unread(serving, ask) -> None:
     s = serving()
     large = json.dumps(ask | {"user": "x" * 2_100_000}).encode()

@@ -10,6 +10,8 @@ import pytest
 import uvicorn
 from live import wait_for
 
+from tutelage.web.logs import JSONLines
+
 
 class Listening(uvicorn.Server):
     """An app on a free port, in a thread."""
@@ -65,6 +67,17 @@ def test_a_reader_that_leaves_frees_the_slot_within_250_ms(listening, ask, strea
     wait_for(lambda: len(s.engine.ended) == 2, 2)
     assert [reason for reason, _ in s.engine.ended] == ["cancelled"] * 2
     assert max(when for _, when in s.engine.ended) - left < 0.25
+
+
+def test_the_log_says_that_a_reader_left(listening, ask, caplog) -> None:
+    caplog.handler.setFormatter(JSONLines())
+    caplog.set_level("INFO", "tutelage.access")
+    server, s = listening
+    connection = server.connect(s.secret, ask | {"stream": True})
+    assert connection.recv(20)
+    connection.close()
+    wait_for(lambda: '"route": "/v1/chat/completions"' in caplog.text)
+    assert '"gone": true' in caplog.text and '"status": 200' in caplog.text
 
 
 def test_200_that_leave_and_then_one_that_stays(listening, ask) -> None:

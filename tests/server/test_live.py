@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def live(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    server = Live(tmp_path_factory.mktemp("live"), *runs)
+    server = Live(tmp_path_factory.mktemp("live"), *runs, "--recording", "on")
     yield server
     assert server.stop() == 0
 
@@ -129,6 +130,24 @@ def test_the_link_signs_in_and_strangers_stay_out(live: Live) -> None:
         assert browser.get("/account", headers={"accept": "text/html"}).status_code == 303
         assert browser.get(live.link).status_code == 303
         assert browser.get("/account").status_code == 200
+        assert '"recording": {"allowed": true' in browser.get("/chat").text  # the operator said so
+        text = Path(live.log.name).read_text()
+    assert live.link.rpartition("/")[2] not in text and '"route": "/signin/{token}", "status": 303' in text
+
+
+def test_the_log_is_a_line_of_json_for_each_request(live: Live) -> None:
+    said = [{"role": "user", "content": "known to us alone"}]
+    answer = httpx2.post(
+        live.url + "/v1/chat/completions", json={"model": "chat", "messages": said}, headers=bearer(live.key)
+    )
+    name = answer.headers["x-request-id"]
+    wait_for(lambda: name in Path(live.log.name).read_text())
+    text = Path(live.log.name).read_text()
+    (line,) = [line for line in map(json.loads, text.splitlines()) if line.get("request_id") == name]
+    used = answer.json()["usage"]
+    assert (line["status"], line["model"], line["route"]) == (200, "chat", "/v1/chat/completions")
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (used["prompt_tokens"], used["completion_tokens"])
+    assert "known to us alone" not in text and live.key not in text
 
 
 @pytest.mark.parametrize(
@@ -152,7 +171,7 @@ def test_a_second_start_keeps_the_key_and_a_signal_ends_it_in_order(runs: list[s
     first = Live(tmp_path, *runs)
     key = first.key
     assert first.stop() == 0
-    second = Live(tmp_path, *runs)
+    second = Live(tmp_path, *runs, "--no-access-log")
     stream = client_of(second, key).chat.completions.create(
         model="chat", messages=scenarios.ASK, stream=True, n=16, temperature=2, logit_bias={"5": -100}
     )
@@ -164,6 +183,7 @@ def test_a_second_start_keeps_the_key_and_a_signal_ends_it_in_order(runs: list[s
             pass
     ended.join()
     assert second.process.returncode == 0
+    assert (tmp_path / "serve.log").read_text() == ""  # the first start had no request, this one logs none
 
 
 @pytest.mark.slow
@@ -177,6 +197,19 @@ def test_the_client_of_1_x(live: Live, tmp_path: Path) -> None:
     said = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     told = json.loads(said.stdout)
     assert told.pop("version").startswith("1.") and len(told) >= 100
+    assert {name: trouble for name, trouble in told.items() if trouble} == {}
+
+
+@pytest.mark.slow
+def test_the_client_for_node(live: Live, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "node_client.mjs", tmp_path)
+    install = ["npm", "install", "--prefix", str(tmp_path), "--ignore-scripts", "--no-audit", "--no-fund", "openai@6"]
+    if not shutil.which("npm") or subprocess.run(install, capture_output=True).returncode:
+        pytest.skip("npm cannot install openai here")
+    program = ["node", str(tmp_path / "node_client.mjs"), live.url + "/v1", live.key]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    told = json.loads(done.stdout)
+    assert told.pop("version").startswith("6.") and len(told) >= 9
     assert {name: trouble for name, trouble in told.items() if trouble} == {}
 
 

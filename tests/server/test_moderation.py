@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -135,6 +136,25 @@ def test_a_blocked_term_is_not_shown_in_part() -> None:
 def test_ordinary_text_waits_for_nothing() -> None:
     answer = HeldBack(Moderator())
     assert [answer.push(piece) for piece in ["The sun ", "rises ", "z. "]] == ["The sun ", "rises ", "z. "]
+
+
+@pytest.mark.parametrize("place", [0, 195, 199, 200, 395, 1001, 3990])
+def test_the_classifier_reads_every_word_of_a_long_answer_a_few_times(place: int) -> None:
+    """Nothing falls between what it reads now and what it read before, and its work grows with the answer's length."""
+    moderator, read = moderator_of([], blocked=("hate",)), []
+
+    def score(text: str) -> dict[str, float]:
+        read.append(len(text))
+        return dict.fromkeys(CATEGORIES, 0.0) | {"hate": float("abhorrent" in text)}
+
+    moderator.classifier = SimpleNamespace(score=score)  # type: ignore[assignment]
+    text = ("the cat sat " * 400)[:4000]
+    text = text[:place] + "abhorrent" + text[place:]
+    answer = HeldBack(moderator)
+    for start in range(0, len(text), 7):
+        answer.push(text[start : start + 7])
+    answer.finish()
+    assert answer.stopped and sum(read) <= 4 * len(text)
 
 
 def test_a_verdict_has_openai_shape_and_the_policy_decides() -> None:

@@ -38,10 +38,11 @@ Span = tuple[int, int, str]
 
 def redact(text: str) -> tuple[str, Counter[str]]:
     """Replace what identifies a person. Returns the text and how often each kind was found."""
-    spans = find(text)
-    for start, end, kind in reversed(spans):
-        text = text[:start] + PLACEHOLDERS[kind] + text[end:]
-    return text, Counter(kind for _, _, kind in spans)
+    spans, parts, done = find(text), [], 0
+    for start, end, kind in spans:
+        parts += [text[done:start], PLACEHOLDERS[kind]]
+        done = end
+    return "".join(parts) + text[done:], Counter(kind for _, _, kind in spans)
 
 
 def find(text: str) -> list[Span]:
@@ -50,8 +51,10 @@ def find(text: str) -> list[Span]:
         return []  # nearly every line of chat
     plain = text if text.isascii() else "".join(_plain(c) for c in text)
     spans: list[Span] = []
+    claimed = bytearray(len(text))
     for start, end, kind in _candidates(plain):
-        if all(end <= s or start >= e for s, e, _ in spans):  # the first recogniser to claim a character keeps it
+        if not any(claimed[start:end]):  # the first recogniser to claim a character keeps it
+            claimed[start:end] = b"\1" * (end - start)
             spans.append((start, end, kind))
     return sorted(spans)
 
@@ -70,7 +73,7 @@ def _phone_numbers(text: str) -> Iterator[Span]:
     try:
         from phonenumbers import Leniency, PhoneNumberMatcher
     except ImportError:
-        raise InputError('the package phonenumbers is not installed; run: pip install "tutelage[demo]"') from None
+        raise InputError("the package phonenumbers is not installed; run: pip install phonenumbers") from None
     for region in PHONE_REGIONS:
         for number in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
             yield number.start, number.end, "phone"

@@ -12,11 +12,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.server.answers import REFUSAL, chat_logprobs, usage
-from tutelage.server.call import Call
+from tutelage.server.call import Call, planned
 from tutelage.server.pieces import Piece
-from tutelage.server.prepare import Inference, Plan, find_model, plan_chat
+from tutelage.server.prepare import Inference, Plan, plan_chat
 from tutelage.server.schemas import DOCUMENTED, ChatRequest
-from tutelage.server.sse import EventStream, answer_or_gone, event
+from tutelage.server.sse import event
 from tutelage.server.stored import keep
 from tutelage.web.auth import Caller
 from tutelage.web.errors import JSON
@@ -27,25 +27,24 @@ router = APIRouter(responses=DOCUMENTED, tags=["chat"])
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest, caller: Inference) -> Response:
     """Answer a conversation."""
-    body.refuse_unsupported()
-    served = find_model(request.app.state.models, body.model)
-    plan = await run_in_threadpool(plan_chat, served, body, caller.user_id, request.app.state.moderator)
-    call = ChatCall(request, body, caller, plan)
-    if not body.stream:
-        return await answer_or_gone(request, call.whole())
-    stack = await call.start(chat=True)
-    return EventStream(call.events(stack), call.headers)
+    call = ChatCall(request, body, caller, await planned(plan_chat, request, body, caller))
+    if call.stored:
+        request.app.state.database.check_room()
+    return await call.respond()
 
 
 class ChatCall(Call):
     """One chat: n answers to one conversation."""
 
+    chat = True
+    body: ChatRequest
+
     def __init__(self, request: Request, body: ChatRequest, caller: Caller, plan: Plan):
         super().__init__(request, body, caller, plan, "chatcmpl-", body.n or 1)
-        self.body = body
+        self.stored = self.key.store_default if body.store is None else body.store
 
     async def whole(self) -> Response:
-        async with await self.start(chat=True):
+        async with await self.start():
             await self.finish()
         completion = self.completion()
         await self.store(completion)
@@ -98,7 +97,6 @@ class ChatCall(Call):
 
     async def store(self, completion: dict[str, Any]) -> None:
         """Keep it if the caller asked for that, or its key does so by default."""
-        wanted = self.key.store_default if self.body.store is None else self.body.store
-        if wanted:
+        if self.stored:
             asked = self.body.model_dump(mode="json", exclude_none=True)
-            await run_in_threadpool(keep, self.app.state.database, self.key.id, asked, completion)
+            await run_in_threadpool(keep, self.request.app.state.database, self.key.id, asked, completion)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
+from tutelage.data.privacy import redact
 from tutelage.server import judgements, keeping, page_answers
 from tutelage.server.chat_words import reasons, strings
 from tutelage.server.conversations import forget, listed, own, shown
@@ -18,6 +19,7 @@ from tutelage.store.database import Database
 from tutelage.web.auth import Page, Store
 from tutelage.web.errors import JSON
 from tutelage.web.pages import language, markdown
+from tutelage.web.people import writing
 from tutelage.web.translations import translations
 
 router = APIRouter(include_in_schema=False)
@@ -80,21 +82,22 @@ def formatted(written: Written, caller: Page) -> JSON:
 
 @router.patch("/chat/conversations/{conversation_id}")
 def rename(conversation_id: str, name: Name, caller: Page, database: Store) -> Response:
-    with database.write() as session:
-        own(session, caller.user_id, conversation_id).title = name.title
+    title, _ = redact(name.title)
+    with writing(database, caller.user_id) as session:
+        own(session, caller.user_id, conversation_id).title = title
     return Response(status_code=204)
 
 
 @router.delete("/chat/conversations/{conversation_id}")
 def remove(conversation_id: str, caller: Page, database: Store) -> Response:
-    with database.write() as session:
+    with writing(database, caller.user_id) as session:
         forget(session, own(session, caller.user_id, conversation_id))
     return Response(status_code=204)
 
 
 @router.delete("/chat/conversations")
 def remove_all(caller: Page, database: Store) -> Response:
-    with database.write() as session:
+    with writing(database, caller.user_id) as session:
         keeping.forget_all(session, caller.user_id)
     return Response(status_code=204)
 

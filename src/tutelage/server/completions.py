@@ -10,17 +10,16 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.sampling.requests import PromptScored, Token
 from tutelage.server.answers import Answer, TokenList, usage
-from tutelage.server.call import Call
+from tutelage.server.call import Call, planned
 from tutelage.server.generation import Ended
 from tutelage.server.pieces import Entry, Piece, Pieces
-from tutelage.server.prepare import Inference, Plan, find_model, plan_completion, scored
+from tutelage.server.prepare import Inference, Plan, plan_completion, scored
 from tutelage.server.schemas import DOCUMENTED, CompletionRequest
-from tutelage.server.sse import EventStream, answer_or_gone, event
+from tutelage.server.sse import event
 from tutelage.web.auth import Caller
 from tutelage.web.errors import JSON
 
@@ -30,30 +29,26 @@ router = APIRouter(responses=DOCUMENTED, tags=["completions"])
 @router.post("/v1/completions", response_model=None)
 async def completions(request: Request, body: CompletionRequest, caller: Inference) -> Response:
     """Let the model go on with a text."""
-    body.refuse_unsupported()
-    served = find_model(request.app.state.models, body.model)
-    plan = await run_in_threadpool(plan_completion, served, body, caller.user_id, request.app.state.moderator)
-    call = CompletionCall(request, body, caller, plan)
-    if not body.stream:
-        return await answer_or_gone(request, call.whole())
-    stack = await call.start(chat=False)
-    return EventStream(call.events(stack), call.headers)
+    plan = await planned(plan_completion, request, body, caller)
+    return await CompletionCall(request, body, caller, plan).respond()
 
 
 class CompletionCall(Call):
     """One or more prompts, each with its answers."""
 
+    chat = False
+    body: CompletionRequest
+
     def __init__(self, request: Request, body: CompletionRequest, caller: Caller, plan: Plan):
         self.each = body.best_of or body.n or 1  # answers to each prompt
         super().__init__(request, body, caller, plan, "cmpl-", self.each * len(plan.prompts))
-        self.body = body
         self.head["object"] = "text_completion"
         self.echoes = [text_of(prompt, self.table, plan.served.words.byte_level) for prompt in plan.prompts]
         for answer in self.answers if not plan.requests and not plan.refused else []:
             answer.end = Ended("length", 0, 0, 0)  # nothing to write and nothing to score
 
     async def whole(self) -> Response:
-        async with await self.start(chat=False):
+        async with await self.start():
             await self.finish()
         choices = [self.choice(i, self.answers[chosen]) for i, chosen in enumerate(self.chosen())]
         bill = usage(self.plan.prompts, self.answers)

@@ -1,4 +1,8 @@
-"""Kept chats in the store: begun, continued, shown again, renamed, deleted. Each person reaches their own alone."""
+"""Kept chats in the store: begun, continued, shown again, renamed, deleted. Each person reaches their own alone.
+
+What identifies a person (e-mail and web addresses, phone numbers) is replaced before a word of theirs, or of an answer,
+is stored. `redact` comes before the transaction, for which others may wait.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

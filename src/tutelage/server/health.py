@@ -3,7 +3,6 @@
 /healthz (/health)   the event loop turns          /readyz   database, tables, models, disk; 503 with the reasons
 """
 
-import shutil
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,8 +12,6 @@ from tutelage.server.models import Registry
 from tutelage.store import migrate
 from tutelage.web.auth import Store
 from tutelage.web.errors import JSON
-
-LEAST_FREE_BYTES = 500_000_000
 
 router = APIRouter(tags=["health"])
 
@@ -43,6 +40,6 @@ def find_problems(database: Store, models: Registry) -> list[str]:
         problems.append(f"the database does not take writes ({type(error).__name__})")
     if not models.names():
         problems.append("no model is loaded")
-    if database.is_sqlite and shutil.disk_usage(database.folder).free < LEAST_FREE_BYTES:
+    if database.nearly_full:
         problems.append("the disk is nearly full")
     return problems

@@ -3,11 +3,13 @@
     pieces of text -> pieces of text, a little later; the stream ends where a blocked term begins
 
 Held back is the longest tail that could still become a term: most pieces pass at once, and a blocked term is never
-shown in part. The classifier reads the answer now and then; what it objects to ends the answer there.
+shown in part. The classifier reads the answer now and then, what is new with a window before it; what it objects to
+ends the answer there. So a token costs the same wherever in the answer it stands.
 """
 
+from tutelage.server.flag_classifier import WINDOW
 from tutelage.server.moderation import Moderator
-from tutelage.server.terms import TermList, fold
+from tutelage.server.terms import fold
 
 CLASSIFY_EVERY = 200  # characters
 CONTEXT = 16  # characters before a term that decide whether it begins a word
@@ -20,7 +22,6 @@ class HeldBack:
     def __init__(self, moderator: Moderator):
         self.moderator = moderator
         self.terms = moderator.terms
-        self.prefixes = prefixes(self.terms)
         self.text = ""  # the whole answer so far
         self.shown = 0  # characters of it released
         self.classified = 0  # characters of it that the classifier has read
@@ -33,7 +34,7 @@ class HeldBack:
         return self._release(len(self.text) - self._uncertain(), CLASSIFY_EVERY)
 
     def finish(self) -> str:
-        """The rest of the answer, judged as a whole."""
+        """The rest of the answer."""
         return self._release(len(self.text), 1)
 
     def _release(self, end: int, classify_from: int) -> str:
@@ -44,7 +45,8 @@ class HeldBack:
         termed = self.terms.categories(self.text[context:], self.shown - context, end - context)
         scores = None
         if len(self.text) - self.classified >= classify_from:
-            scores, self.classified = self.moderator.scores(self.text), len(self.text)
+            scores = self.moderator.scores(self.text[max(0, self.classified - WINDOW) :])
+            self.classified = len(self.text)
         noted = {name for name, found in self.verdict["categories"].items() if found}
         self.verdict = self.moderator.verdict(termed | noted, scores)
         self.stopped = self.moderator.stops("output", self.verdict)
@@ -56,7 +58,7 @@ class HeldBack:
     def _uncertain(self) -> int:
         """Length of the longest tail that could become a term, or is one that may yet become another word."""
         for length in range(min(len(self.text) - self.shown, STRETCH * self.terms.longest), 0, -1):
-            if folded_beginning(self.text[-length:]) in self.prefixes:
+            if folded_beginning(self.text[-length:]) in self.terms.beginnings:
                 return length
         return 0
 
@@ -64,8 +66,3 @@ class HeldBack:
 def folded_beginning(text: str) -> str:
     """The text folded as the beginning of something longer: a space at its end stays."""
     return fold(text + "|").removesuffix("|")
-
-
-def prefixes(terms: TermList) -> frozenset[str]:
-    """Every beginning of every term, and the term itself: the next letter may make it another word."""
-    return frozenset(term.words[:end] for term in terms.terms for end in range(1, len(term.words) + 1))

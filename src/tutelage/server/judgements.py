@@ -13,12 +13,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from tutelage.data.privacy import redact
 from tutelage.server.conversations import add, message_shown, own, own_message, select_one
 from tutelage.server.keeping import chat_source, consent_to, must_keep
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, ModerationFlag
 from tutelage.web.auth import Page, Store
 from tutelage.web.errors import JSON, ApiError
+from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, StringConstraints(max_length=100_000, strip_whitespace=True)]
@@ -65,7 +67,10 @@ class Verdict(BaseModel):
 @router.put("/chat/messages/{message_id}/thumb")
 def thumb(message_id: str, said: Thumb, caller: Page, database: Store) -> JSON:
     """A thumb for an answer; another one replaces it."""
-    with database.write() as session:
+    if said.value != 0:
+        database.check_room()
+    comment, _ = redact(said.comment)
+    with writing(database, caller.user_id) as session:
         answer = own_message(session, caller.user_id, message_id, "assistant")
         if said.value != 0:
             must_keep(session, caller.user_id)
@@ -74,7 +79,7 @@ def thumb(message_id: str, said: Thumb, caller: Page, database: Store) -> JSON:
         if said.value == 0:
             session.delete(row)
         else:
-            row.value, row.reasons, row.text = said.value, list(said.reasons), said.comment or None
+            row.value, row.reasons, row.text = said.value, list(said.reasons), comment or None
             flag(session, row, answer)
     return JSON({"value": said.value})
 
@@ -105,16 +110,18 @@ def flag(session: Session, thumb: Feedback, answer: ChatMessage) -> None:
 @router.post("/chat/messages/{message_id}/better")
 def better(message_id: str, said: Better, caller: Page, database: Store) -> JSON:
     """A person's own answer: a demonstration, and from now on the one that the chat goes on from."""
-    with database.write() as session:
+    database.check_room()
+    text, redacted = redact(said.text)
+    with writing(database, caller.user_id) as session:
         must_keep(session, caller.user_id)
         answer = own_message(session, caller.user_id, message_id, "assistant")
-        feedback(session, caller.user_id, answer, "demonstration").text = said.text
+        feedback(session, caller.user_id, answer, "demonstration").text = text
         chat = own(session, caller.user_id, answer.conversation_id)
         siblings = session.scalars(select(ChatMessage).where(ChatMessage.parent_id == answer.parent_id))
         row = next((other for other in siblings if other.params.get("instead_of") == answer.id), None)
         if row is None:
-            row = add(session, chat, answer.parent_id, "assistant", said.text, params={"instead_of": answer.id})
-        row.content = said.text
+            row = add(session, chat, answer.parent_id, "assistant", text, params={"instead_of": answer.id})
+        row.content, row.redacted = text, dict(redacted)
         select_one(session, row)
         session.flush()
         return JSON(message_shown(row))
@@ -123,7 +130,7 @@ def better(message_id: str, said: Better, caller: Page, database: Store) -> JSON
 @router.post("/chat/messages/{message_id}/select")
 def choose_branch(message_id: str, caller: Page, database: Store) -> Response:
     """Show this version of a message instead of the others."""
-    with database.write() as session:
+    with writing(database, caller.user_id) as session:
         select_one(session, own_message(session, caller.user_id, message_id))
     return Response(status_code=204)
 
@@ -131,7 +138,8 @@ def choose_branch(message_id: str, caller: Page, database: Store) -> Response:
 @router.post("/chat/comparisons")
 def pair(given: Pair, caller: Page, database: Store) -> JSON:
     """Put two answers to one question side by side, in an order nobody chose."""
-    with database.write() as session:
+    database.check_room()
+    with writing(database, caller.user_id) as session:
         must_keep(session, caller.user_id)
         first, second = (own_message(session, caller.user_id, m, "assistant") for m in (given.first, given.second))
         if first.parent_id != second.parent_id or first.id == second.id:
@@ -148,7 +156,7 @@ def pair(given: Pair, caller: Page, database: Store) -> JSON:
 @router.post("/chat/comparisons/{comparison_id}")
 def decide(comparison_id: str, said: Verdict, caller: Page, database: Store) -> Response:
     """Which is better; it is shown from now on. Can be said once."""
-    with database.write() as session:
+    with writing(database, caller.user_id) as session:
         must_keep(session, caller.user_id)
         row = session.get(Comparison, comparison_id)
         if row is None or row.user_id != caller.user_id:

@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.server.stored import source
-from tutelage.store.database import Database
+from tutelage.store.database import Database, find_or_add
 from tutelage.store.ids import new_id
 from tutelage.store.tables import Consent, Conversation, ModerationFlag, Setting
 from tutelage.web.auth import Admin, Page, Store
 from tutelage.web.errors import JSON, ApiError
+from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
 POLICY = "recording"
@@ -95,14 +96,20 @@ def forget_all(session: Session, user_id: str) -> None:
     session.execute(delete(Conversation).where(Conversation.user_id == user_id))
 
 
+def allow(session: Session, allowed: bool) -> None:
+    """Set the policy."""
+    policy = select(Setting).where(Setting.key == POLICY).with_for_update()
+    find_or_add(session, policy, Setting(key=POLICY, value={})).value = {"allowed": allowed}
+    session.flush()
+
+
 @router.put("/chat/policy")
 async def set_policy(wish: Policy, caller: Admin, database: Store) -> JSON:
     """Allow people to have their chats kept, or no longer."""
 
     def change() -> dict[str, Any]:
         with database.write() as session:
-            session.merge(Setting(key=POLICY, value={"allowed": wish.allowed}))
-            session.flush()
+            allow(session, wish.allowed)
             return asdict(keeping(session, caller.user_id))
 
     return JSON(await run_in_threadpool(change))
@@ -118,7 +125,7 @@ async def set_consent(wish: Wish, caller: Page, database: Store) -> JSON:
 
 def decide(database: Database, user_id: str, wish: Wish) -> dict[str, Any]:
     """Write down what a person decided. Raises ApiError where the policy keeps nothing."""
-    with database.write() as session:
+    with writing(database, user_id) as session:
         before = keeping(session, user_id)
         if wish.record and not before.allowed:
             raise ApiError(403, "This server keeps no chats.", code="recording_off")

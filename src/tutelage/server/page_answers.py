@@ -3,8 +3,9 @@
     POST /chat/answers  ->  {"start": ...}  {"text": ...} ...  {"block": html, "rest": text} ...  {"done": ...}
 
 A kept chat is read from the store, so that what the page sends cannot rewrite it; any other comes with the question and
-leaves no trace. A conversation longer than the model's context loses its oldest whole turns, and `start` says how many.
-When the reader goes away, the answer ends within a step and what there is of it is kept.
+leaves no trace. What identifies a person is replaced before it is kept. A conversation longer than the model's context
+loses its oldest whole turns, and `start` says how many. When the reader goes away, the answer ends within a step and
+what there is of it is kept.
 """
 
 import asyncio
@@ -16,8 +17,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, StringConstraints
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from tutelage.data.privacy import redact
 from tutelage.errors import InputError
 from tutelage.sampling import requests
 from tutelage.sampling.distribution import DistributionConfig
@@ -29,11 +32,13 @@ from tutelage.server.pieces import Piece
 from tutelage.server.prepare import find_model
 from tutelage.server.sse import EventStream, event
 from tutelage.store.database import Database
-from tutelage.store.tables import ChatMessage
+from tutelage.store.tables import ChatMessage, Conversation
 from tutelage.text.chat import Message, encode_chat
 from tutelage.web.auth import Caller, Page, Store
 from tutelage.web.errors import ApiError
+from tutelage.web.logs import note
 from tutelage.web.pages import markdown
+from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, StringConstraints(max_length=100_000)]
@@ -144,6 +149,7 @@ class PageAnswer:
                     elif isinstance(happening, Ended):
                         self.reason = happening.reason
             finally:
+                note(model=self.served.name, prompt_tokens=len(self.prompt), completion_tokens=self.tokens)
                 await self.finish()
         yield self.done()
 
@@ -186,27 +192,32 @@ class PageAnswer:
     def keep_turn(self) -> None:
         """The question and an empty answer, in a kept chat or in one that is to be kept from here on."""
         ask = self.ask
-        with self.database.write() as session:
-            keep = keeping(session, self.caller.user_id).on
+        if ask.conversation is None and not (ask.keep and len(ask.messages) == 1):
+            return
+        self.database.check_room()
+        said, redacted = redact(ask.messages[-1].content)
+        with writing(self.database, self.caller.user_id) as session:
             if ask.conversation is not None:
                 chat = own(session, self.caller.user_id, ask.conversation)
-            elif ask.keep and keep and len(ask.messages) == 1:
-                chat = begin(session, self.caller.user_id, ask.messages[-1].content)
+            elif keeping(session, self.caller.user_id).on:
+                chat = begin(session, self.caller.user_id, said)
             else:
                 return
-            settings = ask.settings.model_dump(exclude_none=True)
-            chat.model_id, chat.system, chat.settings = ask.model, ask.system, settings
             question = ask.question
             if question is None:
-                said = ask.messages[-1].content
-                question = add(session, chat, ask.parent, "user", said, moderation=self.verdict).id
-            params = settings | {"max_tokens": self.longest, "system": ask.system}
-            answer = add(
-                session, chat, question, "assistant", "", selected=not ask.compare, model_id=self.served.name,
-                fingerprint=self.served.fingerprint, params=params, prompt_tokens=len(self.prompt),
-                dropped_turns=self.dropped,
-            )  # fmt: skip
-            self.kept = KeptTurn(chat, question, answer.id)
+                checked = {"moderation": self.verdict, "redacted": dict(redacted)}
+                question = add(session, chat, ask.parent, "user", said, **checked).id
+            self.kept = KeptTurn(chat, question, self.empty_answer(session, chat, question).id)
+
+    def empty_answer(self, session: Session, chat: Conversation, question: str) -> ChatMessage:
+        """Where the answer will stand, with how it is sampled; the chat goes on with these settings."""
+        settings, (system, _) = self.ask.settings.model_dump(exclude_none=True), redact(self.ask.system)
+        chat.model_id, chat.system, chat.settings = self.ask.model, system, settings
+        return add(
+            session, chat, question, "assistant", "", selected=not self.ask.compare, model_id=self.served.name,
+            fingerprint=self.served.fingerprint, params=settings | {"max_tokens": self.longest, "system": system},
+            prompt_tokens=len(self.prompt), dropped_turns=self.dropped,
+        )  # fmt: skip
 
     async def finish(self) -> None:
         """Write down what came of the answer, also when the reader has gone and this task is being cancelled."""
@@ -215,15 +226,17 @@ class PageAnswer:
 
     def keep_answer(self) -> None:
         assert self.kept
-        with self.database.write() as session:
+        text, redacted = redact(self.text)
+        verdict = self.moderator.check([self.text])[0]
+        with writing(self.database, self.caller.user_id) as session:
             row = session.get(ChatMessage, self.kept.answer)
             if row is None:
                 return  # the chat was deleted meanwhile
             if self.ask.compare and self.reason == "cancelled":
                 session.delete(row)  # half an answer is nothing to compare
                 return
-            row.content, row.finish_reason, row.completion_tokens = self.text, self.reason, self.tokens
-            row.ttft_ms, row.moderation = self.ttft_ms, self.moderator.check([self.text])[0]
+            row.content, row.redacted, row.moderation = text, dict(redacted), verdict
+            row.finish_reason, row.completion_tokens, row.ttft_ms = self.reason, self.tokens, self.ttft_ms
 
 
 def withheld(moderator: Moderator, earlier: list[Message]) -> set[int]:

@@ -14,6 +14,7 @@ from tutelage.web.errors import ApiError
 
 MOST_CHOICES = 16
 MOST_MESSAGES = 2000
+DEEPEST = 64  # levels of JSON
 WITHOUT_EFFECT = {
     "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
     "parallel_tool_calls", "verbosity", "reasoning_effort",
@@ -37,10 +38,12 @@ class Asked(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def is_text(cls, data: Any) -> Any:
-        """JSON can write half of a surrogate pair, which no text holds and no tokenizer takes."""
+    def is_shallow_text(cls, data: Any) -> Any:
+        """JSON can be nested without end, and write half of a surrogate pair, which no text holds."""
         if not isinstance(data, dict):
             return data
+        if deeper(data, DEEPEST):
+            raise ApiError(400, f"The JSON is nested deeper than {DEEPEST} levels.", code="invalid_json")
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -56,6 +59,15 @@ class Asked(BaseModel):
             if (self.model_extra or {}).get(name) not in (None, [], "none"):
                 message = f"'{name}' is not supported by this server."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
+
+
+def deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects are nested in one another in more levels than that."""
+    level = [value]
+    for _ in range(most):
+        inner = (of.values() if isinstance(of, dict) else of for of in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    return bool(level)
 
 
 class StreamOptions(Asked):

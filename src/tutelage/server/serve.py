@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from sqlalchemy import select
@@ -19,12 +19,14 @@ from tutelage.runs.device import choose_device
 from tutelage.sampling.engine import EngineConfig
 from tutelage.server.app import create_app
 from tutelage.server.generation import shut_down_all
+from tutelage.server.keeping import allow
 from tutelage.server.models import Registry
 from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store.database import Database
 from tutelage.store.tables import ApiKey
 from tutelage.web import people
 from tutelage.web.keys import KeyRing, open_store
+from tutelage.web.logs import write_json
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -41,6 +43,10 @@ class ServeConfig:
     """Folder of the server's own files: the SQLite database, and the secret that keys are hashed with."""
     database: str = ""
     """Another database by its URL, like postgresql://user@host/name. Empty is SQLite in --data."""
+    recording: Literal["as-set", "on", "off"] = "as-set"
+    """on or off sets whether people may have their chats kept, as an admin may on the page; off at first."""
+    access_log: bool = True
+    """A line of JSON on standard error for each request: who, which route, how it ended; never what was said."""
     trusted_proxy: str = ""
     """Address of a proxy whose X-Forwarded-* headers are believed."""
     device: str = "auto"
@@ -59,9 +65,13 @@ def serve(
 
     Example: tutelage serve runs/demo/ppo-ptx judge=runs/demo/reward --port 8000
     """
+    write_json(each_request=config.access_log)
     moderator = Moderator(moderation)
     door = listen(config)
     database, keys = open_store(config.data, config.database)
+    if config.recording != "as-set":
+        with database.write() as session:
+            allow(session, config.recording == "on")
     models = Registry(choose_device(config.device, config.dtype), engine)
     try:
         for run in runs:

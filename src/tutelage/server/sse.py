@@ -15,7 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tutelage.web.errors import ApiError, dump
+from tutelage.store.database import StorageError
+from tutelage.web.errors import ApiError, dump, refusal
+from tutelage.web.logs import note
 
 PING_SECONDS = 10.0
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -26,7 +28,7 @@ def event(content: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `events` yields; an ApiError in it becomes the last event."""
+    """Sends what `events` yields; an ApiError or StorageError in it becomes the last event."""
 
     media_type = "text/event-stream"
 
@@ -50,8 +52,10 @@ class EventStream(Response):
             try:
                 async for chunk in events:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except ApiError as error:
-                await send({"type": "http.response.body", "body": event({"error": error.body}), "more_body": True})
+            except (ApiError, StorageError) as error:
+                told = refusal(error)
+                note(error=told.reason)
+                await send({"type": "http.response.body", "body": event({"error": told.body}), "more_body": True})
 
 
 async def _ping(send: Send) -> None:
@@ -68,6 +72,7 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        note(gone=True)
         working.cancel()
         await asyncio.wait({working})
         return None

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tutelage.server.prepare import Inference
 from tutelage.server.schemas import DOCUMENTED, MetadataUpdate
-from tutelage.store.database import Database
+from tutelage.store.database import Database, find_or_add
 from tutelage.store.ids import new_id
 from tutelage.store.tables import ApiKey, Source, StoredCompletion
 from tutelage.web.auth import Store
@@ -37,12 +37,8 @@ def keep(database: Database, key_id: str, asked: dict[str, Any], completion: dic
 
 def source(session: Session, kind: str, name: str) -> Source:
     """The row that says by which door text came in; made when the first comes."""
-    row = session.scalar(select(Source).where(Source.kind == kind, Source.name == name))
-    if row is None:
-        row = Source(id=new_id("src_"), kind=kind, name=name)
-        session.add(row)
-        session.flush()
-    return row
+    query = select(Source).where(Source.kind == kind, Source.name == name)
+    return find_or_add(session, query, Source(id=new_id("src_"), kind=kind, name=name))
 
 
 @router.get(PATH)
@@ -85,7 +81,7 @@ def read_stored(caller: Inference, database: Store, completion_id: str) -> Respo
 @router.post(PATH + "/{completion_id}")
 def annotate_stored(caller: Inference, database: Store, completion_id: str, body: MetadataUpdate) -> Response:
     with database.write() as session:
-        row = find(session, caller.user_id, completion_id)
+        row = find(session, caller.user_id, completion_id, to_change=True)
         row.meta = dict(body.metadata or {})
     return JSON(as_completion(row))
 
@@ -93,7 +89,7 @@ def annotate_stored(caller: Inference, database: Store, completion_id: str, body
 @router.delete(PATH + "/{completion_id}")
 def delete_stored(caller: Inference, database: Store, completion_id: str) -> Response:
     with database.write() as session:
-        session.delete(find(session, caller.user_id, completion_id))
+        session.delete(find(session, caller.user_id, completion_id, to_change=True))
     return JSON({"object": "chat.completion.deleted", "id": completion_id, "deleted": True})
 
 
@@ -125,8 +121,9 @@ def own(user_id: str) -> Any:
     )
 
 
-def find(session: Session, user_id: str, completion_id: str) -> StoredCompletion:
-    row = session.scalar(own(user_id).where(StoredCompletion.id == completion_id))
+def find(session: Session, user_id: str, completion_id: str, *, to_change: bool = False) -> StoredCompletion:
+    query = own(user_id).where(StoredCompletion.id == completion_id)
+    row = session.scalar(query.with_for_update(of=StoredCompletion) if to_change else query)
     if row is None:
         raise ApiError(
             404, f"There is no stored completion '{completion_id}'.", param="completion_id", code="not_found"

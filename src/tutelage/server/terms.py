@@ -15,6 +15,7 @@ many there are (Aho & Corasick 1975).
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
@@ -65,6 +66,11 @@ class TermList:
     def read(cls, paths: Iterable[Path]) -> "TermList":
         """The terms of these files, taken together. Raises InputError with the line that is no term."""
         return cls(term for path in paths for term in read_terms(path))
+
+    @cached_property
+    def beginnings(self) -> frozenset[str]:
+        """Every beginning of every term, and the term itself: the next letter may make it another word."""
+        return frozenset(term.words[:end] for term in self.terms for end in range(1, len(term.words) + 1))
 
     def categories(self, text: str, begin: int = 0, end: int | None = None) -> set[str]:
         """The categories of the terms that stand in the text; with `begin` and `end` of those that begin in between."""

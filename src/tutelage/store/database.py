@@ -4,21 +4,25 @@
 
 SQLite: write-ahead log, every commit forced to the disk, foreign keys on. A write transaction first takes a lock on the
 file beside the database, then BEGIN IMMEDIATE: writers queue fairly and none fails with "database is locked"; reading
-connections cannot write. Checkpoints run under the same lock, never beside a commit: SQLite before 3.51.3 can lose
+connections cannot write. A disk that is full or fails is a StorageError, and leaves nothing of the transaction behind.
+Checkpoints run under the same lock, never beside a commit: SQLite before 3.51.3 can lose
 pages when the two meet (its WAL-reset bug). The driver is pysqlite3, which brings its own SQLite, where there is one.
 """
 
+import errno
 import fcntl
+import logging
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy import Engine, Select, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from tutelage.errors import InputError
@@ -28,12 +32,25 @@ try:
 except ImportError:  # no wheel for this platform
     driver = sqlite3
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+LEAST_FREE_BYTES = 500_000_000  # beneath, nothing is begun that grows: what remains is for ending, deleting, signing in
+FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "53100", "58030")  # and PostgreSQL's
+GONE = ("08", "57P")  # PostgreSQL: no connection; it was shut down
 COMMITS_PER_CHECKPOINT = 500  # a chat's commit is about 10 kB of log: 5 MB, SQLite's own default is 4 MB
 
 
 def sqlite_url(file: Path) -> str:
     """The URL of a SQLite file."""
     return f"sqlite:///{file.resolve()}"
+
+
+class StorageError(Exception):
+    """Nothing of a transaction was stored. `full`: no room, or the disk fails; else the database does not answer."""
+
+    def __init__(self, reason: str, *, full: bool):
+        super().__init__(reason)
+        self.full = full
 
 
 class Database:
@@ -54,7 +71,7 @@ class Database:
             self._open_sqlite(Path(self.url.database or ""))
         elif self.url.get_backend_name() == "postgresql":
             driver_url = self.url.set(drivername="postgresql+psycopg")
-            self._writer = create_engine(driver_url, pool_pre_ping=True, pool_size=20)
+            self._writer = create_engine(driver_url, pool_pre_ping=True, pool_size=20, hide_parameters=True)
             self._reader = self._writer.execution_options(postgresql_readonly=True)
         else:
             raise InputError(f"{url}: only sqlite and postgresql are supported")
@@ -77,19 +94,30 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that only reads; what it loaded stays usable after it is closed."""
-        with Session(self._reader, expire_on_commit=False) as session:
+        """A session that only reads; what it loaded stays usable after it is closed. Raises StorageError."""
+        with failures_named(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction: committed when the block ends well, rolled back when it does not.
+        """A transaction: committed when the block ends well, rolled back when it does not. Raises StorageError.
 
         What it reads to change, it reads `with_for_update`: that locks the row in PostgreSQL, where writers run side by
         side. SQLite, which has one writer at a time, does without.
         """
-        with self.writer_lock(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+        writer = Session(self._writer, expire_on_commit=False)
+        with failures_named(), self.writer_lock(), writer as session, session.begin():
             yield session
+
+    def check_room(self) -> None:
+        """Raises StorageError while the disk is nearly full: before something is begun that will be stored."""
+        if self.nearly_full:
+            raise StorageError(f"fewer than {LEAST_FREE_BYTES} bytes are free", full=True)
+
+    @property
+    def nearly_full(self) -> bool:
+        """Whether a SQLite file has little room left to grow. PostgreSQL looks after its own disk."""
+        return self.is_sqlite and shutil.disk_usage(self.folder).free < LEAST_FREE_BYTES
 
     @contextmanager
     def writer_lock(self) -> Iterator[None]:
@@ -106,8 +134,12 @@ class Database:
                 self._checkpoint("PASSIVE")
 
     def _checkpoint(self, how: str) -> None:
-        with self._writer.connect() as connection:
-            connection.connection.cursor().execute(f"PRAGMA wal_checkpoint({how})")
+        """Bring the log into the file. Where that fails the log is as good, and the next one may succeed."""
+        try:
+            with self._writer.connect() as connection:
+                connection.connection.cursor().execute(f"PRAGMA wal_checkpoint({how})")
+        except (OperationalError, driver.OperationalError) as error:
+            log.warning("the log of the database could not be brought into its file: %s", error)
 
     def ping(self) -> None:
         """Write and undo, to see that the database takes writes. Raises what it says if it does not."""
@@ -133,7 +165,9 @@ class Database:
 
 
 def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
-    engine = create_engine(url, module=module, connect_args={"timeout": 5.0, "check_same_thread": False})
+    engine = create_engine(
+        url, module=module, hide_parameters=True, connect_args={"timeout": 5.0, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:
@@ -152,11 +186,36 @@ def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
     return engine
 
 
+@contextmanager
+def failures_named() -> Iterator[None]:
+    """A disk that is full or fails, and a database that has gone, as StorageError."""
+    try:
+        yield
+    except (OperationalError, OSError) as error:
+        cause = error.orig if isinstance(error, OperationalError) else error
+        name = str(getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or "")
+        full = name.startswith(FULL) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
+        if full or name.startswith(GONE) or (hasattr(cause, "sqlstate") and not name):  # none: it was never reached
+            raise StorageError(str(cause).strip(), full=full) from error
+        raise
+
+
+def find_or_add(session: Session, query: Select[T], row: T) -> T:
+    """The row that a query finds, or this one, added; the other's, if another transaction adds one at the same time."""
+    found = session.scalar(query)
+    if found is None:
+        with suppress(IntegrityError), session.begin_nested():
+            session.add(row)
+        found = session.scalars(query).one()
+    return found
+
+
 def reachable(database: Database) -> None:
     """Raises InputError, in one line, for a database that cannot be opened."""
     try:
         with database.read() as session:
             session.execute(text("SELECT 1"))
-    except OperationalError as error:
+    except (OperationalError, StorageError) as error:
         where = database.url.render_as_string(hide_password=True)
-        raise InputError(f"{where}: {str(error.orig).strip()}; check that it runs and the URL is right") from None
+        said = str(error.orig if isinstance(error, OperationalError) else error).strip()
+        raise InputError(f"{where}: {said}; check that it runs and the URL is right") from None

@@ -188,6 +188,8 @@ class ChatMessage(Row):
     dropped_turns: Mapped[int] = mapped_column(default=0)
     ttft_ms: Mapped[int | None]
     moderation: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    redacted: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """How often each kind of what identifies a person was replaced in the content."""
     request_id: Mapped[str | None]
 
 

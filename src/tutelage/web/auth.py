@@ -26,6 +26,7 @@ from tutelage.store.tables import ApiKey, User
 from tutelage.web.errors import ApiError, envelope, is_api, wants_page
 from tutelage.web.keys import KeyRing, shown
 from tutelage.web.limits import Limits
+from tutelage.web.logs import note
 from tutelage.web.people import SignedIn, find_session
 
 PUBLIC = {"/healthz", "/health", "/readyz", "/login"}
@@ -58,6 +59,8 @@ class Gate:
                     scope["state"]["headers"] = partial(self.limits.headers, caller.key)
                     self.limits.request(caller.key)
                 scope["state"]["caller"] = caller
+                if caller:
+                    note(user=caller.user_id, **({"key": caller.key.id} if caller.key else {}))
             except ApiError as error:
                 await self.refusal(scope, error)(scope, receive, send)
                 return

@@ -3,7 +3,8 @@
     x-request-id, openai-processing-ms, openai-version, and for a key its x-ratelimit-* headers
 
 ASGI middleware around the whole app. Bodies above the limit are refused before they are read; an exception that nobody
-caught becomes a 500 in OpenAI's envelope, its traceback in the log under the request's id.
+caught becomes a 500 in OpenAI's envelope, its traceback in the log under the request's id. At its end each request is
+counted, and has its line in the log.
 """
 
 import logging
@@ -13,8 +14,10 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tutelage.store.database import StorageError
 from tutelage.store.ids import new_id
-from tutelage.web.errors import ApiError
+from tutelage.web import logs
+from tutelage.web.errors import ApiError, refusal
 from tutelage.web.errors import envelope as in_envelope
 
 BODY_BYTES = 2 * 1024 * 1024
@@ -41,6 +44,7 @@ class Envelope:
             return
         started, status = time.perf_counter(), 0
         request_id = new_id("req_")
+        facts = logs.begin(request_id)
         scope.setdefault("state", {}).update(caller=None, request_id=request_id, headers=dict)
 
         async def with_headers(message: Message) -> None:
@@ -57,18 +61,22 @@ class Envelope:
         try:
             check_length(scope)
             await self.app(scope, limited(receive), with_headers)
-        except ApiError as error:
-            await in_envelope(error)(scope, receive, with_headers)
+        except (ApiError, StorageError) as error:
+            if status:
+                raise
+            await in_envelope(refusal(error))(scope, receive, with_headers)
         except Exception:
-            logger.exception("%s %s %s", request_id, scope["method"], scope["path"])
+            logger.exception("a request failed: %s", request_id)
             if status:
                 raise
             message = f"The server made a mistake; its log says more under {request_id}."
             await in_envelope(ApiError(500, message))(scope, receive, with_headers)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route, seconds = getattr(scope.get("route"), "path", "none"), time.perf_counter() - started
             REQUESTS.labels(route, status).inc()
-            SECONDS.labels(route).observe(time.perf_counter() - started)
+            SECONDS.labels(route).observe(seconds)
+            facts.update(method=scope["method"], route=route, status=status, ms=round(1000 * seconds))
+            logs.access.info("request")
 
 
 def check_length(scope: Scope) -> None:

@@ -7,6 +7,7 @@ the official clients read `error.message`, `.type`, `.param` and `.code`, and no
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from tutelage.store.database import StorageError
+from tutelage.web.logs import note
+
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
 KINDS = ("function-", "list[", "constrained-")  # pydantic names the members of a union, too
+log = logging.getLogger(__name__)
 FINAL = (409, 500, 501)  # the clients would try these again by themselves; the answer would be the same
 
 
@@ -36,6 +41,18 @@ class ApiError(HTTPException):
         super().__init__(status, message, dict(headers or {}))
         default = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
         self.body = {"message": message, "type": type or default, "param": param, "code": code}
+        self.reason = code or type or default
+
+
+def refusal(error: ApiError | StorageError) -> ApiError:
+    """The same as an answer; what the store could not take is said in the log, too."""
+    if isinstance(error, ApiError):
+        return error
+    log.error("nothing was stored: %s", error)
+    if not error.full:
+        return ApiError(503, "The server's database does not answer. Try again soon.", code="storage_unavailable")
+    message = "The server cannot store anything now: its disk is full or fails. What was stored before is safe."
+    return ApiError(503, message, code="storage_full", headers={"x-should-retry": "false"})  # not in a few seconds
 
 
 class JSON(Response):
@@ -53,6 +70,7 @@ def dump(content: Any) -> bytes:
 
 
 def envelope(error: ApiError) -> JSON:
+    note(error=error.reason)
     headers = dict(error.headers or {})
     if error.status_code in FINAL:
         headers["x-should-retry"] = "false"
@@ -63,6 +81,7 @@ def install(app: FastAPI) -> None:
     """Put every error of an app into the envelope; people's pages have their own view of them."""
     app.add_exception_handler(RequestValidationError, _unfitting)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(StorageError, _refused)
 
 
 async def _unfitting(request: Request, error: Exception) -> Response:
@@ -71,10 +90,13 @@ async def _unfitting(request: Request, error: Exception) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if not isinstance(error, ApiError):
+    assert isinstance(error, HTTPException | StorageError)
+    if isinstance(error, ApiError | StorageError):
+        error = refusal(error)
+    else:
         error = _in_words(request, error)
     if wants_page(request.scope):
+        note(error=error.reason)
         return request.app.state.pages.error(request, error)
     return envelope(error)
 

@@ -12,6 +12,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import select, update
@@ -19,7 +20,7 @@ from sqlalchemy import select, update
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.store import migrate
-from tutelage.store.database import Database, sqlite_url
+from tutelage.store.database import Database, StorageError, sqlite_url
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ApiKey
 
@@ -95,7 +96,8 @@ class KeyRing:
         if key is None:
             return None  # not remembered: guesses must not fill the memory
         if now_ms() - (key.last_used_ms or 0) > USED_EVERY_MS:
-            with self._database.write() as session:  # this column only: the key may have been revoked just now
+            # This column only: the key may have been revoked just now. A full disk keeps nobody from reading.
+            with suppress(StorageError), self._database.write() as session:
                 session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_ms=now_ms()))
         self._seen[digest] = (time.monotonic(), key)
         return key

@@ -10,6 +10,8 @@ one.
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
@@ -18,8 +20,9 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
 
-from tutelage.store.database import Database
+from tutelage.store.database import Database, StorageError
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import SignInLink, User, WebSession
 
@@ -42,6 +45,14 @@ class SignedIn:
     csrf: str
 
 
+@contextmanager
+def writing(database: Database, user_id: str) -> Iterator[Session]:
+    """A transaction in which a person changes what is theirs; their other ones wait until it has ended."""
+    with database.write() as session:
+        session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+        yield session
+
+
 def owner(database: Database) -> User:
     """The person who started the server: the first admin, made when there is none."""
     with database.write() as session:
@@ -56,7 +67,7 @@ def owner(database: Database) -> User:
 def make_link(database: Database, user_id: str) -> str:
     """The token of a link that signs a person in once; an older one of theirs stops working."""
     token = secrets.token_urlsafe(32)
-    with database.write() as session:
+    with writing(database, user_id) as session:
         session.execute(delete(SignInLink).where(SignInLink.user_id == user_id))
         session.add(
             SignInLink(id=new_id("lnk_"), user_id=user_id, token_sha256=_sha256(token), expires_ms=now_ms() + LINK_MS)
@@ -129,7 +140,8 @@ def find_session(database: Database, token: str) -> SignedIn | None:
         return None
     row, user = found
     if row.expires_ms - now_ms() < SESSION_MS - HOUR_MS:  # written once an hour, not at every click
-        with database.write() as session:  # only if it is still there: the person may have signed out just now
+        # Only if it is still there: the person may have signed out just now. A full disk keeps nobody from reading.
+        with suppress(StorageError), database.write() as session:
             longer = update(WebSession).where(WebSession.id == row.id).values(expires_ms=now_ms() + SESSION_MS)
             session.execute(longer)
     return SignedIn(user, row.csrf)

@@ -28,5 +28,7 @@ def problems(_: Callable[[str], str]) -> dict[str, str]:
         "model_not_found": _("This model is not served here, or no longer."),
         "engine_overloaded": _("Too many are asking the model at once. Try again soon."),
         "engine_error": _("The model failed on this. The server's log says why."),
+        "storage_full": _("The server cannot store anything now: its disk is full."),
+        "storage_unavailable": _("The server's database does not answer. Try again soon."),
         "shutting_down": _("The server is being stopped. Try again when it is back."),
     }

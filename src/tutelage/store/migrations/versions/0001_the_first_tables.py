@@ -204,6 +204,7 @@ def upgrade() -> None:
         sa.Column("dropped_turns", sa.BigInteger(), nullable=False),
         sa.Column("ttft_ms", sa.BigInteger(), nullable=True),
         sa.Column("moderation", JSON, nullable=False),
+        sa.Column("redacted", JSON, nullable=False),
         sa.Column("request_id", sa.Text(), nullable=True),
         sa.Column("id", NAME, nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),

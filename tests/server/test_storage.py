@@ -1,0 +1,89 @@
+"""A store that takes no more, over HTTP: 503 `storage_full`, reads go on, and what was acknowledged is there."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from sqlalchemy import event
+from starlette.testclient import TestClient
+
+from tutelage.store.database import Database, StorageError
+from tutelage.web import people
+
+CHAT = "/v1/chat/completions"
+
+
+def fill(s: SimpleNamespace) -> list[int]:
+    """From here on the database may not grow; put a number into the list to let it."""
+    pages = [1]  # SQLite takes the size it has, where that is more
+
+    @event.listens_for(s.database.engine, "begin")
+    def bounded(connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages[-1]}")
+
+    return pages
+
+
+def test_what_was_acknowledged_is_there_and_the_rest_is_refused(serving, ask) -> None:
+    s = serving("the cat " * 20)
+    kept = ask | {"store": True, "messages": [{"role": "user", "content": "hello"}]}
+    pages = fill(s)
+    known = []
+    for _ in range(200):
+        response = s.client.post(CHAT, json=kept)
+        if response.status_code != 200:
+            break
+        known.append(response.json()["id"])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["type"]) == (503, "storage_full", "server_error")
+    assert response.headers["x-should-retry"] == "false" and "x-request-id" in response.headers
+    events = s.client.post(CHAT, json=kept | {"stream": True}).text.split("\n\n")
+    assert json.loads(events[-2][6:])["error"]["code"] == "storage_full"  # the last thing said; no [DONE]
+    listed = s.client.get(CHAT, params={"limit": 100}).json()["data"]
+    assert [row["id"] for row in listed] == known
+    assert s.client.post(CHAT, json=ask).status_code == 200
+    pages.append(100_000)
+    assert s.client.post(CHAT, json=kept).status_code == 200
+
+
+def test_a_key_works_although_its_use_cannot_be_written_down(serving, ask, monkeypatch) -> None:
+    s = serving()
+
+    @contextmanager
+    def full(database) -> Iterator[None]:
+        raise StorageError("database or disk is full", full=True)
+        yield
+
+    monkeypatch.setattr(Database, "write", full)
+    assert s.client.get("/v1/models").status_code == s.client.post(CHAT, json=ask).status_code == 200
+    assert s.client.post(CHAT, json=ask | {"store": True}).status_code == 503
+
+
+def test_a_disk_that_is_nearly_full_is_kept_for_what_must_work(serving, ask, monkeypatch) -> None:
+    s = serving()
+    known = s.client.post(CHAT, json=ask | {"store": True}).json()["id"]
+    asked = len(s.engine.requests)
+    monkeypatch.setattr("tutelage.store.database.LEAST_FREE_BYTES", 2**62)
+    for stream in (False, True):
+        response = s.client.post(CHAT, json=ask | {"store": True, "stream": stream})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
+    assert len(s.engine.requests) == asked  # nobody generates what cannot be kept
+    assert s.client.post(CHAT, json=ask).status_code == 200
+    assert s.client.delete(f"{CHAT}/{known}").status_code == 200
+    assert s.client.get("/readyz").json()["problems"] == ["the disk is nearly full"]
+    browser = TestClient(s.app, follow_redirects=False)
+    assert browser.get(f"/signin/{people.make_link(s.database, s.owner.id)}").status_code == 303
+    assert browser.get("/chat").status_code == 200
+
+
+def test_a_database_that_does_not_answer_may_be_tried_again(serving, ask, monkeypatch) -> None:
+    s = serving()
+
+    def gone(*given) -> None:
+        raise StorageError("the server closed the connection", full=False)
+
+    monkeypatch.setattr("tutelage.server.chat.keep", gone)
+    response = s.client.post(CHAT, json=ask | {"store": True})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert "x-should-retry" not in response.headers
