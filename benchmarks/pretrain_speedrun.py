@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from tutelage.data.packing import window
 from tutelage.evals.perplexity import bits_per_byte
-from tutelage.learning.losses import next_token_loss
+from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT, parameter_count

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tutelage.learning.losses import next_token_loss
+from tutelage.learning.head import next_token_loss
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import (

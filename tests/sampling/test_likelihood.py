@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tutelage.model.gpt import GPT
-from tutelage.sampling import likelihood
-from tutelage.sampling.likelihood import answer_logprobs, head_logprobs
+from tutelage.sampling.likelihood import answer_logprobs
 
 PAD, END = 1, 5
 PROMPTS = [[17, 260, 33], [8, 120, 77, 201, 61, 9], [44]]
@@ -44,28 +43,6 @@ def test_what_comes_beside_it_changes_nothing(make_gpt: Any) -> None:
     assert again[3].tolist() == again[4].tolist()
     for first, second in zip(found, reversed(again[1:4]), strict=True):
         assert first.tolist() == pytest.approx(second.tolist(), abs=1e-5)
-
-
-def test_in_pieces_it_is_the_same_with_the_same_gradient(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tokens at a time: each piece's logits are made once, and once more on the way back."""
-    policy = make_gpt()
-    hidden, tokens = torch.randn(7, 32, generator=torch.Generator().manual_seed(0)), torch.arange(7) * 9
-    sizes: list[int] = []
-    logits = policy.logits
-    monkeypatch.setattr(policy, "logits", lambda h: sizes.append(len(h)) or logits(h))
-    results = []
-    for at_once in (2**26, 2 * policy.config.vocab_size + 5):
-        monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", at_once)
-        policy.zero_grad()
-        h = hidden.clone().requires_grad_(True)
-        logprobs = head_logprobs(policy, h, tokens)
-        logprobs.pow(2).sum().backward()
-        results.append((logprobs, h.grad, policy.head_weight.grad))
-    assert sizes[:5] == [7, 2, 2, 2, 1] and sorted(sizes[5:]) == [1, 2, 2, 2]
-    for whole, pieces in zip(*results, strict=True):
-        torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-5)
-    expected = -F.cross_entropy(logits(hidden), tokens, reduction="none")
-    torch.testing.assert_close(results[0][0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_is_summed_in_full(make_gpt: Any) -> None:

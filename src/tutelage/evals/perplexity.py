@@ -13,7 +13,7 @@ import torch
 
 from tutelage.data.packing import window, window_count
 from tutelage.errors import InputError
-from tutelage.learning.losses import next_token_loss
+from tutelage.learning.head import next_token_loss
 from tutelage.model.gpt import GPT
 
 BATCH = 32  # windows per forward pass

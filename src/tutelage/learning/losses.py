@@ -1,13 +1,11 @@
 """The losses of every stage: tensors in, a scalar out.
 
-Next-token loss: GPT (Radford et al. 2018, eq. 1). Ranking loss: InstructGPT (Ouyang et al. 2022, eq. 1).
+Next-token loss: GPT (Radford et al. 2018, eq. 1), in `head.py`. Ranking loss: InstructGPT (Ouyang et al. 2022, eq. 1).
 Policy and value losses: PPO (Schulman et al. 2017, eq. 7 and 9), the value clipped like the policy.
 Ours: every mean is over tokens that count, or, with `total`, over those of a whole optimizer step, so that four small
 batches give the gradient of one large one; ties of a ranking are dropped and the mean is over the pairs that remain.
 Pure functions of tensors: no model, no device, no randomness.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,80 +17,6 @@ def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) ->
     mask = mask.bool()
     count = mask.sum().clamp(min=1) if total is None else total
     return torch.where(mask, x, torch.zeros_like(x)).sum() / count
-
-
-def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / T) at `ids`: logits (..., V), ids (...) -> (...), in fp32 whatever the logits are."""
-    logits = logits.float() / temperature
-    return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross entropy of a linear head, with gradients made chunk by chunk while the logits are at hand.
-
-    The whole (N, V) logits never exist: for V = 4,096 that is 64 MiB less per 4,096 tokens, and on a CPU the fresh
-    pages alone cost more time than the products.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, absent: Tensor | None, chunk: int) -> Tensor:
-        w = weight.to(hidden.dtype)
-        hidden_grad = torch.empty_like(hidden)
-        head_trains = ctx.needs_input_grad[1]
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if head_trains else torch.empty(0)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for rows in torch.arange(hidden.shape[0], device=hidden.device).split(chunk):
-            h, y = hidden[rows[0] : rows[-1] + 1], targets[rows[0] : rows[-1] + 1]
-            logits = _without(F.linear(h, w).float(), absent)
-            logprobs = logits - logits.logsumexp(-1, keepdim=True)
-            loss -= logprobs.gather(-1, y[:, None]).sum()
-            error = logprobs.exp_()  # softmax minus one-hot: the gradient of the loss in the logits
-            error[torch.arange(len(y), device=y.device), y] -= 1.0
-            error = error.to(hidden.dtype)
-            hidden_grad[rows[0] : rows[-1] + 1] = error @ w
-            if head_trains:
-                weight_grad += error.T @ h
-        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        return (
-            (hidden_grad * grads[0]).to(hidden_grad.dtype),
-            (weight_grad * grads[0]).to(weight_grad.dtype) if ctx.needs_input_grad[1] else None,
-            None,
-            None,
-            None,
-        )
-
-
-def _without(logits: Tensor, absent: Tensor | None) -> Tensor:
-    return logits if absent is None else logits.index_fill_(-1, absent, -torch.inf)
-
-
-def next_token_loss(
-    hidden: Tensor,
-    head_weight: Tensor,
-    targets: Tensor,
-    total: Tensor | float | None = None,
-    absent: Tensor | None = None,
-    chunk: int = 512,
-) -> Tensor:
-    """-log p(target), summed over the N rows and divided by `total` (default N): GPT's eq. 1 as a mean.
-
-    hidden (N, C) states just before their targets, head_weight (V, C), targets (N,). Gradients in hidden's precision.
-    absent (A,) tokens that this text cannot hold and no target is: the vocabulary without them, their rows unmoved.
-    """
-    if hidden.shape[0] == 0:
-        return (hidden.sum() + 0.0 * head_weight.sum()).float()
-    if torch.is_grad_enabled():
-        summed = _LinearCrossEntropy.apply(hidden, head_weight, targets, absent, chunk)
-    else:
-        w = head_weight.to(hidden.dtype)
-        pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        summed = -sum(token_logprobs(_without(F.linear(h, w), absent), y).sum() for h, y in pieces)
-    return summed / (hidden.shape[0] if total is None else total)
 
 
 def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from tutelage.data.packing import Windows, encode_enough, window_count
 from tutelage.data.prompts import text_length
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
-from tutelage.learning.losses import next_token_loss
+from tutelage.learning.head import next_token_loss
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.gpt import GPT
 from tutelage.rl.actors import Actors

@@ -3,37 +3,17 @@
     groups of texts, one prompt each -> rows (`model/forked.py`) -> hidden states of the answers -> sums of log pi
 
 An answer's log-probability is the sum over its own tokens and the end of its turn; the prompt's tokens never count.
-Log-softmax is in fp32, and the head runs on answers only, some tokens at a time.
+Log-softmax is in fp32, and the head runs on answers only.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from tutelage.learning.losses import token_logprobs
+from tutelage.learning.head import head_logprobs
 from tutelage.model.forked import Group, alike, as_key, fork
 from tutelage.model.gpt import GPT
-
-LOGITS_AT_ONCE = 2**25  # numbers: 128 MiB of fp32, whatever the vocabulary
-
-
-def head_logprobs(policy: GPT, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """(N,): log pi(token | prefix) in fp32 from the states (N, C) just before the tokens (N,).
-
-    Of a vocabulary of 49,152 each token takes 200 kB of logits: where they are too many for one piece, each piece's are
-    made again for the gradient instead of being kept.
-    """
-
-    def piece(h: Tensor, y: Tensor) -> Tensor:
-        return token_logprobs(policy.logits(h), y, temperature)
-
-    size = max(1, LOGITS_AT_ONCE // policy.config.vocab_size)
-    if len(tokens) <= size:
-        return piece(hidden, tokens)
-    pieces = zip(hidden.split(size), tokens.split(size), strict=True)
-    return torch.cat([checkpoint(piece, *both, use_reentrant=False, preserve_rng_state=False) for both in pieces])
 
 
 def answer_logprobs(
@@ -62,5 +42,7 @@ def _row_logprobs(policy: GPT, groups: Sequence[Group], starts: Sequence[int], p
         row += [torch.full((len(text) - start,), r) for text in group]
     where, before, at = torch.cat(row), torch.cat([p[:-1] for p in paths]), torch.cat([p[1:] for p in paths])
     hidden = policy.trunk(rows.ids.to(device), rows.positions.to(device), rows.mask().to(device))
-    logprobs = head_logprobs(policy, hidden[where.to(device), before.to(device)], rows.ids[where, at].to(device))
+    logprobs = head_logprobs(
+        hidden[where.to(device), before.to(device)], policy.head_weight, rows.ids[where, at].to(device)
+    )
     return torch.stack([each.sum() for each in logprobs.split([len(path) - 1 for path in paths])])

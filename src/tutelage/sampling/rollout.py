@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tutelage.learning.head import head_logprobs
 from tutelage.learning.kl import kl_per_response, mean_k3
 from tutelage.learning.losses import masked_mean
 from tutelage.model.gpt import GPT, Stream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
-from tutelage.sampling.likelihood import head_logprobs
 from tutelage.sampling.sampler import Answer
 
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
@@ -117,7 +117,7 @@ def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.
     The head runs on responses only.
     """
     hidden = at_responses(lambda some: policy.trunk(some.ids, stream=some.stream_for(policy)), responses)
-    logprobs = head_logprobs(policy, hidden, responses.tokens[responses.mask], temperature)
+    logprobs = head_logprobs(hidden, policy.head_weight, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 

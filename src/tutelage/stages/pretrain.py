@@ -21,7 +21,7 @@ from tutelage.data.packing import encode_enough, stream, window, window_count
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
-from tutelage.learning.losses import next_token_loss
+from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT, parameter_count

@@ -21,7 +21,7 @@ from tutelage.data.packing import Example, Packed, pack, pack_rows
 from tutelage.data.prompts import text_length
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
-from tutelage.learning.losses import next_token_loss
+from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import trainable
