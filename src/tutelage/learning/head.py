@@ -24,17 +24,22 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
-def head_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+def head_logprobs(
+    hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, absent: Tensor | None = None
+) -> Tensor:
     """log softmax(hidden weight^T / T) at `ids`: hidden (N, C), weight (V, C), ids (N,) -> (N,), in fp32.
 
-    Where the head learns, the logits of a piece are made again for the gradient instead of being kept.
+    absent (A,) is no part of the vocabulary. Where the head learns, the logits of a piece are made again for the
+    gradient instead of being kept.
     """
     w, size = weight.to(hidden.dtype), rows_at_once(weight)
     if torch.is_grad_enabled() and not weight.requires_grad:
-        return _FrozenHeadLogprobs.apply(hidden, w, ids, temperature, size)
+        return _FrozenHeadLogprobs.apply(hidden, w, ids, temperature, absent, size)
 
     def piece(h: Tensor, y: Tensor) -> Tensor:
-        return token_logprobs(F.linear(h, w), y, temperature)
+        if torch.is_grad_enabled():
+            return token_logprobs(_without(F.linear(h, w), absent), y, temperature)
+        return _softmax_terms(h, w, y, temperature, absent)[0]
 
     if len(ids) <= size:
         return piece(hidden, ids)
@@ -47,6 +52,22 @@ def rows_at_once(weight: Tensor) -> int:
     return max(1, LOGITS_AT_ONCE // len(weight))
 
 
+def _softmax_terms(
+    hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, absent: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (N,) of the ids; e^(z - max z) (N, V) of the logits z, and its sums (N, 1).
+
+    In place: a second array of logits costs more, in fresh pages of memory, than what is computed in it.
+    """
+    logits = _without(F.linear(hidden, weight).float(), absent)
+    if temperature != 1.0:
+        logits /= temperature
+    highest, given = logits.amax(-1, keepdim=True), logits.gather(-1, ids[:, None])
+    terms = logits.sub_(highest).exp_()
+    sums = terms.sum(-1, keepdim=True)
+    return (given - (sums.log() + highest)).squeeze(-1), terms, sums
+
+
 class _FrozenHeadLogprobs(torch.autograd.Function):
     """`head_logprobs` of a head that learns nothing.
 
@@ -54,24 +75,24 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, size: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, absent: Tensor | None, size: int
+    ) -> Tensor:
         found = torch.empty(len(ids), dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden)
         for at in (slice(start, start + size) for start in range(0, len(ids), size)):
-            logits = F.linear(hidden[at], weight).float().div_(temperature)
-            total = logits.logsumexp(-1)
-            found[at] = logits.gather(-1, ids[at, None]).squeeze(-1) - total
-            p = logits.sub_(total[:, None]).exp_()
-            slope[at] = F.embedding(ids[at], weight) - p.to(weight.dtype) @ weight
+            found[at], terms, sums = _softmax_terms(hidden[at], weight, ids[at], temperature, absent)
+            slope[at] = F.embedding(ids[at], weight) - (terms.to(weight.dtype) @ weight) / sums
         ctx.save_for_backward(slope)
         ctx.temperature = temperature
         return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return (slope * (grads[0] / ctx.temperature)[:, None]).to(slope.dtype), None, None, None, None
+        gradient = slope * (grads[0] / ctx.temperature)[:, None]
+        return gradient.to(slope.dtype), None, None, None, None, None
 
 
 def next_token_loss(
@@ -88,18 +109,16 @@ def next_token_loss(
     """
     if hidden.shape[0] == 0:
         return (hidden.sum() + 0.0 * head_weight.sum()).float()
-    size = min(ROWS_AT_ONCE, rows_at_once(head_weight))
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and head_weight.requires_grad:
+        size = min(ROWS_AT_ONCE, rows_at_once(head_weight))
         summed = _LinearCrossEntropy.apply(hidden, head_weight, targets, absent, size)
     else:
-        w = head_weight.to(hidden.dtype)
-        pieces = zip(hidden.split(size), targets.split(size), strict=True)
-        summed = -sum(token_logprobs(_without(F.linear(h, w), absent), y).sum() for h, y in pieces)
+        summed = -head_logprobs(hidden, head_weight, targets, absent=absent).sum()
     return summed / (hidden.shape[0] if total is None else total)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross entropy of a linear head, with gradients made chunk by chunk while the logits are at hand.
+    """Cross entropy of a linear head that learns, with gradients made chunk by chunk while the logits are at hand.
 
     The whole (N, V) logits never exist: for V = 4,096 that is 64 MiB less per 4,096 tokens, and on a CPU the fresh
     pages alone cost more time than the products.
@@ -109,8 +128,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, absent: Tensor | None, size: int) -> Tensor:
         w = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden)
-        head_trains = ctx.needs_input_grad[1]
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if head_trains else torch.empty(0)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for at in (slice(start, start + size) for start in range(0, len(targets), size)):
             h, y = hidden[at], targets[at]
@@ -121,8 +139,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             error[torch.arange(len(y), device=y.device), y] -= 1.0
             error = error.to(hidden.dtype)
             hidden_grad[at] = error @ w
-            if head_trains:
-                weight_grad += error.T @ h
+            weight_grad += error.T @ h
         ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
         return loss
 
@@ -132,7 +149,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             (hidden_grad * grads[0]).to(hidden_grad.dtype),
-            (weight_grad * grads[0]).to(weight_grad.dtype) if ctx.needs_input_grad[1] else None,
+            (weight_grad * grads[0]).to(weight_grad.dtype),
             None,
             None,
             None,
