@@ -1,8 +1,10 @@
 """`tutelage keys`, as it is typed, beside a server that holds the same database."""
 
+import errno
 import re
 
 import pytest
+from sqlalchemy import Connection, Engine, event
 
 from tutelage import cli
 from tutelage.web.keys import open_store
@@ -39,6 +41,20 @@ def test_made_listed_used_and_revoked(keys, tmp_path) -> None:
     database, ring = open_store(tmp_path / "data", "")
     assert ring.find(secret) is None
     database.close()
+
+
+def test_a_full_disk_is_one_line(keys) -> None:
+    keys("list")
+
+    @event.listens_for(Engine, "begin")
+    def full(connection: Connection) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    try:
+        code, said = keys("make")
+    finally:
+        event.remove(Engine, "begin", full)
+    assert code == 2 and said.count("\n") == 1 and "No space left on device" in said
 
 
 def test_mistakes_are_one_line(keys) -> None:

@@ -62,7 +62,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == "full True database or disk is full" and said[1:4] == ["refused"] * 3
+    assert said[0] == "full True the database fails: database or disk is full" and said[1:4] == ["refused"] * 3
     first, again = said[4].split(), said[6].split()
     assert first[1] == first[2] and again[1] == again[2] and int(again[1]) == int(first[1]) + 1 > 20
     assert said[5] == said[7] == "ok"

@@ -172,7 +172,7 @@ class PageAnswer:
             return []
         self.text += text
         lines = [event({"text": text})]
-        end = finished_blocks(self.text)
+        end = self.rendered + finished_blocks(self.text[self.rendered :])  # the rest begins outside of any code
         if end > self.rendered:
             self.rendered = end
             lines.append(event({"block": str(markdown(self.text[:end])), "rest": self.text[end:]}))

@@ -45,7 +45,7 @@ def sqlite_url(file: Path) -> str:
     return f"sqlite:///{file.resolve()}"
 
 
-class StorageError(Exception):
+class StorageError(InputError):
     """Nothing of a transaction was stored. `full`: no room, or the disk fails; else the database does not answer."""
 
     def __init__(self, reason: str, *, full: bool):
@@ -106,13 +106,13 @@ class Database:
         side. SQLite, which has one writer at a time, does without.
         """
         writer = Session(self._writer, expire_on_commit=False)
-        with failures_named(), self.writer_lock(), writer as session, session.begin():
+        with self.writer_lock(), writer as session, session.begin():
             yield session
 
     def check_room(self) -> None:
         """Raises StorageError while the disk is nearly full: before something is begun that will be stored."""
         if self.nearly_full:
-            raise StorageError(f"fewer than {LEAST_FREE_BYTES} bytes are free", full=True)
+            raise StorageError(f"the database may not grow: fewer than {LEAST_FREE_BYTES} bytes are free", full=True)
 
     @property
     def nearly_full(self) -> bool:
@@ -121,9 +121,9 @@ class Database:
 
     @contextmanager
     def writer_lock(self) -> Iterator[None]:
-        """One writer at a time, in the order they came. PostgreSQL does without."""
+        """One writer at a time, in the order they came; PostgreSQL does without. Raises StorageError."""
         started = time.monotonic()
-        with ExitStack() as held:
+        with failures_named(), ExitStack() as held:
             if self._lock_file:
                 file = held.enter_context(open(self._lock_file, "a"))
                 fcntl.flock(file, fcntl.LOCK_EX)  # given up when the file is closed, also by kill -9
@@ -196,7 +196,7 @@ def failures_named() -> Iterator[None]:
         name = str(getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or "")
         full = name.startswith(FULL) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
         if full or name.startswith(GONE) or (hasattr(cause, "sqlstate") and not name):  # none: it was never reached
-            raise StorageError(str(cause).strip(), full=full) from error
+            raise StorageError(f"the database fails: {str(cause).strip()}", full=full) from error
         raise
 
 

@@ -48,7 +48,7 @@ def refusal(error: ApiError | StorageError) -> ApiError:
     """The same as an answer; what the store could not take is said in the log, too."""
     if isinstance(error, ApiError):
         return error
-    log.error("nothing was stored: %s", error)
+    log.error("%s", error)
     if not error.full:
         return ApiError(503, "The server's database does not answer. Try again soon.", code="storage_unavailable")
     message = "The server cannot store anything now: its disk is full or fails. What was stored before is safe."
