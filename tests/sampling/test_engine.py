@@ -16,7 +16,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, sharing
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.engine import Engine, EngineConfig
-from tutelage.sampling.requests import Done, Event, Handle, PromptScored, QueueFull, Request, Token
+from tutelage.sampling.requests import Done, Event, Gone, Handle, PromptScored, QueueFull, Request, Token
 from tutelage.sampling.row import shares
 from tutelage.sampling.sampler import generate, inference_copy
 
@@ -174,7 +174,7 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(make_gpt: Any, fami
     assert [heard.done and heard.done.cached_tokens for heard in (first, second, other)] == [0, 45, 25]
     for prompt, heard in ((turn, second), ([*LONG[:25], 1, 2, 3], other)):
         expected = answer(fresh, *prompt, **asked)
-        fresh.prefixes.kept.clear()
+        fresh.prefixes.forget("")
         assert expected.done and expected.done.cached_tokens == 0
         assert heard.ids == expected.ids
         for one, two in zip(heard.tokens, expected.tokens, strict=True):
@@ -250,12 +250,13 @@ def test_rows_that_move_into_a_free_slot_write_on_as_before(make_gpt: Any, famil
 
 
 def test_owners_take_turns(make_gpt: Any) -> None:
-    engine, order = Engine(make_gpt(), EngineConfig(slots=1, queue=6)), []
+    engine, order = Engine(make_gpt(), EngineConfig(slots=1, queue=8)), []
     for owner in ("a", "a", "a", "a", "b", "c"):
         request = Request((1, 2), 1, GREEDY, 0, owner=owner)
         engine.submit(request, lambda event, owner=owner: order.append(owner) if isinstance(event, Done) else None)
-    with pytest.raises(QueueFull, match="6 requests"):
-        ask(engine, 1, 2)
+    with pytest.raises(QueueFull, match="6 requests are waiting, 4 of this owner, and 8 may"):
+        ask(engine, 1, 2, owner="a")
+    ask(engine, 1, 2, owner="d")  # there is room for everybody else
     finish(engine)
     assert order == ["a", "b", "c", "a", "a", "a"]
     assert engine.load() == (0, 0)
@@ -278,15 +279,15 @@ def test_memory_is_bounded(make_gpt: Any) -> None:
     for first in range(12):
         answer(engine, first, *LONG, max_new_tokens=4)
     held = sum(kv.nbytes for kv in engine.batch.slots.kv) + sum(
-        block.nbytes for prefix in engine.prefixes.kept for block in prefix.kv
+        block.nbytes for prefix in engine.prefixes.kept.values() for block in prefix.kv
     )
     assert held <= 2**20 and len(engine.prefixes.kept) == 8  # a text of 44 tokens lies in one block of 64
-    assert [int(prefix.ids[0]) for prefix in engine.prefixes.kept] == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert [int(prefix.ids[0]) for prefix in engine.prefixes.kept.values()] == [4, 5, 6, 7, 8, 9, 10, 11]
     with pytest.raises(InputError, match="memory 1 MiB: one request of 4096 tokens takes 2 MiB"):
         Engine(make_gpt("gpt2", context=4096), EngineConfig(memory=1, context=0))
 
 
-def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str) -> None:
+def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer is that of the base with this adapter merged, whoever else is in the pass."""
     base, merged = make_gpt(family), {"": make_gpt(family)}
     engine = Engine(base, EngineConfig(slots=6, piece=16))
@@ -316,8 +317,14 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str) -> None
     late, _ = ask(engine, 9, 9, adapter="red")
     engine.remove_adapter("red")
     assert late.done and late.done.reason == "cancelled"
-    with pytest.raises(ValueError, match="'red' is not loaded"):
+    with pytest.raises(Gone, match="'red' is not loaded"):
         ask(engine, 1, adapter="red")
+    beside, _ = ask(engine, *LONG[:12], adapter="blue")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_check", lambda request: None)  # it was removed just after this had looked
+        late, _ = ask(engine, 9, 9, adapter="red")
+    finish(engine)
+    assert late.done and late.done.reason == "cancelled" and beside.ids == answers["blue", 0]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -355,7 +362,22 @@ def test_a_failing_pass_or_listener_harms_nobody_else(make_gpt: Any, monkeypatch
         patch.setattr(engine.model, "trunk", lambda *_, **__: 1 / 0)
         engine.step()
     assert hit.done and hit.done.reason == "error" and "division" in hit.done.detail
-    assert answer(engine, 3, 4).ids == fine.ids
+    beside, _ = ask(engine, 3, 4)
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.batch, "_reuse", lambda row: 1 / 0)
+        hit, _ = ask(engine, 5, 6)
+        engine.step()
+    assert hit.done and hit.done.reason == "error" and not beside.done  # it had not begun: nobody else is touched
+    finish(engine)
+    assert beside.ids == answer(engine, 3, 4).ids == fine.ids
+    hit, handle = ask(engine, 3, 4)
+    engine.step()
+    handle.cancel()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.prefixes, "keep", lambda *_: 1 / 0)  # no memory is left to copy to
+        engine.step()
+    assert hit.done and hit.done.reason == "error" and engine.load() == (0, 0)
 
 
 def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
@@ -374,7 +396,7 @@ def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
     engine.submit(Request((1, 2), 60, GREEDY, 0, stop_ids=frozenset()), listener)
     engine.close()
     assert ended.wait(20) and engine.load() == (0, 0)
-    with pytest.raises(QueueFull, match="closed"):
+    with pytest.raises(Gone, match="closed"):
         ask(engine, 1)
 
 

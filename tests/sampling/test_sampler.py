@@ -34,6 +34,8 @@ def after(**filters: Any) -> list[float]:
         (1.0, [0.5, 0.3, 0.2]),
         (2.0, [0.415446, 0.321803, 0.262751]),
         (0.0, [1.0, 0.0, 0.0]),
+        (1e-4, [1.0, 0.0, 0.0]),
+        (1e-40, [1.0, 0.0, 0.0]),  # fp32 cannot divide by it
     ],
 )
 def test_temperature(temperature: float, expected: list[float]) -> None:

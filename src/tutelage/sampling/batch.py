@@ -141,9 +141,15 @@ class Batch:
             if row.written == row.request.max_new_tokens:
                 self.finish(row, "length")
 
-    def finish(self, row: Row, reason: Reason, detail: str = "") -> None:
-        """Free a row's slot, and keep what it has read unless something went wrong."""
-        if reason != "error" and row.done:
+    def fail(self, detail: str) -> None:
+        """End every row: after a pass that went wrong nobody knows what is in the slots."""
+        rows, self.rows = self.rows, []
+        for row in rows:
+            row.handle.tell(Done("error", row.prompt, row.cached, detail))
+
+    def finish(self, row: Row, reason: Reason) -> None:
+        """Free a row's slot, and keep what it has read."""
+        if row.done:
             size = self.slots.nbytes(row.done)
             ids, slot, done = row.ids[: row.done], row.slot, row.done
             self.prefixes.keep(row.request.adapter, ids, size, lambda: self.slots.take(slot, done))
@@ -151,7 +157,7 @@ class Batch:
         if last is not row:
             self.slots.copy(last.slot, row.slot, last.done)
             last.slot, self.rows[row.slot] = row.slot, last
-        row.handle.tell(Done(reason, row.prompt, row.cached, detail))
+        row.handle.tell(Done(reason, row.prompt, row.cached))
 
 
 def never_one(rows: Tensor) -> Tensor:

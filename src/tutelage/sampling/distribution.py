@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 
+SMALLEST = 1e-5  # temperature: far below it logits divided by it are infinite
 CANDIDATES = (256, 4096)  # how many of the likeliest tokens top-p tries before it sorts all
 
 
@@ -23,7 +24,7 @@ class DistributionConfig:
     """What is made of the model's distribution before a token is drawn. Raises InputError for meaningless values."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most likely token."""
+    """Logits are divided by it; 0, or less than fp32 can divide by, takes the most likely token."""
     top_k: int = 0
     """Only the k most likely tokens; 0 is all."""
     top_p: float = 1.0
@@ -89,7 +90,7 @@ class Written:
 def filtered_probabilities(logits: Tensor, config: DistributionConfig) -> Tensor:
     """(B, V) logits -> (B, V) probabilities after temperature, top-k, top-p and min-p, in fp32."""
     logits = biased(logits.float(), config)
-    if config.temperature == 0:
+    if config.temperature < SMALLEST:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     probabilities = (logits / config.temperature).softmax(-1)
     if 0 < config.top_k < logits.shape[-1]:

@@ -19,9 +19,11 @@ from tutelage.model.gpt import GPT
 from tutelage.model.slots import Slots, bytes_per_token
 from tutelage.sampling.batch import Batch
 from tutelage.sampling.prefixes import Prefixes
-from tutelage.sampling.requests import Done, Handle, Listener, QueueFull, Request
+from tutelage.sampling.requests import Done, Gone, Handle, Listener, Request
 from tutelage.sampling.sampler import inference_copy
 from tutelage.sampling.turns import Turns, Waiting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class EngineConfig:
     """MiB for keys and values: three quarters at most for slots, the rest for prefixes that may come again."""
     piece: int = 128
     """Tokens of one step: the next one of every answer, and for the rest prompts."""
-    queue: int = 256
-    """Requests that may wait; more are refused."""
+    queue: int = 512
+    """Requests that may wait, of one owner no more than there are places left; further ones are refused."""
 
     def __post_init__(self) -> None:
         for name, least in {"slots": 1, "context": 0, "memory": 1, "piece": 1, "queue": 1}.items():
@@ -61,6 +63,7 @@ class Engine:
         self.batch = Batch(model, slots, self.prefixes, self.adapters, config.piece)
         self.count = count
         self.waiting: Waiting[Handle] = Waiting(config.queue)
+        self.most = (config.queue + 1) // 2  # of one owner's that can wait, where nobody else has any
         self.changed = threading.Condition()  # guards `waiting` and `closing`; `turns` guards all the rest
         self.closing = False
         self.turns = turns or Turns()
@@ -78,13 +81,13 @@ class Engine:
     def submit(self, request: Request, listener: Listener) -> Handle:
         """Queue a request, from any thread; its events come from the engine's thread.
 
-        Raises QueueFull, or ValueError for what this model cannot answer.
+        Raises QueueFull, Gone, or ValueError for what this model cannot answer.
         """
         self._check(request)
         handle = Handle(request, listener, self._wake)
         with self.changed:
             if self.closing:
-                raise QueueFull("the engine is closed")
+                raise Gone("the engine is closed")
             self.waiting.add(request.owner, handle)
             self.changed.notify_all()
         return handle
@@ -100,7 +103,7 @@ class Engine:
             asked = f"{len(request.prompt)} tokens of prompt and {request.max_new_tokens} of answer"
             raise ValueError(f"{asked} exceed the context of {self.context}")
         if request.adapter and request.adapter not in self.adapters.named:
-            raise ValueError(f"adapter {request.adapter!r} is not loaded")
+            raise Gone(f"adapter {request.adapter!r} is not loaded")
 
     def load(self) -> tuple[int, int]:
         """How many requests run, and how many wait."""
@@ -143,15 +146,14 @@ class Engine:
     def step(self) -> bool:
         """Let requests leave and join, and run one pass. Returns whether there is more to do."""
         with self.turns:
-            self._cancel(lambda handle: handle.cancelled)
-            self._admit()
-            if self.batch.rows:
-                try:
+            try:
+                self._cancel(lambda handle: handle.cancelled)
+                self._admit()
+                if self.batch.rows:
                     self.batch.step()
-                except Exception as error:  # one bad pass must neither end the engine nor leave anyone waiting
-                    logging.getLogger(__name__).exception("a pass failed")
-                    for row in reversed(self.batch.rows):
-                        self.batch.finish(row, "error", f"{type(error).__name__}: {error}")
+            except Exception as error:  # one bad pass must neither end the engine nor leave anyone waiting
+                log.exception("a pass failed")
+                self.batch.fail(described(error))
             return bool(self.batch.rows or self.waiting)
 
     def _admit(self) -> None:
@@ -160,7 +162,15 @@ class Engine:
                 if not self.waiting:
                     return
                 handle = self.waiting.next()
-            self.batch.admit(handle)
+            adapter, size = handle.request.adapter, len(handle.request.prompt)
+            if adapter and adapter not in self.adapters.named:
+                handle.tell(Done("cancelled", size, 0))  # removed after `submit` had looked
+                continue
+            try:
+                self.batch.admit(handle)
+            except Exception as error:
+                log.exception("a request failed before its first pass")
+                handle.tell(Done("error", size, 0, described(error)))
 
     def _cancel(self, unwanted: Callable[[Handle], bool]) -> None:
         with self.changed:
@@ -173,3 +183,7 @@ class Engine:
     def _wake(self) -> None:
         with self.changed:
             self.changed.notify_all()
+
+
+def described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

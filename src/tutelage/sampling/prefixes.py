@@ -3,9 +3,12 @@
     keep(ids, ...) when a request ends;  find(ids) -> the kept one with the longest common prefix, and how long that is
 
 A conversation comes back with every turn, and a system prompt with every conversation. Memory is bounded: what was
-used longest ago goes first, and what a longer text begins with is not kept beside it.
+used longest ago goes first, and what a longer text begins with is not kept beside it. In the order of the dictionary
+what begins alike stands side by side, so that neither takes longer when thousands are kept (a tiny model's are small).
 """
 
+import bisect
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,54 +16,70 @@ import numpy as np
 
 from tutelage.model.slots import Kept
 
+Key = tuple[str, bytes]  # an adapter and the ids it has read, which sort as bytes as they do as numbers
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A text that was read, and by which adapter."""
+    """A text that was read."""
 
-    adapter: str
     ids: np.ndarray
     kv: Kept
     size: int  # in bytes
 
 
 class Prefixes:
-    """Kept texts, the most recently used last."""
+    """Kept texts, none of them the beginning of another."""
 
     def __init__(self, memory: int):
         """At most so many bytes of keys and values."""
-        self.memory = memory
-        self.kept: list[Prefix] = []
-
-    @property
-    def bytes(self) -> int:
-        return sum(prefix.size for prefix in self.kept)
+        self.memory, self.bytes = memory, 0
+        self.kept: OrderedDict[Key, Prefix] = OrderedDict()  # the most recently used last
+        self.sorted: list[Key] = []
 
     def find(self, adapter: str, ids: np.ndarray) -> tuple[Prefix | None, int]:
         """The best of them, and how many tokens it has in common with `ids`; (None, 0) if none begins alike."""
-        alike = [(common(prefix.ids, ids), prefix) for prefix in self.kept if prefix.adapter == adapter]
-        length, best = max(alike, key=lambda found: found[0], default=(0, None))
+        at = bisect.bisect(self.sorted, _key(adapter, ids))
+        beside = [key for key in self.sorted[max(0, at - 1) : at + 1] if key[0] == adapter]
+        alike = [(common(self.kept[key].ids, ids), key) for key in beside]
+        length, best = max(alike, default=(0, None))
         if best is None or length == 0:
             return None, 0
-        self.kept.remove(best)
-        self.kept.append(best)
-        return best, length
+        self.kept.move_to_end(best)
+        return self.kept[best], length
 
     def keep(self, adapter: str, ids: np.ndarray, size: int, copy: Callable[[], Kept]) -> None:
         """Keep what `copy` gives, of `size` bytes, in place of what it begins with. Nothing changes if it is there
         already, or too large."""
-        alike = [(common(other.ids, ids), other) for other in self.kept if other.adapter == adapter]
-        if size > self.memory or any(length == len(ids) for length, _ in alike):
+        key = _key(adapter, ids)
+        at = bisect.bisect_left(self.sorted, key)
+        if size > self.memory or (at < len(self.sorted) and begins(self.sorted[at], key)):
             return
-        inside = {id(other) for length, other in alike if length == len(other.ids)}
-        self.kept = [other for other in self.kept if id(other) not in inside]
+        if at > 0 and begins(key, self.sorted[at - 1]):
+            self._drop(self.sorted[at - 1])
         while self.bytes + size > self.memory:
-            self.kept.pop(0)
-        self.kept.append(Prefix(adapter, ids, copy(), size))
+            self._drop(next(iter(self.kept)))
+        self.kept[key] = Prefix(ids, copy(), size)
+        bisect.insort(self.sorted, key)
+        self.bytes += size
 
     def forget(self, adapter: str) -> None:
         """Everything that this adapter has read."""
-        self.kept = [prefix for prefix in self.kept if prefix.adapter != adapter]
+        for key in [key for key in self.sorted if key[0] == adapter]:
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        self.bytes -= self.kept.pop(key).size
+        del self.sorted[bisect.bisect_left(self.sorted, key)]
+
+
+def _key(adapter: str, ids: np.ndarray) -> Key:
+    return adapter, ids.astype(">u4").tobytes()
+
+
+def begins(longer: Key, shorter: Key) -> bool:
+    """Whether a text begins with another, or is the same, and one adapter has read both."""
+    return longer[0] == shorter[0] and longer[1].startswith(shorter[1])
 
 
 def common(first: np.ndarray | Sequence[int], second: np.ndarray | Sequence[int]) -> int:

@@ -19,6 +19,10 @@ class QueueFull(Exception):
     """As many requests wait as may."""
 
 
+class Gone(Exception):
+    """The model is no longer served."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One answer to one prompt."""

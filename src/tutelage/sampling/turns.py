@@ -27,9 +27,10 @@ class Waiting(Generic[Item]):
         return (item for queue in self.queues.values() for item in queue)
 
     def add(self, owner: str, item: Item) -> None:
-        """Raises QueueFull where `most` wait already."""
-        if len(self) >= self.most:
-            raise QueueFull(f"{self.most} requests are waiting already")
+        """Raises QueueFull where as many of the owner's wait as there are places left: nobody takes them all."""
+        waiting, own = len(self), len(self.queues.get(owner, ()))
+        if own >= self.most - waiting:
+            raise QueueFull(f"{waiting} requests are waiting, {own} of this owner, and {self.most} may")
         self.queues.setdefault(owner, deque()).append(item)
 
     def next(self) -> Item:

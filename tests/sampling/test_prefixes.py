@@ -1,0 +1,76 @@
+"""What is kept for requests that begin alike, against a search through everything that was ever kept."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.sampling import prefixes
+from tutelage.sampling.prefixes import Prefixes
+
+texts = st.lists(st.sampled_from([0, 1, 2, 255, 256, 65_536]), min_size=1, max_size=7).map(tuple)
+adapters = st.sampled_from(["", "a", "b"])
+
+
+def array(text: tuple[int, ...]) -> np.ndarray:
+    return np.array(text, dtype=np.int64)
+
+
+def alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """How many tokens both begin with, counted one by one."""
+    count = 0
+    while count < min(len(first), len(second)) and first[count] == second[count]:
+        count += 1
+    return count
+
+
+@given(st.lists(st.tuples(adapters, texts), max_size=30), adapters, texts)
+def test_the_longest_beginning_that_was_ever_read_is_found(
+    read: list[tuple[str, tuple[int, ...]]], adapter: str, wanted: tuple[int, ...]
+) -> None:
+    kept = Prefixes(10**6)
+    for by, text in read:
+        kept.keep(by, array(text), len(text), lambda text=text: [text])  # type: ignore[arg-type, misc]
+    found, length = kept.find(adapter, array(wanted))
+    assert length == max((alike(text, wanted) for by, text in read if by == adapter), default=0)
+    assert (found is None) == (length == 0)
+    if found:
+        assert tuple(found.ids[:length]) == wanted[:length] and (adapter, tuple(found.ids)) in read
+        assert found.kv == [tuple(found.ids)]
+
+
+@given(st.lists(st.tuples(adapters, texts), max_size=30), st.integers(1, 40), adapters)
+def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
+    read: list[tuple[str, tuple[int, ...]]], memory: int, gone: str
+) -> None:
+    kept = Prefixes(memory)
+    for by, text in read:
+        kept.keep(by, array(text), len(text), list)
+        assert kept.bytes == sum(prefix.size for prefix in kept.kept.values()) <= memory
+        assert sorted(kept.kept) == kept.sorted
+        held = [(key[0], tuple(prefix.ids)) for key, prefix in kept.kept.items()]
+        for one, other in ((a, b) for a in held for b in held if a != b and a[0] == b[0]):
+            assert other[1][: len(one[1])] != one[1]
+        if len(text) <= memory:
+            assert any(name == by and other[: len(text)] == text for name, other in held)
+    kept.forget(gone)
+    assert not [key for key in kept.kept if key[0] == gone]
+
+
+def test_what_was_used_longest_ago_goes_first() -> None:
+    kept = Prefixes(3)
+    for first in (1, 2, 3):
+        kept.keep("", array((first, 9)), 1, list)
+    kept.find("", array((1, 5)))
+    kept.keep("", array((4, 9)), 1, list)
+    assert [int(prefix.ids[0]) for prefix in kept.kept.values()] == [3, 1, 4]
+
+
+def test_thousands_are_not_looked_at_one_by_one(monkeypatch) -> None:
+    kept, looked = Prefixes(10**6), []
+    for number in range(5_000):
+        kept.keep("", array((number, 7)), 1, list)
+    whole = prefixes.common
+    monkeypatch.setattr(prefixes, "common", lambda *pair: looked.append(pair) or whole(*pair))
+    assert kept.find("", array((4_321, 7, 8)))[1] == 2
+    kept.keep("", array((4_321, 7, 8)), 1, list)
+    assert len(looked) <= 4
