@@ -7,6 +7,8 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
+from tutelage.sampling.requests import Done
+
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
 
@@ -127,6 +129,8 @@ ERRORS = [
     ("POST", CHAT, {"stop": ""}, 400, "invalid_value", "stop"),
     ("POST", CHAT, {"logit_bias": {"9999": 1}}, 400, "invalid_value", "logit_bias"),
     ("POST", CHAT, {"logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias.x.[key]"),
+    ("POST", CHAT, {"logit_bias": {"9" * 5000: 1}}, 400, "invalid_value", "logit_bias.999"),
+    ("POST", CHAT, {"logit_bias": {str(i): 1 for i in range(1025)}}, 400, "invalid_value", "logit_bias"),
     ("POST", CHAT, {"logit_bias": {"1": 101}}, 400, "invalid_value", "logit_bias.1"),
     ("POST", CHAT, {"top_logprobs": 3}, 400, "invalid_value", None),
     ("POST", CHAT, {"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
@@ -157,7 +161,9 @@ ERRORS = [
      "input"),
     ("GET", "/v1/models/nope/x", None, 404, "model_not_found", "model"),
     ("GET", CHAT + "/chatcmpl-none", None, 404, "not_found", "completion_id"),
+    ("POST", PLAIN, {"model": "stub", "prompt": ["x"] * 128, "n": 16}, 400, "invalid_value", None),
     ("GET", CHAT + "?limit=101", None, 400, "invalid_value", "limit"),
+    ("GET", CHAT + "?after=nobody", None, 400, "invalid_value", "after"),
 ]  # fmt: skip
 
 
@@ -170,19 +176,26 @@ def test_every_mistake_has_its_envelope(serving, ask, method, path, body, status
     assert (response.status_code, error["code"]) == (status, code), response.text
     assert (error["param"] or "").startswith(param or "") and bool(error["param"]) == bool(param), response.text
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error" and error["message"]
+    assert error["type"] == "invalid_request_error" and error["message"] and "None" not in error["message"]
 
 
 @pytest.mark.parametrize(
-    "content, kind",
-    [(b"{", "application/json"), (b'{"model": NaN}', "application/json"), (b"[" * 100_000, "application/json"),
-     (b"model=x", "application/x-www-form-urlencoded"), (b"\xff\xfe", "application/json"), (b"", "application/json"),
-     (b'{"model": "stub", "messages": [{"role": "user", "content": "\\ud800"}]}', "application/json")],
+    "content, told",
+    [(b"{", "not valid JSON"), (b'{"model": NaN}', ""), (b"[" * 100_000, ""), (b"\xff\xfe", ""),
+     (b"", "The body is empty"), (b"[]", "valid dictionary"), (b'{"prompt": [], "model": "stub"}', "at least 1 item"),
+     (b'{"model": "stub", "prompt": "\\ud800"}', "surrogate"), (b'{"prompt": [1' + b"0" * 5000 + b"]}", "")],
 )  # fmt: skip
-def test_a_body_that_is_none_is_a_400(serving, content: bytes, kind: str) -> None:
-    response = serving().client.post(CHAT, content=content, headers={"content-type": kind})
+def test_a_body_that_is_none_is_a_400(serving, content: bytes, told: str) -> None:
+    response = serving().client.post(PLAIN, content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["type"] == "invalid_request_error"
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error" and told in error["message"] and "None" not in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"])
+def test_a_body_of_another_type_is_a_415(serving, ask, kind: str) -> None:
+    response = serving().client.post(CHAT, content=json.dumps(ask), headers={"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("levels, status", [(62, 200), (63, 400), (900, 400), (50_000, 400)])
@@ -243,6 +256,15 @@ def test_unknown_fields_are_named_and_harmless_ones_are_not(serving, ask) -> Non
     response = serving().client.post(CHAT, json=ask | {"zeal": 1, "alpha": 2, "user": "x", "parallel_tool_calls": True})
     assert response.status_code == 200
     assert response.headers["x-ignored-params"] == "alpha, zeal"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name, told", [("猫", "%E7%8C%AB"), ("a\r\nb: c", "a%0D%0Ab%3A%20c"), ("x" * 9_000, "x" * 40)])
+def test_whatever_an_unknown_field_is_called_the_header_can_say_it(serving, ask, name, told, stream: bool) -> None:
+    response = serving().client.post(CHAT, json=ask | {name: 1, "stream": stream})
+    assert (response.status_code, response.headers["x-ignored-params"]) == (200, told)
+    many = serving().client.post(CHAT, json=ask | {f"{i:05}": 1 for i in range(10_000)})
+    assert many.headers["x-ignored-params"].startswith("00000, 00001") and len(many.headers["x-ignored-params"]) < 200
 
 
 def test_a_bug_is_a_500_with_the_id_that_the_log_has(serving, ask, caplog) -> None:
@@ -328,6 +350,32 @@ def test_best_of_gives_the_likeliest(serving) -> None:
     assert [choice["logprobs"]["token_logprobs"][0] for choice in answer["choices"]] == [-1.0, -2.0]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     assert answer["usage"]["completion_tokens"] == 9
+
+
+def test_of_several_answers_an_empty_one_is_not_the_best(serving) -> None:
+    s = serving("cat")
+    run, said = s.engine.run, iter([[], [40], []])
+
+    def empty_or_not(request, listener, handle):
+        s.engine.answer = next(said)
+        run(request, listener, handle)
+
+    s.engine.run = empty_or_not
+    answer = s.client.post(PLAIN, json={"model": "stub", "prompt": "x", "best_of": 3, "logprobs": 0}).json()
+    assert answer["choices"][0]["logprobs"]["token_logprobs"] == [-0.25]
+
+
+def test_what_was_read_before_is_counted_for_each_prompt(serving) -> None:
+    s = serving("cat")
+    known = iter([3, 5, 7, 4])
+
+    def run(request, listener, handle):
+        listener(Done("stop", len(request.prompt), next(known)))
+
+    s.engine.run = run
+    bill = s.client.post(PLAIN, json={"model": "stub", "prompt": ["a cat", "a mat"], "n": 2}).json()["usage"]
+    assert bill["prompt_tokens_details"] == {"cached_tokens": 3 + 4}
+    assert bill["prompt_tokens"] == len(s.engine.requests[0].prompt) + len(s.engine.requests[2].prompt)
 
 
 def test_a_stop_string_ends_the_answer_and_frees_the_slot(serving, ask) -> None:

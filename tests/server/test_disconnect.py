@@ -1,5 +1,7 @@
 """Readers that go away, over a real socket: the slot is free at once; a stream as a socket sees it, byte by byte."""
 
+import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -10,6 +12,9 @@ import pytest
 import uvicorn
 from live import wait_for
 
+from tutelage.server.sse import EventStream
+from tutelage.web import connection, envelope
+from tutelage.web.connection import Connection
 from tutelage.web.logs import JSONLines
 
 
@@ -17,7 +22,7 @@ class Listening(uvicorn.Server):
     """An app on a free port, in a thread."""
 
     def __init__(self, app):
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False))
+        super().__init__(uvicorn.Config(app, http=Connection, log_config=None, access_log=False))
         self.door = socket.create_server(("127.0.0.1", 0))
         self.thread = threading.Thread(target=self.run, kwargs={"sockets": [self.door]}, daemon=True)
         self.thread.start()
@@ -134,3 +139,101 @@ def test_an_answer_that_takes_too_long_ends_as_length(listening, ask, monkeypatc
     body = read_all(server.connect(s.secret, ask))
     choice = json.loads(body.partition(b"\r\n\r\n")[2])["choices"][0]
     assert choice["finish_reason"] == "length" and choice["message"]["content"]
+
+
+def test_a_model_that_is_unloaded_meanwhile_says_so(listening, ask) -> None:
+    server, s = listening
+    stream = server.connect(s.secret, ask | {"stream": True})
+    whole = server.connect(s.secret, ask)
+    assert stream.recv(20)
+    wait_for(lambda: len(s.engine.handles) == 2)
+    for handle in s.engine.handles:
+        handle.cancelled = True  # not by us: the engine ends its requests when it closes
+    assert b'"code":"model_not_found"' in read_all(stream)
+    assert read_all(whole).startswith(b"HTTP/1.1 404")
+
+
+def test_what_had_no_time_at_all_is_no_empty_answer(listening, ask, monkeypatch) -> None:
+    monkeypatch.setattr("tutelage.server.generation.SECONDS", 0.1)
+    server, s = listening
+    s.engine.pause = 0.3
+    answer = read_all(server.connect(s.secret, ask))
+    assert answer.startswith(b"HTTP/1.1 503") and b"engine_overloaded" in answer
+
+
+def test_a_bug_in_a_stream_is_its_last_event_and_leaves_no_task_behind() -> None:
+    async def events():
+        yield b"data: 1\n\n"
+        raise KeyError("bug")
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        with pytest.raises(KeyError):
+            await EventStream(events())({"type": "http"}, receive, send)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    sent: list[dict] = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    asyncio.run(run())
+    assert b'"type":"server_error"' in sent[-1]["body"] and sent[-1]["more_body"]
+
+
+def at(server: Listening) -> socket.socket:
+    return socket.create_connection(server.door.getsockname(), timeout=10)
+
+
+def test_a_head_that_does_not_end_is_cut_off(listening, monkeypatch) -> None:
+    """In bytes or in seconds, whoever sends it."""
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    server, _ = listening
+    endless = at(server)
+    with contextlib.suppress(ConnectionError):  # it is refused while it is being sent
+        for _ in range(100):
+            endless.sendall(b"GET /healthz HTTP/1.1\r\nx-a: " + b"a" * 65_536)
+    slow, silent = at(server), at(server)
+    slow.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n")
+    begun = time.monotonic()
+    assert read_all(slow).startswith(b"HTTP/1.1 408 ") and read_all(silent).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - begun < 2
+    wait_for(lambda: not server.server_state.connections)
+
+
+def test_a_large_head_is_refused_and_a_common_one_is_not(listening) -> None:
+    server, _ = listening
+    for size, status in ((1_000, b"200"), (connection.HEAD_BYTES, b"431")):
+        client = at(server)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
+        for _ in range(4):
+            client.sendall(b"x-a: " + b"a" * (size // 4) + b"\r\n")
+            time.sleep(0.01)  # one after the other, as a network brings them
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"\r\n")
+        assert read_all(client).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_second_request_on_a_connection_has_its_own_time(listening, monkeypatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    server, _ = listening
+    client = at(server)
+    for _ in range(3):
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        time.sleep(0.2)
+        client.sendall(b"host: x\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(listening, monkeypatch) -> None:
+    monkeypatch.setattr(envelope, "BODY_SECONDS", 0.2)
+    server, s = listening
+    client = at(server)
+    lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"authorization: Bearer {s.secret}"]
+    client.sendall("\r\n".join([*lines, "content-type: application/json", "content-length: 9", "", "{"]).encode())
+    assert client.recv(4096).startswith(b"HTTP/1.1 408")
+    long = read_all(server.connect(s.secret, {"model": "stub", "messages": [{"role": "user", "content": "x"}]}))
+    assert long.startswith(b"HTTP/1.1 200")  # the answer may take longer than the question

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tutelage.store.tables import Source, StoredCompletion, User
+from tutelage.web.errors import ApiError
 from tutelage.web.limits import Limits, duration
 
 CHAT = "/v1/chat/completions"
@@ -33,6 +34,10 @@ def test_what_was_asked_to_be_kept_is_kept_with_its_source(serving, ask, stream:
         assert session.get_one(Source, row.source_id).kind == "api"
     messages = s.client.get(f"{CHAT}/{stored['id']}/messages").json()["data"]
     assert [(m["role"], m["content"]) for m in messages] == [("user", "hello")]
+    ends = [
+        s.client.get(f"{CHAT}/{stored['id']}/messages", params={"after": stored["id"] + end}) for end in ("-0", "-1")
+    ]
+    assert ends[0].json()["data"] == [] and ends[1].status_code == 400
 
 
 def test_a_key_may_store_by_default(serving, ask) -> None:
@@ -123,6 +128,15 @@ def test_a_bucket_refills() -> None:
     time.sleep(0.05)
     assert 4 <= limits._bucket(key).left - left <= 30  # 100 a second
     assert [duration(s) for s in (0.012, 1.5, 360)] == ["12ms", "1.5s", "6m0s"]
+
+
+def test_nobody_is_told_to_wait_longer_than_a_client_does() -> None:
+    limits, key = Limits(), type("Key", (), {"id": "k", "tokens_per_minute": 100, "concurrent": 1})()
+    with limits.generation(key, 5_000) as spent:
+        spent.tokens = 5_000
+    with pytest.raises(ApiError) as refused, limits.generation(key, 100):
+        pass
+    assert refused.value.headers and int(refused.value.headers["retry-after"]) <= 120
 
 
 def test_at_once(serving, ask) -> None:

@@ -1,5 +1,6 @@
 """What came of a generation, put together: texts, tokens, ends, and the bill."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,15 +43,15 @@ class Answer:
 
     @property
     def mean_logprob(self) -> float:
-        """How likely the model finds its answer, per token: what best_of goes by."""
-        return sum(entry.logprob for entry in self.entries) / max(1, len(self.entries))
+        """How likely the model finds its answer, per token: what best_of goes by. An empty one is no answer."""
+        return sum(entry.logprob for entry in self.entries) / len(self.entries) if self.entries else -math.inf
 
 
 def usage(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> dict[str, Any]:
-    """OpenAI's bill: each prompt counted once, every answer that was written."""
-    ends = [answer.end for answer in answers if answer.end]
+    """OpenAI's bill: each prompt counted once, every answer that was written. As many answers belong to each prompt."""
+    ends, each = [answer.end for answer in answers if answer.end], len(answers) // len(prompts)
     prompt_tokens, completion_tokens = sum(map(len, prompts)), sum(end.completion_tokens for end in ends)
-    cached = min((end.cached_tokens for end in ends), default=0)
+    cached = sum(min(end.cached_tokens for end in ends[at : at + each]) for at in range(0, len(ends), each))
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -42,7 +43,7 @@ class Call(ABC):
             "id": new_id(prefix), "created": int(time.time()), "model": body.model,
             "system_fingerprint": plan.served.fingerprint,
         }  # fmt: skip
-        self.headers = {"x-ignored-params": ", ".join(body.ignored())} if body.ignored() else {}
+        self.headers = {"x-ignored-params": ", ".join(map(quote, body.ignored()))} if body.ignored() else {}
         note(model=body.model, **({"ignored": body.ignored()} if body.ignored() else {}))
 
     async def respond(self) -> Response:

@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.errors import InputError
-from tutelage.server.models import Served
+from tutelage.server.models import Served, no_such_model
 from tutelage.server.prepare import Inference, Owner
 from tutelage.server.schemas import DOCUMENTED, LoadRequest
 from tutelage.web.errors import JSON, ApiError
@@ -39,8 +39,10 @@ async def load_model(request: Request, caller: Owner, body: LoadRequest) -> Resp
 @router.delete("/v1/models/{model:path}")
 async def unload_model(request: Request, caller: Owner, model: str) -> Response:
     """Stop serving a model and free its memory; the run on the disk stays."""
-    find(request, model)
-    await run_in_threadpool(request.app.state.models.unload, model)
+    try:
+        await run_in_threadpool(request.app.state.models.unload, model)
+    except KeyError:
+        raise no_such_model(model) from None
     return JSON({"id": model, "object": "model", "deleted": True})
 
 
@@ -48,8 +50,7 @@ def find(request: Request, model: str) -> Served:
     try:
         return request.app.state.models.get(model)
     except KeyError:
-        message = f"The model '{model}' does not exist or you do not have access to it."
-        raise ApiError(404, message, param="model", code="model_not_found") from None
+        raise no_such_model(model) from None
 
 
 def as_model(served: Served) -> dict[str, Any]:

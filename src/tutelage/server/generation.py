@@ -2,8 +2,8 @@
 
     async with Generation(served, requests, stop) as answers:  async for index, event in answers: ...
 
-Events of an answer: Scored (its prompt), Piece (text that is certain) ..., Ended. Leaving the block cancels what still
-runs; so do a deadline, which ends answers as "length", and the server's shutdown.
+Events of an answer: PromptScored, Piece (text that is certain) ..., Ended. Leaving the block cancels what still runs;
+so do a deadline, which ends answers as "length", the server's shutdown, and the end of the model.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
-from tutelage.sampling.requests import Done, Event, Handle, Listener, PromptScored, QueueFull, Request, Token
+from tutelage.sampling.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.server.held_back import HeldBack
 from tutelage.server.metrics import ACTIVE, REJECTED, TOKENS, TTFT
-from tutelage.server.models import Served
+from tutelage.server.models import Served, no_such_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece, Pieces
 from tutelage.text.tokenizer import Tokenizer
@@ -74,14 +74,17 @@ class Generation:
         self._pieces = [Pieces(table, stop, strip, judge()) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
-        self._stopping = False
+        self._stopping = self._late = False
         self._started: float | None = None
 
     async def __aenter__(self) -> Self:
-        """Hand all to the engine. Raises ApiError when it has too much to do already."""
+        """Hand all to the engine. Raises ApiError when it has too much to do already, or could never do so much."""
         self._loop = asyncio.get_running_loop()
         engine = self._served.engine
         assert engine, "only policies write"
+        if len(self._requests) > engine.most:
+            message = f"This asks for {len(self._requests)} answers at once; at most {engine.most} are possible here."
+            raise ApiError(400, message, code="invalid_value")
         try:
             for index, request in enumerate(self._requests):
                 self._handles.append(engine.submit(request, self._listener(index)))
@@ -90,7 +93,10 @@ class Generation:
             REJECTED.labels("engine_overloaded").inc()
             message = "Too many requests are waiting for the model. Try again soon."
             raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"}) from None
-        self._deadline = self._loop.call_later(SECONDS, self.cancel)
+        except Gone:
+            self.cancel()
+            raise no_such_model(self._served.name) from None
+        self._deadline = self._loop.call_later(SECONDS, self._time_out)
         _running.add(self)
         ACTIVE.inc(len(self._requests))
         self._started = time.monotonic()
@@ -107,6 +113,10 @@ class Generation:
     def cancel(self) -> None:
         for handle in self._handles:
             handle.cancel()
+
+    def _time_out(self) -> None:
+        self._late = True
+        self.cancel()
 
     @property
     def completion_tokens(self) -> int:
@@ -148,6 +158,10 @@ class Generation:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if done.reason == "error":
             raise ApiError(500, "The model failed on this request; the server's log says why.", code="engine_error")
+        if done.reason == "cancelled" and not (pieces.stopped or self._late):
+            raise no_such_model(self._served.name)  # it was unloaded meanwhile
+        if self._late and not self.completion_tokens:
+            raise ApiError(503, "The model had no time for this request.", code="engine_overloaded")
         TOKENS.labels("prompt", self._served.name).inc(done.prompt_tokens)
         if pieces.blocked:
             return Ended("content_filter", done.prompt_tokens, done.cached_tokens, pieces.tokens)

@@ -28,6 +28,7 @@ from tutelage.sampling.engine import Engine, EngineConfig
 from tutelage.sampling.sampler import for_inference
 from tutelage.sampling.turns import Turns
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.web.errors import ApiError
 
 SCORED_AT_ONCE = 16  # conversations, before engines have their turn again
 
@@ -154,6 +155,11 @@ class Registry:
     def _fingerprint(self, place: Path, form: str) -> str:
         made_of = f"{hash_input(place)}/{form}/{self.device.compute_dtype}/{version('tutelage')}"
         return f"fp_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+
+
+def no_such_model(name: str) -> ApiError:
+    message = f"The model '{name}' does not exist or you do not have access to it."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def name_and_place(named: str) -> tuple[str, Path]:

@@ -13,7 +13,7 @@ from tutelage.errors import InputError
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.sampling.requests import Request
 from tutelage.server.generation import seed_of
-from tutelage.server.models import Registry, Served
+from tutelage.server.models import Registry, Served, no_such_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.schemas import ChatRequest, CompletionRequest, Sampled
 from tutelage.text.chat import encode_chat
@@ -48,8 +48,7 @@ def find_model(models: Registry, name: str, kind: str = "policy") -> Served:
     try:
         served = models.get(name)
     except KeyError:
-        message = f"The model '{name}' does not exist or you do not have access to it."
-        raise ApiError(404, message, param="model", code="model_not_found") from None
+        raise no_such_model(name) from None
     if served.kind != kind:
         does = "scores answers (POST /v1/scores)" if served.kind == "reward" else "writes answers"
         raise ApiError(400, f"The model '{name}' {does}; it does not do this.", param="model", code="invalid_value")

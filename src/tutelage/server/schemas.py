@@ -28,6 +28,7 @@ Stop = Text | Annotated[list[Text], Field(max_length=4)] | None
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Many = Annotated[list[Ids], Field(min_length=1, max_length=128)]
+TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -51,7 +52,9 @@ class Asked(BaseModel):
         return data
 
     def ignored(self) -> list[str]:
-        return sorted(name for name in self.model_extra or {} if name not in WITHOUT_EFFECT and name not in REFUSED)
+        """The first of those that were not understood, each cut to a length that a header may have."""
+        known = {*WITHOUT_EFFECT, *REFUSED}
+        return sorted({name[:40] for name in self.model_extra or {} if name not in known})[:20]
 
     def refuse_unsupported(self) -> None:
         """Raises ApiError for a field whose effect the caller would miss."""
@@ -85,7 +88,9 @@ class Sampled(Asked):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d+$")], Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
+        None
+    )
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Int64 | None = None
     stop: Stop = None

@@ -25,6 +25,7 @@ from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store.database import Database
 from tutelage.store.tables import ApiKey
 from tutelage.web import people
+from tutelage.web.connection import Connection
 from tutelage.web.keys import KeyRing, open_store
 from tutelage.web.logs import write_json
 
@@ -111,7 +112,8 @@ class Server(uvicorn.Server):
         proxy = config.trusted_proxy
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10,
+                app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False,
+                timeout_graceful_shutdown=10,
                 proxy_headers=bool(proxy), forwarded_allow_ips=proxy or None,
             )
         )  # fmt: skip
@@ -121,10 +123,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
         url = f"http://{host}:{self.door.getsockname()[1]}"
-        print(f"API         {url}/v1")
-        print("\n".join(line.format(url) for line in self.lines), flush=True)
+        lines = [f"API         {url}/v1", *(line.format(url) for line in self.lines)]
         if self.place.host not in LOOPBACK and not self.place.trusted_proxy:
-            print("warning: others can reach this server and nothing is encrypted: put a proxy with TLS in front of it")
+            lines.append("warning: others can reach this server, nothing is encrypted: put a proxy with TLS before it")
+        print("\n".join(lines), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends in order, and is not raised again: models and database are still to be closed."""

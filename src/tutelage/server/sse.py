@@ -28,7 +28,7 @@ def event(content: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `events` yields; an ApiError or StorageError in it becomes the last event."""
+    """Sends what `events` yields; an error in it becomes the last event."""
 
     media_type = "text/event-stream"
 
@@ -40,10 +40,11 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pings = asyncio.create_task(_ping(send))
-        await until_gone(receive, self._write(send))
-        pings.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await pings
+        try:
+            await until_gone(receive, self._write(send))
+        finally:
+            pings.cancel()
+            await asyncio.wait({pings})
         with contextlib.suppress(OSError):  # the reader went away
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -53,9 +54,14 @@ class EventStream(Response):
                 async for chunk in events:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except (ApiError, StorageError) as error:
-                told = refusal(error)
-                note(error=told.reason)
-                await send({"type": "http.response.body", "body": event({"error": told.body}), "more_body": True})
+                await self._fail(send, refusal(error))
+            except Exception:
+                await self._fail(send, ApiError(500, "The server made a mistake; its log says more."))
+                raise
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        note(error=error.reason)
+        await send({"type": "http.response.body", "body": event({"error": error.body}), "more_body": True})
 
 
 async def _ping(send: Send) -> None:

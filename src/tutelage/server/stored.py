@@ -22,6 +22,7 @@ router = APIRouter(responses=DOCUMENTED, tags=["stored completions"])
 PATH = "/v1/chat/completions"
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
+After = Annotated[str | None, Query(pattern=r"^chatcmpl-[0-9A-Za-z]{24}$")]
 
 
 def keep(database: Database, key_id: str, asked: dict[str, Any], completion: dict[str, Any]) -> None:
@@ -46,7 +47,7 @@ def list_stored(
     request: Request,
     caller: Inference,
     database: Store,
-    after: str | None = None,
+    after: After = None,
     limit: Limit = 20,
     order: Order = "asc",
     model: str | None = None,
@@ -111,7 +112,10 @@ def stored_messages(
         for i, turn in enumerate(row.request["messages"])
     ]  # fmt: skip
     turns = turns if order == "asc" else turns[::-1]
-    start = next((i + 1 for i, turn in enumerate(turns) if turn["id"] == after), 0)
+    names = [turn["id"] for turn in turns]
+    if after is not None and after not in names:
+        raise ApiError(400, f"There is no message '{after}'.", param="after", code="invalid_value")
+    start = names.index(after) + 1 if after is not None else 0
     return JSON(page_of(turns[start : start + limit], more=len(turns) > start + limit))
 
 

@@ -7,6 +7,7 @@ caught becomes a 500 in OpenAI's envelope, its traceback in the log under the re
 counted, and has its line in the log.
 """
 
+import asyncio
 import logging
 import time
 
@@ -21,6 +22,7 @@ from tutelage.web.errors import ApiError, refusal
 from tutelage.web.errors import envelope as in_envelope
 
 BODY_BYTES = 2 * 1024 * 1024
+BODY_SECONDS = 60.0
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 API_VERSION = "2020-10-01"  # OpenAI's own; clients do not act on it
 
@@ -86,12 +88,18 @@ def check_length(scope: Scope) -> None:
 
 
 def limited(receive: Receive) -> Receive:
-    """The same, for a body that comes in chunks without saying how long it will be."""
-    seen = 0
+    """The same, for a body that comes in chunks without saying how long it will be, or does not come."""
+    seen, until = 0, asyncio.get_running_loop().time() + BODY_SECONDS
+    whole = False
 
     async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole
+        try:
+            async with asyncio.timeout_at(None if whole else until):
+                message = await receive()
+        except TimeoutError:
+            raise ApiError(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from None
+        whole = whole or not message.get("more_body", False)
         seen += len(message.get("body", b""))
         if seen > BODY_BYTES:
             raise too_large()

@@ -86,6 +86,14 @@ def install(app: FastAPI) -> None:
 
 async def _unfitting(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if (
+        first["loc"] == ("body",)
+        and first["type"] != "missing"
+        and "json" not in request.headers.get("content-type", "")
+    ):
+        message = "The body must be JSON: send it with content-type: application/json."
+        return await _refused(request, ApiError(415, message, code="unsupported_media_type"))
     return await _refused(request, validation_error(error.errors()))
 
 
@@ -113,16 +121,22 @@ def is_api(path: str) -> bool:
 
 
 def validation_error(errors: Any) -> ApiError:
-    """The first of pydantic's complaints, with the field as a dotted path."""
-    first = errors[0]
+    """The first of pydantic's complaints, with the field as a dotted path.
+
+    A value that may be of several types has one for each; what is said of the type that fits is the one to tell.
+    """
+    first = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
     place = [str(part) for part in first["loc"][1:]]  # the first part says body, query or path
     param = ".".join(part for part in place if part != "str" and not part.startswith(KINDS)) or None
     if first["type"] == "missing":
+        if param is None:
+            return ApiError(400, "The body is empty: it must be a JSON object.", code="invalid_json")
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
     message = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"Invalid value for '{param}': {message}.", param=param, code="invalid_value")
+    about = f"Invalid value for '{param}': {message}." if param else f"Invalid request: {message}."
+    return ApiError(400, about, param=param, code="invalid_value")
 
 
 def _in_words(request: Request, error: HTTPException) -> ApiError:

@@ -19,6 +19,8 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from tutelage.store.tables import ApiKey
 from tutelage.web.errors import ApiError
 
+LONGEST_WAIT = 119.0  # seconds; OpenAI's clients do not wait for longer, but give up at once
+
 
 @dataclass
 class Bucket:
@@ -105,6 +107,7 @@ def duration(seconds: float) -> str:
 
 
 def _refused(kind: str, limit: str, wait: float) -> ApiError:
+    wait = min(wait, LONGEST_WAIT)
     message = f"Rate limit reached: this key may have {limit}. Try again in {duration(wait)}."
     headers = {"retry-after-ms": str(round(1000 * wait) + 1), "retry-after": str(int(wait) + 1)}
     return ApiError(429, message, type=kind, code="rate_limit_exceeded", headers=headers)
