@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from tutelage.server.page_answers import finished_blocks
+from tutelage.server.page_answers import PageAnswer, finished_blocks
+from tutelage.store.database import StorageError
 from tutelage.store.tables import ChatMessage, Consent, Conversation, Source
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
@@ -246,6 +247,41 @@ def test_what_is_not_known_is_refused(site) -> None:
     assert person.ask("x", settings={"temperature": 3})[0]["error"]["param"] == "settings.temperature"
     assert person.ask("x", conversation="cnv_nothing")[0]["error"]["code"] == "not_found"
     assert person.client.post("/chat/answers", json={}).status_code == 403  # no token
+
+
+def test_a_disk_that_is_nearly_full_still_lets_people_take_back(keeping_site, heard, monkeypatch) -> None:
+    made = keeping_site("first answer")
+    person = made.person()
+    person.keep()
+    start = person.ask("hello", keep=True)[0]["start"]
+    thumb = f"/chat/messages/{start['answer']}/thumb"
+    assert person.send("PUT", thumb, {"value": 1})[0] == 200
+    monkeypatch.setattr("tutelage.store.database.LEAST_FREE_BYTES", 2**62)
+    for refused in (
+        person.ask("on", conversation=start["conversation"]["id"], parent=start["answer"]),
+        person.ask("hello", keep=True),
+        [person.send("PUT", thumb, {"value": -1})[1]],
+        [person.send("POST", f"/chat/messages/{start['answer']}/better", {"text": "better"})[1]],
+    ):
+        assert [event["error"]["code"] for event in refused] == ["storage_full"]
+    assert heard(person.ask("hello")).text == "first answer"  # a temporary chat takes no room
+    assert person.send("PUT", thumb, {"value": 0})[0] == 200
+    assert person.send("PUT", "/chat/consent", {"record": False, "train": False})[0] == 200
+    assert rows(made, Conversation) == []
+
+
+def test_an_answer_that_could_not_be_kept_does_not_end_as_if_it_were(keeping_site, monkeypatch) -> None:
+    made = keeping_site("first answer")
+    person = made.person()
+    person.keep()
+
+    def full(writing: PageAnswer) -> None:
+        raise StorageError("no room", full=True)
+
+    monkeypatch.setattr(PageAnswer, "keep_answer", full)
+    said = person.ask("hello", keep=True)
+    assert "start" in said[0] and said[-1]["error"]["code"] == "storage_full"
+    assert not any("done" in event for event in said)
 
 
 def test_deleting_a_chat_deletes_every_word(keeping_site) -> None:

@@ -25,7 +25,7 @@ from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
 POLICY = "recording"
-TEXT_VERSION = "2026-11"  # of the sentences beside the two boxes; a new wording is a new version
+TEXT_VERSION = "2026-11-22"  # of the sentences beside the two boxes; a new wording is a new version
 
 
 @dataclass(frozen=True)
