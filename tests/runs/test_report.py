@@ -404,6 +404,34 @@ def test_findings_are_shown_and_so_is_their_absence(tmp_path: Path) -> None:
     assert "nothing was found" not in (tmp_path / "old" / "report.html").read_text(encoding="utf-8")
 
 
+def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
+    """RLOO and DPO under names of their own: curves, findings, costs, the table; the recipe's time is as it was."""
+    folder = make_recipe(tmp_path / "demo")
+    for name, stage, like in (("my $rloo<", "rloo", "ppo"), ("dpo-2", "dpo", "reward"), ("else", "tasks", "ppo")):
+        found = (
+            {"findings": [{"iteration": 4, "name": "entropy low", "words": "fell; do y"}]} if stage == "rloo" else {}
+        )
+        write_json(folder / name / "run.json", run_record(folder, stage) | {"results": found})
+        lines = "".join(json.dumps(line) + "\n" for line in metrics(like))
+        (folder / name / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    measured = evaluation()
+    measured["models"]["my $rloo<"] = measured["models"]["ppo"] | {"reward": 3.21}
+    write_json(folder / "evaluate" / "evaluation.json", measured)
+    report(folder, ReportConfig())
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "my $rloo<" in page.words and "3.21" in page.words and "<b>my $rloo&lt;</b>" in text
+    assert "PPO, PPO-ptx and their siblings" in page.words and "Without a reward model" in page.words
+    drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawn) == 5 + 9 + 1 + 1
+    assert [sum(f"var(--other-{i})" in drawing for drawing in drawn) for i in (1, 2)] == [1, 7 + 1]  # dpo-2; my $rloo<
+    stages = read_summary(folder)["stages"]
+    assert {"my $rloo<", "dpo-2"} < set(stages) and "else" not in stages
+    assert read_summary(folder)["models"]["my $rloo<"]["reward"] == 3.21
+    report(plain := make_recipe(tmp_path / "plain"), ReportConfig())
+    assert read_summary(folder)["total_seconds"] == read_summary(plain)["total_seconds"]
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", b"\xff\xfe"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str | bytes) -> None:
     folder = make_recipe(tmp_path / "demo")

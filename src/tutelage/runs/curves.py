@@ -10,7 +10,7 @@ is legible on white, on black and on paper. A chart without a single logged valu
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -19,11 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tutelage.runs.summary import Recipe
+from tutelage.runs.summary import PREFERRED, SAMPLED, Recipe
 
 # Placeholder colours: they occur nowhere else, and say which CSS variable to put in their place.
-INKS = ("axis", "grid", "text", "base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx", "reward")
+OWN = ("base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx", "reward")
+OTHERS = ("other-1", "other-2", "other-3", "other-4")
+INKS = ("axis", "grid", "text", *OWN, *OTHERS)
 INK = {name: f"#0000{i + 1:02x}" for i, name in enumerate(INKS)}
+PREFERENCE_METRICS = ("accuracy", "reward_margin", "chosen_logprob")
 PPO_METRICS = (
     "score", "kl", "length", "end_of_turn_rate", "entropy", "clip_fraction", "explained_variance", "ptx_loss",
     "ptx_gradient_ratio",
@@ -71,25 +74,43 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     "sft-loss": (Curve("sft", "loss", "sft", "noisy"), Curve("sft", "heldout_loss", "sft", "dotted")),
     "reward-loss": (Curve("reward", "loss", "reward", "noisy"),),
     "reward-accuracy": (Curve("reward", "accuracy", "reward", "noisy"),),
-} | {
-    f"ppo-{metric}": (Curve("ppo", metric, "ppo", "dashed"), Curve("ppo-ptx", metric, "ppo-ptx"))
-    for metric in PPO_METRICS
 }
+
+
+def policy_curves(recipe: Recipe) -> dict[str, tuple[Curve, ...]]:
+    """Of PPO with and without its mix and of their siblings, whatever these are called."""
+    inks = inks_of(recipe)
+    sampled, preferred = (recipe.siblings(stages) for stages in (SAMPLED, PREFERRED))
+    both = Curve("ppo", "", "ppo", "dashed"), Curve("ppo-ptx", "", "ppo-ptx")
+    lines = *both, *(Curve(name, "", inks[name]) for name in sampled)
+    judged = [Curve(name, "", inks[name], "noisy") for name in preferred]
+    return {
+        f"ppo-{metric}": tuple(replace(line, metric=metric) for line in lines) for metric in PPO_METRICS
+    } | {
+        f"preference-{metric}": tuple(replace(line, metric=metric) for line in judged) for metric in PREFERENCE_METRICS
+    }  # fmt: skip
+
+
+def inks_of(recipe: Recipe) -> dict[str, str]:
+    """{model or run: its colour on the page}; those that are not the recipe's own take turns."""
+    others = [name for name in dict.fromkeys((*recipe.siblings(), *recipe.models)) if name not in OWN]
+    return {name: name for name in OWN} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 
 def draw_curves(recipe: Recipe) -> dict[str, str]:
     """Every chart that has something to show."""
-    logged = {stage: recipe.metrics(stage) for stage in ("pretrain", "sft", "reward", "ppo", "ppo-ptx")}
+    charted = CURVES | policy_curves(recipe)
+    logged = {curve.stage: recipe.metrics(curve.stage) for curves in charted.values() for curve in curves}
     judged = recipe.results("reward")
     levels = {"reward-accuracy": judged.get("ceiling"), "ppo-kl": kl_budget(recipe)}
     ends = {"reward-loss": judged.get("heldout_loss"), "reward-accuracy": judged.get("accuracy")}
     charts = {}
     with matplotlib.rc_context(SETTINGS):
-        for name, curves in CURVES.items():
+        for name, curves in charted.items():
             drawn = [(curve, *values(logged[curve.stage], "step", curve.metric)) for curve in curves]
             if any(y.size for _, _, y in drawn):
                 charts[name] = draw_chart(name, drawn, levels.get(name), ends.get(name))
-        if logged["ppo"] or logged["ppo-ptx"]:
+        if any(logged[curve.stage] for curve in charted["ppo-score"]):
             charts["frontier"] = draw_frontier(recipe, logged)
     return charts
 
@@ -145,15 +166,26 @@ def draw_curve(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray) -> None:
 def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> str:
     """Score against KL: a point per PPO iteration, and what was measured on held-out prompts as named diamonds."""
     figure, axes = canvas(5.6, 3.6)
-    for stage, marker in (("ppo", "^"), ("ppo-ptx", "o")):
+    inks = inks_of(recipe)
+    for stage in ("ppo", "ppo-ptx", *recipe.siblings(SAMPLED)):
         x, y = values(logged[stage], "kl", "score")
         if y.size:
-            axes.plot(x, y, color=INK[stage], linewidth=0.7, alpha=0.5)
-            axes.plot(x, y, color=INK[stage], linestyle="", marker=marker, markersize=4.5)
+            ink = INK[inks[stage]]
+            axes.plot(x, y, color=ink, linewidth=0.7, alpha=0.5)
+            axes.plot(x, y, color=ink, linestyle="", marker="^" if stage == "ppo" else "o", markersize=4.5)
     for model, figures in recipe.evaluation.get("models", {}).items():
-        if model in INK and model != "base" and figures.get("kl") is not None and figures.get("reward") is not None:
-            axes.plot(figures["kl"], figures["reward"], color=INK[model], marker="D", markersize=8, fillstyle="none")
-            axes.annotate(model, (figures["kl"], figures["reward"]), (8, -3), textcoords="offset points", fontsize=10)
+        if model != "base" and figures.get("kl") is not None and figures.get("reward") is not None:
+            axes.plot(
+                figures["kl"], figures["reward"], color=INK[inks[model]], marker="D", markersize=8, fillstyle="none"
+            )
+            axes.annotate(
+                model,
+                (figures["kl"], figures["reward"]),
+                (8, -3),
+                textcoords="offset points",
+                fontsize=10,
+                parse_math=False,
+            )
     right, budget = 1.15 * axes.get_xlim()[1], kl_budget(recipe)  # room for the rightmost name
     if budget <= FAR * right:
         axes.axvline(budget, color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))

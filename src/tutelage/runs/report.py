@@ -17,12 +17,12 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from tutelage.atomic import atomic_write
-from tutelage.runs.curves import draw_curves, kl_budget
+from tutelage.runs.curves import draw_curves, inks_of, kl_budget
 from tutelage.runs.log import clock
-from tutelage.runs.summary import FOLDERS, MODELS, Recipe, read_recipe, summarise, write_summary
+from tutelage.runs.summary import PREFERRED, SAMPLED, Recipe, read_recipe, summarise, write_summary
 
 NONE = "–"
-INK = {"pretrain": "base", "sft": "sft", "reward": "reward", "ppo": "ppo", "ppo-ptx": "ppo-ptx"}  # others are neutral
+INK = {"pretrain": "base"}  # the colours of stages that have none by their own name; the rest are neutral
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,12 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         finished=recipe.latest.get("finished", "")[:10],
         summary=summarise(recipe),
         models=summarise(recipe)["models"],
-        order=MODELS,
+        order=recipe.models,
+        inks=inks_of(recipe),
+        sampled=recipe.siblings(SAMPLED),
+        preferred=recipe.siblings(PREFERRED),
         evaluation=recipe.evaluation,
-        evaluated=[model for model in MODELS if model in models],
+        evaluated=[model for model in recipe.models if model in models],
         prompts=recipe.evaluation.get("prompts", NONE),
         samples=recipe.evaluation.get("samples", []),
         charts={name: Markup(drawing) for name, drawing in draw_curves(recipe).items()},  # numbers and our own names
@@ -79,8 +82,8 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         peak=max((row["memory"] for row in costs(recipe) if row["memory"]), default=None),
         ranked=recipe.results("rank"),
         judged=recipe.results("reward"),
-        stops={stage: recipe.results(stage).get("stopped") for stage in ("ppo", "ppo-ptx")},
-        findings={stage: recipe.results(stage).get("findings") for stage in ("ppo", "ppo-ptx")},
+        policies=("ppo", "ppo-ptx", *recipe.siblings(SAMPLED)),
+        results=recipe.results,
         data=recipe.data,
         duplicates=sum(recipe.data.get("duplicates", {}).values()),
         words=recipe.results("tokenizer"),
@@ -103,14 +106,15 @@ def machine(recipe: Recipe) -> dict[str, str]:
 
 def costs(recipe: Recipe) -> list[dict[str, Any]]:
     """Per stage: seconds, peak bytes, and each as a share (%) of the largest, for the bars."""
-    rows = [(stage, recipe.cost(stage)) for stage in recipe.stages]
+    rows = [(stage, recipe.cost(stage)) for stage in (*recipe.stages, *recipe.siblings())]
+    inks = inks_of(recipe) | INK
     rows = [(stage, cost) for stage, cost in rows if any(value is not None for value in cost.values())]
     longest = largest([cost["seconds"] for _, cost in rows])
     most = largest([cost["peak_memory_bytes"] for _, cost in rows])
     return [
         {
             "stage": stage,
-            "ink": INK.get(stage, "axis"),
+            "ink": inks.get(stage, "axis"),
             "seconds": cost["seconds"],
             "time_share": round(100 * (cost["seconds"] or 0) / longest, 1),
             "memory": cost["peak_memory_bytes"],
@@ -136,8 +140,7 @@ def lineage(recipe: Recipe) -> list[dict[str, Any]]:
             "fingerprint": run.get("fingerprint", NONE),
             "config": run.get("config", {}),
         }
-        for stage in FOLDERS
-        if (run := recipe.runs.get(stage))
+        for stage, run in recipe.runs.items()
     ]
 
 

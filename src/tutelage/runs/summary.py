@@ -2,6 +2,7 @@
 
     runs/demo/{data, tokenizer, base, ..., evaluate, demo.json} -> Recipe -> summary.json
 
+Policies that were trained into the same folder by other means, PPO's siblings, are shown with it under their own names.
 Only what is on disk counts: a stage that has not run has no figures (null), and nothing is computed again.
 Needs neither torch nor matplotlib, so that a program can call `write_summary` at any time.
 """
@@ -30,6 +31,8 @@ FOLDERS = {  # stage -> its folder in the recipe's, in the order in which they r
 }
 STAGES = (*FOLDERS, "report")
 MADE_HERE = ("tokenizer", "pretrain")  # by a recipe whose base was not taken over from elsewhere
+SAMPLED = ("ppo", "rloo", "grpo")  # stages that learn from rollouts
+PREFERRED = ("dpo", "kto")  # stages that learn from what people preferred
 MODELS = ("base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx")
 FIGURES = (
     "gold_win_rate", "gold_win_rate_ci", "reward", "kl", "kl_is_bound", "bits_per_byte", "length", "end_of_turn_rate",
@@ -42,7 +45,7 @@ class Recipe:
     """What one folder tells. Files that are not there are empty."""
 
     folder: Path
-    runs: dict[str, dict[str, Any]]  # stage -> run.json
+    runs: dict[str, dict[str, Any]]  # stage -> run.json; the siblings' by their folder's name, after all stages
     data: dict[str, Any]  # data/report.json: counts
     evaluation: dict[str, Any]  # evaluate/evaluation.json
     demo: dict[str, Any]  # demo.json: seconds and peak memory of the whole processes
@@ -55,7 +58,16 @@ class Recipe:
         return self.runs.get(stage, {}).get("config", {}).get(name)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
-        return read_metrics(self.folder / FOLDERS[stage] / "metrics.jsonl")
+        return read_metrics(self.folder / FOLDERS.get(stage, stage) / "metrics.jsonl")
+
+    def siblings(self, stages: tuple[str, ...] = (*SAMPLED, *PREFERRED)) -> tuple[str, ...]:
+        """Other policies that one of these stages trained into this folder."""
+        return tuple(name for name, run in self.runs.items() if name not in FOLDERS and run["stage"] in stages)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The recipe's, then whatever else was evaluated beside them."""
+        return tuple(dict.fromkeys((*MODELS, *self.evaluation.get("models", {}))))
 
     def cost(self, stage: str) -> dict[str, Any]:
         """Seconds and peak memory: of the process where the demo measured it, else as the run itself did."""
@@ -79,7 +91,8 @@ class Recipe:
     @property
     def latest(self) -> dict[str, Any]:
         """run.json of the last stage that has one."""
-        return list(self.runs.values())[-1] if self.runs else {}
+        own = [run for stage, run in self.runs.items() if stage in FOLDERS]
+        return (own or list(self.runs.values()) or [{}])[-1]
 
     @property
     def seed(self) -> int | None:
@@ -89,7 +102,7 @@ class Recipe:
 def read_recipe(folder: Path) -> Recipe:
     """Raises InputError for a folder that holds no run, and for a file in it that is not JSON."""
     found = {stage: read_object(folder / name / "run.json") for stage, name in FOLDERS.items()}
-    runs = {stage: run for stage, run in found.items() if run}
+    runs = {stage: run for stage, run in found.items() if run} | read_siblings(folder)
     evaluation = read_object(folder / FOLDERS["evaluate"] / "evaluation.json")
     if not runs and not evaluation:
         raise InputError(
@@ -97,6 +110,14 @@ def read_recipe(folder: Path) -> Recipe:
         )
     data = read_object(folder / FOLDERS["data"] / "report.json")
     return Recipe(folder, runs, data, evaluation, read_object(folder / "demo.json"))
+
+
+def read_siblings(folder: Path) -> dict[str, dict[str, Any]]:
+    """{folder's name: run.json} of finished policies that are no stage of the recipe."""
+    known = {*FOLDERS, *FOLDERS.values()}
+    places = [path.parent for path in sorted(folder.glob("*/run.json")) if path.parent.name not in known]
+    found = {place.name: read_object(place / "run.json") for place in places}
+    return {name: run for name, run in found.items() if run.get("stage") in (*SAMPLED, *PREFERRED)}
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -117,8 +138,8 @@ def summarise(recipe: Recipe) -> dict[str, Any]:
     models = recipe.evaluation.get("models", {})
     reward = recipe.results("reward")
     return {
-        "models": {model: {name: models.get(model, {}).get(name) for name in FIGURES} for model in MODELS},
-        "stages": {stage: recipe.cost(stage) for stage in recipe.stages},
+        "models": {model: {name: models.get(model, {}).get(name) for name in FIGURES} for model in recipe.models},
+        "stages": {stage: recipe.cost(stage) for stage in (*recipe.stages, *recipe.siblings())},
         "reward_model": {"accuracy": reward.get("accuracy"), "ceiling": reward.get("ceiling")},
         "total_seconds": recipe.total_seconds,
         "seed": recipe.seed,
