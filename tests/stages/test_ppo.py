@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ppo_bench import CONFIG, PLAIN, Bench, run_ppo, scorer_with
 from safetensors.torch import load_file
 from test_reward import Theirs, by_count, counted
-from world import REWARD, World, metrics, results, same_files
+from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
@@ -26,6 +26,7 @@ from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import generate
+from tutelage.stages import ppo as stage
 from tutelage.stages.ppo import PPOConfig, improve
 from tutelage.stages.reward import reward
 
@@ -289,6 +290,26 @@ def test_rates_warm_up_from_a_tenth(world: World, tmp_path: Path) -> None:
 
 
 # ---- it learns
+
+
+def test_the_price_of_drift_follows_the_kl(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ziegler's rule, from one iteration to the next, an interruption in between; and it is what rewards pay."""
+    paid: list[float] = []
+    original = stage.shaped_rewards
+    monkeypatch.setattr(
+        stage, "shaped_rewards", lambda *given, kl_coef: [paid.append(kl_coef), original(*given, kl_coef=kl_coef)][1]
+    )
+    config = replace(PLAIN, iterations=6, kl_target=0.05, kl_gain=0.5, kl_coef=0.2)
+    whole = metrics(run_ppo(world, tmp_path / "whole", config))
+    expected = [0.2]
+    for line in whole[:-1]:
+        expected.append(expected[-1] * (1 + 0.5 * max(-0.2, min(0.2, line["kl"] / 0.05 - 1))))
+    assert [line["kl_coef"] for line in whole] == pytest.approx(expected, rel=1e-5)
+    assert paid[: len(whole)] == pytest.approx(expected, rel=1e-5) and len(set(expected)) > 3
+    for line in whole:
+        assert line["objective"] == pytest.approx(line["score"] - line["kl_coef"] * line["kl"], abs=1e-5)
+    interrupted(lambda: run_ppo(world, tmp_path / "cut", config), monkeypatch, 3)
+    assert metrics(run_ppo(world, tmp_path / "cut", config)) == whole
 
 
 def test_a_taste_for_a_word_is_served(world: World, tmp_path: Path) -> None:

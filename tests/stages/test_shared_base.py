@@ -24,8 +24,9 @@ SHARED = replace(CONFIG, lora_rank=4, lora_layers=1)
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
 
 
-def actors_of(policy: Path, judge: Path, out: Path) -> Actors:
-    return load_actors(policy, (str(judge),), SHARED, Run(out, stage="ppo", config=SHARED, inputs={}))
+def actors_of(policy: Path, judge: Path, out: Path, layers: int = 1) -> Actors:
+    config = replace(SHARED, lora_layers=layers)
+    return load_actors(policy, (str(judge),), config, Run(out, stage="ppo", config=config, inputs={}))
 
 
 def roll(actors: Actors) -> Rollout:
@@ -67,19 +68,26 @@ def test_without_a_value_network_all_adapters_of_the_reward_model_are_run(
     )
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(("layers", "common"), [(1, 1), (2, 1), (3, 0), (0, 0)])
 def test_shared_and_separate_models_agree(
-    policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, common: int, kept: bool
 ) -> None:
-    """In log-probabilities, values, scores and the gradients of all adapters."""
-    shared = actors_of(policy, judge, tmp_path)
+    """In log-probabilities, values, scores and the gradients of all adapters: in the top layers or in all of them (0),
+    what lies below kept from the rollout, or, where it would not fit into memory, run again in each pass.
+    """
+    shared = actors_of(policy, judge, tmp_path, layers)
+    assert shared.shared_layers == common  # of three; the reward model's adapters are in the top two
     shake(shared.policy)
     trained, value, scorer = (copy.deepcopy(model) for model in (shared.policy, shared.value, shared.reward.models[0]))
     reference = load_policy(policy, CPU)[0]
     separate = Actors(trained, reference, ModelReward(scorer, shared.words), value, shared.value_base, shared.words)
+    full = rollouts.STREAM_AT_MOST
+    monkeypatch.setattr(rollouts, "STREAM_AT_MOST", full if kept else 0)
     one = roll(shared)
-    monkeypatch.setattr(rollouts, "STREAM_AT_MOST", 0)  # as if it did not fit into memory
+    monkeypatch.setattr(rollouts, "STREAM_AT_MOST", 0)
     other = roll(separate)
-    assert one.responses.stream is not None and other.responses.stream is None
+    assert (one.responses.stream is not None) == (kept and common > 0) and other.responses.stream is None
     assert torch.equal(one.responses.ids, other.responses.ids)
     for name in ("logprobs", "ref_logprobs", "values", "scores"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-5, rtol=1e-5)

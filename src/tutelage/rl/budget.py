@@ -3,6 +3,7 @@
     each rollout's KL -> within the budget: keep the averaged policy that made it, learn from it; beyond: stop
 
     for iteration in budget.iterations():
+        ... a rollout, its drift at budget.price ...
         ... what is measured of a rollout ...
         if budget.holds(measured, iteration):
             budget.learnt(measured | improve(...), iteration)
@@ -20,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tutelage.learning.kl import steered
 from tutelage.model.lora import trainable
 from tutelage.rl.checks import JUDGE_LOST
 from tutelage.rl.config import RLConfig
@@ -39,6 +41,7 @@ class KLBudget:
         self.config: RLConfig = run.config  # type: ignore[assignment]
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
+        self.price = self.config.kl_coef  # of a nat of drift; moves where --kl-target is given
         self.liked: dict[str, Tensor] | None = None  # what the judge liked best, over several rollouts
         self.liking = -math.inf
         self.stopped: str | None = None
@@ -49,7 +52,7 @@ class KLBudget:
             self.watch.load(state["watch"])
             self.stopped = state["stopped"]
             self.first, self.kept = state["step"], state["kept"]
-            self.liked, self.liking = state["liked"], state["liking"]
+            self.liked, self.liking, self.price = state["liked"], state["liking"], state["price"]
 
     def iterations(self) -> Iterator[int]:
         """Those still to come, each at its rate, until the run has to end. The last one only measures."""
@@ -86,6 +89,8 @@ class KLBudget:
         self.run.log(iteration + 1, **measured, responses_per_second=rate)
         done = (iteration + 1) / self.config.iterations
         self.run.progress.update(done, score=measured["score"], kl=measured["kl"])
+        if self.config.kl_target:
+            self.price = steered(self.price, measured["kl"], self.config.kl_target, self.config.kl_gain)
         self.run.checkpoint(iteration + 1, self.state)
 
     def _look(self, measured: Line, iteration: int) -> None:
@@ -95,7 +100,7 @@ class KLBudget:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""
         seen = {"watch": self.watch.state(), "stopped": self.stopped, "liked": self.liked, "liking": self.liking}
-        return {"learner": self.learner.state(), "kept": self.kept} | seen
+        return {"learner": self.learner.state(), "kept": self.kept, "price": self.price} | seen
 
     def _like(self) -> None:
         """Remember what is kept if the judge likes its last rollouts better than all before; never without a judge."""

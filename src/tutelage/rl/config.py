@@ -30,6 +30,10 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Iterations in which the policy's rate rises from a tenth; 10 in InstructGPT. Constant afterwards."""
     kl_coef: float = 0.02
     """Price of one nat of drift from the SFT policy: beta in eq. 2 (InstructGPT: .02)."""
+    kl_target: float = 0.0
+    """Nats per response to which --kl-coef is steered from where it begins (Ziegler et al. 2019: 6, 10); 0: fixed."""
+    kl_gain: float = 0.1
+    """How fast: its change an iteration is this times the KL's relative error, taken as .2 at most (theirs: .1)."""
     kl_budget: float = 8.0
     """Nats per response at which training stops; the last policy within it is kept."""
     missing_end: float = -1.0

@@ -6,7 +6,7 @@ A method (`stages/rloo.py`, `stages/grpo.py`) says how scores become advantages,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ def train(
     config: GroupConfig = run.config  # type: ignore[assignment]
     budget = KLBudget(run, learner, actors.words)
     for iteration in budget.iterations():
+        config = replace(config, kl_coef=budget.price)
         parts = first_epoch(run, config.rows, iteration)
         rollout, gap = next_rollout(actors, asked, iteration, config, parts, config.samples)
         tied = tied_groups(rollout.scores.view(-1, config.samples))

@@ -209,6 +209,7 @@ def describe(rollout: Rollout, kl_coef: float) -> dict[str, float]:
         "score_std": float(rollout.scores.std(unbiased=False)),
         "kl": kl,
         "kl_k3": float(mean_k3(rollout.logprobs, rollout.ref_logprobs, mask)),
+        "kl_coef": kl_coef,
         "objective": score - kl_coef * kl,
         "entropy": float(-masked_mean(rollout.logprobs, mask)),
         "length": float(mask.sum(1).float().mean()),

@@ -15,7 +15,7 @@ with the curves, `rl/watch.py` says.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +165,7 @@ def train(
     config: PPOConfig = run.config  # type: ignore[assignment]
     budget = KLBudget(run, learner, actors.words)
     for iteration in budget.iterations():
+        config = replace(config, kl_coef=budget.price)
         parts = first_epoch(run, config.minibatch, iteration)
         rollout, gap = next_rollout(actors, asked, iteration, config, parts)
         advantages, returns = estimate(rollout, config)
