@@ -66,10 +66,14 @@ def test_what_may_pass_is_asked_again_a_few_times(status: int) -> None:
     assert f"status {status} (not now), 4 times" in line and asked == 4
 
 
-@pytest.mark.parametrize("status", [204, 302, 400, 401, 404])
-def test_what_will_not_pass_is_asked_once(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "move"),
+    [(204, "check the URL"), (302, "check the URL"), (400, "check the URL"), (404, "check the URL"),
+     (401, "give --reward-key-file"), (403, "give --reward-key-file")],
+)  # fmt: skip
+def test_what_will_not_pass_is_asked_once(status: int, move: str) -> None:
     line, asked = refusal(status, b"")
-    assert f"status {status}; check the URL" in line and asked == 1
+    assert f"status {status}; {move}" in line and asked == 1
 
 
 def data(*items: Any) -> bytes:

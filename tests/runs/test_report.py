@@ -424,7 +424,10 @@ def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
     assert "PPO, PPO-ptx and their siblings" in page.words and "Without a reward model" in page.words
     drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(drawn) == 5 + 9 + 1 + 1
-    assert [sum(f"var(--other-{i})" in drawing for drawing in drawn) for i in (1, 2)] == [1, 7 + 1]  # dpo-2; my $rloo<
+    assert [sum(f"var(--other-{i})" in drawing for drawing in drawn) for i in (1, 2)] == [
+        1 + 7 + 1,
+        0,
+    ]  # each the first
     stages = read_summary(folder)["stages"]
     assert {"my $rloo<", "dpo-2"} < set(stages) and "else" not in stages
     assert read_summary(folder)["models"]["my $rloo<"]["reward"] == 3.21

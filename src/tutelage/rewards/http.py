@@ -81,7 +81,8 @@ class HTTPReward:
         if status == 429 or status >= 500:
             raise Again(f"status {status}{excerpt(told)}")
         if status != 200:
-            raise InputError(f"reward {self.shown}: status {status}{excerpt(told)}; check the URL and what it takes")
+            move = "give --reward-key-file" if status in (401, 403) else "check the URL and what it takes"
+            raise InputError(f"reward {self.shown}: status {status}{excerpt(told)}; {move}")
         if len(told) > LARGEST:
             raise InputError(f"reward {self.shown}: the answer is longer than {LARGEST} bytes; check the URL")
         return told

@@ -92,9 +92,12 @@ def policy_curves(recipe: Recipe) -> dict[str, tuple[Curve, ...]]:
 
 
 def inks_of(recipe: Recipe) -> dict[str, str]:
-    """{model or run: its colour on the page}; those that are not the recipe's own take turns."""
-    others = [name for name in dict.fromkeys((*recipe.siblings(), *recipe.models)) if name not in OWN]
-    return {name: name for name in OWN} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+    """{model or run: its colour on the page}; those that are not the recipe's own take turns, chart by chart."""
+    inks = {name: name for name in OWN}
+    for names in (recipe.siblings(SAMPLED), recipe.siblings(PREFERRED), recipe.models):
+        others = [name for name in names if name not in inks]
+        inks |= {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+    return inks
 
 
 def draw_curves(recipe: Recipe) -> dict[str, str]:
