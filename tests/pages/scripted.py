@@ -19,7 +19,7 @@ class ScriptedEngine:
         self.words, self.pause = words, pause
         self.answers = itertools.cycle(answers)
         self.asked: list[Request] = []
-        self.running = 0
+        self.running, self.most = 0, 256
         self.cancelled = 0
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> Any:
