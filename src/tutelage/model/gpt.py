@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tutelage.model.attention import attend
 from tutelage.model.config import GPTConfig, RopeScaling
+from tutelage.model.gradients import FrozenRMSNorm, SwiGLU, gated
 from tutelage.model.kv_cache import Cache
 from tutelage.model.prepack import product
 
@@ -52,7 +53,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        gain = self.weight.to(x.dtype)
+        if torch.is_grad_enabled() and not gain.requires_grad:
+            return FrozenRMSNorm.apply(x, gain, self.eps)
+        return F.rms_norm(x, (x.shape[-1],), gain, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -145,8 +149,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)
         if self.kind == "swiglu":
-            gate, up = h.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * up)
+            return self.down(SwiGLU.apply(h) if torch.is_grad_enabled() else gated(h))
         return self.down(F.gelu(h, approximate="tanh") if self.kind == "gelu" else F.relu(h).square())
 
 

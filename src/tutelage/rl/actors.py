@@ -152,8 +152,9 @@ def roll_out(
     """
     hand_back_memory()  # what learning from the last rollout left in pieces
     words = actors.words
-    sampler = inference_copy(actors.policy)
-    groups = generate(sampler, [p.ids for p in prompts], seeds, words.end_of_turn_id, sampling, samples)
+    asked_once = [p.ids for p in prompts]
+    groups = generate(inference_copy(actors.policy), asked_once, seeds, words.end_of_turn_id, sampling, samples)
+    hand_back_memory()  # the copy and its keys and values: what learning needs next has other sizes
     answers = [answer for group in groups for answer in group]
     asked = [prompt for prompt in prompts for _ in range(samples)]
     responses = pad_responses([p.ids for p in asked], answers, words.pad_id, actors.policy.embedding.weight.device)

@@ -1,0 +1,48 @@
+"""Two functions of a block whose gradients, written by hand, keep less of what went forwards than autograd would.
+
+Forwards they are torch's own operations; what they compute on the way back can be differentiated again.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class FrozenRMSNorm(torch.autograd.Function):
+    """RMSNorm whose gain learns nothing: it keeps x alone for the gradient; autograd keeps it in fp32 and thrice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, gain)
+        ctx.eps = eps
+        return F.rms_norm(x, (x.shape[-1],), gain, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """With s = 1/sqrt(mean x^2 + eps) and g the gradient times the gain: s g - s^3 x mean(g x)."""
+        x, gain = (t.float() for t in ctx.saved_tensors)
+        g = grads[0].float() * gain
+        scale = (x.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
+        return (scale * (g - x * (scale.square() * (g * x).mean(-1, keepdim=True)))).to(grads[0].dtype), None, None
+
+
+def gated(h: Tensor) -> Tensor:
+    """silu(gate) * up, of both side by side."""
+    gate, up = h.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+class SwiGLU(torch.autograd.Function):
+    """`gated`, which keeps its input alone: silu(gate) is made again for the gradient. The same numbers as without."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        ctx.save_for_backward(h)
+        return gated(h)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate, up), (g,) = ctx.saved_tensors[0].chunk(2, dim=-1), grads
+        return torch.cat([torch.ops.aten.silu_backward(g * up, gate), g * F.silu(gate)], dim=-1)

@@ -1,0 +1,45 @@
+"""Gradients written by hand against autograd's."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tutelage.model.gpt import RMSNorm
+from tutelage.model.gradients import SwiGLU
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_rms_norm_is_the_same_function(dtype: torch.dtype) -> None:
+    """Bit for bit forwards; its gradient is torch's own of fp64 to rounding, and so is the gradient's gradient."""
+    x, gain, g = (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((3, 5, 8), (8,), (3, 5, 8))
+    )
+    x, gain, g = (t.to(dtype) for t in (x, gain, g))
+    norm = RMSNorm(8, 1e-2).requires_grad_(False)
+    norm.weight.copy_(gain)
+    own, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    found, expected = norm(own), F.rms_norm(exact, (8,), gain.double(), 1e-2)
+    assert torch.equal(found, F.rms_norm(x, (8,), gain, 1e-2))
+    (slope,) = torch.autograd.grad(found, own, g, create_graph=True)
+    (steep,) = torch.autograd.grad(expected, exact, g.double(), create_graph=True)
+    close: Any = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(slope.double(), steep, **close)
+    (curve,), (bend,) = torch.autograd.grad(slope.sum(), own), torch.autograd.grad(steep.sum(), exact)
+    torch.testing.assert_close(curve.double(), bend, atol=10 * close["atol"], rtol=10 * close["rtol"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_keeps_less_and_gives_the_same(dtype: torch.dtype) -> None:
+    """Values and gradients bit for bit those of autograd; and what it keeps for the way back is its input alone."""
+    h = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    g = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        found = SwiGLU.apply(h)
+    assert kept == [h.data_ptr()]
+    gate, up = h.chunk(2, -1)
+    expected = F.silu(gate) * up
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(value, h, g)[0] for value in (found, expected)))
