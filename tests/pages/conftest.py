@@ -29,7 +29,7 @@ class Person:
         with site.database.write() as session:
             session.add(User(id=self.id, name=role, role=role))
         self.client = TestClient(site.app, headers={"accept": "application/json"}, follow_redirects=False)
-        self.client.get(f"/signin/{people.make_link(site.database, self.id)}")
+        self.client.post(f"/signin/{people.make_link(site.database, self.id)}")
         self.csrf = self.client.get("/chat").text.split('data-csrf="')[1].split('"')[0]
 
     def send(self, method: str, path: str, body: Any = None) -> Any:

@@ -101,6 +101,7 @@ def test_what_is_kept_names_its_source_and_consent(keeping_site) -> None:
     answer = rows(made, ChatMessage)[1]
     assert answer.model_id == "tiny" and answer.fingerprint == "fp_tiny" and answer.params["temperature"] == 0.4
     assert answer.prompt_tokens == len(made.engine.asked[-1].prompt) and answer.completion_tokens > 0
+    assert answer.request_id.startswith("req_")  # as in the response's header and the server's log
 
 
 def test_what_identifies_a_person_is_not_kept(keeping_site, heard, tokenizer: Tokenizer) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from scripted import Models
 from sqlalchemy import select
 
 from tutelage.model.config import GPTConfig
@@ -17,7 +18,7 @@ from tutelage.runs.device import choose_device
 from tutelage.runs.folder import save_policy
 from tutelage.sampling.engine import EngineConfig
 from tutelage.server.models import Registry
-from tutelage.store.tables import ChatMessage, Comparison, Feedback
+from tutelage.store.tables import ChatMessage, Comparison, Feedback, User, WebSession
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web import people
 
@@ -90,7 +91,7 @@ def visit(chromium: Any, site: Callable[..., Any]) -> Iterator[Callable[..., Any
         page.on("request", lambda asked: elsewhere(asked.url, host) and wrong.append(asked.url))
         page.goto(f"http://{host}/signin/{people.make_link(made.database, people.owner(made.database).id)}")
         page.goto(f"http://{host}/chat")
-        page.site, page.wrong = made, wrong
+        page.site, page.wrong, page.host = made, wrong, f"http://{host}"
         if kept:
             allow_keeping(page)
         return page
@@ -329,7 +330,7 @@ def test_enter_of_an_input_method_sends_nothing(visit) -> None:
 
 
 def test_a_temporary_chat_is_never_kept(visit) -> None:
-    page = visit("hello")
+    page = visit("hello", "good day")
     page.click("#temporary")
     expect(page.locator("#recording")).to_have_text("Temporary")
     ask(page, "a secret")
@@ -394,6 +395,127 @@ def test_a_draft_survives_a_reload(visit) -> None:
     expect(page.locator("#message")).to_have_value("")
 
 
+def test_an_edit_that_fails_keeps_its_words(visit) -> None:
+    page = visit("hello", "good day")
+    ask(page, "hi")
+    page.context.set_offline(True)
+    page.locator(".turn.user").hover()
+    page.click(".turn.user [data-act=edit]")
+    page.fill(".edit textarea", "good morning")
+    page.click(".edit .primary")
+    expect(page.locator("#toast")).to_have_text("The server cannot be reached.")
+    expect(page.locator(".edit textarea")).to_have_value("good morning")
+    page.context.set_offline(False)
+    page.click(".edit .primary")
+    expect(answer(page).locator(".text")).to_have_text("good day")
+    page.wrong[:] = [line for line in page.wrong if "ERR_INTERNET_DISCONNECTED" not in line]
+
+
+def test_a_question_asked_after_the_session_ended_is_there_after_signing_in(visit) -> None:
+    page = visit("hello")
+    with page.site.database.write() as session:
+        session.query(WebSession).delete()
+    page.fill("#message", "are you there?")
+    page.press("#message", "Enter")
+    page.wait_for_url("**/login?next=%2Fchat")
+    sign_in(page, people.owner(page.site.database).id)
+    expect(page.locator("#message")).to_have_value("are you there?")
+    page.wrong[:] = [line for line in page.wrong if "401" not in line]
+
+
+def sign_in(page: Any, user_id: str) -> None:
+    page.goto(f"{page.host}/signin/{people.make_link(page.site.database, user_id)}")
+
+
+def test_the_next_person_at_this_browser_finds_nothing(visit) -> None:
+    page = visit("hello")
+    page.click("[data-act=settings]")
+    page.fill("#system", "my secret")
+    page.click("#settings .primary")
+    page.locator("#message").press_sequentially("half a thought")
+    with page.site.database.write() as session:
+        session.add(User(id="usr_other", name="other", role="user"))
+    sign_in(page, "usr_other")
+    assert page.input_value("#system") == page.input_value("#message") == ""
+    sign_in(page, people.owner(page.site.database).id)
+    assert (page.input_value("#system"), page.input_value("#message")) == ("my secret", "half a thought")
+
+
+def test_a_link_away_from_a_chat_that_is_not_kept_asks_first(visit) -> None:
+    page = visit("hello", kept=False)
+    page.click("text=中文")
+    expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")  # nothing to lose yet
+    page.click("text=English")
+    ask(page, "hi")
+    page.click("text=中文")
+    expect(page.locator("#ask-title")).to_have_text("Leave this chat?")
+    page.click("#ask [data-act=close-dialog] >> nth=1")
+    expect(answer(page).locator(".text")).to_have_text("hello")
+    page.click("text=中文")
+    page.click("#ask-yes")
+    expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")
+    assert page.locator(".turn").count() == 0
+
+
+def test_code_is_copied_alone_and_that_is_seen(visit) -> None:
+    page = visit("see:\n\n```\nx = 1\n```\n\nand [a link](http://example.org)")
+    ask(page, "hi")
+    page.locator(".code").hover()
+    page.click("[data-act=copy-code]")
+    wait(lambda: page.evaluate("navigator.clipboard.readText()") == "x = 1\n")
+    expect(page.locator("[data-act=copy-code] use")).to_have_attribute("href", "#icon-check")
+    expect(page.locator("[data-act=copy-code] use")).to_have_attribute("href", "#icon-copy")
+    expect(answer(page).locator("a")).to_have_attribute("target", "_blank")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as without TLS
+    page.evaluate("addEventListener('copy', () => (window.copied = String(document.activeElement.value)))")
+    act(page, "copy").click()
+    wait(lambda: page.evaluate("window.copied").startswith("see:"))
+    expect(act(page, "copy")).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    "text, lang, rtl",
+    [("مرحبا بالعالم", "", True), ("hello", "en", False), ("你好", "zh-Hans", False), ("こんにちは世界", "ja", False)],
+)
+def test_text_runs_as_its_script_does(visit, text: str, lang: str, rtl: bool) -> None:
+    page = visit(text, kept=False)
+    ask(page, text)
+    for place in (".bubble", ".answer"):
+        found = page.locator(f".thread {place}")
+        assert found.evaluate("e => e.matches(':dir(rtl)')") == rtl
+        expect(found).to_have_attribute("lang", lang)
+
+
+def test_a_second_answer_that_is_the_same_is_no_pair(visit) -> None:
+    page = visit("hello")
+    ask(page, "hi")
+    act(page, "compare").click()
+    expect(page.locator("#toast")).to_contain_text("the same, word for word")
+    expect(page.locator("#pair")).to_be_hidden()
+    assert rows(page, Comparison) == []
+
+
+def test_a_renamed_chat_keeps_the_focus_and_its_name(visit) -> None:
+    page = visit("hello")
+    ask(page, "hi")
+    pen = page.locator("#conversations [data-act=rename]")
+    pen.click()
+    page.fill("#ask-input", "<b>New</b> name")
+    page.press("#ask-input", "Enter")
+    expect(page.locator("#conversations .name")).to_have_text("<b>New</b> name")
+    expect(pen).to_be_focused()
+    expect(page).to_have_title("<b>New</b> name · Tutelage")
+
+
+def test_without_a_model_nothing_can_be_asked(visit) -> None:
+    page = visit(models=Models(), kept=False)
+    expect(page.locator("#empty .problem")).to_be_visible()
+    page.fill("#message", "hi")
+    page.press("#message", "Enter")
+    expect(page.locator("#send")).to_be_disabled()
+    assert page.input_value("#message") == "hi" and page.locator(".starters").count() == 0
+
+
 def test_hostile_text_runs_and_loads_nothing(visit) -> None:
     page = visit(*HOSTILE)
     for text in HOSTILE:
@@ -411,7 +533,7 @@ def test_hostile_text_runs_and_loads_nothing(visit) -> None:
 def test_every_sheet_fits_and_is_accessible(visit, width: int, lang: str) -> None:
     """axe finds nothing serious in either theme; nothing is wider than the screen."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = visit(ANSWER, lang=lang, width=width, kept=False)
+    page = visit(ANSWER, "hello there", lang=lang, width=width, kept=False)
     found = []
 
     def look(where: str) -> None:
@@ -446,6 +568,23 @@ def test_every_sheet_fits_and_is_accessible(visit, width: int, lang: str) -> Non
     assert found == []
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_pages_around_it_are_accessible(visit, width: int) -> None:
+    """Account, people, sign-in, an error: axe finds nothing serious in either theme; none is wider than the screen."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = visit("hello", lang="zh-CN", width=width, kept=False)
+    found = []
+    for path in ("/account", "/people", "/nowhere", "/login"):
+        page.goto(page.host + path)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme)
+            violations = axe.run(page).response["violations"]
+            found += [(path, theme, v["id"]) for v in violations if v["impact"] in ("serious", "critical")]
+    assert found == []
+    page.wrong[:] = [line for line in page.wrong if "404" not in line]
+
+
 def test_light_and_dark_can_be_chosen(visit) -> None:
     page = visit("hello", kept=False)
     paper = "getComputedStyle(document.body).backgroundColor"
@@ -454,3 +593,5 @@ def test_light_and_dark_can_be_chosen(visit) -> None:
     assert page.evaluate(paper) != before
     page.reload()
     assert page.evaluate(paper) != before
+    page.goto(page.host + "/account")  # and holds on every page
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"

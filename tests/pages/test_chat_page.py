@@ -23,9 +23,8 @@ def test_the_page_is_light_and_all_its_own(site) -> None:
     html = page_of(site)
     named = re.findall(r'(?:src|href)="(/static/[^"]+)"', html)
     imported = {f"/static/server/{path.name}" for path in STATIC.glob("*.js")}
-    assert set(named) <= imported | {f"/static/server/{path.name}" for path in STATIC.glob("*.css")} | {
-        "/static/app.css"
-    }
+    styles = {f"/static/server/{path.name}" for path in STATIC.glob("*.css")}
+    assert set(named) <= imported | styles | {"/static/app.css", "/static/theme.js", "/static/icon.svg"}
     loaded = [html.encode()]
     for path in {*named, *imported}:
         folder = STATIC if "/server/" in path else FOLDER.parent / "static"
@@ -62,6 +61,15 @@ def test_every_element_that_the_scripts_name_exists(site) -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))
     named = set(re.findall(r'(?:byId|sheet|field|getElementById|open)\("([\w-]+)"\)', code))
     assert named - there == set()
+
+
+def test_browsers_ask_for_scripts_anew_after_an_upgrade(site) -> None:
+    client = site().person().client
+    for path in ("/static/server/chat.js", "/static/app.css"):
+        first = client.get(path)
+        assert first.headers["cache-control"] == "no-cache" and first.headers["x-content-type-options"] == "nosniff"
+        again = client.get(path, headers={"if-none-match": first.headers["etag"]})
+        assert again.status_code == 304 and again.headers["cache-control"] == "no-cache"
 
 
 def test_other_people_do_not_see_the_policy_switch(site) -> None:

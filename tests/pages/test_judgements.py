@@ -60,7 +60,8 @@ def test_a_better_answer_is_a_demonstration_and_goes_on(chat) -> None:
     path = f"/chat/messages/{chat.start['answer']}/better"
     status, shown = chat.someone.send("POST", path, {"text": "  a **better** one "})
     assert status == 200 and "<strong>better</strong>" in shown["html"] and shown["model"] is None
-    chat.someone.send("POST", path, {"text": "the best one"})
+    chat.someone.send("POST", path, {"text": "a good one"})
+    chat.someone.send("POST", f"/chat/messages/{shown['id']}/better", {"text": "the best one"})
     (row,) = rows(chat, Feedback)
     assert (row.kind, row.text, row.message_id) == ("demonstration", "the best one", chat.start["answer"])
     answers = [m for m in rows(chat, ChatMessage) if m.role == "assistant"]

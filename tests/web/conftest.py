@@ -37,7 +37,7 @@ def browser(site: SimpleNamespace) -> Callable[..., TestClient]:
             user = User(id=new_id("usr_"), name=role, role=role)
             with site.database.write() as session:
                 session.add(user)
-            response = client.get(f"/signin/{people.make_link(site.database, user.id)}")
+            response = client.post(f"/signin/{people.make_link(site.database, user.id)}")
             assert response.status_code == 303
         return client
 

@@ -13,6 +13,8 @@ from tutelage.store.tables import SignInLink, User, WebSession
 from tutelage.web import people
 from tutelage.web.auth import PUBLIC, PUBLIC_BELOW
 
+GOING = {"sec-fetch-mode": "navigate"}  # a browser on its way there
+
 
 def every_route(app) -> list[tuple[str, str]]:
     """(method, path) of each route and mount, parameters filled in."""
@@ -64,7 +66,8 @@ def test_a_key_without_the_scope_opens_nothing_and_a_key_opens_no_page(site) -> 
 
 def test_every_change_on_a_page_asks_for_the_token(site, browser) -> None:
     client = browser("admin")
-    changes = [(m, p) for m, p in every_route(site.app) if m != "GET" and not p.startswith("/v1/") and p not in PUBLIC]
+    own = [(m, p) for m, p in every_route(site.app) if p not in PUBLIC and not p.startswith(("/v1/", *PUBLIC_BELOW))]
+    changes = [(method, path) for method, path in own if method != "GET"]
     assert changes
     for method, path in changes:
         for headers in ({}, {"x-csrf-token": "guess"}):
@@ -91,13 +94,26 @@ def test_a_link_works_once_and_not_for_ever(site, browser) -> None:
     token = people.make_link(site.database, site.owner.id)
     client = browser(None)
     assert client.get("/account").headers["location"] == "/login?next=/account"
-    assert client.get(f"/signin/{token}").status_code == 303
+    assert client.get(f"/signin/{token}", headers=GOING).status_code == 303
     assert client.get("/account").status_code == 200
-    assert client.get(f"/signin/{token}").status_code == 404
+    assert client.get(f"/signin/{token}", headers=GOING).status_code == 404
     token = people.make_link(site.database, site.owner.id)
     with site.database.write() as session:
         session.query(SignInLink).update({"expires_ms": 1})
-    assert client.get(f"/signin/{token}").status_code == 404
+    assert client.get(f"/signin/{token}", headers=GOING).status_code == 404
+
+
+def test_a_preview_or_a_prefetch_does_not_use_a_link_up(site, browser) -> None:
+    path = f"/signin/{people.make_link(site.database, site.owner.id)}"
+    for headers in ({}, {"sec-fetch-mode": "no-cors"}, GOING | {"sec-purpose": "prefetch;prerender"}):
+        shown = browser(None).get(path, headers=headers)
+        assert shown.status_code == 200 and "set-cookie" not in shown.headers
+        assert f'<form method="post" action="{path}">' in shown.text
+    person = browser(None)
+    assert person.post(path, headers={"origin": "http://evil.example"}).status_code == 403
+    assert person.post(path).status_code == 303
+    assert person.get("/account").status_code == 200
+    assert browser(None).post(path).status_code == 404
 
 
 def test_signing_out_and_an_old_session_end_it(site, browser, csrf) -> None:
@@ -128,7 +144,7 @@ def test_an_invited_person_chooses_a_password_and_signs_in_with_it(site, browser
     link = re.search(r"http://testserver(/signin/[\w-]+)", page)
     assert link
     person = browser(None)
-    assert person.get(link[1]).status_code == 303
+    assert person.post(link[1]).status_code == 303
     form = {"csrf": csrf(person), "email": "Ming@Example.com", "password": "correct horse"}
     assert person.post("/account", data=form | {"password": "short"}).status_code == 400
     assert person.post("/account", data=form).status_code == 200
@@ -141,11 +157,36 @@ def test_an_invited_person_chooses_a_password_and_signs_in_with_it(site, browser
     assert again.get("/people").status_code == 403
 
 
+def test_whose_link_is_gone_gets_another(site, browser, csrf) -> None:
+    admin = browser("admin")
+    form = {"csrf": csrf(admin), "name": "Li", "role": "user"}
+    first = re.search(r"/signin/[\w-]+", admin.post("/people", data=form).text)[0]
+    with site.database.read() as session:
+        user = session.query(User).filter_by(name="Li").one()
+    second = re.search(r"/signin/[\w-]+", admin.post(f"/people/{user.id}/link", data=form).text)[0]
+    assert browser(None).post(first).status_code == 404 and browser(None).post(second).status_code == 303
+    admin.post(f"/people/{user.id}", data=form | {"status": "disabled"})
+    assert admin.post(f"/people/{user.id}/link", data=form).status_code == 404
+    assert admin.post("/people/usr_nobody/link", data=form).status_code == 404
+    person = browser("user")
+    assert person.post(f"/people/{user.id}/link", data={"csrf": csrf(person)}).status_code == 403
+
+
+def test_a_new_password_ends_the_other_sessions(site, browser, csrf) -> None:
+    here, there = browser(None), browser(None)
+    for client in (here, there):
+        client.post(f"/signin/{people.make_link(site.database, site.owner.id)}")
+    form = {"csrf": csrf(here), "email": "me@example.com", "password": "correct horse"}
+    assert here.post("/account", data=form).status_code == 200
+    assert (here.get("/account").status_code, there.get("/account").status_code) == (200, 303)
+
+
 def test_guessing_is_stopped_even_for_the_right_password(site, browser) -> None:
     people.set_password(site.database, site.owner.id, "o@example.com", "correct horse")
     client = browser(None)
     for _ in range(5):
-        assert client.post("/login", data={"email": "o@example.com", "password": "wrong"}).status_code == 401
+        failed = client.post("/login", data={"email": "o@example.com", "password": "wrong"})
+        assert failed.status_code == 401 and 'value="o@example.com"' in failed.text  # not to be typed again
     assert client.post("/login", data={"email": "o@example.com", "password": "correct horse"}).status_code == 401
 
 
@@ -251,9 +292,9 @@ def test_the_pepper_is_private_and_needed(site) -> None:
 
 def test_cookies_are_guarded(site, browser) -> None:
     token = people.make_link(site.database, site.owner.id)
-    cookie = browser(None).get(f"/signin/{token}").headers["set-cookie"]
+    cookie = browser(None).post(f"/signin/{token}").headers["set-cookie"]
     assert re.fullmatch(r"tutelage=[\w-]+; HttpOnly; Path=/; SameSite=lax", cookie)
     token = people.make_link(site.database, site.owner.id)
     secure = TestClient(site.app, base_url="https://testserver", follow_redirects=False)
-    cookie = secure.get(f"/signin/{token}").headers["set-cookie"]
+    cookie = secure.post(f"/signin/{token}").headers["set-cookie"]
     assert re.fullmatch(r"__Host-tutelage=[\w-]+; HttpOnly; Path=/; SameSite=lax; Secure", cookie)

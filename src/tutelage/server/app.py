@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
-from starlette.staticfiles import StaticFiles
 
 from tutelage.server import catalogue, chat, chat_page, completions, health, metrics, moderations, scores, stored
 from tutelage.server.models import Registry
@@ -18,7 +17,7 @@ from tutelage.web.auth import Gate
 from tutelage.web.envelope import Envelope
 from tutelage.web.keys import KeyRing
 from tutelage.web.limits import Limits
-from tutelage.web.pages import Pages
+from tutelage.web.pages import Files, Pages
 
 HERE = Path(__file__).parent
 ROUTERS = (
@@ -42,8 +41,8 @@ def create_app(database: Database, keys: KeyRing, models: Registry, moderator: M
     for router in ROUTERS:
         app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/chat", 303), include_in_schema=False)
-    app.mount("/static/server", StaticFiles(directory=HERE / "static"))
-    app.mount("/static", StaticFiles(directory=HERE.parent / "web" / "static"))
+    app.mount("/static/server", Files(directory=HERE / "static"))
+    app.mount("/static", Files(directory=HERE.parent / "web" / "static"))
     app.add_middleware(Gate, database=database, keys=keys, limits=app.state.limits)
     app.add_middleware(Envelope)  # added last: outermost
     return app

@@ -115,6 +115,8 @@ def better(message_id: str, said: Better, caller: Page, database: Store) -> JSON
     with writing(database, caller.user_id) as session:
         must_keep(session, caller.user_id)
         answer = own_message(session, caller.user_id, message_id, "assistant")
+        if earlier := answer.params.get("instead_of"):  # a better version of one's own better answer
+            answer = own_message(session, caller.user_id, earlier, "assistant")
         feedback(session, caller.user_id, answer, "demonstration").text = text
         chat = own(session, caller.user_id, answer.conversation_id)
         siblings = session.scalars(select(ChatMessage).where(ChatMessage.parent_id == answer.parent_id))

@@ -80,7 +80,7 @@ async def answers(request: Request, ask: Ask, caller: Page, database: Store) -> 
     """One answer, as it is written."""
     models = request.app.state.models
     served = find_model(models, any_policy(models) if ask.compare else ask.model)
-    writing = PageAnswer(ask, caller, database, served, request.app.state.moderator)
+    writing = PageAnswer(ask, caller, database, served, request.app.state.moderator, request.state.request_id)
     await run_in_threadpool(writing.prepare)
     return EventStream(writing.events())
 
@@ -96,9 +96,11 @@ def any_policy(models: Any) -> str:
 class PageAnswer:
     """One answer from its question to its place in the store."""
 
-    def __init__(self, ask: Ask, caller: Caller, database: Database, served: Any, moderator: Moderator):
+    def __init__(
+        self, ask: Ask, caller: Caller, database: Database, served: Any, moderator: Moderator, request_id: str
+    ):
         self.ask, self.caller, self.database, self.served = ask, caller, database, served
-        self.moderator = moderator
+        self.moderator, self.request_id = moderator, request_id
         self.kept: KeptTurn | None = None
         self.text, self.rendered, self.reason, self.tokens = "", 0, "cancelled", 0
         self.ttft_ms: int | None = None
@@ -216,7 +218,7 @@ class PageAnswer:
         return add(
             session, chat, question, "assistant", "", selected=not self.ask.compare, model_id=self.served.name,
             fingerprint=self.served.fingerprint, params=settings | {"max_tokens": self.longest, "system": system},
-            prompt_tokens=len(self.prompt), dropped_turns=self.dropped,
+            prompt_tokens=len(self.prompt), dropped_turns=self.dropped, request_id=self.request_id,
         )  # fmt: skip
 
     async def finish(self) -> None:

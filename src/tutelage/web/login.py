@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from starlette.responses import RedirectResponse, Response
 
+from tutelage.store.database import Database
 from tutelage.store.ids import new_id
 from tutelage.store.tables import User
 from tutelage.web import people
@@ -33,7 +34,7 @@ def own_path(path: str) -> str:
 
 @router.get("/login")
 def show_login(request: Request, next: str = "/") -> Response:
-    return render(request, "login.html", next=own_path(next), failed=False)
+    return render(request, "login.html", next=own_path(next), email="", failed=False)
 
 
 @router.post("/login")
@@ -42,13 +43,28 @@ def login(request: Request, database: Store, email: Field = "", password: Field 
     address = request.client.host if request.client else ""
     user = people.check_password(database, email, password, address)
     if user is None:
-        return render(request, "login.html", 401, next=own_path(next), failed=True)
+        return render(request, "login.html", 401, next=own_path(next), email=email, failed=True)
     token = people.open_session(database, user.id, request.headers.get("user-agent", ""))
     return signed_in(request, token, own_path(next))
 
 
 @router.get("/signin/{token}")
-def use_link(request: Request, database: Store, token: str) -> Response:
+def open_link(request: Request, database: Store, token: str) -> Response:
+    """Signs in the browser that goes there. A messenger's preview or a prefetch must not use the link up: for all that
+    does not say it is a browser on its way there, it takes a press of a button."""
+    asked = request.headers
+    if asked.get("sec-fetch-mode") != "navigate" or "prefetch" in asked.get("sec-purpose", ""):
+        return render(request, "signin.html")
+    return use_link(request, database, token)
+
+
+@router.post("/signin/{token}")
+def press_button(request: Request, database: Store, token: str) -> Response:
+    check_origin(request.scope, dict(request.scope["headers"]))
+    return use_link(request, database, token)
+
+
+def use_link(request: Request, database: Database, token: str) -> Response:
     session = people.use_link(database, token, request.headers.get("user-agent", ""))
     if session is None:
         raise ApiError(404, "This link was used already, or is too old. Ask for a new one.", code="link_used")
@@ -79,7 +95,7 @@ def save_account(request: Request, caller: Page, database: Store, email: Field =
         problem = "fields"
     else:
         try:
-            people.set_password(database, caller.user_id, email, password)
+            people.set_password(database, caller.user_id, email, password, session_token(request.scope) or "")
         except IntegrityError:
             problem = "taken"
     user = find_user(database, caller.user_id)
@@ -99,7 +115,21 @@ def invite(request: Request, caller: Admin, database: Store, name: Field = "", r
     user = User(id=new_id("usr_"), name=name.strip(), role=role)
     with database.write() as session:
         session.add(user)
-    link = str(request.url_for("use_link", token=people.make_link(database, user.id)))
+    return with_link(request, database, user.id)
+
+
+@router.post("/people/{user_id}/link")
+def invite_again(request: Request, caller: Admin, database: Store, user_id: str) -> Response:
+    """A new link for somebody whose link is gone, or whose password is forgotten."""
+    with database.read() as session:
+        user = session.get(User, user_id)
+    if user is None or user.status != "active":
+        raise ApiError(404, "There is no such person.", code="not_found")
+    return with_link(request, database, user_id)
+
+
+def with_link(request: Request, database: Database, user_id: str) -> Response:
+    link = str(request.url_for("open_link", token=people.make_link(database, user_id)))
     return render(request, "people.html", users=all_users(database), roles=ROLES, link=link)
 
 

@@ -3,11 +3,10 @@
     pages.render(request, "chat.html", conversation=...)  ->  HTML
 
 Each room brings its own folder of templates; all build on `base.html`. Text from people and models is escaped unless
-it went through `markdown`, which sanitises. A template has `_` (translate), `caller`, `csrf`, `lang`, `path` and
-`languages`.
+it went through `markdown`, which sanitises. A template has `_` (translate), `caller`, `csrf`, `locale`, `lang`,
+`path` and `languages`.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from tutelage.web.errors import ApiError
 from tutelage.web.problems import problems
@@ -58,8 +58,8 @@ class Pages:
         locale = language(request)
         caller = getattr(request.state, "caller", None)
         common = {
-            "caller": caller, "csrf": caller.csrf if caller else "", "lang": HTML_LANG[locale], "languages": NAMES,
-            "path": request.url.path,
+            "caller": caller, "csrf": caller.csrf if caller else "", "locale": locale, "lang": HTML_LANG[locale],
+            "languages": NAMES, "path": request.url.path,
         }  # fmt: skip
         html = self._environment(locale).get_template(template).render(common | context)
         response = HTMLResponse(html, status, SAFE_HEADERS)
@@ -87,6 +87,10 @@ def markdown(text: str) -> Markup:
     return Markup(nh3.clean(_markdown.render(text), link_rel="noopener noreferrer nofollow"))
 
 
-def static_folders(extra: Sequence[Path] = ()) -> list[Path]:
-    """Where the files under /static/ lie."""
-    return [Path(__file__).parent / "static", *extra]
+class Files(StaticFiles):
+    """Files for browsers, asked for anew each time (unchanged ones cost no body): old scripts never meet new pages."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:
+        response = super().file_response(*args, **more)
+        response.headers.update({"cache-control": "no-cache", "x-content-type-options": "nosniff"})
+        return response

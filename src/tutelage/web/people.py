@@ -108,12 +108,17 @@ def _fits(hashed: str, password: str) -> bool:
         return False
 
 
-def set_password(database: Database, user_id: str, email: str, password: str) -> None:
-    """E-mail and password to sign in with. The caller has checked that the address is free."""
+def set_password(database: Database, user_id: str, email: str, password: str, token: str = "") -> None:
+    """E-mail and password to sign in with; of the person's sessions only the one of this token goes on.
+
+    Raises IntegrityError where the address is another's.
+    """
     hashed = _hasher.hash(password)
     with database.write() as session:
         user = session.get_one(User, user_id)
         user.email, user.password_hash = email.strip().lower(), hashed
+        others = delete(WebSession).where(WebSession.user_id == user_id, WebSession.token_sha256 != _sha256(token))
+        session.execute(others)
 
 
 def open_session(database: Database, user_id: str, agent: str) -> str:

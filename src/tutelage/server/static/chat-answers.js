@@ -21,10 +21,12 @@ export class Answers {
   // A new question under the last message shown (or in place of another one), and its answer.
   async ask(content, parent) {
     const { tree } = this.chat;
+    const previous = tree.selected(parent);
     const question = tree.add({ id: local(), parent, role: "user", content, selected: true });
     const answered = await this.answer(question);
     if (answered || !isLocal(question.id)) return true;
     tree.remove(question); // nothing came of it: the text goes back to where it was typed
+    if (previous) tree.select(previous);
     this.show();
     return false;
   }
@@ -148,9 +150,31 @@ export class Answers {
   }
 }
 
-export function copied(message) {
-  return navigator.clipboard.writeText(message.content).then(
-    () => announce(strings.copied),
-    () => toast(strings.not_copied),
-  );
+export async function copy(button, text) {
+  if (!(await toClipboard(text))) {
+    toast(strings.not_copied);
+    return;
+  }
+  announce(strings.copied);
+  const sign = button.querySelector("use");
+  sign.setAttribute("href", "#icon-check");
+  setTimeout(() => sign.setAttribute("href", "#icon-copy"), 1500);
+}
+
+// Browsers have no clipboard object on a page without TLS that another machine serves; there a selection is copied.
+async function toClipboard(text) {
+  if (navigator.clipboard) {
+    return navigator.clipboard.writeText(text).then(
+      () => true,
+      () => false,
+    );
+  }
+  const focused = document.activeElement;
+  const box = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" });
+  document.body.append(box);
+  box.select();
+  const done = document.execCommand("copy");
+  box.remove();
+  focused.focus();
+  return done;
 }

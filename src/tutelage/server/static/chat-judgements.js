@@ -64,9 +64,9 @@ export class Judgements {
     closed.then(() => this.chat.answers.stop());
     const other = await this.chat.answers.quietly(question);
     if (!sheet("pair").open) return;
-    if (!other) {
+    if (!other || other.content === message.content) {
       close(sheet("pair-wait"));
-      toast(strings.no_second);
+      toast(other ? strings.same_second : strings.no_second);
       return;
     }
     await this.shuffle(message, other);

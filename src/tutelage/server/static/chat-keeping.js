@@ -1,4 +1,5 @@
 // Whether chats are kept: policy of the server, consent of the person, and the chip and banner that say so.
+import { mine } from "./chat-memory.js";
 import { ask, open, sheet, toast } from "./chat-sheets.js";
 import { send } from "./chat-server.js";
 import { strings } from "./chat-thread.js";
@@ -24,7 +25,7 @@ export class Keeping {
     const name = temporary ? "temporary" : will ? "kept" : "private";
     chip.classList.toggle("kept", will);
     chip.replaceChildren(icon(name), strings.keeping[name]);
-    const undecided = !this.state.decided && !localStorage.getItem("no-banner");
+    const undecided = !this.state.decided && !localStorage.getItem(mine("no-banner"));
     banner.hidden = !(undecided && (this.state.allowed || boxes.allowed));
     document.getElementById("banner-text").textContent = this.state.allowed ? strings.banner : strings.banner_admin;
   }

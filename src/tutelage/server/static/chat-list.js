@@ -8,6 +8,8 @@ const sidebar = document.getElementById("sidebar");
 const main = document.getElementById("main");
 
 export function showList(conversations, current) {
+  const focused = document.activeElement;
+  const { id: at } = focused.closest(".conversation")?.dataset ?? {};
   list.replaceChildren(
     ...conversations.map(({ id, title }) => {
       const item = part("conversation");
@@ -23,6 +25,7 @@ export function showList(conversations, current) {
     }),
   );
   document.getElementById("no-conversations").hidden = conversations.length > 0;
+  if (at) list.querySelector(`[data-id="${CSS.escape(at)}"] [data-act=${focused.dataset.act}]`)?.focus();
 }
 
 export async function rename(conversation) {

@@ -7,7 +7,10 @@ async function request(method, path, body, signal) {
   const headers = { "x-csrf-token": csrf, "content-type": "application/json", accept: "application/json" };
   const response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
   if (response.ok) return response;
-  if (response.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
+  if (response.status === 401) {
+    location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
+    throw new Error(strings.problems.not_signed_in); // at once: what was typed must be put away before the page goes
+  }
   const told = await response.json().catch(() => null);
   throw new Error(told?.error ? inWords(told.error) : `${response.status} ${response.statusText}`);
 }

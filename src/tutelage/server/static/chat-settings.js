@@ -1,4 +1,5 @@
 // System prompt and sampling: changed in a sheet, sent with every question, remembered here for the next new chat.
+import { mine } from "./chat-memory.js";
 import { say, strings } from "./chat-thread.js";
 
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
@@ -8,7 +9,7 @@ export class Settings {
   constructor(page) {
     this.models = new Map(page.models.map((model) => [model.id, model]));
     this.defaults = page.defaults;
-    const remembered = page.conversation ?? JSON.parse(localStorage.getItem("settings") ?? "{}");
+    const remembered = page.conversation ?? JSON.parse(localStorage.getItem(mine("settings")) ?? "{}");
     this.system = remembered.system ?? "";
     this.values = { ...this.defaults, ...remembered.settings };
     const model = field("model");
@@ -50,7 +51,7 @@ export class Settings {
   remember() {
     this.changed();
     const { system, values: settings, model } = this;
-    localStorage.setItem("settings", JSON.stringify({ system, settings, model }));
+    localStorage.setItem(mine("settings"), JSON.stringify({ system, settings, model }));
   }
 
   read() {

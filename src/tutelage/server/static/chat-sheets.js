@@ -3,7 +3,6 @@ import { strings } from "./chat-thread.js";
 
 const toastBox = document.getElementById("toast");
 const status = document.getElementById("status");
-const TOAST_MS = 6000;
 let toastTimer;
 
 export function sheet(id) {
@@ -30,7 +29,7 @@ export function toast(text) {
   toastBox.hidden = false;
   toastTimer = setTimeout(() => {
     toastBox.hidden = true;
-  }, TOAST_MS);
+  }, 2500 + 60 * text.length);
 }
 
 // For screen readers; nothing is seen of it.

@@ -54,15 +54,21 @@ function fill(item, message, tree, writing) {
 function fillAnswer(item, message, isWriting) {
   if (!isWriting) showText(item.querySelector(".text"), message);
   for (const [act, value] of [["thumb-up", 1], ["thumb-down", -1]]) {
-    item.querySelector(`[data-act=${act}]`).setAttribute("aria-pressed", String(message.thumb === value));
+    const thumb = item.querySelector(`[data-act=${act}]`);
+    thumb.setAttribute("aria-pressed", String(message.thumb === value));
+    thumb.hidden = !message.model; // nobody judges an answer of their own
   }
   const note = item.querySelector(".note");
-  const ending = message.error ?? strings.endings[message.finish_reason];
+  const ending = message.error ?? endingOf(message);
   note.textContent = isWriting ? "" : (ending ?? "");
   note.classList.toggle("problem", Boolean(message.error));
   note.hidden = isWriting || !ending;
   item.querySelector(".author").textContent = message.model ? strings.answer : strings.your_answer;
   item.querySelector(".meta").textContent = meta(message);
+}
+
+function endingOf({ finish_reason: reason, tokens }) {
+  return strings.endings[reason === "content_filter" && tokens === 0 ? "refused" : reason];
 }
 
 function meta(message) {
@@ -77,7 +83,25 @@ export function showText(element, message) {
   element.classList.toggle("plain", !message.html);
   if (message.html) element.innerHTML = message.html;
   else element.textContent = message.content;
-  element.lang = /[\u3400-\u9fff]/.test(message.content) ? "zh-Hans" : "en";
+  for (const link of element.querySelectorAll("a")) link.target = "_blank"; // the chat stays open
+  for (const block of element.querySelectorAll("pre")) frame(block);
+  element.lang = languageOf(message.content);
+}
+
+// A block of code can be scrolled by keyboard, and copied.
+function frame(block) {
+  const around = Object.assign(document.createElement("div"), { className: "code" });
+  block.tabIndex = 0;
+  block.replaceWith(around);
+  around.append(block, part("copy-code"));
+}
+
+// By its script, for the right glyphs and voice; a language that no script gives away stays unnamed.
+function languageOf(text) {
+  if (/[\u3040-\u30ff]/.test(text)) return "ja";
+  if (/[\uac00-\ud7a3]/.test(text)) return "ko";
+  if (/[\u3400-\u9fff]/.test(text)) return "zh-Hans";
+  return /[a-z]/i.test(text) ? "en" : "";
 }
 
 function droppedLine(hidden) {

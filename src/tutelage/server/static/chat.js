@@ -1,11 +1,12 @@
 // The chat page: what stands where, and what each button and key does.
-import { Answers, copied } from "./chat-answers.js";
+import { Answers, copy } from "./chat-answers.js";
 import { Judgements } from "./chat-judgements.js";
 import { Keeping } from "./chat-keeping.js";
 import { drawer, remove, rename, showList } from "./chat-list.js";
+import { mine } from "./chat-memory.js";
 import { send } from "./chat-server.js";
 import { Settings } from "./chat-settings.js";
-import { close, open, toast } from "./chat-sheets.js";
+import { ask, close, open, toast } from "./chat-sheets.js";
 import { itemOf, part, render, strings, toEnd } from "./chat-thread.js";
 import { Tree } from "./chat-tree.js";
 
@@ -35,9 +36,10 @@ const chat = {
     if (chat.conversation) return;
     chat.conversation = conversation;
     chat.conversations.unshift(conversation);
+    sessionStorage.removeItem(draft());
     history.replaceState(null, "", `/chat/${conversation.id}`);
-    document.title = `${conversation.title} · Tutelage`;
-    byId("title").textContent = conversation.title;
+    remember();
+    showTitle(conversation.title);
     showState();
   },
 
@@ -59,6 +61,11 @@ function complain(error) {
   toast(error.message);
 }
 
+function showTitle(title) {
+  document.title = `${title} · Tutelage`;
+  byId("title").textContent = title;
+}
+
 function showState() {
   const begun = chat.tree.messages.size > 0;
   chat.keepingState.show({ kept: chat.conversation !== null, temporary: chat.temporary, begun });
@@ -69,17 +76,26 @@ function showState() {
 
 async function submit() {
   const text = box.value.trim();
-  if (!text || chat.answers.busy) return;
+  if (!text || chat.answers.busy || !page.models.length) return;
   const parent = chat.tree.path().at(-1)?.id ?? null;
   box.value = "";
   fit();
-  sessionStorage.removeItem("draft");
+  remember();
   const asked = chat.answers.ask(text, parent);
   showState();
   if (!(await asked) && !box.value) box.value = text;
+  remember();
   showState();
   fit();
   if (matchMedia("(hover: hover)").matches) box.focus({ preventScroll: true });
+}
+
+// What was typed and not sent, chat by chat: a reload or a new sign-in does not lose it.
+const draft = () => mine(`draft ${location.pathname}`);
+
+function remember() {
+  if (box.value) sessionStorage.setItem(draft(), box.value);
+  else sessionStorage.removeItem(draft());
 }
 
 // The box is as high as its text; there is something to send only if there is something in it.
@@ -93,12 +109,12 @@ function messageAt(element) {
   return chat.tree.messages.get(element.closest(".turn").dataset.id);
 }
 
-function edit(message) {
+function edit(message, words = message.content) {
   if (chat.answers.busy) return;
   const item = itemOf(message);
   const form = part("edit");
   const text = form.querySelector("textarea");
-  text.value = message.content;
+  text.value = words;
   for (const child of item.children) child.hidden = true;
   item.append(form);
   text.focus();
@@ -108,10 +124,11 @@ function edit(message) {
     item.querySelector("[data-act=edit]").focus();
   };
   form.querySelector("[data-act=cancel-edit]").addEventListener("click", end);
-  form.addEventListener("submit", (event) => {
+  form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    const said = text.value.trim();
     end();
-    if (text.value.trim()) chat.answers.ask(text.value.trim(), message.parent);
+    if (said && !(await chat.answers.ask(said, message.parent))) edit(message, said);
   });
   text.addEventListener("keydown", (event) => {
     if (sends(event)) form.requestSubmit();
@@ -165,7 +182,7 @@ const ACTS = {
   forget: (button) => close(button, "forget"),
   "take-back-thumb": (button) => close(button, "take-back"),
   "no-banner": () => {
-    localStorage.setItem("no-banner", "1");
+    localStorage.setItem(mine("no-banner"), "1");
     showState();
   },
   temporary: () => {
@@ -176,7 +193,8 @@ const ACTS = {
     box.value = button.textContent;
     submit();
   },
-  copy: (button) => copied(messageAt(button)),
+  copy: (button) => copy(button, messageAt(button).content),
+  "copy-code": (button) => copy(button, button.parentElement.querySelector("pre").textContent),
   edit: (button) => edit(messageAt(button)),
   previous: (button) => branch(button, -1),
   following: (button) => branch(button, 1),
@@ -187,7 +205,10 @@ const ACTS = {
   better: (button) => chat.judgements.better(messageAt(button)),
   choose: (button) => chat.judgements.choose(button.dataset.winner),
   rename: async (button) => {
-    if (await rename(conversationAt(button))) showState();
+    const conversation = conversationAt(button);
+    if (!(await rename(conversation))) return;
+    if (conversation.id === chat.conversation?.id) showTitle(conversation.title);
+    showState();
   },
   delete: async (button) => {
     const conversation = conversationAt(button);
@@ -195,6 +216,7 @@ const ACTS = {
     if (conversation.id === chat.conversation?.id) location.assign("/chat");
     chat.conversations = chat.conversations.filter((other) => other !== conversation);
     showState();
+    document.querySelector(".new-chat").focus();
   },
 };
 const WAITING = new Set(["regenerate", "compare", "better", "edit", "previous", "following"]); // not while one is written
@@ -204,6 +226,15 @@ document.addEventListener("click", (event) => {
   const act = button && ACTS[button.dataset.act];
   if (!act || (WAITING.has(button.dataset.act) && chat.answers.busy)) return;
   Promise.resolve(act(button)).catch(complain);
+});
+
+// A chat that is not kept is gone with its page: a link that leads away from it asks first.
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest("a[href^='/']");
+  const elsewhere = event.ctrlKey || event.metaKey || event.shiftKey;
+  if (!link || elsewhere || chat.conversation || chat.tree.messages.size === 0) return;
+  event.preventDefault();
+  if (await ask({ title: strings.leave, text: strings.leave_text, yes: strings.leave_yes })) location.assign(link.href);
 });
 
 // Safari ends an input method's composition before it reports its Enter: 229 is that Enter.
@@ -233,11 +264,11 @@ composer.addEventListener("submit", (event) => {
   submit();
 });
 box.addEventListener("input", () => {
-  sessionStorage.setItem("draft", box.value); // so that a reload or a new sign-in does not lose it
+  remember();
   fit();
 });
 document.querySelector(".new-chat").title = strings.new_chat;
-box.value = sessionStorage.getItem("draft") ?? "";
+box.value = sessionStorage.getItem(draft()) ?? "";
 render(chat.tree, null);
 showState();
 fit();
