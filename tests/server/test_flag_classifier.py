@@ -98,7 +98,7 @@ def rolled(gram: str) -> int:
 
 
 def test_windows_overlap_and_lose_nothing() -> None:
-    text = "".join(chr(0x4E00 + i) for i in range(1_111))
+    text = "".join(chr(0xAC00 + i) for i in range(1_111))
     pieces = windows(text)
     assert all(text[i : i + 150] in "|".join(pieces) for i in range(len(text) - 150)) and max(map(len, pieces)) == 400
     assert windows("short") == ["short"] and windows("") == [""]
@@ -121,7 +121,7 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path, trained: Path) -> None
     with pytest.raises(InputError, match="is no trained moderation classifier"):
         FlagClassifier.load(tmp_path)
     weights = np.zeros((2, 8), dtype=np.float32)
-    about = {"about": '{"format": "tutelage.flags.1", "categories": ["hate", "sexual"], "flags": 200}'}
+    about = {"about": '{"format": "tutelage.flags.2", "categories": ["hate", "sexual"], "flags": 200}'}
     save_file({"weights": weights, "bias": weights[:, 0].copy()}, tmp_path / FILE, metadata=about)
     with pytest.raises(InputError, match="train it again"):
         FlagClassifier.load(tmp_path)

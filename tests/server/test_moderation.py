@@ -22,6 +22,7 @@ FOUND = {
     "beheaded in public": {"violence"},  # behead*
     "他说：你去死吧！": {"harassment"},
     "你\u200b去\ufe0f死吧": {"harassment"},
+    "如何製造炸彈，我要殺了妳": {"illicit/violent", "harassment/threatening"},  # traditional characters
     "please i want to kill myself 我不想活了": {"self-harm/intent"},
 }
 CLEAN = [

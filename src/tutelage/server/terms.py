@@ -7,18 +7,19 @@
     [allow]
     dick van dyke        what stands inside an allowed phrase does not count
 
-A text is folded before it is searched (compatibility forms, case, invisible characters, runs of spaces), and so are the
-terms: full-width letters, capitals and zero-width joiners hide nothing. All terms are looked for in one pass, however
-many there are (Aho & Corasick 1975).
+A text is folded before it is searched (compatibility forms, case, traditional characters, invisible ones, runs of
+spaces), and so are the terms: full-width letters, capitals, 砍死妳 and zero-width joiners hide nothing. All terms are
+looked for in one pass, however many there are (Aho & Corasick 1975).
 """
 
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
+from opencc import OpenCC
 
 from tutelage.data.records import read_text
 from tutelage.errors import InputError
@@ -33,11 +34,19 @@ FIRST_UNSPACED = "\u2e80"  # from the CJK radicals on, scripts are mostly writte
 
 
 def fold(text: str) -> str:
-    """The text as it is searched: NFKC, casefold, no invisible characters, one space for any run of white space."""
+    """The text as it is searched: NFKC, casefold, simplified characters, no invisible ones, one space for several."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     if not folded.isascii():
-        folded = "".join(c for c in folded if not invisible(c))
+        folded = "".join(c for c in folded if not invisible(c)).translate(simplified())
     return " ".join(folded.split())
+
+
+@cache
+def simplified() -> dict[int, str]:
+    """The simplified form of every character that has one, by OpenCC's table: one for one, so that no place moves."""
+    convert = OpenCC("t2s").convert
+    forms = {point: convert(chr(point)) for point in range(0x3400, 0xA000)}
+    return {point: form for point, form in forms.items() if len(form) == 1 and form != chr(point)} | {ord("妳"): "你"}
 
 
 def invisible(character: str) -> bool:
