@@ -46,6 +46,10 @@ class Table(nn.Module):
         state = torch.where(ids == START, 0, torch.where(ids == 0, 1, torch.where(ids == 1, 2, 0)))
         return nn.functional.one_hot(state, 3).float()
 
+    @property
+    def head_weight(self):
+        return self.table.T
+
     def logits(self, hidden):
         return hidden @ self.table
 

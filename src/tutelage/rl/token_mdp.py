@@ -115,6 +115,10 @@ class Table(nn.Module):
             cache.advance(ids.shape[1])  # type: ignore[attr-defined]
         return nn.functional.one_hot(self.state[ids], self.table.shape[0]).float()
 
+    @property
+    def head_weight(self) -> Tensor:
+        return self.table.T
+
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden @ self.table
 
