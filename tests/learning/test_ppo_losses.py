@@ -98,6 +98,15 @@ def test_a_lost_token_makes_no_infinity() -> None:
     assert loss.item() == pytest.approx(math.exp(20), rel=1e-5)
 
 
+def test_what_a_bad_token_loses_goes_to_the_likely_ones() -> None:
+    """Softmax (.7, .2, .1), advantage -1 on the third, one step of 1 along the gradient: (.832, .144, .024)."""
+    logits = torch.tensor([0.7, 0.2, 0.1]).log().requires_grad_()
+    chosen = logits.log_softmax(0)[2].view(1, 1)
+    loss, _ = policy_loss(chosen, chosen.detach(), -ONE, ONE, clip=0.2)
+    after = (logits - torch.autograd.grad(loss, logits)[0]).softmax(0)
+    assert after.tolist() == pytest.approx([0.832, 0.144, 0.024], abs=5e-4)
+
+
 @pytest.mark.parametrize(
     ("value", "target", "loss", "gradient"),
     [(0.5, 1.0, 0.32, 0.0), (0.5, -1.0, 1.125, 1.5), (0.1, 1.0, 0.405, -0.9), (-0.5, 1.0, 1.125, -1.5)],

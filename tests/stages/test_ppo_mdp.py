@@ -53,6 +53,14 @@ def test_the_optimum_of_the_closed_form(mdp, beta):
     assert beta * math.log(z) == pytest.approx(OPTIMA[mdp, beta][0], abs=1e-6)
 
 
+def test_a_policy_off_the_reference_by_numbers_worked_out_elsewhere():
+    """The package's objective and KL at THETA; the numbers come from an independent implementation."""
+    assert PROBLEMS["A"].objective(THETA, 0.5) == pytest.approx((-0.345006, 0.061463), abs=1e-6)
+    assert PROBLEMS["B"].objective(THETA, 0.5) == pytest.approx((-0.234768, 0.061463), abs=1e-6)
+    assert PROBLEMS["A"].objective(REFERENCE.log(), 0.5) == pytest.approx((-0.105, 0.0), abs=1e-6)
+    assert PROBLEMS["B"].objective(REFERENCE.log(), 0.5) == pytest.approx((0.035, 0.0), abs=1e-6)
+
+
 @pytest.mark.parametrize("mdp", ["A", "B"])
 def test_ppo_reaches_the_optimum(mdp):
     best, kl = OPTIMA[mdp, 0.5]
