@@ -91,6 +91,17 @@ def test_models_have_the_names_of_their_runs_or_given_ones(registry: Registry, r
     assert registry.names() == ["base", "twin"]
 
 
+def test_spare_rows_of_an_embedding_are_tokens_without_text(
+    registry: Registry, make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Models round their vocabulary up; at a high temperature such a row is drawn as any other."""
+    rows = tokenizer.vocab_size + 2
+    save_policy(tmp_path / "padded", make_gpt("llama", vocab_size=rows), tokenizer)
+    table = registry.load(str(tmp_path / "padded")).table
+    assert len(table) == rows and table[-2:] == [b""] * 2
+    assert b"".join(table[token] for token in tokenizer.encode("the cat 你好")).decode() == "the cat 你好"
+
+
 def test_adapters_share_the_weights_of_their_base(registry: Registry, runs: Path) -> None:
     red, base, blue = (registry.load(f"{runs}/{name}") for name in ("red", "base", "blue"))
     assert red.engine is base.engine is blue.engine and len(registry.engines) == 1

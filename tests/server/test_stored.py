@@ -1,8 +1,11 @@
 """Completions that were kept: pages of them, their own and nobody else's; limits of keys; scores and models."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from live import wait_for
 from starlette.testclient import TestClient
 
 from tutelage.store.tables import Source, StoredCompletion, User
@@ -67,6 +70,11 @@ def test_pages_hold_each_row_once_in_order(serving, ask) -> None:
     odd = s.client.get(CHAT, params={"metadata[odd]": "1", "model": "stub"}).json()["data"]
     assert [item["id"] for item in odd] == made[1::2]
     assert s.client.get(CHAT, params={"model": "other"}).json()["data"] == []
+    for name in ('a"b', "a\0", "$", "a.b", "'", "\\", "猫", "0"):
+        made = s.client.post(CHAT, json=ask | {"store": True, "metadata": {name: "'\"猫"}}).json()["id"]
+        found = s.client.get(CHAT, params={f"metadata[{name}]": "'\"猫"}).json()["data"]
+        assert [item["id"] for item in found] == [made], name
+        assert s.client.get(CHAT, params={f"metadata[{name}]": "x"}).json()["data"] == []
 
 
 def test_metadata_change_and_rows_go(serving, ask) -> None:
@@ -175,6 +183,30 @@ def test_scores_and_models(serving) -> None:
     listed = s.client.get("/v1/models").json()
     assert listed["object"] == "list" and [model["id"] for model in listed["data"]] == ["stub", "judge"]
     assert s.client.get("/v1/models/judge").json()["object"] == "model"
+
+
+def test_scores_are_within_the_keys_limits_and_wait_without_a_thread(serving, ask) -> None:
+    said = [[{"role": "user", "content": "cat " * 20}, {"role": "assistant", "content": "mat " * 20}]]
+    s = serving(key={"tokens_per_minute": 100, "concurrent": 60})
+    codes = [s.client.post("/v1/scores", json={"model": "judge", "input": said}).status_code for _ in range(4)]
+    assert codes[0] == 200 and codes[-1] == 429
+    s = serving(key={"concurrent": 60})
+    go, score, running = threading.Event(), s.app.state.models.score, []
+
+    def slow(*asked):
+        running.append(1)
+        assert go.wait(20)
+        return score(*asked)
+
+    s.app.state.models.score = slow
+    with s.client, ThreadPoolExecutor(61) as pool:  # one event loop for all; more than it has threads
+        body = {"model": "judge", "input": said}
+        waiting = [pool.submit(s.client.post, "/v1/scores", json=body) for _ in range(60)]
+        wait_for(lambda: s.app.state.limits._running.get(s.key.id) == 60)
+        assert s.client.post("/v1/scores", json=body).json()["error"]["type"] == "concurrency"
+        assert s.client.post("/v1/moderations", json={"input": "x"}).status_code == 200 and running == [1]
+        go.set()
+        assert [future.result().status_code for future in waiting] == [200] * 60
 
 
 def test_loading_models_and_metrics_take_an_admin(serving, ask) -> None:

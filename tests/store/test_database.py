@@ -1,5 +1,6 @@
 """The database: nothing lost between writers, readers that cannot write, migrations that agree with the tables."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -65,6 +66,18 @@ def test_no_increment_is_lost_between_threads_and_none_fails(database: Database)
         thread.join()
     with database.read() as session:
         assert session.get_one(Setting, "count").value == {"n": 100}
+
+
+def test_a_nul_in_a_text_is_no_error(database: Database) -> None:
+    """PostgreSQL holds none, neither in text nor in JSON, nor looks for one; a model may write it all the same."""
+    name, value = new_id("usr_"), {"a\0": ["b\0c", {"d": "\0"}], "e": 1, "\\u0000": "kept"}
+    with database.write() as session:
+        session.add_all([User(id=name, name="x\0y"), Setting(key="nul", value=value)])
+    with database.read() as session:
+        assert session.get_one(User, name).name.replace("\ufffd", "\0") == "x\0y"
+        kept = json.dumps(session.get_one(Setting, "nul").value).replace("\\ufffd", "\\u0000")
+        assert json.loads(kept) == value
+        assert session.get(User, "usr_\0") is None
 
 
 def test_a_reading_session_cannot_write(database: Database) -> None:

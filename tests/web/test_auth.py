@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -211,6 +212,25 @@ def test_guessing_many_at_once_is_stopped_too(site, monkeypatch) -> None:
     for thread in threads:
         thread.join()
     assert len(compared) == 5
+
+
+def test_few_passwords_are_compared_at_once_and_others_wait_without_a_thread(site, monkeypatch) -> None:
+    """Each comparison takes 64 MiB, and anybody may ask for one."""
+    go, comparing = threading.Event(), []
+
+    def slow(hashed: str, password: str) -> bool:
+        comparing.append(password)
+        return not go.wait(20)
+
+    monkeypatch.setattr(people, "_fits", slow)
+    client = TestClient(site.app)
+    with client, ThreadPoolExecutor(60) as pool:
+        guesses = [pool.submit(client.post, "/login", data={"email": f"{i}@x", "password": "p"}) for i in range(60)]
+        time.sleep(0.3)
+        assert client.get("/readyz").status_code == 503  # no model, but there is a thread to say so
+        assert len(comparing) == 2
+        go.set()
+        assert {future.result().status_code for future in guesses} == {401}
 
 
 def test_the_right_password_begins_the_count_anew(site) -> None:

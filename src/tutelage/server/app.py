@@ -5,6 +5,7 @@ create_app(database, keys, models)  ->  an ASGI app:   Envelope( Gate( routes ) 
 
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
@@ -35,6 +36,7 @@ def create_app(database: Database, keys: KeyRing, models: Registry, moderator: M
     )  # fmt: skip
     app.state.database, app.state.keys, app.state.models = database, keys, models
     app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
+    app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # calls at once
     app.state.pages = Pages(HERE / "templates")
     database.on_write_wait = metrics.WRITE_WAIT.observe
     errors.install(app)

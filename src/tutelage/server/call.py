@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.server.answers import Answer
-from tutelage.server.generation import Generation, bytes_of_tokens
+from tutelage.server.generation import Generation
 from tutelage.server.prepare import Plan, find_model
 from tutelage.server.schemas import Sampled
 from tutelage.server.sse import EventStream, answer_or_gone
@@ -37,7 +37,7 @@ class Call(ABC):
     def __init__(self, request: Request, body: Sampled, caller: Caller, plan: Plan, prefix: str, answers: int):
         assert caller.key
         self.request, self.body, self.key, self.plan = request, body, caller.key, plan
-        self.table = bytes_of_tokens(plan.served.words)
+        self.table = plan.served.table
         self.answers = [Answer.refused() if plan.refused else Answer() for _ in range(answers)]
         self.head: dict[str, Any] = {
             "id": new_id(prefix), "created": int(time.time()), "model": body.model,

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
 from tutelage.sampling.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
@@ -21,7 +20,6 @@ from tutelage.server.metrics import ACTIVE, REJECTED, TOKENS, TTFT
 from tutelage.server.models import Served, no_such_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece, Pieces
-from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError
 
 SECONDS = 300.0  # an answer that takes longer ends there
@@ -40,12 +38,6 @@ class Ended:
 
 
 Happening = PromptScored | Piece | Ended
-
-
-@lru_cache(maxsize=16)
-def bytes_of_tokens(tokenizer: Tokenizer) -> list[bytes]:
-    """The tokenizer's table, made once: it takes a while for a large vocabulary."""
-    return tokenizer.bytes_of_tokens()
 
 
 def _judges(moderator: Moderator | None) -> Callable[[], HeldBack | None]:
@@ -68,10 +60,9 @@ class Generation:
         moderator: Moderator | None = None,
     ):
         self._served, self._requests = served, requests
-        table = bytes_of_tokens(served.words)
         strip = chat and not served.words.byte_level
         judge = _judges(moderator)
-        self._pieces = [Pieces(table, stop, strip, judge()) for _ in requests]
+        self._pieces = [Pieces(served.table, stop, strip, judge()) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
         self._stopping = self._late = False

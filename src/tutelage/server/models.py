@@ -44,6 +44,7 @@ class Served:
     created: int  # when the run was made, in seconds since 1970
     fingerprint: str  # the same for the same weights, tokenizer, precision and version
     base: Path  # whose weights they are
+    table: Sequence[bytes] = ()  # the text of each token that a policy may write
     engine: Engine | None = None  # None: a reward model
     adapter: str = ""  # which of the engine's adapters it is; "" is the base itself
     reward: ModelReward | None = None
@@ -98,9 +99,10 @@ class Registry:
                 self._stop_unused()
                 raise
         form = "adapter" if adapter else "merged"  # which are rounded differently
+        spare = [b""] * (engine.model.config.vocab_size - words.vocab_size)  # rows of the embedding that mean nothing
         return Served(
-            name, "policy", words, engine.context, created(place), self._fingerprint(place, form), base, engine,
-            adapter=name if adapter else "",
+            name, "policy", words, engine.context, created(place), self._fingerprint(place, form), base,
+            [*words.bytes_of_tokens(), *spare], engine, adapter=name if adapter else "",
         )  # fmt: skip
 
     def _adapter_to_share(self, place: Path) -> Path | None:

@@ -6,7 +6,7 @@ Text that was kept carries where it came from; whether it may train a model is d
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -56,7 +56,7 @@ def list_stored(
     query = own(caller.user_id)
     for name, value in request.query_params.items():
         if name.startswith("metadata[") and name.endswith("]"):
-            query = query.where(StoredCompletion.meta[name[9:-1]].as_string() == value)
+            query = query.where(marked(database, name[9:-1], value))
     if model:
         query = query.where(StoredCompletion.model == model)
     by_age = StoredCompletion.id.asc() if order == "asc" else StoredCompletion.id.desc()
@@ -65,6 +65,14 @@ def list_stored(
     with database.read() as session:
         rows = list(session.scalars(query.order_by(by_age).limit(limit + 1)))
     return JSON(page_of([as_completion(row) for row in rows[:limit]], more=len(rows) > limit))
+
+
+def marked(database: Database, name: str, value: str) -> ColumnElement[bool]:
+    """Whether a completion's metadata say so. SQLite's paths have no way to write a quotation mark or a NUL."""
+    if database.is_sqlite:
+        entry = func.json_each(StoredCompletion.meta).table_valued("key", "value")
+        return exists().select_from(entry).where(entry.c.key == name, entry.c.value == value)
+    return StoredCompletion.meta[name].as_string() == value
 
 
 def page_of(items: list[dict[str, Any]], more: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ pages when the two meet (its WAL-reset bug). The driver is pysqlite3, which brin
 
 import errno
 import fcntl
+import json
 import logging
 import shutil
 import sqlite3
@@ -71,7 +72,11 @@ class Database:
             self._open_sqlite(Path(self.url.database or ""))
         elif self.url.get_backend_name() == "postgresql":
             driver_url = self.url.set(drivername="postgresql+psycopg")
-            self._writer = create_engine(driver_url, pool_pre_ping=True, pool_size=20, hide_parameters=True)
+            self._writer = create_engine(
+                driver_url, pool_pre_ping=True, pool_size=20, hide_parameters=True,
+                json_serializer=lambda value: json.dumps(without_nul(value)),
+            )  # fmt: skip
+            event.listen(self._writer, "connect", _take_nul)
             self._reader = self._writer.execution_options(postgresql_readonly=True)
         else:
             raise InputError(f"{url}: only sqlite and postgresql are supported")
@@ -162,6 +167,28 @@ class Database:
         with self.read() as session:
             version = session.execute(text("SHOW server_version")).scalar_one()
         return f"PostgreSQL {version}, {self.url.render_as_string(hide_password=True)}"
+
+
+def without_nul(value: Any) -> Any:
+    """JSON or text that PostgreSQL holds: U+FFFD stands for the one character it does not take."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [without_nul(item) for item in value]
+    if isinstance(value, dict):
+        return {without_nul(name): without_nul(item) for name, item in value.items()}
+    return value
+
+
+def _take_nul(connection: Any, record: Any) -> None:
+    """Whatever text is sent to PostgreSQL, to be kept or to be looked for, goes through `without_nul`."""
+    from psycopg.types.string import StrDumperUnknown
+
+    class Dumper(StrDumperUnknown):
+        def dump(self, obj: str) -> Any:
+            return super().dump(without_nul(obj))
+
+    connection.adapters.register_dumper(str, Dumper)
 
 
 def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:

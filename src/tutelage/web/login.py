@@ -5,9 +5,11 @@
 
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Form, Request
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from tutelage.store.database import Database
@@ -38,13 +40,16 @@ def show_login(request: Request, next: str = "/") -> Response:
 
 
 @router.post("/login")
-def login(request: Request, database: Store, email: Field = "", password: Field = "", next: Field = "/") -> Response:
+async def login(
+    request: Request, database: Store, email: Field = "", password: Field = "", next: Field = "/"
+) -> Response:
+    """Comparing a password takes much memory and time, and anybody may ask for it: few at once, the others wait."""
     check_origin(request.scope, dict(request.scope["headers"]))
-    address = request.client.host if request.client else ""
-    user = people.check_password(database, email, password, address)
+    address, hashing = request.client.host if request.client else "", request.app.state.hashing
+    user = await to_thread.run_sync(people.check_password, database, email, password, address, limiter=hashing)
     if user is None:
         return render(request, "login.html", 401, next=own_path(next), email=email, failed=True)
-    token = people.open_session(database, user.id, request.headers.get("user-agent", ""))
+    token = await run_in_threadpool(people.open_session, database, user.id, request.headers.get("user-agent", ""))
     return signed_in(request, token, own_path(next))
 
 
