@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import environment
+from peers import apart, environment
 from torch import nn
 
 from tutelage.cli import TORCH_SETTINGS
@@ -184,7 +184,7 @@ def main() -> None:
     print("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
-        prepare(Path(place), given.demos)
+        apart(prepare, Path(place), given.demos)
         for row in ("full", "dialogues", "ranking"):
             compare(Path(place), row, peer, given.rounds)
 

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peers import environment
+from peers import apart, environment
 
 from tutelage.cli import TORCH_SETTINGS
 from tutelage.model.heads import ScalarGPT
@@ -129,7 +129,7 @@ def main() -> None:
     rows = {"TRL, users": (peer, THEIRS), "TRL, same": (peer, THEIRS), "tutelage": (sys.executable, OURS)}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
+        apart(prepare, Path(folder))
         for turn in range(given.rounds):
             for name, (python, program) in rows.items():
                 how = name.rpartition(" ")[2] + (str(turn) if name == "tutelage" else "")
