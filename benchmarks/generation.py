@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from peers import apart
+
 from tutelage.runs.base import find_base
 from tutelage.stages.imported import import_model
 
@@ -86,7 +88,7 @@ def main() -> None:
     programs = {"transformers": THEIRS, "tutelage": OURS, "the linear maps alone": CEILING}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     with tempfile.TemporaryDirectory() as folder:
-        import_model(find_base(Path("smollm2")), Path(folder) / "smollm2")
+        apart(import_model, find_base(Path("smollm2")), Path(folder) / "smollm2")
         arguments = [f"{folder}/smollm2", str(given.batch), str(given.prompt), str(given.new)]
         for _ in range(given.rounds):
             for name, program in programs.items():
