@@ -395,6 +395,16 @@ def test_a_draft_survives_a_reload(visit) -> None:
     expect(page.locator("#message")).to_have_value("")
 
 
+def test_an_answer_that_a_killed_server_left_says_so(visit) -> None:
+    page = visit("hello")
+    ask(page, "hi")
+    expect(answer(page).locator(".note")).to_be_hidden()
+    with page.site.database.write() as session:
+        session.query(ChatMessage).filter_by(role="assistant").update({"content": "", "finish_reason": None})
+    page.reload()
+    expect(answer(page).locator(".note")).to_have_text("This answer is not finished.")
+
+
 def test_an_edit_that_fails_keeps_its_words(visit) -> None:
     page = visit("hello", "good day")
     ask(page, "hi")

@@ -14,6 +14,7 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
         "endings": {
             "length": _("Cut off at the longest answer set."),
             "cancelled": _("Stopped."),
+            "unfinished": _("This answer is not finished."),
             "content_filter": _("Withheld by the moderation of this server."),
             "refused": _("The moderation of this server let no answer be given to this."),
         },

@@ -67,7 +67,8 @@ function fillAnswer(item, message, isWriting) {
   item.querySelector(".meta").textContent = meta(message);
 }
 
-function endingOf({ finish_reason: reason, tokens }) {
+function endingOf({ finish_reason: reason, tokens, model }) {
+  if (model && !reason) return strings.endings.unfinished; // the server was killed, or another tab is still reading it
   return strings.endings[reason === "content_filter" && tokens === 0 ? "refused" : reason];
 }
 
