@@ -31,16 +31,17 @@ from tutelage.cli import TORCH_SETTINGS
 from tutelage.data.panel import Panel
 from tutelage.data.records import read_comparisons
 from tutelage.errors import InputError
+from tutelage.evals.bench import Bench, EvaluateConfig, lay_out, sample
 from tutelage.evals.best_of_n import best_of_n
-from tutelage.evals.evaluate import Bench, EvaluateConfig, lay_out, measure, preference, rewards, sample
+from tutelage.evals.evaluate import preference
+from tutelage.evals.judging import measure, rewards
 from tutelage.evals.preference import mean_with_interval, win_rate
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.recipe.demo import Conductor, Start, Step, read_record, steps
 from tutelage.recipe.preset import BASED, PRESETS, Preset
 from tutelage.rl.config import RLConfig
 from tutelage.runs.adapter import AdapterConfig
-from tutelage.runs.device import Device, choose_device
-from tutelage.runs.folder import load_policy
+from tutelage.runs.device import choose_device
 from tutelage.runs.identity import fingerprint, hash_inputs
 from tutelage.stages.dpo import DPOConfig
 from tutelage.stages.grpo import GRPOConfig
@@ -150,15 +151,15 @@ class Points:
 class Judge:
     """What every policy is asked, and measured with. Best-of-n's candidates are sampled once for all n."""
 
-    def __init__(self, bench: Bench, unseen: Any, device: Device):
-        self.bench, self.unseen, self.device = bench, unseen, device
+    def __init__(self, bench: Bench):
+        self.bench = bench
 
     def policy(self, folder: Path, sft_golds: Sequence[float] | None) -> Line:
         """The figures of a run; without SFT's golds it is the SFT model itself."""
-        row = measure(self.bench, load_policy(folder, self.device)[0], self.unseen)
+        row = measure(self.bench, folder)
         told = {name: value for name, value in row.items() if name not in ("texts", "golds")}
         pairs = zip(row["golds"], sft_golds or row["golds"], strict=True)
-        return told | {"kl_is_bound": False} | self.figures(row["golds"], [preference(a, b) for a, b in pairs])
+        return told | self.figures(row["golds"], [preference(a, b) for a, b in pairs])
 
     def best_of(self, n: int, sft_golds: Sequence[float]) -> Line:
         """The reward model's favourite of n answers, on average over all choices of n of those sampled."""
@@ -174,7 +175,7 @@ class Judge:
     def candidates(self) -> tuple[list[list[float]], list[list[float]]]:
         """[prompt][answer]: proxy reward and gold of the most answers that are chosen from."""
         bench = self.bench
-        answers = sample(bench, bench.sft, max(BEST_OF))
+        answers = sample(bench, bench.load(bench.sft), max(BEST_OF))
         texts = [[bench.words.decode(answer.ids) for answer in some] for some in answers]
         golds = [[bench.panel.utility(p.prompt, t) for t in some] for p, some in zip(bench.prompts, texts, strict=True)]
         return rewards(bench, answers).tolist(), golds
@@ -197,7 +198,7 @@ def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
         made_from = fingerprint(f"{algorithm} {step}", config, hashes | hash_inputs({"policy": folder}))
         if points.known(made_from):
             continue
-        judge = judge or Judge(*lay_out(config, device, **files | {"reward": [str(files["reward"])]}), device)
+        judge = judge or Judge(lay_out(config, device, **files | {"reward": [str(files["reward"])]}))
         print(f"{experiment.out.name}: {algorithm} {step}", flush=True)
         golds = points.asked[0]["golds"] if points.asked else None
         found = judge.best_of(int(step), golds) if algorithm == "best-of-n" else judge.policy(folder, golds)

@@ -12,9 +12,12 @@ from world import World, interrupted, named, results
 
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
-from tutelage.evals.evaluate import Bench, EvaluateConfig, answer_fit, evaluate, nats_under_base
+from tutelage.evals.bench import Bench, EvaluateConfig, Said, lay_out
+from tutelage.evals.evaluate import evaluate
+from tutelage.evals.judging import Answers, another_prompt, figures, logprobs, measure, own_and_strange
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
+from tutelage.runs.device import choose_device
 from tutelage.sampling.sampler import Answer
 from tutelage.stages.ppo import PPOConfig, ppo
 
@@ -88,14 +91,14 @@ def test_sft_is_not_far_from_itself(report: dict[str, Any]) -> None:
 
 
 def test_sft_under_another_name_is_sft(world: World, tmp_path: Path) -> None:
-    """Its KL is exactly 0, it ties with itself everywhere, and says the same."""
+    """Its KL is 0, it ties with itself everywhere, and says the same."""
     twin = tmp_path / "twin"
     twin.symlink_to(world.sft)
     found = run_evaluate(world, (twin,), tmp_path / "out")["models"]
-    assert found["twin"]["kl"] == 0.0
+    assert found["twin"]["kl"] == pytest.approx(0.0, abs=1e-5)  # sampled and judged: the same, rounded otherwise
     assert found["twin"]["gold_win_rate"] == 0.5
     assert found["twin"]["gold_win_rate_ci"] == [0.5, 0.5]
-    same = KEYS - {"gold_win_rate_ci"}
+    same = KEYS - {"gold_win_rate_ci", "kl"}
     assert {k: found["twin"][k] for k in same} == {k: found["sft"][k] for k in same}
 
 
@@ -135,7 +138,7 @@ def test_prompts_are_the_pools_and_at_most_two_of_a_conversation(world: World, r
 
 
 class Fixed:
-    """The parts of a bench that answer_fit looks at, with a model that transformers has as well."""
+    """The parts of a bench that judges look at, with a model that transformers has as well."""
 
     def __init__(self, prompts: list[list[int]]):
         shape = GPTConfig(
@@ -145,8 +148,10 @@ class Fixed:
         with torch.no_grad():
             for p in self.model.parameters():
                 p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+        self.model.eval()
         words: Any = type("Words", (), {"pad_id": 0})
-        self.bench = Bench(words, [], prompts, self.model.eval(), self.model, None, None, CONFIG)  # type: ignore[arg-type]
+        rest: Any = [None] * 6
+        self.bench = Bench(words, [], prompts, *rest, config=CONFIG)
 
     @torch.no_grad()
     def logprob(self, prompt: list[int], answer: list[int]) -> float:
@@ -158,40 +163,80 @@ class Fixed:
         return total
 
 
-def test_nats_under_base_by_hand() -> None:
-    fixed = Fixed([[1, 2, 3], [4, 5]])
-    answers = [[6, 7, 8, 9], [10, 11]]
-    expected = -sum(fixed.logprob(p, a) for p, a in zip(fixed.bench.asked, answers, strict=True)) / 6
-    measured = nats_under_base(fixed.bench, [Answer(a, [], True) for a in answers])
-    assert measured == pytest.approx(expected, rel=1e-5)
+PROMPTS = [[3, 4, 5], [6, 7], [11]]
+SAID = [[[8, 9, 2], [8, 9, 2]], [[10, 2], [10, 12, 13, 2]], [[12, 13, 14], [2]]]  # [prompt][answer]; one stands twice
 
 
-def test_answer_fit_by_hand() -> None:
-    """Two prompts: the only shuffle is to swap them. Three answers: one of the two cycles."""
-    prompts, answers = [[3, 4, 5], [6, 7]], [[8, 9, 2], [10, 2]]
-    fixed = Fixed(prompts)
-    better = [fixed.logprob(prompts[i], answers[i]) > fixed.logprob(prompts[1 - i], answers[i]) for i in range(2)]
-    assert fit_of(fixed, prompts, answers) == sum(better) / 2
-    prompts, answers = [[3, 4, 5], [6, 7], [11]], [[8, 9, 2], [10, 2], [12, 13, 14]]
-    fixed = Fixed(prompts)
-    cycles = [
-        sum(fixed.logprob(prompts[i], answers[i]) > fixed.logprob(prompts[(i + d) % 3], answers[i]) for i in range(3))
-        / 3
-        for d in (1, 2)
-    ]
-    assert fit_of(fixed, prompts, answers) in cycles
+def answers_of(said: list[list[list[int]]]) -> Answers:
+    return [[Answer(ids, [], True) for ids in some] for some in said]
 
 
-def fit_of(fixed: Fixed, prompts: list[list[int]], answers: list[list[int]]) -> float:
-    own = torch.tensor([fixed.logprob(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
-    return answer_fit(fixed.bench, [Answer(a, [], True) for a in answers], own)
+def test_logprobs_by_hand() -> None:
+    fixed = Fixed(PROMPTS)
+    expected = [[fixed.logprob(p, ids) for ids in some] for p, some in zip(PROMPTS, SAID, strict=True)]
+    measured = logprobs(fixed.bench, fixed.model, answers_of(SAID))
+    torch.testing.assert_close(measured, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_after_another_prompt_by_hand() -> None:
+    """Three prompts: one of the two cycles, the same for all models; two prompts: they swap."""
+    for count in (2, 3):
+        fixed, said = Fixed(PROMPTS[:count]), SAID[:count]
+        own, strange = own_and_strange(fixed.bench, fixed.model, answers_of(said))
+        hosts = another_prompt(count, CONFIG.seed)
+        assert sorted(hosts) == list(range(count)) and all(host != i for i, host in enumerate(hosts))
+        for i, some in enumerate(said):
+            for k, ids in enumerate(some):
+                assert float(own[i, k]) == pytest.approx(fixed.logprob(PROMPTS[i], ids), rel=1e-5)
+                assert float(strange[i, k]) == pytest.approx(fixed.logprob(PROMPTS[hosts[i]], ids), rel=1e-5)
+
+
+def test_figures_by_hand() -> None:
+    """Two prompts; every number below is worked out from these few."""
+    bench: Any = type("B", (), {})()
+    bench.words = type("Words", (), {"decode": staticmethod(lambda ids: " ".join(map(str, ids)))})
+    bench.panel = type("P", (), {"utility": staticmethod(lambda prompt, text: float(len(text)))})
+    bench.prompts, bench.config = [type("Q", (), {"prompt": []})] * 2, replace(CONFIG, best_of=(2,))
+
+    def one(*ids: int, logprob: float) -> Answer:
+        return Answer(list(ids), [logprob] * len(ids), True)
+
+    sft = Said(
+        [one(1, logprob=-1.0), one(2, logprob=-2.0)],
+        [[one(3, 4, logprob=0), one(5, logprob=0)], [one(6, logprob=0), one(7, 8, logprob=0)]],
+        1.5,
+    )
+    ppo = Said([one(1, 2, logprob=-0.5), one(3, 4, logprob=-1.5)], [[], []], 2.5)
+    judged = {
+        "reward": torch.tensor([[0.0, 5.0, 3.0, 7.0], [1.0, 2.0, 4.0, 9.0]]),  # sft, its candidates, ppo
+        "sft": torch.tensor([[[-1.0, -3.0, -4.0], [-2.0, -2.5, -5.0]], [[-2.0, -3.5, -3.0], [-1.0, -4.0, -6.0]]]),
+        "base": torch.tensor([[-1.0, -2.0, -6.0], [-5.0, -3.0, -2.0]]),
+    }
+    found = figures(bench, {"sft": sft, "ppo": ppo}, judged)
+    assert list(found) == ["sft", "best-of-2", "ppo"]
+    assert found["best-of-2"]["texts"] == ["3 4", "7 8"]
+    assert [row["reward"] for row in found.values()] == [0.5, 4.5, 8.0]
+    assert [row["kl"] for row in found.values()] == [0.0, pytest.approx(math.log(2) - 0.5), (3.0 + 2.0) / 2]
+    assert [row["answer_fit"] for row in found.values()] == [0.5, 1.0, 0.5]
+    assert [row["nats_under_base"] for row in found.values()] == [6 / 2, 5 / 4, 8 / 4]
+    assert [row["bits_per_byte"] for row in found.values()] == [1.5, None, 2.5]
+
+
+def test_one_model_measured_alone(world: World, policies: tuple[Path, Path], report: dict[str, Any]) -> None:
+    """`measure`, by which benchmarks/reward_kl.py goes, says what the table says."""
+    files = (world.base, world.sft, named(world.reward), world.panel, (world.prompts_test,), (world.heldout,))
+    row = measure(lay_out(CONFIG, choose_device("cpu", "fp32"), *files), policies[1])
+    told = report["models"]["ppo-ptx"]
+    assert set(told) - set(row) == {"gold_win_rate", "gold_win_rate_ci"}
+    for name in set(row) & set(told):
+        assert row[name] == pytest.approx(told[name], rel=1e-4, abs=1e-5), name
 
 
 def test_kl_and_length_recounted(
     world: World, policies: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The policy's own answers, caught as they are sampled, under transformers' two models."""
-    from tutelage.evals import evaluate as stage
+    from tutelage.evals import bench as stage
 
     caught: list[Any] = []
     generate = stage.generate
@@ -241,9 +286,11 @@ def test_bits_per_byte_is_the_pretraining_stages(world: World, report: dict[str,
 def test_a_stopped_evaluation_goes_on(
     world: World, policies: tuple[Path, Path], report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """While a model is asked, and while a judge reads."""
     out = tmp_path / "out"
     config = replace(CONFIG, samples=20)
-    interrupted(lambda: run_evaluate(world, policies, out, config), monkeypatch, 3)
+    for step in (3, 5):
+        interrupted(lambda: run_evaluate(world, policies, out, config), monkeypatch, step)
     assert not (out / "evaluation.json").exists()
     run_evaluate(world, policies, out, config)
     assert (out / "evaluation.json").read_bytes() == (report["out"] / "evaluation.json").read_bytes()

@@ -16,7 +16,8 @@ from test_rloo_grpo import GRPO, RLOO, run_groups
 from world import World, metrics, named, results, same_files
 
 from tutelage.errors import InputError
-from tutelage.evals.evaluate import EvaluateConfig, evaluate
+from tutelage.evals.bench import EvaluateConfig
+from tutelage.evals.evaluate import evaluate
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import load_frozen, open_reward, reward_inputs
 from tutelage.rl.actors import encode_prompts, judge_score, load_actors, load_judge, next_rollout

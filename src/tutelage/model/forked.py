@@ -46,8 +46,7 @@ def fork(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> Forked:
     Every sequence keeps at least its last token to itself: that is where it is read.
     """
     shared = [common_prefix(group) for group in groups]
-    sizes = [n + sum(len(sequence) - n for sequence in group) for n, group in zip(shared, groups, strict=True)]
-    shape = (len(groups), max(sizes))
+    shape = (len(groups), max(map(forked_size, groups)))
     ids, positions = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
     branches = torch.full(shape, -1)
     last = torch.zeros(len(groups), max(len(group) for group in groups), dtype=torch.long)
@@ -82,9 +81,14 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
 
 def alike(groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Group]]:
     """The different ones among these groups, those of like length together, as many at once as go into one pass."""
-    different = sorted(set(map(as_key, groups)), key=lambda group: (sum(map(len, group)), group))
+    different = sorted(set(map(as_key, groups)), key=lambda group: (forked_size(group), group))
     for at in range(0, len(different), ROWS_AT_ONCE):
         yield different[at : at + ROWS_AT_ONCE]
+
+
+def forked_size(group: Sequence[Sequence[int]]) -> int:
+    """Tokens of its row: what its sequences begin with counts once."""
+    return sum(map(len, group)) - (len(group) - 1) * common_prefix(group)
 
 
 def as_key(group: Sequence[Sequence[int]]) -> Group:

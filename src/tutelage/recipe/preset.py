@@ -8,7 +8,7 @@ each stage are what it took where the demo was tuned (LOG.md): they only split t
 
 from dataclasses import dataclass, replace
 
-from tutelage.evals.evaluate import EvaluateConfig
+from tutelage.evals.bench import EvaluateConfig
 from tutelage.runs.run import RunConfig
 from tutelage.stages.collect import CollectConfig
 from tutelage.stages.imported import ImportConfig
