@@ -17,7 +17,6 @@ from tutelage.learning.head import next_token_loss
 from tutelage.model.gpt import GPT
 
 BATCH = 32  # windows per forward pass
-LOGITS_AT_ONCE = 2**23  # numbers: what is larger in fp32 is mapped anew each time, a fifth of the time at V = 49,152
 
 
 def check_windows(ids: np.ndarray, length: int) -> None:
@@ -31,12 +30,12 @@ def bits_per_byte(model: GPT, ids: np.ndarray, token_bytes: Sequence[int], windo
     """Bits per byte on the first `windows` windows of `length` tokens of a stream (fewer if it is shorter)."""
     rows = np.arange(min(windows, window_count(ids, length)))
     sizes = torch.tensor(token_bytes)
-    nats, bytes_seen, chunk = 0.0, 0, min(512, LOGITS_AT_ONCE // model.config.vocab_size)
+    nats, bytes_seen = 0.0, 0
     for some in np.array_split(rows, math.ceil(len(rows) / BATCH)):
         batch = window(ids, some, length)
         inputs, targets = batch[:, :-1], batch[:, 1:]
         device = model.embedding.weight.device
         hidden = model.trunk(inputs.to(device)).flatten(0, 1)
-        nats += float(next_token_loss(hidden, model.head_weight, targets.flatten().to(device), total=1.0, chunk=chunk))
+        nats += float(next_token_loss(hidden, model.head_weight, targets.flatten().to(device), total=1.0))
         bytes_seen += int(sizes[targets].sum())
     return nats / math.log(2) / bytes_seen
