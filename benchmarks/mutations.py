@@ -137,6 +137,10 @@ def without_price(original: Any) -> Any:
     return lambda *given, **named: original(*given, **named | {"kl_coef": 0.0})
 
 
+def as_they_are(original: Any) -> Any:
+    return lambda advantages, mask: advantages
+
+
 def unseen(original: Any) -> Any:
     """The sampler's gap of mutants whose responses no longer fit what was sampled: this alone would end the run."""
     return lambda *given: 0.0
@@ -177,6 +181,15 @@ MUTANTS = [
     Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k1"))),
     Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k2"))),
     Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k3"))),
+    *(
+        Mutant(
+            f"{kind} as a loss, advantages not whitened",
+            (*SHAPED, without_price),
+            (ppo, "whiten", as_they_are),
+            (ppo, "update_loss", kl_as_loss(kind)),
+        )
+        for kind in ("k1", "k2", "k3")
+    ),
 ]
 
 

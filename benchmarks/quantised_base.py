@@ -1,21 +1,33 @@
 """Would an int8 or int4 frozen base make adapters faster here? Products of SmolLM2's shapes, by number of rows.
 
-    python benchmarks/quantised_base.py  ->  a table on the screen
+    python benchmarks/quantised_base.py [--run RUN]  ->  a table on the screen
 
 One row is a step of chat, 32 a step of sampling for PPO, 2,048 a step of SFT. bf16 is what adapters train on, packed
-bf16 what sampling uses; int8 and int4 are torch's own weight-only products. Each cell: all four products of a block,
-thirty blocks with weights of their own so that no cache holds them, median of rounds that take turns.
+bf16 what sampling uses; int8 and int4 are torch's own weight-only products, int8 both quantises the activations, too,
+whose products AVX512-VNNI has (FBGEMM's, one scale for all rows). Each cell: all four products of a block, thirty
+blocks with weights of their own so that no cache holds them, median of rounds that take turns.
+
+With a run, SmolLM2 imported for one, also what sampling from int8 maps would cost in honesty: its own answers in bf16,
+and how far their log-probabilities are off where every linear map but the head is rounded to int8.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.model.gpt import GPT, Linear
 from tutelage.model.prepack import ROWS, can_pack
+from tutelage.runs.device import choose_device
+from tutelage.runs.folder import load_policy
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.rollout import Responses, pad_responses, response_logprobs
+from tutelage.sampling.sampler import generate, inference_copy
 
 SHAPES = [(576, 960), (576, 576), (576, 3072), (1536, 576)]  # columns, rows: query-key-value, out, gate and up, down
 BLOCKS, ROUNDS = 30, 7
@@ -36,15 +48,69 @@ def products(kind: str, columns: int, rows: int) -> Product | None:
     if kind == "int8":
         whole, scales = (weight.float() / scale[:, None]).round().to(torch.int8), scale.bfloat16()
         return lambda x: torch._weight_int8pack_mm(x, whole, scales)
+    if kind == "int8 both":
+        if "fbgemm" not in torch.backends.quantized.supported_engines:
+            return None
+        torch.backends.quantized.engine = "fbgemm"
+        zero = torch.zeros(rows, dtype=torch.long)
+        whole = torch.quantize_per_channel(weight.float(), scale, zero, 0, torch.qint8)
+        small = torch.ops.quantized.linear_prepack(whole, None)
+        return lambda x: torch.ops.quantized.linear_dynamic(x.float(), small, False).bfloat16()
     nibbles = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
     small = torch._convert_weight_to_int4pack_for_cpu(nibbles, 1)
     zeros = torch.ones(columns // 32, rows, 2).bfloat16()
     return lambda x: torch._weight_int4pack_mm_for_cpu(x, small, 32, zeros)
 
 
+def rounded(x: Tensor, each: int | None) -> Tensor:
+    """x as int8 would have it, with a scale for each row (-1) or for all of it (None)."""
+    scale = (x.abs().max() if each is None else x.abs().amax(each, keepdim=True)).float() / 127
+    return ((x.float() / scale).round() * scale).to(x.dtype)
+
+
+def gaps(run: Path) -> None:
+    """Mean and largest |log p - log p in bf16| of the tokens of the model's own answers, and what bf16 itself has."""
+    policy, words = load_policy(run, choose_device("cpu", "bf16"))
+    chance = torch.Generator().manual_seed(0)
+    prompts = torch.randint(20, policy.config.vocab_size, (ROWS, 40), generator=chance).tolist()
+    answers = generate(
+        inference_copy(policy), prompts, range(ROWS), words.end_of_turn_id, SamplingConfig(max_tokens=48)
+    )
+    flat = [answer for group in answers for answer in group]
+    responses = pad_responses(prompts, flat, words.pad_id, torch.device("cpu"))
+    exact = response_logprobs(policy, responses)[responses.mask]
+    sampled = torch.tensor([p for answer in flat for p in answer.logprobs])
+    show("the sampler in bf16", sampled - exact)
+    maps = [module for module in policy.modules() if isinstance(module, Linear)]
+    for module in maps:
+        module.weight.data = rounded(module.weight.data, -1)
+    show("weights in int8, a scale per row", off(policy, responses, exact))
+    for each, name in ((-1, "a scale per token"), (None, "one scale for all")):
+        hooks = [m.register_forward_pre_hook(lambda _, given, each=each: (rounded(given[0], each),)) for m in maps]
+        show(f"weights and activations in int8, {name}", off(policy, responses, exact))
+        for hook in hooks:
+            hook.remove()
+
+
+def off(policy: GPT, responses: Responses, exact: Tensor) -> Tensor:
+    return response_logprobs(policy, responses)[responses.mask] - exact
+
+
+def show(name: str, gap: Tensor) -> None:
+    worst = float((gap.exp() - 1).abs().max())
+    print(
+        f"{name}: mean {gap.abs().mean():.3f} nats a token, mean {gap.mean():+.3f}, a ratio off 1 by up to {worst:.2f}"
+    )
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", type=Path, help="a model whose log-probabilities in int8 are compared")
+    run = parser.parse_args().run
     torch.set_grad_enabled(False)
-    kinds = ["bf16", "packed bf16", "int8", "int4"]
+    if run:
+        gaps(run)
+    kinds = ["bf16", "packed bf16", "int8", "int8 both", "int4"]
     models = {kind: [[products(kind, *shape) for shape in SHAPES] for _ in range(BLOCKS)] for kind in kinds}
     for rows in (1, 32, 2048):
         given = {columns: torch.randn(rows, columns).bfloat16() for columns, _ in SHAPES}
