@@ -411,7 +411,8 @@ def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
         found = (
             {"findings": [{"iteration": 4, "name": "entropy low", "words": "fell; do y"}]} if stage == "rloo" else {}
         )
-        write_json(folder / name / "run.json", run_record(folder, stage) | {"results": found})
+        record = run_record(folder, stage) | {"results": found, "peak_memory_bytes": 2**40}
+        write_json(folder / name / "run.json", record)
         lines = "".join(json.dumps(line) + "\n" for line in metrics(like))
         (folder / name / "metrics.jsonl").write_text(lines, encoding="utf-8")
     measured = evaluation()
@@ -432,6 +433,7 @@ def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
     assert {"my $rloo<", "dpo-2"} < set(stages) and "else" not in stages
     assert read_summary(folder)["models"]["my $rloo<"]["reward"] == 3.21
     report(plain := make_recipe(tmp_path / "plain"), ReportConfig())
+    assert text.count("1,024.00") == 2  # in their own rows, not as the recipe's peak
     assert read_summary(folder)["total_seconds"] == read_summary(plain)["total_seconds"]
 
 

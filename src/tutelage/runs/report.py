@@ -79,7 +79,9 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         imported=recipe.results("import"),
         machine=machine(recipe),
         costs=costs(recipe),
-        peak=max((row["memory"] for row in costs(recipe) if row["memory"]), default=None),
+        peak=max(
+            (row["memory"] for row in costs(recipe) if row["memory"] and row["stage"] in recipe.stages), default=None
+        ),
         ranked=recipe.results("rank"),
         judged=recipe.results("reward"),
         policies=("ppo", "ppo-ptx", *recipe.siblings(SAMPLED)),
