@@ -1,10 +1,12 @@
 """What the server adds to an answer: everything but the model, at a steady rate of requests.
 
-    python benchmarks/serve_overhead.py [--rate 100] [--seconds 10] [--store]
+    python benchmarks/serve_overhead.py [--rate 100] [--seconds 10]
 
-A real server process (authentication, limits, validation, moderation, JSON, log) with the tests' stub engine, which has
-its eight tokens at once; requests leave on a clock, whether earlier ones have been answered or not, over 16 connections
-on loopback. Prints a Markdown row: requests, errors, p50, p99 and the most in milliseconds. Goal: p50 <= 8, p99 <= 30.
+A real server process, as `tutelage serve` starts it (connections, authentication, limits, validation, moderation,
+SQLite, JSON, a log line per request) with the tests' stub engine, which has its eight tokens at once. Requests leave on
+a clock, whether earlier ones have been answered or not, over 16 connections on loopback; first nothing is stored, then
+every answer is. Prints a Markdown row for each: requests, errors, p50, p99 and the most in milliseconds.
+Goal: p50 <= 8, p99 <= 30.
 """
 
 import argparse
@@ -17,33 +19,34 @@ import time
 from pathlib import Path
 
 import httpx2
-import uvicorn
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "server"))
 from stub import StubEngine, StubModels  # noqa: E402
 
 from tutelage.server.app import create_app  # noqa: E402
+from tutelage.server.serve import ServeConfig, Server, listen  # noqa: E402
 from tutelage.text.tokenizer import train_bpe  # noqa: E402
 from tutelage.web import people  # noqa: E402
 from tutelage.web.keys import open_store  # noqa: E402
 from tutelage.web.logs import write_json  # noqa: E402
 
-PORT = 18_437
 
-
-def serve(folder: Path, ready: "multiprocessing.Queue[str]") -> None:
-    """The server's process; it says its key when it is about to listen."""
-    database, keys = open_store(folder, "")
+def serve(folder: Path, ready: "multiprocessing.Queue[tuple[str, str]]") -> None:
+    """The server's process; it says its address and its key when requests may come."""
+    config = ServeConfig(port=0, data=folder)
+    door = listen(config)
+    database, keys = open_store(config.data, config.database)
     _, secret = keys.make(people.owner(database).id, "bench")
     tokenizer = train_bpe([__doc__], 300)
     engine = StubEngine(tokenizer.encode("the cat sat on the mat")[:8])
-    sys.stderr = open(folder / "log", "w")  # noqa: SIM115 (lives as long as the process)
-    write_json(each_request=True)
-    ready.put(secret)
-    uvicorn.run(create_app(database, keys, StubModels(tokenizer, engine)), port=PORT, log_config=None, access_log=False)
+    sys.stdout = sys.stderr = open(folder / "log", "w")  # noqa: SIM115 (lives as long as the process)
+    write_json(each_request=config.access_log)
+    app = create_app(database, keys, StubModels(tokenizer, engine))
+    ready.put((f"http://{config.host}:{door.getsockname()[1]}", secret))
+    Server(app, config, door, []).run(sockets=[door])
 
 
-async def load(secret: str, rate: float, seconds: float, store: bool) -> tuple[list[float], int]:
+async def load(address: str, secret: str, rate: float, seconds: float, store: bool) -> tuple[list[float], int]:
     """Latencies in milliseconds, and how many requests failed."""
     body = {"model": "stub", "messages": [{"role": "user", "content": "where is the cat?"}], "store": store}
     headers = {"authorization": f"Bearer {secret}"}
@@ -58,7 +61,7 @@ async def load(secret: str, rate: float, seconds: float, store: bool) -> tuple[l
         latencies.append(1000 * (time.perf_counter() - begun))
         errors += response.status_code != 200
 
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", headers=headers, limits=limits) as client:
+    async with httpx2.AsyncClient(base_url=address, headers=headers, limits=limits) as client:
         for _ in range(50):
             await one(client)  # warm
         latencies.clear()
@@ -74,31 +77,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=float, default=100)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--store", action="store_true", help="keep every answer in the database")
     options = parser.parse_args()
+    print("| requests/s | stored | requests | errors | p50 ms | p99 ms | most ms |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        ready: multiprocessing.Queue[str] = multiprocessing.Queue()
+        ready: multiprocessing.Queue[tuple[str, str]] = multiprocessing.Queue()
         server = multiprocessing.Process(target=serve, args=(Path(folder), ready), daemon=True)
         server.start()
-        secret = ready.get(timeout=60)
-        wait_until_listening()
-        latencies, errors = asyncio.run(load(secret, options.rate, options.seconds, options.store))
+        address, secret = ready.get(timeout=60)
+        for store in (False, True):
+            latencies, errors = asyncio.run(load(address, secret, options.rate, options.seconds, store))
+            cuts = statistics.quantiles(latencies, n=100)
+            counts = f"{options.rate:g} | {'yes' if store else 'no'} | {len(latencies)} | {errors}"
+            print(f"| {counts} | {cuts[49]:.1f} | {cuts[98]:.1f} | {max(latencies):.1f} |")
         server.terminate()
         server.join()
-    cuts = statistics.quantiles(latencies, n=100)
-    print("| requests/s | stored | requests | errors | p50 ms | p99 ms | most ms |\n|---|---|---|---|---|---|---|")
-    counts = f"{options.rate:g} | {'yes' if options.store else 'no'} | {len(latencies)} | {errors}"
-    print(f"| {counts} | {cuts[49]:.1f} | {cuts[98]:.1f} | {max(latencies):.1f} |")
-
-
-def wait_until_listening() -> None:
-    for _ in range(200):
-        try:
-            httpx2.get(f"http://127.0.0.1:{PORT}/healthz")
-            return
-        except httpx2.ConnectError:
-            time.sleep(0.05)
-    raise SystemExit("the server did not come up")
 
 
 if __name__ == "__main__":
