@@ -1,5 +1,6 @@
 """Completions that were kept: pages of them, their own and nobody else's; limits of keys; scores and models."""
 
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import pytest
 from live import wait_for
 from starlette.testclient import TestClient
 
+from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store.tables import Source, StoredCompletion, User
 from tutelage.web.errors import ApiError
 from tutelage.web.limits import Limits, duration
@@ -221,6 +223,36 @@ def test_loading_models_and_metrics_take_an_admin(serving, ask) -> None:
     assert 'tutelage_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert "tutelage_db_write_wait_seconds_count" in text and "tutelage_ttft_seconds_count" in text
     assert "hello" not in text and s.key.id not in text
+    assert 0 < number(text, "tutelage_disk_free_bytes") <= shutil.disk_usage(s.database.folder).total
+
+
+def number(metrics: str, name: str) -> float:
+    """One value on the page of metrics; 0 where it does not stand yet."""
+    return next((float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(name + " ")), 0.0)
+
+
+def test_the_metrics_count_the_time_between_tokens_and_what_was_flagged(serving, ask, tmp_path) -> None:
+    s = serving("the cat 你好", pause=0.01)
+    (tmp_path / "terms.txt").write_text("[hate]\nthe cat\n[violence]\nhello\n", encoding="utf-8")
+    config = ModerationConfig(terms=tmp_path / "terms.txt", builtin_terms=False, blocked=("violence",))
+    s.app.state.moderator = Moderator(config)
+    names = [
+        "tutelage_inter_token_seconds_count", "tutelage_inter_token_seconds_sum",
+        *(f'tutelage_moderation_flags_total{{category="{category}",side="{side}"}}'
+          for category in ("hate", "violence") for side in ("input", "output")),
+    ]  # fmt: skip
+
+    def counted() -> list[float]:
+        text = s.client.get("/metrics").text
+        return [number(text, name) for name in names]
+
+    before = counted()
+    asked = {"model": "stub", "messages": [{"role": "user", "content": "who is there, and who?"}]}
+    tokens = s.client.post(CHAT, json=asked).json()["usage"]["completion_tokens"]  # flagged as hate, and shown
+    stream = s.client.post(CHAT, json=ask | {"stream": True})  # refused: hello
+    assert "content_filter" in stream.text
+    gaps, seconds, *flags = (now - then for now, then in zip(counted(), before, strict=True))
+    assert gaps == tokens - 1 and 0.01 * gaps <= seconds < 5 and flags == [0, 1, 1, 0]
 
 
 def test_health(serving) -> None:

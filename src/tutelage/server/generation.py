@@ -16,7 +16,7 @@ from typing import Self
 
 from tutelage.sampling.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.server.held_back import HeldBack
-from tutelage.server.metrics import ACTIVE, REJECTED, TOKENS, TTFT
+from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
 from tutelage.server.models import Served, no_such_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece, Pieces
@@ -67,6 +67,7 @@ class Generation:
         self._handles: list[Handle] = []
         self._stopping = self._late = False
         self._started: float | None = None
+        self._last: list[float | None] = [None] * len(requests)  # when each answer's last token came
 
     async def __aenter__(self) -> Self:
         """Hand all to the engine. Raises ApiError when it has too much to do already, or could never do so much."""
@@ -100,6 +101,7 @@ class Generation:
         ACTIVE.dec(len(self._requests))
         model = self._served.name
         TOKENS.labels("completion", model).inc(self.completion_tokens)
+        count_flags("output", (pieces.verdict for pieces in self._pieces))
 
     def cancel(self) -> None:
         for handle in self._handles:
@@ -136,9 +138,13 @@ class Generation:
                 yield index, self._end(event, pieces)
 
     def _grow(self, index: int, token: Token) -> Piece:
+        now, last = time.monotonic(), self._last[index]
         if self._started is not None:
-            TTFT.observe(time.monotonic() - self._started)
+            TTFT.observe(now - self._started)
             self._started = None
+        if last is not None:
+            INTER_TOKEN.observe(now - last)
+        self._last[index] = now
         piece = self._pieces[index].feed(token)
         if self._pieces[index].stopped:
             self._handles[index].cancel()

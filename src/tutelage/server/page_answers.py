@@ -27,6 +27,7 @@ from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
 from tutelage.server.generation import Ended, Generation, seed_of
 from tutelage.server.keeping import keeping, must_keep
+from tutelage.server.metrics import count_flags
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece
 from tutelage.server.prepare import find_model
@@ -109,6 +110,7 @@ class PageAnswer:
         """Read the conversation and fit it into the context. Raises ApiError when even the question is too long."""
         messages = self.conversation()
         self.verdict, of_system = self.moderator.check([messages[-1]["content"], self.ask.system])
+        count_flags("input", (self.verdict, of_system))
         self.refused = any(self.moderator.stops("input", verdict) for verdict in (self.verdict, of_system))
         self.longest = self.ask.settings.max_tokens or max(1, self.served.context // LONGEST_SHARE)
         unseen = withheld(self.moderator, messages[:-1])

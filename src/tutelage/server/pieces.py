@@ -11,6 +11,7 @@ import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tutelage.sampling.requests import Token
 from tutelage.server.held_back import HeldBack
@@ -69,6 +70,11 @@ class Pieces:
     def blocked(self) -> bool:
         """Whether the judge ended the answer."""
         return self._judge is not None and self._judge.stopped
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """What the judge has found so far; empty without one."""
+        return self._judge.verdict if self._judge else {}
 
     def finish(self) -> Piece:
         """What was held back, at the end of the answer; half a character becomes U+FFFD."""

@@ -13,6 +13,7 @@ from tutelage.errors import InputError
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.sampling.requests import Request
 from tutelage.server.generation import seed_of
+from tutelage.server.metrics import count_flags
 from tutelage.server.models import Registry, Served, no_such_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.schemas import ChatRequest, CompletionRequest, Sampled
@@ -165,4 +166,6 @@ def refused(moderator: Moderator, texts: Sequence[str]) -> bool:
     """Whether the moderation policy lets nobody ask this."""
     if moderator.config.moderate not in ("input", "both"):
         return False
-    return any(moderator.stops("input", verdict) for verdict in moderator.check(texts))
+    verdicts = moderator.check(texts)
+    count_flags("input", verdicts)
+    return any(moderator.stops("input", verdict) for verdict in verdicts)

@@ -122,7 +122,13 @@ class Database:
     @property
     def nearly_full(self) -> bool:
         """Whether a SQLite file has little room left to grow. PostgreSQL looks after its own disk."""
-        return self.is_sqlite and shutil.disk_usage(self.folder).free < LEAST_FREE_BYTES
+        free = self.free_bytes
+        return free is not None and free < LEAST_FREE_BYTES
+
+    @property
+    def free_bytes(self) -> int | None:
+        """What a SQLite file may still grow by; None for PostgreSQL."""
+        return shutil.disk_usage(self.folder).free if self.is_sqlite else None
 
     @contextmanager
     def writer_lock(self) -> Iterator[None]:
