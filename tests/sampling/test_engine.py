@@ -380,6 +380,43 @@ def test_a_failing_pass_or_listener_harms_nobody_else(make_gpt: Any, monkeypatch
     assert hit.done and hit.done.reason == "error" and engine.load() == (0, 0)
 
 
+def test_it_says_when_all_its_passes_fail(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(make_gpt())
+    works = engine.model.trunk
+
+    def asked(times: int, trunk: Any) -> bool:
+        monkeypatch.setattr(engine.model, "trunk", trunk)
+        for _ in range(times):
+            answer(engine, 1, 2)
+        return engine.failing
+
+    def broken(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    assert not asked(2, broken) and not asked(1, works)
+    assert not asked(2, broken) and asked(1, broken)
+    assert not asked(1, works)
+    assert asked(3, broken)
+    engine.failed_at -= 61
+    assert not engine.failing  # somebody should try it again
+
+
+def test_a_dead_thread_is_no_working_engine(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(make_gpt())
+    go = threading.Event()
+
+    def die() -> bool:
+        go.wait(20)
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "step", die)
+    engine.start()
+    assert engine.thread and not engine.failing
+    go.set()
+    engine.thread.join(20)
+    assert engine.failing
+
+
 def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
     engine, ended = Engine(make_gpt()), threading.Event()
     engine.start()

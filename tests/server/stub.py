@@ -26,7 +26,7 @@ class StubEngine:
 
     def __init__(self, answer: Sequence[int], *, pause: float = 0.0, full: bool = False, fail_after: int | None = None):
         self.answer, self.pause, self.full, self.fail_after = answer, pause, full, fail_after
-        self.most = 256
+        self.most, self.failing = 256, False
         self.requests: list[Request] = []
         self.handles: list[StubHandle] = []
         self.ended: list[tuple[str, float]] = []

@@ -255,11 +255,25 @@ def test_the_metrics_count_the_time_between_tokens_and_what_was_flagged(serving,
     assert gaps == tokens - 1 and 0.01 * gaps <= seconds < 5 and flags == [0, 1, 1, 0]
 
 
-def test_health(serving) -> None:
+def test_many_who_ask_whether_it_is_ready_write_once_a_second(serving, monkeypatch) -> None:
+    s, writes = serving(), []
+    ping = s.database.ping
+    monkeypatch.setattr(s.database, "ping", lambda: (writes.append(time.sleep(0.1)), ping()))
+    with TestClient(s.app) as stranger, ThreadPoolExecutor(60) as pool:
+        asked = [pool.submit(stranger.get, "/readyz") for _ in range(200)]
+        assert {future.result().status_code for future in asked} == {200}
+        assert len(writes) <= 2
+
+
+def test_health(serving, monkeypatch) -> None:
     s = serving()
     stranger = TestClient(s.app)
     assert stranger.get("/healthz").json() == stranger.get("/health").json() == {"status": "ok"}
     assert stranger.get("/readyz").json() == {"status": "ready", "problems": []}
+    s.app.state.models.served["stub"].engine.failing = True
+    assert stranger.get("/readyz").json()["status"] == "ready"  # as it was found a moment ago
+    monkeypatch.setattr("tutelage.server.health.FRESH_SECONDS", 0.0)
+    wait_for(lambda: stranger.get("/readyz").json()["problems"] == ["a model fails whatever it is asked"])
     s.app.state.models.served.clear()
     response = stranger.get("/readyz")
     assert (response.status_code, response.json()["problems"]) == (503, ["no model is loaded"])

@@ -22,7 +22,7 @@ def site(tmp_path: Path) -> Iterator[SimpleNamespace]:
     database = Database(sqlite_url(tmp_path / "t.db"))
     migrate.upgrade(database)
     keys = KeyRing(database, read_pepper(tmp_path))
-    app = create_app(database, keys, SimpleNamespace(names=list))
+    app = create_app(database, keys, SimpleNamespace(names=list, served={}))
     yield SimpleNamespace(app=app, database=database, keys=keys, owner=people.owner(database), folder=tmp_path)
     database.close()
 

@@ -10,6 +10,7 @@ answer depends on its request alone, as everywhere (`sampler.py`).
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from tutelage.sampling.sampler import inference_copy
 from tutelage.sampling.turns import Turns, Waiting
 
 log = logging.getLogger(__name__)
+FAILURES = 3  # in a row: one alone may be its requests' fault
+FAILING_SECONDS = 60.0  # after the last one the engine may be tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Engine:
         self.most = (config.queue + 1) // 2  # of one owner's that can wait, where nobody else has any
         self.changed = threading.Condition()  # guards `waiting` and `closing`; `turns` guards all the rest
         self.closing = False
+        self.failures, self.failed_at = 0, 0.0  # in a row, and when the last one was
         self.turns = turns or Turns()
         self.thread: threading.Thread | None = None
 
@@ -109,6 +113,12 @@ class Engine:
         """How many requests run, and how many wait."""
         return len(self.batch.rows), len(self.waiting)
 
+    @property
+    def failing(self) -> bool:
+        """Whether it can answer nothing: its last passes all failed, or its thread has died."""
+        dead = self.thread is not None and not self.thread.is_alive()
+        return dead or (self.failures >= FAILURES and time.monotonic() - self.failed_at < FAILING_SECONDS)
+
     def add_adapter(self, name: str, adapted: GPT) -> None:
         """Serve the adapters of a model of this shape over this engine's weights."""
         with self.turns:
@@ -151,8 +161,10 @@ class Engine:
                 self._admit()
                 if self.batch.rows:
                     self.batch.step()
+                    self.failures = 0
             except Exception as error:  # one bad pass must neither end the engine nor leave anyone waiting
                 log.exception("a pass failed")
+                self._count_failure()
                 self.batch.fail(described(error))
             return bool(self.batch.rows or self.waiting)
 
@@ -170,6 +182,7 @@ class Engine:
                 self.batch.admit(handle)
             except Exception as error:
                 log.exception("a request failed before its first pass")
+                self._count_failure()
                 handle.tell(Done("error", size, 0, described(error)))
 
     def _cancel(self, unwanted: Callable[[Handle], bool]) -> None:
@@ -179,6 +192,9 @@ class Engine:
             handle.tell(Done("cancelled", len(handle.request.prompt), 0))
         for row in [row for row in self.batch.rows if unwanted(row.handle)]:
             self.batch.finish(row, "cancelled")
+
+    def _count_failure(self) -> None:
+        self.failures, self.failed_at = self.failures + 1, time.monotonic()
 
     def _wake(self) -> None:
         with self.changed:

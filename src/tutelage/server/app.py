@@ -36,6 +36,7 @@ def create_app(database: Database, keys: KeyRing, models: Registry, moderator: M
     )  # fmt: skip
     app.state.database, app.state.keys, app.state.models = database, keys, models
     app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
+    app.state.readiness = health.Readiness(database, models)
     app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # calls at once
     app.state.pages = Pages(HERE / "templates")
     database.on_write_wait = metrics.WRITE_WAIT.observe

@@ -3,15 +3,20 @@
 /healthz (/health)   the event loop turns          /readyz   database, tables, models, disk; 503 with the reasons
 """
 
+import asyncio
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.server.models import Registry
 from tutelage.store import migrate
-from tutelage.web.auth import Store
+from tutelage.store.database import Database
 from tutelage.web.errors import JSON
+
+FRESH_SECONDS = 1.0
 
 router = APIRouter(tags=["health"])
 
@@ -23,13 +28,31 @@ async def alive() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"description": "Not ready; the reasons are listed."}})
-def ready(request: Request, database: Store) -> Response:
-    problems = list(find_problems(database, request.app.state.models))
+async def ready(request: Request) -> Response:
+    problems = await request.app.state.readiness.problems()
     body: dict[str, Any] = {"status": "not ready" if problems else "ready", "problems": problems}
     return JSON(body, 503 if problems else 200)
 
 
-def find_problems(database: Store, models: Registry) -> list[str]:
+class Readiness:
+    """What was found a moment ago: anybody may ask, as often as they like, and looking takes the writers' lock."""
+
+    def __init__(self, database: Database, models: Registry):
+        self._database, self._models = database, models
+        self._looking = asyncio.Lock()
+        self._found: list[str] = []
+        self._until = 0.0
+
+    async def problems(self) -> list[str]:
+        """Those of the last second; whoever asks while they are looked for waits for the same answer."""
+        async with self._looking:
+            if time.monotonic() >= self._until:
+                self._found = await run_in_threadpool(find_problems, self._database, self._models)
+                self._until = time.monotonic() + FRESH_SECONDS
+            return self._found
+
+
+def find_problems(database: Database, models: Registry) -> list[str]:
     """What keeps the server from its work, in words without paths or names."""
     problems = []
     try:
@@ -38,8 +61,11 @@ def find_problems(database: Store, models: Registry) -> list[str]:
             problems.append("the database's tables are of another version")
     except Exception as error:  # any failure of any driver means the same here
         problems.append(f"the database does not take writes ({type(error).__name__})")
-    if not models.names():
+    served = list(models.served.values())
+    if not served:
         problems.append("no model is loaded")
+    if any(model.engine is not None and model.engine.failing for model in served):
+        problems.append("a model fails whatever it is asked")
     if database.nearly_full:
         problems.append("the disk is nearly full")
     return problems
