@@ -23,6 +23,7 @@ from tutelage.server.keeping import allow
 from tutelage.server.models import Registry
 from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store.database import Database
+from tutelage.store.migrate import setting_up
 from tutelage.store.tables import ApiKey
 from tutelage.web import people
 from tutelage.web.connection import Connection
@@ -97,10 +98,11 @@ def welcome(database: Database, keys: KeyRing) -> list[str]:
     """The lines that give the owner their way in: a link, and on the first start a key."""
     owner = people.owner(database)
     lines = [f"chat page   {{}}/signin/{people.make_link(database, owner.id)}   (signs you in, once)"]
-    with database.read() as session:
-        known = session.scalar(select(ApiKey.id).limit(1))
-    if known is None:
-        _, secret = keys.make(owner.id, "first")
+    with setting_up(database):
+        with database.read() as session:
+            known = session.scalar(select(ApiKey.id).limit(1))
+        secret = keys.make(owner.id, "first")[1] if known is None else ""
+    if secret:
         lines.append(f"API key     {secret}   (shown only now; tutelage keys makes more)")
     return lines
 

@@ -5,6 +5,9 @@
 One linear history in `migrations/versions/`. A database that a newer version has changed is refused.
 """
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -17,6 +20,8 @@ from sqlalchemy import text
 from tutelage.errors import InputError
 from tutelage.store.database import Database, reachable
 from tutelage.store.tables import Base
+
+SETTING_UP = int.from_bytes(b"tutelage")  # the number of our lock in PostgreSQL
 
 
 def configuration() -> Config:
@@ -39,10 +44,37 @@ def current(database: Database) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
+@contextmanager
+def setting_up(database: Database) -> Iterator[None]:
+    """Tables and first rows are made by one process at a time; others that start with it wait, and find them there.
+
+    Raises InputError for a database that cannot be opened.
+    """
+    with ExitStack() as held:
+        if database.is_sqlite:
+            held.enter_context(locked(database.folder / "setting-up.lock"))
+        reachable(database)
+        if not database.is_sqlite:
+            connection = held.enter_context(database.engine.connect())
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": SETTING_UP})
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Until the block ends, or the process is killed, nobody else holds this file. Raises InputError without a file."""
+    try:
+        file = open(path, "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; the server needs a folder that it may write to") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def upgrade(database: Database) -> None:
     """Make or change the tables. Raises InputError for a database of a newer version."""
-    reachable(database)
-    with database.writer_lock():
+    with setting_up(database), database.writer_lock():
         at, scripts = current(database), ScriptDirectory.from_config(configuration())
         if at == head():
             return

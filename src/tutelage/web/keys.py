@@ -108,7 +108,8 @@ def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
     data.mkdir(parents=True, exist_ok=True)
     database = Database(url or sqlite_url(data / "tutelage.db"))
     migrate.upgrade(database)
-    return database, KeyRing(database, read_pepper(data))
+    with migrate.setting_up(database):
+        return database, KeyRing(database, read_pepper(data))
 
 
 def read_pepper(folder: Path) -> bytes:

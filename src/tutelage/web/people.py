@@ -22,6 +22,7 @@ from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from tutelage.store import migrate
 from tutelage.store.database import Database, StorageError
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import SignInLink, User, WebSession
@@ -55,7 +56,7 @@ def writing(database: Database, user_id: str) -> Iterator[Session]:
 
 def owner(database: Database) -> User:
     """The person who started the server: the first admin, made when there is none."""
-    with database.write() as session:
+    with migrate.setting_up(database), database.write() as session:
         query = select(User).where(User.role == "admin", User.status == "active").order_by(User.id).limit(1)
         user = session.scalar(query)
         if user is None:
