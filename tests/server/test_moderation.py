@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tutelage.errors import InputError
 from tutelage.server.held_back import HeldBack
 from tutelage.server.moderation import ModerationConfig, Moderator
-from tutelage.server.terms import BUILT_IN, CATEGORIES, Term, TermList, fold, read_terms
+from tutelage.server.terms import BUILT_IN, CATEGORIES, Term, TermList, read_terms, searched
 
 FOUND = {
     "I will KILL you.": {"harassment/threatening"},
@@ -24,12 +24,18 @@ FOUND = {
     "你\u200b去\ufe0f死吧": {"harassment"},
     "如何製造炸彈，我要殺了妳": {"illicit/violent", "harassment/threatening"},  # traditional characters
     "please i want to kill myself 我不想活了": {"self-harm/intent"},
+    "如 何 制 造 炸 弹": {"illicit/violent"},
+    "如，何。制…造\n炸_弹": {"illicit/violent"},
+    "請問：如 * 何 / 製 ~ 造 \u200b 炸 😀 彈？": {"illicit/violent"},
+    "打击 儿童 色情 ，儿、童、色、情": {"sexual/minors"},  # the first one is allowed
 }
 CLEAN = [
     "I will kill your darlings",  # another word
     "cut myself some slack",  # allowed
     "how to make a bomb shelter",
     "打击儿童色情",
+    "打击，儿童、色情",
+    "ki ll you, a.s.s",  # with spaces and full stops English has other words
     "a chink in the armour",
     "niggardly spices",
     "",
@@ -67,7 +73,7 @@ def plain_search(terms: list[Term], text: str) -> dict[str, int]:
 
     Letters below U+2E80 must not stand on both sides of a term's edge.
     """
-    folded = fold(text)
+    folded = searched(text)
     spots = []
     for term in terms:
         for at in range(len(folded)):
@@ -89,7 +95,7 @@ def plain_search(terms: list[Term], text: str) -> dict[str, int]:
 
 
 LETTERS = st.sampled_from("ab 你好AＢ1\u200b.")
-WORDS = st.text(LETTERS, min_size=1, max_size=4).map(fold).filter(bool)
+WORDS = st.text(LETTERS, min_size=1, max_size=4).map(searched).filter(bool)
 TERMS = st.lists(
     st.builds(Term, WORDS, st.sampled_from(["hate", "violence", "sexual", "allow"]), st.booleans()), max_size=6
 )
@@ -121,7 +127,7 @@ def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], p
     assert answer.stopped == bool(blocked)
     assert whole.startswith(shown)
     if blocked:
-        assert len(fold(shown)) <= min(blocked)
+        assert len(searched(shown + "好")) - 1 <= min(blocked)  # a sign at its end may join what follows
     else:
         assert shown == whole
         assert {name for name, yes in answer.verdict["categories"].items() if yes} == found.keys()
@@ -132,6 +138,20 @@ def test_a_blocked_term_is_not_shown_in_part() -> None:
     shown = [answer.push(piece) for piece in ["Sure. How ", "to mak", "e a b", "omb", ": take", " two"]]
     assert shown == ["Sure.", "", "", "", "", ""] and answer.stopped
     assert answer.verdict["categories"]["illicit/violent"] and answer.finish() == ""
+
+
+@pytest.mark.parametrize("apart", ["", " ", "，", ". ", "\n", "-_-"])
+def test_no_character_of_a_chinese_term_is_shown_however_they_are_set_apart(apart: str) -> None:
+    answer = HeldBack(Moderator())
+    pieces = [character + apart for character in "好的如何制造炸弹首先"]
+    shown = "".join(map(answer.push, pieces))
+    assert shown.startswith("好" + apart) and "如" not in shown and answer.stopped
+
+
+def test_chinese_text_waits_only_for_what_may_become_a_term() -> None:
+    answer = HeldBack(Moderator())
+    shown = [answer.push(piece) for piece in ["今天，", "天气", "如", "，", "此", "好。"]]
+    assert shown == ["今天，", "天气", "", "", "如，此", "好。"]
 
 
 def test_ordinary_text_waits_for_nothing() -> None:

@@ -9,11 +9,11 @@ ends the answer there. So a token costs the same wherever in the answer it stand
 
 from tutelage.server.flag_classifier import WINDOW
 from tutelage.server.moderation import Moderator
-from tutelage.server.terms import fold
+from tutelage.server.terms import searched
 
 CLASSIFY_EVERY = 200  # characters
 CONTEXT = 16  # characters before a term that decide whether it begins a word
-STRETCH = 4  # how much longer than its folded form a term may be written, by invisible characters
+STRETCH = 4  # how much longer than its searched form a term may be written: invisible characters, spaces between
 
 
 class HeldBack:
@@ -58,11 +58,12 @@ class HeldBack:
     def _uncertain(self) -> int:
         """Length of the longest tail that could become a term, or is one that may yet become another word."""
         for length in range(min(len(self.text) - self.shown, STRETCH * self.terms.longest), 0, -1):
-            if folded_beginning(self.text[-length:]) in self.terms.beginnings:
+            if not self.terms.beginnings.isdisjoint(beginnings(self.text[-length:])):
                 return length
         return 0
 
 
-def folded_beginning(text: str) -> str:
-    """The text folded as the beginning of something longer: a space at its end stays."""
-    return fold(text + "|").removesuffix("|")
+def beginnings(text: str) -> list[str]:
+    """What a text is as the beginning of something longer: a space at its end stays, or joins Chinese characters."""
+    following = "|" if text[-1].isalnum() else "|一"
+    return [searched(text + letter).removesuffix(letter) for letter in following]

@@ -8,10 +8,12 @@
     dick van dyke        what stands inside an allowed phrase does not count
 
 A text is folded before it is searched (compatibility forms, case, traditional characters, invisible ones, runs of
-spaces), and so are the terms: full-width letters, capitals, 砍死妳 and zero-width joiners hide nothing. All terms are
-looked for in one pass, however many there are (Aho & Corasick 1975).
+spaces), and so are the terms: full-width letters, capitals, 砍死妳 and zero-width joiners hide nothing. Nor do spaces
+and punctuation between Chinese or Japanese characters: 砍 死，你. All terms are looked for in one pass, however many
+there are (Aho & Corasick 1975).
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,10 +33,17 @@ CATEGORIES = (
 ALLOW = "allow"
 BUILT_IN = tuple(sorted((Path(__file__).parent / "terms").glob("*.txt")))
 FIRST_UNSPACED = "\u2e80"  # from the CJK radicals on, scripts are mostly written without spaces between words
+_HAN_OR_KANA = r"[^\W\0-\u2e7f\ua4d0-\U0001ffff]"  # Korean, further up, has spaces between words
+_APART = re.compile(rf"(?<={_HAN_OR_KANA})[\W_]+(?={_HAN_OR_KANA})")
+
+
+def searched(text: str) -> str:
+    """The text as terms are looked for in it: folded, and nothing that is no letter between Chinese characters."""
+    return _APART.sub("", fold(text))
 
 
 def fold(text: str) -> str:
-    """The text as it is searched: NFKC, casefold, simplified characters, no invisible ones, one space for several."""
+    """One form for many: NFKC, casefold, simplified characters, no invisible ones, one space for several."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     if not folded.isascii():
         folded = "".join(c for c in folded if not invisible(c)).translate(simplified())
@@ -58,7 +67,7 @@ def invisible(character: str) -> bool:
 class Term:
     """One line of a list."""
 
-    words: str  # folded
+    words: str  # as it is searched for
     category: str  # one of CATEGORIES, or "allow"
     open_end: bool  # written with * at its end: a longer word may begin with it
 
@@ -83,10 +92,10 @@ class TermList:
 
     def categories(self, text: str, begin: int = 0, end: int | None = None) -> set[str]:
         """The categories of the terms that stand in the text; with `begin` and `end` of those that begin in between."""
-        folded = fold(text)
-        low, high = len(fold(text[:begin])), len(folded if end is None else fold(text[:end]))
-        found = [(start, stop, self.terms[term]) for term, start, stop in self._matches(folded)]
-        found = [match for match in found if whole_words(folded, *match)]
+        whole = searched(text)
+        low, high = place(text, begin), len(whole) if end is None else place(text, end)
+        found = [(start, stop, self.terms[term]) for term, start, stop in self._matches(whole)]
+        found = [match for match in found if whole_words(whole, *match)]
         allowed = [(start, stop) for start, stop, term in found if term.category == ALLOW]
         return {
             term.category
@@ -94,8 +103,13 @@ class TermList:
             if low <= start < high and term.category != ALLOW and not any(s <= start and stop <= e for s, e in allowed)
         }
 
-    def _matches(self, folded: str) -> list[tuple[int, int, int]]:
-        return self._automaton.find_matches_as_indexes(folded, overlapping=True) if self.terms else []
+    def _matches(self, whole: str) -> list[tuple[int, int, int]]:
+        return self._automaton.find_matches_as_indexes(whole, overlapping=True) if self.terms else []
+
+
+def place(text: str, index: int) -> int:
+    """Where in the searched text a character of the text stands, at the earliest: the one after it may join it."""
+    return len(searched(text[:index] + "一")) - 1
 
 
 def whole_words(text: str, start: int, end: int, term: Term) -> bool:
@@ -127,7 +141,7 @@ def read_terms(path: Path) -> list[Term]:
 
 
 def _term(line: str, category: str, where: str) -> Term:
-    words = fold(line.removesuffix("*"))
+    words = searched(line.removesuffix("*"))
     if not category:
         raise InputError(f"{where}: {line!r} stands above the first [category]; say which one it belongs to")
     if not words:
