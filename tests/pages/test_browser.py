@@ -177,12 +177,14 @@ def test_a_chat_by_mouse(visit) -> None:
     shown = {page.locator(f"#pair-{side}").inner_text() for side in "ab"}
     assert shown == {"hello there", "how are you today?"}
     assert "tiny" not in page.locator("#pair").inner_text()  # who wrote which stays hidden
+    page.locator("#pair-reasons").get_by_text("Helpful").click()
     page.click("[data-winner=a]")
+    expect(page.locator("#pair-reasons")).to_be_hidden()
     expect(page.locator("#pair-a-origin")).to_contain_text("tiny")
     chosen = page.locator("#pair-a").inner_text()
     page.click("#pair-done button")
     expect(answer(page).locator(".text")).to_have_text(chosen)
-    assert [c.winner for c in rows(page, Comparison)] == ["a"]
+    assert [(c.winner, c.reasons) for c in rows(page, Comparison)] == [("a", ["helpful"])]
 
     act(page, "better").click()
     page.fill("#better-text", "A better one.")

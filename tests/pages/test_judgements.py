@@ -84,10 +84,14 @@ def test_a_pair_is_blind_shuffled_and_decided_once(chat) -> None:
     assert orders == {True, False}
     selected = [m.id for m in rows(chat, ChatMessage) if m.role == "assistant" and m.selected]
     assert selected == [chat.start["answer"]]  # until there is a choice
-    assert chat.someone.send("POST", f"/chat/comparisons/{pair['id']}", {"winner": "b"})[0] == 204
+    assert (
+        chat.someone.send("POST", f"/chat/comparisons/{pair['id']}", {"winner": "b", "reasons": ["untrue"]})[0] == 400
+    )
+    said = {"winner": "b", "reasons": ["true", "well_said"]}
+    assert chat.someone.send("POST", f"/chat/comparisons/{pair['id']}", said)[0] == 204
     row = rows(chat, Comparison)[-1]
     assert (row.winner, row.a_message_id, row.b_message_id) == ("b", pair["a"], pair["b"])
-    assert row.consent_id and row.source_id and row.decided_ms
+    assert row.consent_id and row.source_id and row.decided_ms and row.reasons == ["true", "well_said"]
     assert [m.id for m in rows(chat, ChatMessage) if m.role == "assistant" and m.selected] == [pair["b"]]
     assert chat.someone.send("POST", f"/chat/comparisons/{pair['id']}", {"winner": "a"})[0] == 400
 

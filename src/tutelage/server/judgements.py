@@ -59,9 +59,10 @@ class Pair(BaseModel):
 
 
 class Verdict(BaseModel):
-    """Which of a pair is better."""
+    """Which of a pair is better, and what decides it."""
 
     winner: Literal["a", "b", "tie", "both_bad"]
+    reasons: list[Literal[UP]] = Field(default=[], max_length=len(UP))  # type: ignore[valid-type]
 
 
 @router.put("/chat/messages/{message_id}/thumb")
@@ -165,7 +166,7 @@ def decide(comparison_id: str, said: Verdict, caller: Page, database: Store) -> 
             raise ApiError(404, "There is no such comparison.", code="not_found")
         if row.winner is not None:
             raise ApiError(400, "This comparison is decided already.", code="decided")
-        row.winner, row.decided_ms = said.winner, now_ms()
+        row.winner, row.reasons, row.decided_ms = said.winner, list(said.reasons), now_ms()
         if said.winner in ("a", "b"):
             chosen = row.a_message_id if said.winner == "a" else row.b_message_id
             select_one(session, session.get_one(ChatMessage, chosen))

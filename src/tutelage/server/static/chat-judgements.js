@@ -5,6 +5,7 @@ import { send } from "./chat-server.js";
 import { render, showText, strings } from "./chat-thread.js";
 
 const sides = ["a", "b"];
+const reasonsOfPair = () => [...sheet("pair-reasons").querySelectorAll("input")];
 
 export class Judgements {
   constructor(chat) {
@@ -58,7 +59,8 @@ export class Judgements {
   // A second answer is written unseen, then both are shown in a random order.
   async compare(message) {
     const question = this.chat.tree.messages.get(message.parent);
-    for (const name of ["pair-answers", "pair-choices", "pair-done"]) sheet(name).hidden = true;
+    for (const name of ["pair-answers", "pair-reasons", "pair-choices", "pair-done"]) sheet(name).hidden = true;
+    for (const box of reasonsOfPair()) box.checked = false;
     sheet("pair-wait").hidden = false;
     const closed = open("pair");
     closed.then(() => this.chat.answers.stop());
@@ -87,6 +89,7 @@ export class Judgements {
       sheet(`pair-${side}-origin`).textContent = "";
     }
     sheet("pair-wait").hidden = true;
+    sheet("pair-reasons").hidden = !made;
     for (const name of ["pair-answers", "pair-choices"]) sheet(name).hidden = false;
     sheet("pair-choices").firstElementChild.focus();
   }
@@ -97,7 +100,8 @@ export class Judgements {
     const pair = this.pair;
     this.pair = null;
     try {
-      if (pair.id) await send("POST", `/chat/comparisons/${pair.id}`, { winner });
+      const reasons = reasonsOfPair().flatMap((box) => (box.checked ? [box.value] : []));
+      if (pair.id) await send("POST", `/chat/comparisons/${pair.id}`, { winner, reasons });
     } catch (error) {
       this.pair = pair;
       throw error;
@@ -113,7 +117,7 @@ export class Judgements {
       const origin = pair[side] === pair.second ? strings.new_answer : strings.earlier_answer;
       sheet(`pair-${side}-origin`).textContent = `${origin} · ${pair[side].model ?? strings.your_answer}`;
     }
-    sheet("pair-choices").hidden = true;
+    for (const name of ["pair-reasons", "pair-choices"]) sheet(name).hidden = true;
     sheet("pair-done").hidden = false;
     sheet("pair-done").querySelector("button").focus();
     announce(strings.chosen);
