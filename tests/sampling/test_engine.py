@@ -380,6 +380,18 @@ def test_a_failing_pass_or_listener_harms_nobody_else(make_gpt: Any, monkeypatch
     assert hit.done and hit.done.reason == "error" and engine.load() == (0, 0)
 
 
+def test_a_kept_text_takes_no_more_memory_than_its_tokens(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "BLOCK", 8)
+    engine, read = Engine(make_gpt()), 0
+    for prompt in ((1, 2), LONG[:8], LONG[20:]):
+        read += len(prompt) + len(answer(engine, *prompt, max_new_tokens=3).ids) - 1  # the last one is never run
+    config = engine.model.config
+    each = config.layers * 2 * config.kv_heads * config.head_width * 4
+    assert engine.prefixes.bytes == read * each
+    kept = [tensor for prefix in engine.prefixes.kept.values() for tensor in prefix.kv]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == read * each
+
+
 def test_it_says_when_all_its_passes_fail(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(make_gpt())
     works = engine.model.trunk

@@ -24,7 +24,7 @@ from tutelage.model.config import GPTConfig
 BLOCK = 128  # tokens of the first blocks; later ones are up to half as long as all before them
 PRODUCT = 300  # one more product costs about as much as looking at so many keys
 
-Kept = list[Tensor]  # a slot's blocks: (layers, 2, kv_heads, tokens, D)
+Kept = list[Tensor]  # a slot's first tokens by block: (layers, 2, kv_heads, tokens, D)
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,20 @@ class Slots:
 
     def nbytes(self, tokens: int) -> int:
         """What `take` takes."""
-        return sum(kv[:, :, 0].nbytes for kv in self.kv[: self.blocks(tokens)])
+        return sum(part.nbytes for part in self._first(0, tokens))
 
     def take(self, slot: int, tokens: int) -> Kept:
-        """A copy of the blocks that hold a slot's first tokens."""
-        return [kv[:, :, slot].clone() for kv in self.kv[: self.blocks(tokens)]]
+        """A copy of a slot's first tokens."""
+        return [part.clone() for part in self._first(slot, tokens)]
 
     def put(self, slot: int, kept: Kept, tokens: int) -> None:
-        for kv, block in zip(self.kv[: self.blocks(tokens)], kept, strict=False):
-            kv[:, :, slot] = block
+        for part, block in zip(self._first(slot, tokens), kept, strict=False):
+            part.copy_(block[:, :, :, : part.shape[3]])
+
+    def _first(self, slot: int, tokens: int) -> Kept:
+        """A slot's first tokens, block by block, where they stand."""
+        parts = zip(self.kv[: self.blocks(tokens)], self.starts, strict=False)
+        return [kv[:, :, slot, :, : tokens - start] for kv, start in parts]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         self.put(target, [kv[:, :, source] for kv in self.kv], tokens)
