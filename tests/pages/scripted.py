@@ -59,6 +59,7 @@ class Models:
             name=name,
             kind="policy",
             words=engine.words,
+            table=engine.words.bytes_of_tokens(),
             created=0,
             fingerprint=f"fp_{name}",
             engine=engine,

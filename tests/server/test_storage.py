@@ -73,7 +73,7 @@ def test_a_disk_that_is_nearly_full_is_kept_for_what_must_work(serving, ask, mon
     assert s.client.delete(f"{CHAT}/{known}").status_code == 200
     assert s.client.get("/readyz").json()["problems"] == ["the disk is nearly full"]
     browser = TestClient(s.app, follow_redirects=False)
-    assert browser.get(f"/signin/{people.make_link(s.database, s.owner.id)}").status_code == 303
+    assert browser.post(f"/signin/{people.make_link(s.database, s.owner.id)}").status_code == 303
     assert browser.get("/chat").status_code == 200
 
 
