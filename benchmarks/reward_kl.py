@@ -3,10 +3,11 @@
     python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl]
     python benchmarks/reward_kl.py runs/demo --iterations 100 --kl-budget 50 --out runs/further
 
-From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, RLOO, GRPO and
-DPO are trained with the demo's own budgets (`recipe/preset.py`), policies on the way kept; best-of-n is sampled from
-the SFT model. All answer the same held-out prompts: proxy reward, gold (the simulated panel, with a 95 % interval), KL
-to the SFT model, bits per byte of held-out text (what alignment costs, and what ptx gives back).
+From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, PPO with four
+epochs on each rollout, RLOO, GRPO and DPO are trained with the demo's own budgets (`recipe/preset.py`), policies on the
+way kept; best-of-n is sampled from the SFT model. All answer the same held-out prompts: proxy reward, gold (the
+simulated panel, with a 95 % interval), KL to the SFT model, bits per byte of held-out text (what alignment costs, and
+what ptx gives back).
 
 Stop it however you like and run it again: training goes on from its checkpoints, and what is in points.jsonl is not
 measured twice. Leaves OUT/<demo>/points.jsonl, a line as soon as its point is measured, OUT/reward_kl.md and
@@ -45,12 +46,13 @@ from tutelage.runs.device import choose_device
 from tutelage.runs.identity import fingerprint, hash_inputs
 from tutelage.stages.dpo import DPOConfig
 from tutelage.stages.grpo import GRPOConfig
+from tutelage.stages.ppo import PPOConfig
 from tutelage.stages.rloo import RLOOConfig
 
 BEST_OF = (1, 2, 4, 8, 16)
 COLOURS = {
-    "ppo-ptx": "#0b6e4f", "ppo": "#c1292e", "rloo": "#2e5eaa", "grpo": "#8e5cb5", "dpo": "#d98c21",
-    "best-of-n": "#444444",
+    "ppo-ptx": "#0b6e4f", "ppo": "#c1292e", "ppo-4-epochs": "#e8998d", "rloo": "#2e5eaa", "grpo": "#8e5cb5",
+    "dpo": "#d98c21", "best-of-n": "#444444",
 }  # fmt: skip
 HEAD = "| demo | algorithm | after | KL to SFT, nats | proxy reward | gold | beats SFT in | bits per byte | ends |"
 Line = dict[str, Any]
@@ -75,7 +77,7 @@ class Experiment:
         return {step.name: step for step in steps(self.demo, self.preset, self.seed, start)}
 
     def plan(self) -> list[Step]:
-        """The five trainings: PPO's as the demo has them, the others on the same files and with PPO's values."""
+        """The six trainings: PPO's as the demo has them, the others on the same files and with PPO's values."""
         ppo, ptx = (self.recipe[name] for name in ("ppo", "ppo-ptx"))
         alike = {option.name: getattr(self.preset.ppo, option.name) for option in fields(RLConfig)}
         grpo = GRPOConfig(**alike | {"kl_coef": GRPOConfig.kl_coef}, minibatch=self.preset.ppo.minibatch)
@@ -83,6 +85,7 @@ class Experiment:
         return [
             self.trained("ppo-ptx", "ppo", ptx.inputs, self.preset.ppo),
             self.trained("ppo", "ppo", ppo.inputs, replace(self.preset.ppo, ptx=False)),
+            self.trained("ppo-4-epochs", "ppo", ppo.inputs, self.four_epochs()),
             self.trained("rloo", "rloo", ppo.inputs, RLOOConfig(**alike)),
             self.trained("grpo", "grpo", ppo.inputs, grpo),
             self.trained("dpo", "dpo", {"policy": ppo.inputs["policy"], "comparisons": ranked}, self.dpo_config()),
@@ -98,6 +101,11 @@ class Experiment:
             length = math.ceil(prompts / config.batch) * config.epochs
         config = replace(config, seed=self.seed, overwrite=True, snapshot_every=math.ceil(length / self.points))
         return Step(name, verb, inputs, self.out / name, self.out / name, config)
+
+    def four_epochs(self) -> PPOConfig:
+        """PPO with four passes over each rollout, at a quarter of the rate: as far per rollout, in smaller steps."""
+        one = self.preset.ppo
+        return replace(one, ptx=False, epochs=4, value_epochs=0, lr=one.lr / 4, value_lr=one.value_lr / 4)
 
     def dpo_config(self) -> DPOConfig:
         """DPO's rate is for small models; adapters take the reward model's, which learns from the same pairs."""
