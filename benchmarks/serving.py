@@ -81,11 +81,11 @@ def engine_alone(folder: Path, new: int, streams: list[int]) -> list[float]:
 
 
 @contextmanager
-def ours(folder: Path) -> Iterator[tuple[str, str]]:
+def ours(folder: Path, slots: int = 64) -> Iterator[tuple[str, str]]:
     """Our server: its address and a key."""
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "tutelage", "serve", f"model={folder}", "--port", "0", "--data", data]
-        command += ["--slots", "64", "--context", "1024", "--memory", "3072", "--queue", "256", "--no-access-log"]
+        command += ["--slots", str(slots), "--context", "1024", "--memory", "3072", "--queue", "256", "--no-access-log"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout

