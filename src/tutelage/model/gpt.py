@@ -234,9 +234,12 @@ class GPT(nn.Module):
             cache.advance(ids.shape[1])
         return self.final_norm(x)
 
-    def lower(self, ids: Tensor, layers: int) -> Stream:
-        """What `trunk` may go on from: ids (B, L), right-padded, through the lowest `layers` blocks."""
-        return Stream(self._through(slice(layers), ids, None, None, None, None), layers, self.embedding.weight)
+    def lower(
+        self, ids: Tensor, layers: int, positions: Tensor | None = None, mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Stream:  # fmt: skip
+        """What `trunk` may go on from, which is asked the same: ids (B, L) through the lowest `layers` blocks."""
+        return Stream(self._through(slice(layers), ids, positions, mask, cache, None), layers, self.embedding.weight)
 
     def _through(
         self, which: slice, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None,

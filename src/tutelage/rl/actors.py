@@ -33,9 +33,12 @@ from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout, with_stream
+from tutelage.sampling.lower import Lower
+from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
 from tutelage.sampling.sampler import Answer, generate, inference_copy
 from tutelage.text.tokenizer import Tokenizer
+
+STREAM_AT_MOST = 2**27  # numbers of the residual stream that are kept for a rollout: 256 MiB in bf16
 
 
 @dataclass(frozen=True)
@@ -153,18 +156,30 @@ def roll_out(
     hand_back_memory()  # what learning from the last rollout left in pieces
     words = actors.words
     asked_once = [p.ids for p in prompts]
-    groups = generate(inference_copy(actors.policy), asked_once, seeds, words.end_of_turn_id, sampling, samples)
+    lower = lower_for(actors, len(seeds) * (max(map(len, asked_once)) + sampling.max_tokens))
+    groups = generate(
+        inference_copy(actors.policy), asked_once, seeds, words.end_of_turn_id, sampling, samples, lower=lower
+    )
     hand_back_memory()  # the copy and its keys and values: what learning needs next has other sizes
     answers = [answer for group in groups for answer in group]
     asked = [prompt for prompt in prompts for _ in range(samples)]
     responses = pad_responses([p.ids for p in asked], answers, words.pad_id, actors.policy.embedding.weight.device)
-    responses = with_stream(responses, actors.policy, actors.shared_layers)
+    if lower:
+        responses = replace(responses, stream=lower.stream(responses.ids.shape[1], actors.policy.embedding.weight))
     told = [with_answer(p.messages, words.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
     rollout = score_rollout(
         actors.policy, actors.reference, actors.value, actors.reward.score_responses(responses, told), responses,
         parts=parts, missing_end=missing_end, temperature=sampling.temperature,
     )  # fmt: skip
     return replace(rollout, conversations=told), sampler_gap(answers, rollout)
+
+
+def lower_for(actors: Actors, tokens: int) -> Lower | None:
+    """Where the layers that all have in common leave something to go on from; nothing where it would take too much
+    memory: then each pass runs them again.
+    """
+    fits = tokens * actors.policy.config.width <= STREAM_AT_MOST
+    return Lower(actors.shared_layers) if actors.shared_layers and fits else None
 
 
 def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:

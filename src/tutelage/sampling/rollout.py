@@ -8,7 +8,7 @@ replaced (default -1, Huang et al. 2024), for demonstrations score 0 on average.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Answer
 
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
-STREAM_AT_MOST = 2**27  # numbers of the residual stream that are kept for a rollout: 256 MiB in bf16
 
 
 @dataclass(frozen=True)
@@ -74,22 +73,6 @@ def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
     """Rows and columns of `ids` whose hidden state predicts each response token, in the order of mask.nonzero()."""
     rows, steps = responses.mask.nonzero(as_tuple=True)
     return rows, responses.starts[rows] - 1 + steps
-
-
-@torch.no_grad()
-def with_stream(responses: Responses, model: GPT, layers: int) -> Responses:
-    """Run the lowest `layers` blocks once, for all models that share them and for every pass over the rollout.
-
-    Nothing is kept where it would take too much memory: then each pass runs them again.
-    """
-    if layers == 0 or responses.ids.numel() * model.config.width > STREAM_AT_MOST:
-        return responses
-    shape = (*responses.ids.shape, model.config.width)
-    x = torch.zeros(shape, dtype=model.compute_dtype, device=responses.ids.device)
-    for rows in by_length(responses):
-        ids = responses.rows(rows).ids
-        x[rows, : ids.shape[1]] = model.lower(ids, layers).x
-    return replace(responses, stream=Stream(x, layers, model.embedding.weight))
 
 
 def at_responses(forward: Callable[[Responses], Tensor], responses: Responses) -> Tensor:

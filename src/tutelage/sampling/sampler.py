@@ -22,6 +22,7 @@ from tutelage.model.kv_cache import KVCache
 from tutelage.model.lora import merge_adapters, sharing
 from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
+from tutelage.sampling.lower import Lower
 from tutelage.sampling.stops import Stopped
 
 CACHE_AT_MOST = 2**28  # numbers of keys and values that a batch should hold: 512 MiB in bf16
@@ -66,7 +67,10 @@ def uniforms(seed: int, count: int) -> np.ndarray:
 class Decoding:
     """A batch of answers being written. Rows are the prompts, each repeated `samples` times, in order."""
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, config: SamplingConfig):
+    def __init__(
+        self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, config: SamplingConfig,
+        lower: Lower | None = None,
+    ):  # fmt: skip
         device = model.embedding.weight.device
         width = max(len(p) for p in prompts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -75,7 +79,7 @@ class Decoding:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             real[row, width - len(prompt) :] = True
         c = model.config
-        self.model, self.config = model, config
+        self.model, self.config, self.layers = model, config, lower.layers if lower else 0
         self.said = Written(prompts, samples, c.vocab_size, device) if config.penalised else None
         self.cache = KVCache(
             bands=c.bands, batch=len(prompts), kv_heads=c.kv_heads, size=width + config.max_tokens,
@@ -87,15 +91,25 @@ class Decoding:
         self.real = self.real.repeat_interleave(samples, 0)
         self.pads = self.pads.repeat_interleave(samples)
         self.hidden = self.hidden.repeat_interleave(samples, 0)
+        if lower:
+            lower.begin(self.low, self.pads, samples, config.max_tokens)
 
     def _prefill(self, ids: Tensor) -> Tensor:
         positions = (torch.arange(ids.shape[1], device=ids.device) - self.pads[:, None]).clamp(min=0)
         if not self.pads.any():
-            return self.model.trunk(ids, positions, None, self.cache)[:, -1]
+            return self._run(ids, positions, None)
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
         look = causal & self.real[:, None, :]
         look |= torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)  # a pad sees itself: no empty softmax
-        return self.model.trunk(ids, positions, look[:, None], self.cache)[:, -1]
+        return self._run(ids, positions, look[:, None])
+
+    def _run(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """(rows, C): the last column's hidden states. What leaves the lowest blocks stays in `low`, if it is wanted."""
+        stream = None
+        if self.layers:
+            stream = self.model.lower(ids, self.layers, positions, mask, self.cache)
+            self.low = stream.x
+        return self.model.trunk(ids, positions, mask, self.cache, stream)[:, -1]
 
     def probabilities(self) -> Tensor:
         """(rows, V): what may come next."""
@@ -109,7 +123,7 @@ class Decoding:
         self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], dim=1)
         positions = self.cache.length - self.pads[:, None]
         mask = self.real[:, None, None] if self.pads.any() else None
-        self.hidden = self.model.trunk(tokens[:, None], positions, mask, self.cache)[:, -1]
+        self.hidden = self._run(tokens[:, None], positions, mask)
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but these."""
@@ -128,16 +142,18 @@ def generate(
     config: SamplingConfig,
     samples: int = 1,
     stopped: Stopped | None = None,
+    lower: Lower | None = None,
 ) -> list[list[Answer]]:
     """`samples` answers to each prompt: [prompt][sample]. `seeds` has one per answer, prompt by prompt.
 
-    `end` is the end-of-turn id; `stopped` is asked after each token whether an answer is over (`stops.py`).
+    `end` is the end-of-turn id; `stopped` is asked after each token whether an answer is over (`stops.py`); `lower`
+    keeps what leaves the lowest blocks.
     Raises ValueError when prompt and answer together exceed the model's context.
     """
     longest = max(len(p) for p in prompts) + config.max_tokens
     if longest > model.config.context:
         raise ValueError(f"prompt and answer need {longest} tokens, the model's context is {model.config.context}")
-    decoding = Decoding(model, prompts, samples, config)
+    decoding = Decoding(model, prompts, samples, config, lower)
     device = model.embedding.weight.device
     chance = torch.from_numpy(np.stack([uniforms(seed, config.max_tokens) for seed in seeds])).to(device)
     written = torch.full((len(seeds), config.max_tokens), end, dtype=torch.long, device=device)
@@ -156,13 +172,17 @@ def generate(
             for row in alive[~done[alive]].tolist():
                 if stopped(written[row, : step + 1].tolist()):
                     done[row], lengths[row] = True, step + 1
+        if lower:  # the last tokens, too
+            decoding.push(tokens)
+            lower.add(alive, step, decoding.low)
         open_rows = (~done[alive]).nonzero().squeeze(1)
         if len(open_rows) == 0 or step + 1 == config.max_tokens:
             break
         if len(open_rows) < KEEP_WHEN_ALIVE * len(alive):
             decoding.keep(open_rows)
             alive, tokens = alive[open_rows], tokens[open_rows]
-        decoding.push(tokens)
+        if not lower:
+            decoding.push(tokens)
     rows = zip(written.tolist(), logprobs.tolist(), lengths, strict=True)
     answers = [_answer(ids[:length], scores, end) for ids, scores, length in rows]
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
