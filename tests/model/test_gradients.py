@@ -43,3 +43,8 @@ def test_swiglu_keeps_less_and_gives_the_same(dtype: torch.dtype) -> None:
     expected = F.silu(gate) * up
     assert torch.equal(found, expected)
     assert torch.equal(*(torch.autograd.grad(value, h, g)[0] for value in (found, expected)))
+
+
+def test_swiglu_can_be_differentiated_twice() -> None:
+    h = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double).requires_grad_()
+    assert torch.autograd.gradgradcheck(SwiGLU.apply, (h,))

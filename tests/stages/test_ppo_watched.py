@@ -60,7 +60,9 @@ def test_a_sampler_at_another_temperature(
     """Everything that learns agrees with itself, so neither the ratio nor the KL at the start can see it."""
     original = actors.generate
     monkeypatch.setattr(
-        actors, "generate", lambda m, p, s, end, given, n: original(m, p, s, end, replace(given, temperature=1.3), n)
+        actors,
+        "generate",
+        lambda m, p, s, end, given, n, **more: original(m, p, s, end, replace(given, temperature=1.3), n, **more),
     )
     out = run_ppo(world, tmp_path / "out", replace(LONG, iterations=4))
     assert names(out)[0] == "sampler gap"

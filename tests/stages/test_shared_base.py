@@ -98,7 +98,7 @@ def test_shared_and_separate_models_agree(
         for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
             if p.grad is not None:
-                assert (p.grad - q.grad).norm() < 1e-5 * q.grad.norm(), name
+                assert (p.grad - q.grad).norm() < 1e-4 * q.grad.norm(), name
 
 
 def test_the_trunk_is_run_once(policy: Path, judge: Path, tmp_path: Path) -> None:

@@ -45,4 +45,12 @@ class SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate, up), (g,) = ctx.saved_tensors[0].chunk(2, dim=-1), grads
-        return torch.cat([torch.ops.aten.silu_backward(g * up, gate), g * F.silu(gate)], dim=-1)
+        return torch.cat([_silu_backward(g * up, gate), g * F.silu(gate)], dim=-1)
+
+
+def _silu_backward(g: Tensor, x: Tensor) -> Tensor:
+    """torch's own, which cannot be differentiated again; where that is wanted (TRPO), written out."""
+    if not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward(g, x)
+    s = x.sigmoid()
+    return g * s * (1 + x * (1 - s))
