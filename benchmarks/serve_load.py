@@ -12,17 +12,14 @@ a first piece, next to the same on an idle server. Goal: 250 ms. Needs wrk and t
 import argparse
 import asyncio
 import json
-import multiprocessing
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-from serve_overhead import PORT, serve, wait_until_listening
+from serve_overhead import stub_server
 from serving import ours, pieces, question
 
 from tutelage.runs.base import find_base
@@ -41,35 +38,21 @@ end
 """
 
 
-@contextmanager
-def stub_server(folder: Path) -> Iterator[str]:
-    """A server with the stub model; gives its key."""
-    ready: multiprocessing.Queue[str] = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(folder, ready), daemon=True)
-    server.start()
-    try:
-        secret = ready.get(timeout=60)
-        wait_until_listening()
-        yield secret
-    finally:
-        server.terminate()
-        server.join()
-
-
-def wrk(folder: Path, secret: str, method: str, path: str, body: str, seconds: int, connections: int) -> str:
+def wrk(address: str, secret: str, method: str, path: str, body: str, seconds: int, connections: int) -> str:
     """A row: what wrk saw of one route."""
-    script = folder / "load.lua"
-    script.write_text(SCRIPT.format(method=method, body=body, secret=secret))
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
-    command += ["--script", str(script), f"http://127.0.0.1:{PORT}{path}"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(SCRIPT.format(method=method, body=body, secret=secret))
+        script.flush()
+        command += ["--script", script.name, f"{address}{path}"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     saw = json.loads(printed.splitlines()[-1])
     rate = saw["requests"] / saw["seconds"]
     counts = f"{saw['requests']} | {saw['errors']} | {rate:.0f} | {saw['p50']:.0f} | {saw['p99']:.0f}"
     return f"| wrk, {connections} connections: {method} {path} | {counts} |"
 
 
-async def all_at_once(secret: str, streams: int) -> tuple[int, list[float]]:
+async def all_at_once(address: str, secret: str, streams: int) -> tuple[int, list[float]]:
     """So many streams in the same moment: how many did not come whole, and how long each took, in milliseconds."""
     limits, took, broken = httpx2.Limits(max_connections=streams), [], 0
 
@@ -88,20 +71,18 @@ async def all_at_once(secret: str, streams: int) -> tuple[int, list[float]]:
         broken += not (deltas[0].get("role") == "assistant" and said and reason == "stop" and last == "data: [DONE]")
 
     headers = {"authorization": f"Bearer {secret}"}
-    base = f"http://127.0.0.1:{PORT}"
-    async with httpx2.AsyncClient(base_url=base, headers=headers, limits=limits, timeout=120) as client:
+    async with httpx2.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=120) as client:
         await asyncio.gather(*(one(client) for _ in range(streams)))
     return broken, took
 
 
 def full_house(seconds: int, connections: int, streams: int) -> None:
     print("| load | requests | errors | a second | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as place, stub_server(Path(place)) as secret:
-        folder = Path(place)
-        print(wrk(folder, secret, "GET", "/v1/models", "", seconds, connections), flush=True)
-        print(wrk(folder, secret, "POST", "/v1/chat/completions", json.dumps(CHAT), seconds, connections), flush=True)
+    with stub_server() as (address, secret):
+        for method, path, body in (("GET", "/v1/models", ""), ("POST", "/v1/chat/completions", json.dumps(CHAT))):
+            print(wrk(address, secret, method, path, body, seconds, connections), flush=True)
         begun = time.perf_counter()
-        broken, took = asyncio.run(all_at_once(secret, streams))
+        broken, took = asyncio.run(all_at_once(address, secret, streams))
         cuts, rate = statistics.quantiles(took, n=100), streams / (time.perf_counter() - begun)
         print(f"| {streams} streams at once | {streams} | {broken} | {rate:.0f} | {cuts[49]:.0f} | {cuts[98]:.0f} |")
 

@@ -16,6 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -36,7 +38,7 @@ def serve(folder: Path, ready: "multiprocessing.Queue[tuple[str, str]]") -> None
     config = ServeConfig(port=0, data=folder)
     door = listen(config)
     database, keys = open_store(config.data, config.database)
-    _, secret = keys.make(people.owner(database).id, "bench")
+    _, secret = keys.make(people.owner(database).id, "bench", requests_per_minute=10**8, tokens_per_minute=10**9)
     tokenizer = train_bpe([__doc__], 300)
     engine = StubEngine(tokenizer.encode("the cat sat on the mat")[:8])
     sys.stdout = sys.stderr = open(folder / "log", "w")  # noqa: SIM115 (lives as long as the process)
@@ -44,6 +46,20 @@ def serve(folder: Path, ready: "multiprocessing.Queue[tuple[str, str]]") -> None
     app = create_app(database, keys, StubModels(tokenizer, engine))
     ready.put((f"http://{config.host}:{door.getsockname()[1]}", secret))
     Server(app, config, door, []).run(sockets=[door])
+
+
+@contextmanager
+def stub_server() -> Iterator[tuple[str, str]]:
+    """A server in a process of its own: its address and a key."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready: multiprocessing.Queue[tuple[str, str]] = multiprocessing.Queue()
+        server = multiprocessing.Process(target=serve, args=(Path(folder), ready), daemon=True)
+        server.start()
+        try:
+            yield ready.get(timeout=60)
+        finally:
+            server.terminate()
+            server.join()
 
 
 async def load(address: str, secret: str, rate: float, seconds: float, store: bool) -> tuple[list[float], int]:
@@ -79,18 +95,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
     print("| requests/s | stored | requests | errors | p50 ms | p99 ms | most ms |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        ready: multiprocessing.Queue[tuple[str, str]] = multiprocessing.Queue()
-        server = multiprocessing.Process(target=serve, args=(Path(folder), ready), daemon=True)
-        server.start()
-        address, secret = ready.get(timeout=60)
+    with stub_server() as (address, secret):
         for store in (False, True):
             latencies, errors = asyncio.run(load(address, secret, options.rate, options.seconds, store))
             cuts = statistics.quantiles(latencies, n=100)
             counts = f"{options.rate:g} | {'yes' if store else 'no'} | {len(latencies)} | {errors}"
             print(f"| {counts} | {cuts[49]:.1f} | {cuts[98]:.1f} | {max(latencies):.1f} |")
-        server.terminate()
-        server.join()
 
 
 if __name__ == "__main__":
