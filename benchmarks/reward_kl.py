@@ -244,7 +244,8 @@ def draw(lines: dict[str, list[Line]], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[2].set_xlabel("KL to SFT, nats")
     for points in lines.values():
-        for name, colour in COLOURS.items():
+        known = {p["algorithm"] for p in points}
+        for name, colour in ((name, colour) for name, colour in COLOURS.items() if name in known):
             start = "" if name == "best-of-n" else "sft"  # the best of 1 is SFT already
             draw_line(panels, [p for p in points if p["algorithm"] in (start, name)], name, colour)
     named = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
