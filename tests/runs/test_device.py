@@ -42,3 +42,16 @@ def test_peak_memory_is_in_bytes() -> None:
     held = torch.ones(40 * 2**20)  # 160 MiB
     assert 2**26 < before <= device.peak_memory_bytes() < 2**40
     assert held.sum() > 0
+
+
+def test_cores_are_used_but_for_those_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patched all the way: the tests' own threads stay as they are."""
+    used: list[int] = []
+    monkeypatch.setattr(device.torch, "set_num_threads", used.append)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for spare in (0, 1, 7):
+        device._use_cpu_well.__wrapped__(spare)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    device._use_cpu_well.__wrapped__(1)
+    assert used == [3, 2, 1, 5]

@@ -32,8 +32,11 @@ class Device:
     reason: str  # why this device and precision, for people
 
 
-def choose_device(kind: str = "auto", dtype: str = "auto") -> Device:
-    """Pick the device and the precision. Raises InputError for a device this machine lacks or a precision unknown."""
+def choose_device(kind: str = "auto", dtype: str = "auto", spare: int = 0) -> Device:
+    """Pick the device and the precision, and use the CPU's cores but for `spare`.
+
+    Raises InputError for a device this machine lacks or a precision unknown.
+    """
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: unknown; use auto, {' or '.join(DTYPES)}")
     name = _find_device() if kind == "auto" else kind
@@ -43,7 +46,7 @@ def choose_device(kind: str = "auto", dtype: str = "auto") -> Device:
         raise InputError("--device mps: not on this machine; use --device auto")
     fast, why = _bf16_is_fast(name)
     chosen = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if fast else torch.float32)
-    threads = _use_cpu_well() if name == "cpu" else torch.get_num_threads()
+    threads = _use_cpu_well(spare) if name == "cpu" else torch.get_num_threads()
     return Device(torch.device(name), chosen, threads, f"{name}: {why}" if dtype == "auto" else f"{name}: asked for")
 
 
@@ -76,10 +79,10 @@ def cpu_flags() -> frozenset[str]:
 
 
 @lru_cache
-def _use_cpu_well() -> int:
-    """One thread per usable core, and freed memory kept: pages given back and fetched again cost a fifth of a step."""
+def _use_cpu_well(spare: int) -> int:
+    """One thread per usable core, at least one, and freed memory kept: pages given back and fetched again cost a fifth of a step."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS", usable))
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, usable - spare)))
     torch.set_num_threads(threads)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")

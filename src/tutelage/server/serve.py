@@ -74,7 +74,8 @@ def serve(
     if config.recording != "as-set":
         with database.write() as session:
             allow(session, config.recording == "on")
-    models = Registry(choose_device(config.device, config.dtype), engine)
+    # Threads of one product wait for each other: with a core to itself, what talks to clients holds none of them up.
+    models = Registry(choose_device(config.device, config.dtype, spare=1), engine)
     try:
         for run in runs:
             models.load(run)
