@@ -80,7 +80,9 @@ def cpu_flags() -> frozenset[str]:
 
 @lru_cache
 def _use_cpu_well(spare: int) -> int:
-    """One thread per usable core, at least one, and freed memory kept: pages given back and fetched again cost a fifth of a step."""
+    """One thread per usable core that is not spared; freed memory is kept: fetching its pages again costs a fifth of a
+    step.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, usable - spare)))
     torch.set_num_threads(threads)
