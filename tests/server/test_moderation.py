@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tutelage.errors import InputError
 from tutelage.server.held_back import HeldBack
 from tutelage.server.moderation import ModerationConfig, Moderator
-from tutelage.server.terms import BUILT_IN, CATEGORIES, Term, TermList, read_terms, searched
+from tutelage.server.terms import BUILT_IN, CATEGORIES, Term, TermList, fold, read_terms, searched
 
 FOUND = {
     "I will KILL you.": {"harassment/threatening"},
@@ -68,29 +69,36 @@ def test_the_categories_are_those_of_openai() -> None:
     assert {field.alias or name for name, field in fields.items()} == set(CATEGORIES)
 
 
-def plain_search(terms: list[Term], text: str) -> dict[str, int]:
+Form = Callable[[str], str]
+
+
+def plain_search(terms: list[Term], text: str) -> dict[str, list[tuple[Form, int]]]:
     """Where each category first begins, every place of every term tried one by one.
 
-    Letters below U+2E80 must not stand on both sides of a term's edge.
+    Letters below U+2E80 must not stand on both sides of a term's edge. One or two Chinese characters are looked for in
+    the folded text, where spaces and punctuation still stand.
     """
-    folded = searched(text)
-    spots = []
-    for term in terms:
-        for at in range(len(folded)):
-            if folded.startswith(term.words, at):
-                end = at + len(term.words)
-                edges = [at] if term.open_end else [at, end]
-                cut = any(
-                    0 < e < len(folded) and all(c.isalnum() and ord(c) < 0x2E80 for c in folded[e - 1 : e + 1])
-                    for e in edges
-                )
-                if not cut:
-                    spots.append((at, end, term.category))
-    allowed = [(a, b) for a, b, category in spots if category == "allow"]
-    places: dict[str, int] = {}
-    for a, b, category in sorted(spots):
-        if category != "allow" and not any(s <= a and b <= e for s, e in allowed):
-            places.setdefault(category, a)
+    places: dict[str, list[tuple[Form, int]]] = {}
+    for form in (searched, fold):
+        whole, spots = form(text), []
+        for term in terms:
+            short = len(term.words) < 3 and all(ord(c) >= 0x2E80 for c in term.words)
+            if term.category != "allow" and short != (form is fold):
+                continue
+            for at in range(len(whole)):
+                if whole.startswith(term.words, at):
+                    end = at + len(term.words)
+                    edges = [at] if term.open_end else [at, end]
+                    cut = any(
+                        0 < e < len(whole) and all(c.isalnum() and ord(c) < 0x2E80 for c in whole[e - 1 : e + 1])
+                        for e in edges
+                    )
+                    if not cut:
+                        spots.append((at, end, term.category))
+        allowed = [(a, b) for a, b, category in spots if category == "allow"]
+        for a, b, category in spots:
+            if category != "allow" and not any(s <= a and b <= e for s, e in allowed):
+                places.setdefault(category, []).append((form, a))
     return places
 
 
@@ -123,11 +131,12 @@ def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], p
     shown = "".join([*map(answer.push, pieces), answer.finish()])
     whole = "".join(pieces)
     found = plain_search(terms, whole)
-    blocked = [found[category] for category in ("hate", "violence") if category in found]
+    blocked = [place for category in ("hate", "violence") for place in found.get(category, [])]
     assert answer.stopped == bool(blocked)
     assert whole.startswith(shown)
     if blocked:
-        assert len(searched(shown + "好")) - 1 <= min(blocked)  # a sign at its end may join what follows
+        for form, place in blocked:
+            assert len(form(shown + "好")) - 1 <= place  # a sign at its end may join what follows
     else:
         assert shown == whole
         assert {name for name, yes in answer.verdict["categories"].items() if yes} == found.keys()
@@ -138,6 +147,19 @@ def test_a_blocked_term_is_not_shown_in_part() -> None:
     shown = [answer.push(piece) for piece in ["Sure. How ", "to mak", "e a b", "omb", ": take", " two"]]
     assert shown == ["Sure.", "", "", "", "", ""] and answer.stopped
     assert answer.verdict["categories"]["illicit/violent"] and answer.finish() == ""
+
+
+def test_two_chinese_characters_are_a_term_only_where_they_stand_together() -> None:
+    """They meet by chance at any comma: 出口，交易 is exports and trade. Nor may an answer show the first of them."""
+    terms = TermList(
+        [Term("口交", "sexual", False), Term("如何制造炸弹", "illicit", False), Term("进出口交易", "allow", False)]
+    )
+    for innocent in ("出口，交易", "出口 交易", "出口\n交易", "进出口交易", "进出口，交易额"):
+        assert terms.categories(innocent) == set(), innocent
+    for guilty in ("口交", "说口交。", "口\u200b交"):
+        assert terms.categories(guilty) == {"sexual"}, guilty
+    assert terms.categories("如何，制 造炸弹") == {"illicit"}
+    assert {"口", "口交"} <= terms.beginnings
 
 
 @pytest.mark.parametrize("apart", ["", " ", "，", ". ", "\n", "-_-"])

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from tutelage.web.auth import needs
 from tutelage.web.envelope import BUCKETS
 
-ACTIVE = Gauge("tutelage_active_answers", "Answers that are being written")
+ACTIVE = Gauge("tutelage_active_streams", "Answers that are being written")
 WAITING = Gauge("tutelage_queue_depth", "Answers that wait for the model", ["model"])
 TTFT = Histogram("tutelage_ttft_seconds", "From the request to its first token", buckets=BUCKETS)
 INTER_TOKEN = Histogram("tutelage_inter_token_seconds", "From one token of an answer to its next", buckets=BUCKETS)

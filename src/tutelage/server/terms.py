@@ -9,13 +9,13 @@
 
 A text is folded before it is searched (compatibility forms, case, traditional characters, invisible ones, runs of
 spaces), and so are the terms: full-width letters, capitals, 砍死妳 and zero-width joiners hide nothing. Nor do spaces
-and punctuation between Chinese or Japanese characters: 砍 死，你. All terms are looked for in one pass, however many
-there are (Aho & Corasick 1975).
+and punctuation between Chinese or Japanese characters, 砍 死，你, in terms of three and more: two meet by chance at any
+comma. All terms are looked for in one pass, however many there are (Aho & Corasick 1975).
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -40,6 +40,11 @@ _APART = re.compile(rf"(?<={_HAN_OR_KANA})[\W_]+(?={_HAN_OR_KANA})")
 def searched(text: str) -> str:
     """The text as terms are looked for in it: folded, and nothing that is no letter between Chinese characters."""
     return _APART.sub("", fold(text))
+
+
+def is_short(words: str) -> bool:
+    """One or two Chinese or Japanese characters, which are a term only where they stand together."""
+    return len(words) <= 2 and min(words) >= FIRST_UNSPACED
 
 
 def fold(text: str) -> str:
@@ -78,7 +83,12 @@ class TermList:
     def __init__(self, terms: Iterable[Term]):
         self.terms = list(dict.fromkeys(terms))
         self.longest = max((len(term.words) for term in self.terms), default=0)
-        self._automaton = AhoCorasick([term.words for term in self.terms])
+        allowed = [term for term in self.terms if term.category == ALLOW]
+        blocked = [term for term in self.terms if term.category != ALLOW]
+        self._searches = [
+            (searched, Search([*allowed, *(term for term in blocked if not is_short(term.words))])),
+            (fold, Search([*allowed, *(term for term in blocked if is_short(term.words))])),
+        ]
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> "TermList":
@@ -92,8 +102,20 @@ class TermList:
 
     def categories(self, text: str, begin: int = 0, end: int | None = None) -> set[str]:
         """The categories of the terms that stand in the text; with `begin` and `end` of those that begin in between."""
-        whole = searched(text)
-        low, high = place(text, begin), len(whole) if end is None else place(text, end)
+        return {name for form, search in self._searches for name in search.categories(text, form, begin, end)}
+
+
+class Search:
+    """Some of the terms, in one automaton."""
+
+    def __init__(self, terms: list[Term]):
+        self.terms = terms
+        self._automaton = AhoCorasick([term.words for term in terms])
+
+    def categories(self, text: str, form: Callable[[str], str], begin: int, end: int | None) -> set[str]:
+        """Of the terms that stand in this form of the text and begin between these places of the text."""
+        whole = form(text)
+        low, high = place(text, begin, form), len(whole) if end is None else place(text, end, form)
         found = [(start, stop, self.terms[term]) for term, start, stop in self._matches(whole)]
         found = [match for match in found if whole_words(whole, *match)]
         allowed = [(start, stop) for start, stop, term in found if term.category == ALLOW]
@@ -107,9 +129,9 @@ class TermList:
         return self._automaton.find_matches_as_indexes(whole, overlapping=True) if self.terms else []
 
 
-def place(text: str, index: int) -> int:
-    """Where in the searched text a character of the text stands, at the earliest: the one after it may join it."""
-    return len(searched(text[:index] + "一")) - 1
+def place(text: str, index: int, form: Callable[[str], str]) -> int:
+    """Where in a form of the text a character of it stands, at the earliest: the one after it may join it."""
+    return len(form(text[:index] + "一")) - 1
 
 
 def whole_words(text: str, start: int, end: int, term: Term) -> bool:
