@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "reward_kl.py"
 EXPECTED = {
     "sft": ["start"],
-    **{name: ["1", "2", "end"] for name in ("ppo-ptx", "ppo", "rloo", "grpo")},
+    **{name: ["1", "2", "end"] for name in ("ppo-ptx", "ppo", "ppo-4-epochs", "rloo", "grpo")},
     "dpo": ["1", "end"],
     "best-of-n": ["1", "2", "4", "8", "16"],
 }
@@ -55,7 +55,7 @@ def test_every_point_is_measured_once_however_often_it_is_killed(demo: tuple[Pat
         file.write(before[0][:40])  # the power went while a line was written
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done before") == 5
+    assert done.stdout.count("done before") == 6
     after = lines_in(points)
     assert after[: len(before)] == before
     found: dict[str, list[str]] = {}
