@@ -68,7 +68,7 @@ class Clock(transformers.TrainerCallback):
 common = dict(
     output_dir=f"{folder}/trl", num_train_epochs=1, gradient_accumulation_steps=1, report_to="none", use_cpu=True,
     bf16=True, save_strategy="no", logging_steps=1, learning_rate=1e-4, gradient_checkpointing=False, max_length=None,
-    per_device_train_batch_size=data["batch"],
+    per_device_train_batch_size=data["batch"], max_grad_norm=0,
 )
 class InOrder:
     def _get_train_sampler(self, *given):
