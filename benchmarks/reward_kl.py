@@ -1,7 +1,8 @@
 """What each algorithm pays in drift for its reward: the over-optimisation picture of Gao et al. 2022.
 
     python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl]
-    python benchmarks/reward_kl.py runs/demo --iterations 100 --kl-budget 50 --out runs/further
+    python benchmarks/reward_kl.py runs/demo --algorithms ppo --iterations 100 --kl-coef 0 --kl-budget 50 --out runs/far
+    python benchmarks/reward_kl.py runs/demo-smollm2 --algorithms ppo-ptx --lora-layers 0 --out runs/all_layers
 
 From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, PPO with four
 epochs on each rollout, RLOO, GRPO and DPO are trained with the demo's own budgets (`recipe/preset.py`), policies on the
@@ -67,7 +68,8 @@ class Experiment:
     preset: Preset
     seed: int
     points: int  # policies per algorithm
-    beyond: dict[str, Any]  # settings that let PPO, RLOO and GRPO drift further than in the demo
+    beyond: dict[str, Any]  # settings of PPO, RLOO and GRPO that are not the demo's
+    algorithms: tuple[str, ...]
 
     @property
     def recipe(self) -> dict[str, Step]:
@@ -77,12 +79,12 @@ class Experiment:
         return {step.name: step for step in steps(self.demo, self.preset, self.seed, start)}
 
     def plan(self) -> list[Step]:
-        """The six trainings: PPO's as the demo has them, the others on the same files and with PPO's values."""
+        """The trainings asked for: PPO's as the demo has them, the others on the same files and with PPO's values."""
         ppo, ptx = (self.recipe[name] for name in ("ppo", "ppo-ptx"))
         alike = {option.name: getattr(self.preset.ppo, option.name) for option in fields(RLConfig)}
         grpo = GRPOConfig(**alike | {"kl_coef": GRPOConfig.kl_coef}, minibatch=self.preset.ppo.minibatch)
         ranked = self.recipe["reward"].inputs["comparisons"]
-        return [
+        known = [
             self.trained("ppo-ptx", "ppo", ptx.inputs, self.preset.ppo),
             self.trained("ppo", "ppo", ppo.inputs, replace(self.preset.ppo, ptx=False)),
             self.trained("ppo-4-epochs", "ppo", ppo.inputs, self.four_epochs()),
@@ -90,6 +92,7 @@ class Experiment:
             self.trained("grpo", "grpo", ppo.inputs, grpo),
             self.trained("dpo", "dpo", {"policy": ppo.inputs["policy"], "comparisons": ranked}, self.dpo_config()),
         ]
+        return [step for step in known if step.name in self.algorithms]
 
     def trained(self, name: str, verb: str, inputs: dict[str, Any], config: Any) -> Step:
         """One of them. Its policies are kept at even distances, the last one is the run itself."""
@@ -202,7 +205,8 @@ def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
     del files["policies"]
     hashes, points = hash_inputs(files), Points(experiment.out / "points.jsonl")
     device, judge = choose_device(config.device, config.dtype), None
-    for algorithm, step, folder in [*policies(experiment), *[("best-of-n", str(n), files["sft"]) for n in BEST_OF]]:
+    chosen = [("best-of-n", str(n), files["sft"]) for n in BEST_OF if "best-of-n" in experiment.algorithms]
+    for algorithm, step, folder in [*policies(experiment), *chosen]:
         made_from = fingerprint(f"{algorithm} {step}", config, hashes | hash_inputs({"policy": folder}))
         if points.known(made_from):
             continue
@@ -275,7 +279,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, help="policies of each algorithm on its way; 4, with a base 3")
     parser.add_argument("--count", type=int, help="held-out prompts; 200, with a base 100")
     parser.add_argument("--kl-budget", type=float, help="nats at which training stops; the demo's")
+    parser.add_argument("--kl-coef", type=float, help="price of a nat in PPO, RLOO and GRPO; the demo's")
     parser.add_argument("--iterations", type=int, help="rollouts of PPO, RLOO and GRPO; the demo's")
+    parser.add_argument(
+        "--lora-layers", type=int, help="top layers that their policies' adapters are in, 0 for all; the demo's"
+    )
+    parser.add_argument("--algorithms", nargs="+", choices=COLOURS, default=list(COLOURS), help="all of them")
     given = parser.parse_args()
     if missing := [demo for demo in given.demos if not (demo / "reward/run.json").is_file()]:
         parser.exit(2, f"{missing[0]}: holds no finished demo; run `make demo` first, or name another\n")
@@ -299,8 +308,9 @@ def run(demo: Path, given: argparse.Namespace) -> list[Line]:
     based = (demo / "imported").is_dir()
     preset, seed = (BASED if based else PRESETS)[given.preset], (read_record(demo) or {"seed": 0})["seed"]
     points, count = given.points or (3 if based else 4), given.count or (100 if based else 200)
-    beyond = {name: getattr(given, name) for name in ("kl_budget", "iterations") if getattr(given, name)}
-    experiment = Experiment(demo, given.out / demo.name, preset, seed, points, beyond)
+    asked = {name: getattr(given, name) for name in ("kl_budget", "kl_coef", "iterations", "lora_layers")}
+    beyond = {name: value for name, value in asked.items() if value is not None}
+    experiment = Experiment(demo, given.out / demo.name, preset, seed, points, beyond, tuple(given.algorithms))
     Panel.load(demo / "data/panel.json")  # refuses one of another version, before minutes of training
     train(experiment)
     return score(experiment, replace(preset.evaluate, count=count, seed=seed))

@@ -65,7 +65,26 @@ def test_every_point_is_measured_once_however_often_it_is_killed(demo: tuple[Pat
     assert (out / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
     rows = [row for row in (out / "reward_kl.md").read_text().splitlines() if row.startswith("| toy |")]
     assert len(rows) == len(after)
+    only_what_is_asked_for(words, after)
     the_demos_own_figures(toy, {(p["algorithm"], p["step"]): p for p in map(json.loads, after)})
+
+
+def only_what_is_asked_for(words: list[str], measured: list[str]) -> None:
+    """One algorithm of those that are there; then two with settings of their own; then one they cannot have."""
+    out = Path(words[-1])
+    subprocess.run([*words, "--algorithms", "dpo"], check=True, capture_output=True, timeout=300)
+    rows = [row.split("|")[2:4] for row in (out / "reward_kl.md").read_text().splitlines()[2:]]
+    assert [[cell.strip() for cell in row] for row in rows] == [["sft", "start"], ["dpo", "1"], ["dpo", "end"]]
+    assert lines_in(out / "toy" / "points.jsonl") == measured
+    other = out.with_name("far")
+    free = ["--algorithms", "ppo", "rloo", "--iterations", "1", "--kl-coef", "0", "--kl-budget", "50"]
+    subprocess.run([*words[:-1], str(other), *free], check=True, capture_output=True, timeout=300)
+    assert {path.parent.name for path in (other / "toy").glob("*/run.json")} == {"ppo", "rloo"}
+    for name in ("ppo", "rloo"):
+        config = json.loads((other / "toy" / name / "run.json").read_text())["config"]
+        assert (config["iterations"], config["kl_coef"], config["kl_budget"]) == (1, 0.0, 50.0)
+    done = subprocess.run([*words, "--lora-layers", "1"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "--lora-layers" in done.stderr.splitlines()[-1]
 
 
 def the_demos_own_figures(toy: Path, points: dict[tuple[str, str], Any]) -> None:
