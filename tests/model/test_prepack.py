@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tutelage.model.gpt import GPT, Linear
-from tutelage.model.prepack import can_pack, prepack, product
+from tutelage.model.prepack import can_pack, prepack, product, unpack
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch or CPU has no packed bf16 products")
 
@@ -55,3 +55,13 @@ def test_what_is_trained_is_never_packed(make_gpt: object) -> None:
     prepack(model.requires_grad_(False), model.head_weight)
     packed = {name for name, p in model.named_parameters() if hasattr(p, "packed")}
     assert packed == {name for name, p in model.named_parameters() if p.ndim == 2 and "positions" not in name}
+
+
+def test_unpacked_it_holds_no_copy_and_says_the_same() -> None:
+    linear = packed_linear(576, 96, bias=True)
+    x = torch.randn(3, 576, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.no_grad():
+        before = linear(x)
+        unpack(linear)
+        assert not hasattr(linear.weight, "packed")
+        assert torch.equal(linear(x), before)

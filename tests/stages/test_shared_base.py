@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from ppo_bench import CONFIG, run_ppo
 from world import World, interrupted, metrics, results, same_files
 
 from tutelage.model.gpt import GPT
+from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
 from tutelage.rl.actors import Actors, EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import Rollout, response_logprobs, response_values
+from tutelage.sampling.rollout import Rollout, response_logprobs, response_values, score_rollout
 
 SHARED = replace(CONFIG, lora_rank=4, lora_layers=1)
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
@@ -101,6 +103,25 @@ def test_shared_and_separate_models_agree(
             assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
             if p.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch or CPU has no packed bf16 products")
+def test_no_packed_copy_stays_while_it_learns(
+    policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a real model it would be a second one, and hold memory at the very peak."""
+    packed: list[int] = []
+
+    def counting(*given: Any, **named: Any) -> Rollout:
+        packed.append(sum(hasattr(weight, "packed") for weight in actors.policy.parameters()))
+        return score_rollout(*given, **named)
+
+    monkeypatch.setattr("tutelage.rl.actors.score_rollout", counting)
+    config = replace(SHARED, dtype="bf16")
+    actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
+    roll(actors)
+    assert packed[0] > 0  # it was sampled from
+    assert not any(hasattr(weight, "packed") for weight in actors.policy.parameters())
 
 
 def test_the_trunk_is_run_once(policy: Path, judge: Path, tmp_path: Path) -> None:

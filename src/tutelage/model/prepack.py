@@ -1,6 +1,7 @@
 """Weights laid out once as the CPU's bf16 kernels want them, for a model that only runs forwards.
 
-    prepack(model, head): matrices get `packed`;  product(x, weight, bias) = x W^T + bias, by the packed one if there is
+    prepack(model, head): matrices get `packed`;  unpack(model) takes them away
+    product(x, weight, bias) = x W^T + bias, by the packed one if there is one
 
 What is packed is a copy: a packed matrix must not be changed, as its products would go on with the old one.
 A product of a few rows, one step of decoding, spends half of its time on laying the weights out anew: packed, it takes
@@ -35,6 +36,13 @@ def prepack(model: nn.Module, head: Tensor) -> None:
         fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.requires_grad
         if fits and not hasattr(weight, "packed"):
             weight.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)  # type: ignore[attr-defined]
+
+
+def unpack(model: nn.Module) -> None:
+    """Give the copies' memory back, a second model's: for learning, which has no use for them."""
+    for weight in model.parameters():
+        if hasattr(weight, "packed"):
+            del weight.packed
 
 
 def can_pack() -> bool:

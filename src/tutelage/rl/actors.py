@@ -25,6 +25,7 @@ from tutelage.data.records import Messages, read_prompts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import frozen_depth, without_adapters
+from tutelage.model.prepack import unpack
 from tutelage.rewards.open import first_run, frozen_beside, open_one, open_reward
 from tutelage.rewards.reward import ModelReward, Reward, with_answer
 from tutelage.rl.config import RLConfig
@@ -171,6 +172,7 @@ def roll_out(
         actors.policy, actors.reference, actors.value, actors.reward.score_responses(responses, told), responses,
         parts=parts, missing_end=missing_end, temperature=sampling.temperature,
     )  # fmt: skip
+    unpack(actors.policy)
     return replace(rollout, conversations=told), sampler_gap(answers, rollout)
 
 
