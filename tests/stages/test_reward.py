@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from world import PLACES, REWARD, THINGS, World, assistant, exchanges, metrics, results, user, write_lines
 
 from tutelage.data.comparisons import strict_pairs
@@ -182,6 +183,45 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     for name, p in ours.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(grouped[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+# What each weight of a block is called in transformers; some of ours are several of theirs, one below the other.
+IN_A_BLOCK = {
+    "attention_norm": ["input_layernorm"],
+    "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attention.out": ["self_attn.o_proj"],
+    "attention.q_norm": ["self_attn.q_norm"],
+    "attention.k_norm": ["self_attn.k_norm"],
+    "mlp_norm": ["post_attention_layernorm"],
+    "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.down": ["mlp.down_proj"],
+}
+OTHERS = {"trunk.embedding": "model.embed_tokens", "trunk.final_norm": "model.norm", "score": "score"}
+THEIR_NAMES = {name: [other] for name, other in OTHERS.items()} | {
+    f"trunk.blocks.0.{name}": [f"model.layers.0.{other}" for other in others] for name, others in IN_A_BLOCK.items()
+}
+
+
+def test_a_ranking_of_nine_is_the_36_pairs_of_transformers(world: World) -> None:
+    """Loss and gradient of every weight, where both sides of each pair are run whole, padded, by another library."""
+    ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    theirs, chance = Theirs(world.reward).model, random.Random(0)
+    prompt, *answers = ([chance.randrange(20, 290) for _ in range(n)] for n in (30, *range(24, 33)))
+    texts, ranks = [[*prompt, *answer, words.end_of_turn_id] for answer in answers], chance.sample(range(1, 10), 9)
+    loss = ranking_loss(*score_rankings(ours, [Ranking(texts, ranks, 30)], words.pad_id))
+    loss.backward()
+    pairs = [(texts[a], texts[b]) for a in range(9) for b in range(9) if ranks[a] < ranks[b]]
+    better, worse = zip(*pairs, strict=True)
+    ids = pad_sequence([*map(torch.tensor, better + worse)], batch_first=True, padding_value=words.pad_id)
+    scores = theirs(ids, attention_mask=ids != words.pad_id).logits[:, 0]
+    expected = -F.logsigmoid(scores[:36] - scores[36:]).mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    gradients = {name.removesuffix(".weight"): p.grad for name, p in theirs.named_parameters()}
+    assert {name for names in THEIR_NAMES.values() for name in names} == gradients.keys()
+    for name, p in ours.named_parameters():
+        same = torch.cat([gradients[other] for other in THEIR_NAMES[name.removesuffix(".weight")]])
+        torch.testing.assert_close(p.grad, same, atol=1e-6, rtol=1e-4)
 
 
 def test_no_conversation_is_on_both_sides(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
