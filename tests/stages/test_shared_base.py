@@ -124,6 +124,24 @@ def test_no_packed_copy_stays_while_it_learns(
     assert not any(hasattr(weight, "packed") for weight in actors.policy.parameters())
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_of_what_the_sampler_kept(policy: Path, judge: Path, tmp_path: Path, layers: int) -> None:
+    """The path that training takes, against whole passes, as a share of each gradient's length."""
+    actors = actors_of(policy, judge, tmp_path, layers)
+    shake(actors.policy)
+    responses, found = roll(actors).responses, []
+    assert responses.stream
+    for given in (responses, replace(responses, stream=None)):
+        response_logprobs(actors.policy, given).sum().backward()
+        response_values(actors.value, given).square().sum().backward()
+        learning = [p for role in (actors.policy, actors.value) for p in role.parameters() if p.requires_grad]
+        found.append([p.grad for p in learning])
+        for p in learning:
+            p.grad = None
+    for kept, whole in zip(*found, strict=True):
+        assert whole.norm() > 0 and (kept - whole).norm() < 5e-5 * whole.norm()
+
+
 def test_the_trunk_is_run_once(policy: Path, judge: Path, tmp_path: Path) -> None:
     """By the sampler, on each token of a rollout; by nobody else, whatever the models and epochs."""
     actors = actors_of(policy, judge, tmp_path)
