@@ -1,5 +1,6 @@
 """Rewards that are no reward model, and several at once, in the stages that they judge."""
 
+import hashlib
 import json
 import shutil
 import statistics
@@ -15,6 +16,8 @@ from scorer_server import by, letters, serving
 from test_rloo_grpo import GRPO, RLOO, run_groups
 from world import World, metrics, named, results, same_files
 
+from tutelage import cli
+from tutelage.data.panel import Panel
 from tutelage.errors import InputError
 from tutelage.evals.bench import EvaluateConfig
 from tutelage.evals.evaluate import evaluate
@@ -163,6 +166,27 @@ def test_best_of_n_keeps_the_functions_favourite(world: World, tmp_path: Path) -
     for question, answer in kept.items():
         said = [talk[1]["content"] for talk in talks if talk[0]["content"] == question]
         assert answer in said  # a longer one among them was cut, and cost -1
+
+
+def test_the_panel_judges_by_its_utility(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gold of every demonstration, and of a run's responses, which learns nothing from it."""
+    panel = Panel.load(world.panel)
+    talks = [json.loads(line)["messages"] for line in world.demos.read_text().splitlines()]
+    cli.main(["score", str(world.panel), str(world.demos)])
+    scores = [item["score"] for item in json.loads(capsys.readouterr().out)["data"]]
+    assert scores == [panel.utility([asked], said["content"]) for asked, said in talks] and len(set(scores)) > 10
+    judged = run_ppo(world, tmp_path / "judged", SHORT, judge=str(world.panel))
+    same_files(judged, run_ppo(world, tmp_path / "plain", SHORT), ["model.safetensors", "value/model.safetensors"])
+    assert all(-4 < line["judge_score"] < 4 for line in metrics(judged))
+    recorded = json.loads((judged / "run.json").read_text())["inputs"]["judge"]
+    assert recorded["sha256"] == hashlib.sha256(world.panel.read_bytes()).hexdigest()
+
+
+def test_what_is_no_panel_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    for name, said in {"other.json": "not a panel", "none.json": "none.json"}.items():
+        with pytest.raises(InputError, match=said):
+            open_reward((str(tmp_path / name),), RewardsConfig(), lambda place: load_frozen(place, CPU))
 
 
 def test_evaluate_by_a_function(world: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rewards by name: a run, `module:function`, `file.py:function`, or the URL of a scorer; several are an ensemble.
+"""Rewards by name: a run, `module:function`, `file.py:function`, a scorer's URL, a panel.json; several are an ensemble.
 
 names -> what judges (`open_reward`), what a run is made from (`reward_inputs`), the first reward model (`first_run`)
 """
@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tutelage.data.panel import Panel
+from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.ensemble import Ensemble
@@ -19,10 +21,12 @@ from tutelage.runs.folder import load_scorer, same_tokenizer
 from tutelage.runs.identity import Given, Named
 
 
-def kind_of(name: str) -> Literal["run", "function", "url"]:
+def kind_of(name: str) -> Literal["run", "function", "url", "panel"]:
     """What a reward's name names."""
     if name.startswith(("http://", "https://")):
         return "url"
+    if name.endswith(".json"):
+        return "panel"
     return "function" if ":" in name and not Path(name).exists() else "run"
 
 
@@ -46,7 +50,15 @@ def open_one(name: str, config: RewardsConfig, load: Callable[[Path], ModelRewar
     kind = kind_of(name)
     if kind == "run":
         return load(Path(name))
+    if kind == "panel":
+        return TextReward(gold_by(Path(name)))
     return TextReward(HTTPReward(name, config.reward_key()) if kind == "url" else FunctionReward(name))
+
+
+def gold_by(panel: Path) -> Callable[[Sequence[Messages]], list[float]]:
+    """The simulated panel's utility, without bias or noise: what rankings by it are noisy about."""
+    utility = Panel.load(panel).utility
+    return lambda conversations: [utility(messages[:-1], messages[-1]["content"]) for messages in conversations]
 
 
 def load_frozen(place: Path, device: Device) -> ModelReward:

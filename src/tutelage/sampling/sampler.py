@@ -1,11 +1,12 @@
-"""A model and prompts in, answers out: the one sampler of PPO, evaluation, ranking, chat and server.
+"""A model and prompts in, answers out: the one sampler of PPO, evaluation, ranking and chat.
 
     prompts (ids) -> prefill -> one token per row and step -> answers that end at end-of-turn, or are cut at the limit
 
 Prompts are left-padded in the cache, each row keeps its own positions, and finished rows leave the batch. Several
 answers to one prompt share its prefill. Chance: every answer has a seed, from which one uniform number per token is
 drawn before the first step (Philox, counter-based); the token is where that number falls in the cumulative
-distribution. So an answer does not depend on what else is in the batch.
+distribution. So an answer does not depend on what else is in the batch. The server's engine (`engine.py`) draws from
+the same numbers: the same answer for a seed, rounding aside.
 How a distribution becomes a token is in `distribution.py`.
 """
 

@@ -62,7 +62,8 @@ def grpo(
 ) -> None:
     """Optimise a policy against a reward model without a value network: GRPO, or Dr. GRPO.
 
-    A second reward model, the judge, is never learnt from; a run that it comes to dislike is stopped.
+    A second reward, the judge, is never learnt from; a run that it comes to dislike is stopped. A demo's panel.json
+    judges by gold.
 
     reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
 
