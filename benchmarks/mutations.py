@@ -1,24 +1,29 @@
 """Which gate catches which bug: PPO's code with one deliberate bug at a time, on the problems of known answer.
 
-    python benchmarks/mutations.py [--only NAME]
+    python benchmarks/mutations.py [--only NAME] [--out runs/mutations]
 
 Each mutant replaces a function of the package where it is used, or one line of its source; then the gates of
 `tutelage doctor --rl` run on it, and the first problem without a reward for an immediate end beside them. Prints a
-Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it.
+Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it. Stop it
+and run it again: what stands in OUT/<hash of the code>.md is not measured twice.
 """
 
 import argparse
+import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+import tutelage
+from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.learning import losses
 from tutelage.recipe import gates
@@ -29,6 +34,7 @@ from tutelage.sampling import rollout
 from tutelage.sampling.rollout import Responses
 from tutelage.stages import ppo
 
+HEAD = "| mutant | A: J / KL | B: J / KL | length for 1 / -1 | caught by |"
 BETA = gates.BETA
 END = DRIFT.end
 
@@ -225,15 +231,34 @@ def lengths() -> tuple[str, list[str]]:
     return " / ".join(f"{x:.2f}" for x in found), [] if all(gates.SHORT < x < gates.LONG for x in found) else ["length"]
 
 
+def row(mutant: Mutant) -> str:
+    with applied(mutant):
+        (a, _), (b, caught), (length, long) = drift(A), drift(B), lengths()
+    return f"| {mutant.name} | {a} | {b} | {length} | {', '.join([*caught, *long]) or '–'} |"
+
+
+def code() -> str:
+    """Of this file and the package: with another line of either, all rows are measured anew."""
+    sources = [Path(__file__), *sorted(Path(*tutelage.__path__).rglob("*.py"))]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="mutants whose name holds this")
-    only = parser.parse_args().only
-    print("| mutant | A: J / KL | B: J / KL | length for 1 / -1 | caught by |\n|---|---|---|---|---|")
-    for mutant in (m for m in MUTANTS if only in m.name):
-        with applied(mutant):
-            (a, _), (b, caught), (length, long) = drift(A), drift(B), lengths()
-        print(f"| {mutant.name} | {a} | {b} | {length} | {', '.join([*caught, *long]) or '–'} |", flush=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/mutations"))
+    given = parser.parse_args()
+    table = given.out / f"{code()}.md"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    known = {line.split(" | ")[0].removeprefix("| "): line for line in lines}
+    print(HEAD + "\n|---|---|---|---|---|")
+    for mutant in (m for m in MUTANTS if given.only in m.name):
+        if mutant.name not in known:
+            known[mutant.name] = row(mutant)
+            with atomic_write(table) as file:
+                file.write("".join(f"{line}\n" for line in known.values()))
+        print(known[mutant.name], flush=True)
 
 
 if __name__ == "__main__":
