@@ -86,6 +86,23 @@ class KVCache:
         """Called once per forward pass, after the last layer has appended."""
         self.length += tokens
 
+    def pad(self, tokens: int) -> None:
+        """Of an empty cache: the first so many columns are padding, for `place` to write into."""
+        self.length = tokens
+        for layer, band in enumerate(self.bands):
+            if band:
+                keys = self.keys[layer]
+                empty = keys.new_zeros(keys.shape[0], keys.shape[1], min(tokens, band - 1), keys.shape[3])
+                self.keys[layer], self.values[layer] = empty, empty.clone()
+
+    def place(self, rows: Tensor, other: "KVCache") -> None:
+        """What the other one holds becomes these rows' newest tokens; it has seen no more than this one."""
+        for layer, band in enumerate(self.bands):
+            held = min(other.length, band - 1) if band else other.length
+            end = min(self.length, band - 1) if band else self.length
+            self.keys[layer][rows, :, end - held : end] = other.keys[layer][:, :, :held]
+            self.values[layer][rows, :, end - held : end] = other.values[layer][:, :, :held]
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (indices) of the batch."""
         self._each_layer(lambda x: x[rows])

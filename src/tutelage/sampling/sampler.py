@@ -2,11 +2,11 @@
 
     prompts (ids) -> prefill -> one token per row and step -> answers that end at end-of-turn, or are cut at the limit
 
-Prompts are left-padded in the cache, each row keeps its own positions, and finished rows leave the batch. Several
-answers to one prompt share its prefill. Chance: every answer has a seed, from which one uniform number per token is
-drawn before the first step (Philox, counter-based); the token is where that number falls in the cumulative
-distribution. So an answer does not depend on what else is in the batch. The server's engine (`engine.py`) draws from
-the same numbers: the same answer for a seed, rounding aside.
+Prompts of like length are read together (`prefill.py`). In the cache they are left-padded, each row keeps its own
+positions, and finished rows leave the batch. Several answers to one prompt share its prefill. Chance: every answer has
+a seed, from which one uniform number per token is drawn before the first step (Philox, counter-based); the token is
+where that number falls in the cumulative distribution. So an answer does not depend on what else is in the batch. The
+server's engine (`engine.py`) draws from the same numbers: the same answer for a seed, rounding aside.
 How a distribution becomes a token is in `distribution.py`.
 """
 
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.kv_cache import KVCache
 from tutelage.model.lora import merge_adapters, sharing
 from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
 from tutelage.sampling.lower import Lower
+from tutelage.sampling.prefill import last_hidden, prefill
 from tutelage.sampling.stops import Stopped
 
 CACHE_AT_MOST = 2**28  # numbers of keys and values that a batch should hold: 512 MiB in bf16
@@ -73,58 +73,32 @@ class Decoding:
         lower: Lower | None = None,
     ):  # fmt: skip
         device = model.embedding.weight.device
-        width = max(len(p) for p in prompts)
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        real = torch.zeros(len(prompts), width, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            real[row, width - len(prompt) :] = True
-        c = model.config
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.model, self.config, self.layers = model, config, lower.layers if lower else 0
-        self.said = Written(prompts, samples, c.vocab_size, device) if config.penalised else None
-        self.cache = KVCache(
-            bands=c.bands, batch=len(prompts), kv_heads=c.kv_heads, size=width + config.max_tokens,
-            head_width=c.head_width, dtype=model.compute_dtype, device=device,
-        )  # fmt: skip
-        self.real, self.pads = real.to(device), (~real).sum(1).to(device)
-        self.hidden = self._prefill(ids.to(device))
+        self.said = Written(prompts, samples, model.config.vocab_size, device) if config.penalised else None
+        self.cache, hidden, low = prefill(model, prompts, config.max_tokens, self.layers)
         self.cache.repeat(samples)
-        self.real = self.real.repeat_interleave(samples, 0)
-        self.pads = self.pads.repeat_interleave(samples)
-        self.hidden = self.hidden.repeat_interleave(samples, 0)
+        self.pads = (self.cache.length - lengths).repeat_interleave(samples)
+        self.real = torch.arange(self.cache.length, device=device) >= self.pads[:, None]
+        self.hidden = hidden.repeat_interleave(samples, 0)
         if lower:
-            lower.begin(self.low, self.pads, samples, config.max_tokens)
-
-    def _prefill(self, ids: Tensor) -> Tensor:
-        positions = (torch.arange(ids.shape[1], device=ids.device) - self.pads[:, None]).clamp(min=0)
-        if not self.pads.any():
-            return self._run(ids, positions, None)
-        causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
-        look = causal & self.real[:, None, :]
-        look |= torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)  # a pad sees itself: no empty softmax
-        return self._run(ids, positions, look[:, None])
-
-    def _run(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """(rows, C): the last column's hidden states. What leaves the lowest blocks stays in `low`, if it is wanted."""
-        stream = None
-        if self.layers:
-            stream = self.model.lower(ids, self.layers, positions, mask, self.cache)
-            self.low = stream.x
-        return self.model.trunk(ids, positions, mask, self.cache, stream)[:, -1]
+            assert low is not None
+            lower.begin(low, self.pads, samples, config.max_tokens)
 
     def probabilities(self) -> Tensor:
         """(rows, V): what may come next."""
         logits = self.model.logits(self.hidden)
         return filtered_probabilities(self.said.penalise(logits, self.config) if self.said else logits, self.config)
 
-    def push(self, tokens: Tensor) -> None:
-        """Append one token to every row."""
+    def push(self, tokens: Tensor) -> Tensor | None:
+        """Append one token to every row. Returns (rows, 1, C) as it leaves the lowest blocks, if that is wanted."""
         if self.said:
             self.said.add(tokens)
         self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], dim=1)
         positions = self.cache.length - self.pads[:, None]
         mask = self.real[:, None, None] if self.pads.any() else None
-        self.hidden = self._run(tokens[:, None], positions, mask)
+        self.hidden, low = last_hidden(self.model, tokens[:, None], positions, mask, self.cache, self.layers)
+        return low
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but these."""
@@ -174,8 +148,9 @@ def generate(
                 if stopped(written[row, : step + 1].tolist()):
                     done[row], lengths[row] = True, step + 1
         if lower:  # the last tokens, too
-            decoding.push(tokens)
-            lower.add(alive, step, decoding.low)
+            low = decoding.push(tokens)
+            assert low is not None
+            lower.add(alive, step, low)
         open_rows = (~done[alive]).nonzero().squeeze(1)
         if len(open_rows) == 0 or step + 1 == config.max_tokens:
             break
