@@ -136,6 +136,30 @@ def test_a_judge_that_prefers_sft_ends_the_run_with_what_it_liked_best(
     same_files(out, short, ["model.safetensors"])
 
 
+def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over five rollouts the objective is best after the eighth, then it falls; at the twelfth the KL is too large."""
+    original = stage.describe
+    objective = [0.0, 0.1, 0.0, 0.1, 0.0, 1.0, 1.0, 0.2] + [-1.0] * 8
+    calls: list[int] = []
+
+    def falling(*given: Any) -> Any:
+        calls.append(len(calls))
+        kl = {"kl": 100.0} if calls[-1] == 11 else {}
+        return original(*given) | {"objective": objective[calls[-1]]} | kl
+
+    monkeypatch.setattr(stage, "describe", falling)
+    config = replace(LONG, kl_budget=50.0)
+    interrupted(lambda: run_ppo(world, tmp_path / "out", config), monkeypatch, 9)
+    out = run_ppo(world, tmp_path / "out", config)
+    assert results(out)["stopped"] == "KL 100.0 exceeded the budget of 50.0 nats at iteration 11"
+    assert "the policy with the best score less drift is kept" in capsys.readouterr().err
+    calls.clear()
+    short = run_ppo(world, tmp_path / "short", replace(config, iterations=7))
+    same_files(out, short, ["model.safetensors"])
+
+
 def test_the_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path) -> None:
     """Its score is transformers' on the same responses; the weights are those of a run without it."""
     config = replace(LONG, iterations=2)

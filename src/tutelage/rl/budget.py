@@ -9,7 +9,8 @@
             budget.learnt(measured | improve(...), iteration)
 
 The watch (`watch.py`) looks at the same measurements: it says what is wrong, and stops what cannot be learned from.
-Where that is because the held-out judge likes SFT's answers better, the policy it liked best is kept.
+A run that is stopped keeps its best sound policy: over several rollouts the judge liked it best; without a judge, it
+had most of what is maximised, score less drift. Stopped before there were so many rollouts it keeps the last.
 
 One rollout more is made than is learned from, so that the last step, too, is held to the budget. What is kept travels
 in the checkpoints, with the learner.
@@ -23,7 +24,6 @@ from torch import Tensor
 
 from tutelage.learning.kl import steered
 from tutelage.model.lora import trainable
-from tutelage.rl.checks import JUDGE_LOST
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import PolicyLearner
 from tutelage.rl.seen import Limits, Line, mean
@@ -42,7 +42,7 @@ class KLBudget:
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
         self.price = self.config.kl_coef  # of a nat of drift; moves where --kl-target is given
-        self.liked: dict[str, Tensor] | None = None  # what the judge liked best, over several rollouts
+        self.liked: dict[str, Tensor] | None = None  # the best so far, once there have been several rollouts
         self.liking = -math.inf
         self.stopped: str | None = None
         dtype, share = str(run.device.compute_dtype), self.config.ptx_share
@@ -103,17 +103,22 @@ class KLBudget:
         return {"learner": self.learner.state(), "kept": self.kept, "price": self.price} | seen
 
     def _like(self) -> None:
-        """Remember what is kept if the judge likes its last rollouts better than all before; never without a judge."""
-        judged = mean(self.watch.seen.last("judge_score"))
-        if judged > self.liking:
-            self.liked, self.liking = self.kept, judged
+        """Remember what is kept if it is better than all before: to the judge, else by the objective."""
+        rated = mean(self.watch.seen.last("objective")) if math.isnan(self._judged) else self._judged
+        if rated > self.liking:
+            self.liked, self.liking = self.kept, rated
+
+    @property
+    def _judged(self) -> float:
+        """The judge's score over several rollouts; NaN without a judge, and before there were so many."""
+        return mean(self.watch.seen.last("judge_score"))
 
     def _put_right(self) -> str:
         """After a stop: which policy is kept, in words."""
-        if self.liked is None or not self.watch.found(JUDGE_LOST):
+        if self.liked is None:
             return "before it"
         self.kept = self.liked
-        return "that the judge liked best"
+        return "with the best score less drift" if math.isnan(self._judged) else "that the judge liked best"
 
     def _snapshot(self, iteration: int) -> None:
         """Keep what the run would save if it ended here, where one is due."""

@@ -33,8 +33,6 @@ SHARE_OFF = 10.0  # times more or less than the pretraining gradient's share is 
 ALIKE = 0.1  # of the first rollout's spread of scores; ours went down to .33
 SURE = 3.0  # standard errors
 
-JUDGE_LOST = "judge below its start"
-
 
 def not_finite(seen: Seen) -> str | None:
     bad = [key for key, value in seen.recent[-1].items() if not math.isfinite(value)]
@@ -295,7 +293,7 @@ CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
     ("entropy rising", "warn", entropy_high),
     ("value network blind", "warn", value_blind),
     ("over-optimisation", "warn", over_optimised),
-    (JUDGE_LOST, "stop", judge_lost),
+    ("judge below its start", "stop", judge_lost),
     ("pretraining loss rising", "warn", text_lost),
     ("pretraining share out of range", "warn", share_off),
     ("clip fraction high", "warn", clipped_much),

@@ -35,7 +35,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     kl_gain: float = 0.1
     """How fast: its change an iteration is this times the KL's relative error, taken as .2 at most (theirs: .1)."""
     kl_budget: float = 8.0
-    """Nats per response at which training stops; the last policy within it is kept."""
+    """Nats per response at which training stops; the best policy within it is kept."""
     missing_end: float = -1.0
     """Score of a response without an end of turn; demonstrations score 0."""
     grad_clip: float = 1.0

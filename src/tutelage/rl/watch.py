@@ -3,7 +3,7 @@
     Watch(limits).look(iteration, measured) -> [Finding(iteration, name, words, verdict)]
 
 The checks themselves, with their thresholds, are in `checks.py`. Each finds something once in a run, not in each
-iteration. Most only warn; what cannot be learnt from ends the run (stop: the last sound policy is kept), and what is
+iteration. Most only warn; what cannot be learnt from ends the run (stop: the best sound policy is kept), and what is
 broken outright refuses to go on, its last checkpoint left as it is. No tensors: a run's own measurements, and no
 number of the training.
 """
@@ -60,9 +60,6 @@ class Watch:
         """Whether the policy of the last rollout is worth keeping: no hard limit is crossed, if only for now."""
         first, now = self.seen.opening[0], self.seen.recent[-1]
         return not any(unsound(first, now) for unsound in UNSOUND)
-
-    def found(self, name: str) -> bool:
-        return any(finding.name == name for finding in self.findings)
 
     def results(self) -> list[dict[str, Any]]:
         """The findings as run.json has them."""
