@@ -5,6 +5,7 @@
 #   make demo ARGS='--seed 2'      any option of `tutelage demo`
 #   make demo-smollm2              the same from a real pretrained model of 135 million parameters
 #   make test                      everything but what is slow by nature
+#   make bench                     speed against our baselines: JSON and tables in runs/benchmarks
 #   make PYTHON=/path/to/python3.12 test
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,7 +23,7 @@ ARGS ?=
 
 help:
 	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
-	@echo "  also: install, test-slow, check, bench, lock, clean"
+	@echo "  also: install, test-slow, check, lock, clean"
 
 install: $(INSTALLED)
 

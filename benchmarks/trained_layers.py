@@ -5,7 +5,7 @@
 The PPO-ptx of `tutelage demo --base smollm2`, on its SFT model, prompts and text, but for two iterations only and with
 adapters in the top N layers of policy, value and reward model (0 is all of them). The reward model is a fresh one: it
 takes the same room, and its taste does not matter here. Each N is a process of its own; run.json says what it took. Run
-it again and only what is missing is measured. Prints a Markdown table, and leaves it in OUT/trained_layers.md.
+it again and only what is missing is measured. Prints a Markdown table, and leaves it in OUT (record.py).
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import Record
 
 from tutelage.model.heads import ScalarGPT
 from tutelage.recipe.demo import flags
@@ -42,13 +43,13 @@ def main() -> None:
         parser.exit(2, "--iterations: at least 2, as the first one is not timed\n")
     if not (given.demo / "sft/run.json").is_file():
         parser.exit(2, f"{given.demo}: holds no finished demo; run `make demo-smollm2` first, or name another\n")
-    rows = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
+    record, figures = Record(given.out / "trained_layers", given), {}
+    record.say(HEAD + "\n|" + "---|" * (HEAD.count("|") - 1))
     for layers in given.layers:
         config = replace(BASED[given.preset].ppo, iterations=given.iterations, lora_layers=layers)
-        rows.append(row(layers, measure(given.demo, given.out, config)))
-        print(rows[-1], flush=True)
-    (given.out / "trained_layers.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print("\n".join(rows))
+        figures[layers] = measure(given.demo, given.out, config)
+        record.say(row(layers, figures[layers]))
+    record.leave(figures)
 
 
 def measure(demo: Path, out: Path, config: PPOConfig) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """One toy demo for the tests that look at a finished one. Read only."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # where its programs find each other
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,8 @@ def test_every_point_is_measured_once_however_often_it_is_killed(demo: tuple[Pat
     assert (out / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
     rows = [row for row in (out / "reward_kl.md").read_text().splitlines() if row.startswith("| toy |")]
     assert len(rows) == len(after)
+    left = json.loads((out / "reward_kl.json").read_text())["figures"]["toy"]
+    assert left == [{key: value for key, value in json.loads(line).items() if key != "golds"} for line in after]
     only_what_is_asked_for(words, after)
     the_demos_own_figures(toy, {(p["algorithm"], p["step"]): p for p in map(json.loads, after)})
 
@@ -73,7 +75,8 @@ def only_what_is_asked_for(words: list[str], measured: list[str]) -> None:
     """One algorithm of those that are there; then two with settings of their own; then one they cannot have."""
     out = Path(words[-1])
     subprocess.run([*words, "--algorithms", "dpo"], check=True, capture_output=True, timeout=300)
-    rows = [row.split("|")[2:4] for row in (out / "reward_kl.md").read_text().splitlines()[2:]]
+    table = [row for row in (out / "reward_kl.md").read_text().splitlines() if row.startswith("|")]
+    rows = [row.split("|")[2:4] for row in table[2:]]
     assert [[cell.strip() for cell in row] for row in rows] == [["sft", "start"], ["dpo", "1"], ["dpo", "end"]]
     assert lines_in(out / "toy" / "points.jsonl") == measured
     other = out.with_name("far")
