@@ -81,19 +81,23 @@ class Experiment:
 
     def plan(self) -> list[Step]:
         """The trainings asked for: PPO's as the demo has them, the others on the same files and with PPO's values."""
-        ppo, ptx = (self.recipe[name] for name in ("ppo", "ppo-ptx"))
+        ppo, ptx = (self.unjudged(name) for name in ("ppo", "ppo-ptx"))
         alike = {option.name: getattr(self.preset.ppo, option.name) for option in fields(RLConfig)}
         grpo = GRPOConfig(**alike | {"kl_coef": GRPOConfig.kl_coef}, minibatch=self.preset.ppo.minibatch)
         ranked = self.recipe["reward"].inputs["comparisons"]
         known = [
-            self.trained("ppo-ptx", "ppo", ptx.inputs, self.preset.ppo),
-            self.trained("ppo", "ppo", ppo.inputs, replace(self.preset.ppo, ptx=False)),
-            self.trained("ppo-4-epochs", "ppo", ppo.inputs, self.four_epochs()),
-            self.trained("rloo", "rloo", ppo.inputs, RLOOConfig(**alike)),
-            self.trained("grpo", "grpo", ppo.inputs, grpo),
-            self.trained("dpo", "dpo", {"policy": ppo.inputs["policy"], "comparisons": ranked}, self.dpo_config()),
+            self.trained("ppo-ptx", "ppo", ptx, self.preset.ppo),
+            self.trained("ppo", "ppo", ppo, replace(self.preset.ppo, ptx=False)),
+            self.trained("ppo-4-epochs", "ppo", ppo, self.four_epochs()),
+            self.trained("rloo", "rloo", ppo, RLOOConfig(**alike)),
+            self.trained("grpo", "grpo", ppo, grpo),
+            self.trained("dpo", "dpo", {"policy": ppo["policy"], "comparisons": ranked}, self.dpo_config()),
         ]
         return [step for step in known if step.name in self.algorithms]
+
+    def unjudged(self, name: str) -> dict[str, Any]:
+        """The files of one of the demo's stages, without the judge that would end what over-optimises."""
+        return {key: given for key, given in self.recipe[name].inputs.items() if key != "judge"}
 
     def trained(self, name: str, verb: str, inputs: dict[str, Any], config: Any) -> Step:
         """One of them. Its policies are kept at even distances, the last one is the run itself."""

@@ -145,6 +145,10 @@ def test_each_run_names_what_it_was_made_from(demo: tuple[Path, str]) -> None:
     assert runs["reward"]["inputs"]["base"] == runs["ppo"]["inputs"]["policy"] == runs["evaluate"]["inputs"]["sft"]
     assert runs["ppo"]["config"]["ptx"] is False and runs["ppo-ptx"]["config"]["ptx"] is True
     assert runs["ppo-ptx"]["results"]["ptx_coef"] > 0
+    for name in ("ppo", "ppo-ptx"):  # gold tells over-optimisation while they learn
+        lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
+        assert all(math.isfinite(line["judge_score"]) for line in lines)
+        assert runs[name]["inputs"]["judge"]["sha256"] == runs["evaluate"]["inputs"]["panel"]["sha256"]
 
 
 def test_running_it_again_leaves_everything(demo: tuple[Path, str]) -> None:

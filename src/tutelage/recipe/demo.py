@@ -102,7 +102,7 @@ def steps(out: Path, preset: Preset, seed: int, start: Start = Start()) -> list[
     def step(name: str, verb: str, to: Path, config: RunConfig, **inputs: Path | tuple[Path, ...]) -> Step:
         return Step(name, verb, inputs, to, to.with_suffix(".run") if to.suffix else to, seeded(config, seed))
 
-    rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,)}
+    rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,), "judge": panel}
     taxed = start.corpus or (valid,)  # what alignment costs is measured on the text that the base is to keep
     tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": taxed}
     if isinstance(preset.base, ImportConfig):

@@ -28,8 +28,8 @@ INKS = ("axis", "grid", "text", *OWN, *OTHERS)
 INK = {name: f"#0000{i + 1:02x}" for i, name in enumerate(INKS)}
 PREFERENCE_METRICS = ("accuracy", "reward_margin", "chosen_logprob")
 PPO_METRICS = (
-    "score", "kl", "length", "end_of_turn_rate", "entropy", "clip_fraction", "explained_variance", "ptx_loss",
-    "ptx_gradient_ratio",
+    "score", "judge_score", "kl", "length", "end_of_turn_rate", "entropy", "clip_fraction", "explained_variance",
+    "ptx_loss", "ptx_gradient_ratio",
 )  # fmt: skip
 LOWEST = {"ppo-explained_variance": -1.0}  # an untrained value head starts at minus anything
 KL_BUDGET = 8.0  # nats per response, where the run's config names none
