@@ -164,7 +164,7 @@ def test_a_url_that_is_none(url: str) -> None:
 
 
 def test_what_we_print_is_what_we_read() -> None:
-    answer = score_list("m", [1.5, -2.0])
+    answer = score_list("m", enumerate([1.5, -2.0]))
     assert answer == {
         "object": "list", "data": [{"index": 0, "score": 1.5}, {"index": 1, "score": -2.0}], "model": "m",
     }  # fmt: skip

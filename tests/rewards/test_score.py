@@ -94,7 +94,10 @@ def test_an_ensemble_and_a_file(world: World, tmp_path: Path, capsys: pytest.Cap
         ({"prompt": [user("a")], "responses": []}, '"responses" must be a list of texts, it is an empty list'),
         ({"prompt": [user("a")], "responses": ["b", 3]}, '"responses" must be a list of texts'),
         ({"prompt": [user("a"), assistant("b")], "response": "c"}, "the prompt ends with a assistant turn"),
-        ({"messages": [user("cat " * 99), assistant("b")]}, "the model's context is 64; shorten the one that ends 'b'"),
+        (
+            {"messages": [user("cat " * 99), assistant("b")]},
+            "in.jsonl, line 1: question and answer alone need more than the 64 tokens",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(
@@ -112,3 +115,72 @@ def test_a_reward_that_is_none_is_one_line(world: World, capsys: pytest.CaptureF
         "http://": "names no host",
     }.items():
         assert said in refused(["score", str(reward), str(world.demos)], capsys)
+
+
+def latest(theirs: Theirs, exchanges: list[tuple[str, str]], room: int = 64) -> list[int]:
+    """As many of the last exchanges as fit the model's context, one more tried at a time."""
+    ids: list[int] = []
+    for question, answer in reversed(exchanges):
+        longer = theirs.ids(question, answer) + ids
+        if len(longer) > room:
+            break
+        ids = longer
+    return ids
+
+
+def talk(exchanges: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [turn for question, answer in exchanges for turn in (user(question), assistant(answer))]
+
+
+def test_older_turns_make_room(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores are transformers', of as many last turns as the context holds; the answers of one line see the same."""
+    theirs = Theirs(world.reward)
+    old = [(f"where is the {'red ' * n}cat?", f"it is on {'the big ' * n}mat.") for n in range(6, -1, -1)]
+    short, long = ("is it new?", "yes."), ("is it new?", "no, it is old. " * 3)
+    alone = [("is it new?", "yes, it is. " * 99)]
+    several = {"prompt": [*talk(old), user("is it new?")], "responses": [short[1], long[1]], "ranks": [1, 2]}
+    lines = [{"messages": talk(t)} for t in ([short], [*old, short], alone, [*old[:1], *alone], [*old[3:], long])]
+    path = write_lines(tmp_path / "in.jsonl", [*lines, several])
+    kept = latest(theirs, [*old, long])
+    expected = {
+        0: theirs.ids(*short),
+        1: latest(theirs, [*old, short]),
+        4: kept,
+        5: kept[: -len(theirs.ids(*long))] + theirs.ids(*short),
+        6: kept,
+    }
+    assert len(expected[1]) > len(theirs.ids(*short)) and len(kept) > len(theirs.ids(*long))
+    assert len(expected[5]) < len(expected[1])  # alone it would have had room for more turns
+    assert [len(latest(theirs, some)) for some in (alone, [*old[:1], *alone])] == [0, 0]
+    cli.main(["score", str(world.reward), str(path), "--dtype", "fp32"])
+    said = capsys.readouterr()
+    found = {item["index"]: item["score"] for item in json.loads(said.out)["data"]}
+    assert found == pytest.approx({index: theirs.score(ids) for index, ids in expected.items()}, abs=1e-4)
+    cut, over = said.err.splitlines()[-2:]
+    assert cut.startswith(f"{path}, line 2: scored without the oldest turns") and "(3 of 6 lines)" in cut
+    assert over.startswith(f"{path}, line 3: question and answer alone") and "not scored (2 of 6 lines)" in over
+
+
+def test_the_context_is_used_to_its_last_token(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind one that never fits, an exchange that grows a token at a time: read up to 64 tokens in all."""
+    theirs, last = Theirs(world.reward), ("is it new?", "yes.")
+    grown = [[("red cat? " * 20, "no."), ("z" * n, "yes."), last] for n in range(30, 60)]
+    path = write_lines(tmp_path / "in.jsonl", [{"messages": talk(exchanges)} for exchanges in grown])
+    expected = [latest(theirs, exchanges) for exchanges in grown]
+    assert {64, len(theirs.ids(*last))} <= set(map(len, expected))
+    found = scored(capsys, world.reward, path, "--dtype", "fp32")["data"]
+    assert [item["score"] for item in found] == pytest.approx([theirs.score(ids) for ids in expected], abs=1e-4)
+
+
+def test_who_has_no_context_judges_whole_conversations(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = talk([("where is the cat?", "on the mat.")] * 40)
+    path = write_lines(tmp_path / "in.jsonl", [{"messages": whole}])
+    with serving(by(letters)) as scorer:
+        scored(capsys, scorer.url, path)
+        assert scorer.asked[0]["input"] == [whole]
+        scored(capsys, scorer.url, path, "--members", scorer.url)
+        assert scorer.asked[-1]["input"] == [whole]

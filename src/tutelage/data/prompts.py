@@ -5,6 +5,7 @@ so that the choice is the same in every process and does not change when convers
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,18 +31,25 @@ def from_conversation(conversation: Conversation, split: str) -> Iterator[Prompt
 
 
 def fit(prompt: Prompt, tokenizer: Tokenizer, max_tokens: int) -> Prompt | None:
-    """Drop the oldest turns until the prompt has at most `max_tokens`; None if the last user turn alone has more.
+    """Drop the oldest turns until the prompt has at most `max_tokens`; None if the last user turn alone has more."""
+    kept = latest_turns(prompt.prompt, tokenizer, max_tokens)
+    return replace(prompt, prompt=kept) if kept else None
+
+
+def latest_turns(messages: Messages, tokenizer: Tokenizer, max_tokens: int) -> Messages | None:
+    """As many as have at most `max_tokens`; None if those from the last user turn on have more.
 
     The generation prompt counts. What is left starts with a user turn, after the system turn if there is one.
     """
-    messages = prompt.prompt
     system = messages[:1] if messages[0]["role"] == "system" else []
-    rest = _from_user(messages[len(system) :])
-    while rest:
-        if len(encode_chat(tokenizer, system + rest, add_generation_prompt=True).ids) <= max_tokens:
-            return replace(prompt, prompt=system + rest)
-        rest = _from_user(rest[1:])
-    return None
+    rest = messages[len(system) :]
+    starts = [turn for turn, message in enumerate(rest) if message["role"] == "user"]
+
+    def fits(start: int) -> bool:
+        return len(encode_chat(tokenizer, system + rest[start:], add_generation_prompt=True).ids) <= max_tokens
+
+    first = bisect_left(starts, True, key=fits)  # fewer turns never need more tokens: templates only append
+    return system + rest[starts[first] :] if first < len(starts) else None
 
 
 def choose(prompts: Iterable[Prompt], n: int, per_conversation: int, salt: str) -> list[Prompt]:

@@ -11,7 +11,7 @@ followed and proxies not asked.
 import http.client
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -131,7 +131,7 @@ def read_scores(answer: Any, count: int) -> list[float]:
     return [scores[index] for index in range(count)]
 
 
-def score_list(model: str, scores: Sequence[float]) -> dict[str, Any]:
-    """What a scorer answers: the same shape that `read_scores` reads."""
-    data = [{"index": index, "score": score} for index, score in enumerate(scores)]
+def score_list(model: str, scores: Iterable[tuple[int, float]]) -> dict[str, Any]:
+    """What a scorer answers to so many (index, score): the same shape that `read_scores` reads."""
+    data = [{"index": index, "score": score} for index, score in scores]
     return {"object": "list", "data": data, "model": model}

@@ -4,10 +4,12 @@
 
 Each line holds one answer or several: a conversation that ends with the answer (`messages`, or an instruction triple),
 a `prompt` with one `response`, or a `prompt` with `responses`, each of which is scored. The index counts the answers
-through the file, in their order.
+through the file, in their order. A conversation that a reward model cannot read whole loses its oldest turns; an answer
+that does not even fit with its question is passed over, and its index is missing.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,14 @@ import tyro
 
 from tutelage.atomic import atomic_write
 from tutelage.data.fields import check_text, kind_of, names_of, text_field
+from tutelage.data.prompts import latest_turns
+from tutelage.data.rankings import encode_answer, encode_prompt
 from tutelage.data.records import Messages, demonstration_from, prompt_field, read_jsonl
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
 from tutelage.rewards.open import load_frozen, open_reward
-from tutelage.rewards.reward import with_answer
+from tutelage.rewards.reward import ModelReward, with_answer
 from tutelage.runs.device import choose_device
 
 
@@ -45,24 +49,77 @@ def score(
 ) -> None:
     """Score the answers in a file by a reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL.
 
+    Turns that a reward model has no room for are dropped, the oldest first.
+
     members: further rewards; with the first they are an ensemble.
     out: write there, instead of printing.
 
     Example: tutelage score runs/reward demonstrations.jsonl
     """
-    conversations = [
-        messages for line, record in read_jsonl(input) for messages in answers_in(record, f"{input}, line {line}")
-    ]
+    lines = [(f"{input}, line {n}", record) for n, record in read_jsonl(input)]
+    answers = [(where, answers_in(record, where)) for where, record in lines]
     device = choose_device(config.device, config.dtype)
     rewards = (reward, *members)
-    judge = open_reward(rewards, config, lambda place: load_frozen(place, device))
+    models: list[ModelReward] = []
+
+    def load(place: Path) -> ModelReward:
+        models.append(load_frozen(place, device))
+        return models[-1]
+
+    judge = open_reward(rewards, config, load)
+    fitting = fit_all(answers, models)
     name = f"{config.ensemble}({', '.join(rewards)})" if members else reward
-    answer = score_list(name, judge.score(conversations).tolist())
+    answer = score_list(name, zip(fitting, judge.score(list(fitting.values())).tolist(), strict=True))
     if out is None:
         print(json.dumps(answer, ensure_ascii=False))
         return
     with atomic_write(out) as file:
         json.dump(answer, file, ensure_ascii=False)
+
+
+def fit_all(lines: Sequence[tuple[str, list[Messages]]], models: Sequence[ModelReward]) -> dict[int, Messages]:
+    """By index, what all of these models can read. Says what had to go; raises InputError where nothing is left."""
+    fitting: dict[int, Messages] = {}
+    cut: list[str] = []
+    over: list[str] = []
+    index = 0
+    for where, answers in lines:
+        kept = fitted(answers, models)
+        fitting |= enumerate(kept, start=index)
+        index += len(answers)
+        if kept != answers:
+            (cut if kept else over).append(where)
+    room = min((model.model.trunk.config.context for model in models), default=0)
+    too_long = f"question and answer alone need more than the {room} tokens that the reward model reads"
+    if not fitting:
+        raise InputError(f"{over[0]}: {too_long}; shorten them")
+    if cut:
+        tell(f"{cut[0]}: scored without the oldest turns, as the reward model reads {room} tokens", cut, lines)
+    if over:
+        tell(f"{over[0]}: {too_long}; not scored", over, lines)
+    return fitting
+
+
+def fitted(answers: list[Messages], models: Sequence[ModelReward]) -> list[Messages]:
+    """Answers to one prompt, all without the oldest turns that one of them has no room for.
+
+    Empty if the longest has none beside the last question. Scores after different turns could not be compared.
+    """
+    asked = answers[0][:-1]
+    for model in models:
+        size = max(len(encode_answer(asked, messages[-1]["content"], model.words)) for messages in answers)
+        context = model.model.trunk.config.context
+        if size > context:
+            room = context - (size - len(encode_prompt(asked, model.words)))
+            latest = latest_turns(asked, model.words, room)
+            if latest is None:
+                return []
+            asked = latest
+    return [[*asked, messages[-1]] for messages in answers]
+
+
+def tell(what: str, some: Sequence[str], lines: Sequence[object]) -> None:
+    print(f"{what} ({len(some)} of {len(lines)} lines)", file=sys.stderr)
 
 
 def answers_in(record: dict[str, Any], where: str) -> list[Messages]:
