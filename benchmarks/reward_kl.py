@@ -40,8 +40,10 @@ from tutelage.evals.evaluate import preference
 from tutelage.evals.judging import measure, rewards
 from tutelage.evals.preference import mean_with_interval, win_rate
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.recipe.demo import Conductor, Start, Step, read_record, steps
+from tutelage.recipe.conductor import Conductor, read_record
+from tutelage.recipe.demo import Start, steps
 from tutelage.recipe.preset import BASED, PRESETS, Preset
+from tutelage.recipe.step import Step
 from tutelage.rl.config import RLConfig
 from tutelage.runs.adapter import AdapterConfig
 from tutelage.runs.device import choose_device

@@ -21,8 +21,8 @@ import torch
 from record import Record
 
 from tutelage.model.heads import ScalarGPT
-from tutelage.recipe.demo import flags
 from tutelage.recipe.preset import BASED
+from tutelage.recipe.step import flags
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
