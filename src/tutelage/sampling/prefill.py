@@ -3,7 +3,7 @@
     prefill(model, prompts, room) -> Prefilled(cache, hidden, low);  last_hidden(...) for each token after that
 
 In the cache prompts end in the same column, short ones stand behind padding. In the passes that fill it they are padded
-to their own like only: side by side with the longest, a third to a half of what is computed would be padding (LOG.md).
+to their own like only: side by side with the longest, 30 to 42 % of what is computed was padding (LOG.md).
 """
 
 from collections.abc import Sequence
