@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tutelage.model.gpt import GPT, MLP, RMSNorm, Rotary, rotate
+from tutelage.sampling.prefill import prefill
 
 IDS = torch.tensor([[5, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 2, 2, 290, 14, 15, 16, 99, 100, 3]])
 
@@ -199,3 +200,21 @@ def test_bf16_activations_come_from_fp32_weights(make_gpt: Any) -> None:
     logits = rough(IDS)
     assert logits.dtype == torch.bfloat16 and all(p.dtype == torch.float32 for p in rough.parameters())
     assert 1e-6 < (logits.float() - exact(IDS)).abs().mean().item() < 0.1
+
+
+def test_only_what_is_asked_leaves_the_topmost_block(make_gpt: Any, family: str) -> None:
+    """The last states of a text are the same with and without the others, plainly, masked, from a cache or a stream."""
+    model, ids = make_gpt(family), IDS
+    mask = torch.ones(10, 10, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
+    mask[1, :, 3:, :3] = False  # the second row does not see its first three tokens
+    positions = torch.stack([torch.arange(10), (torch.arange(10) - 3).clamp(min=0)])
+    for given in (
+        {}, {"positions": positions, "mask": mask}, {"stream": model.lower(ids, 1)},
+    ):  # fmt: skip
+        expected = model.trunk(ids, **given)
+        torch.testing.assert_close(model.trunk(ids, **given, first=6), expected[:, 6:], atol=1e-5, rtol=1e-5)
+    caches = [prefill(model, ids[:, :4].tolist(), 6).cache for _ in range(2)]
+    some, every = (
+        model.trunk(ids[:, 4:], cache=cache, first=first) for cache, first in zip(caches, (3, 0), strict=True)
+    )
+    torch.testing.assert_close(some, every[:, 3:], atol=1e-5, rtol=1e-5)

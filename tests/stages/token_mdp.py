@@ -40,9 +40,10 @@ class Table(nn.Module):
         self.table = nn.Parameter(logits.clone())
         self.embedding = SimpleNamespace(weight=self.table)
 
-    def trunk(self, ids, positions=None, mask=None, cache=None, stream=None):
+    def trunk(self, ids, positions=None, mask=None, cache=None, stream=None, first=0):
         if cache is not None:
             cache.advance(ids.shape[1])
+        ids = ids[:, first:]
         state = torch.where(ids == START, 0, torch.where(ids == 0, 1, torch.where(ids == 1, 2, 0)))
         return nn.functional.one_hot(state, 3).float()
 
@@ -63,8 +64,8 @@ class Values(nn.Module):
 
     trunk = None
 
-    def forward(self, ids, stream=None):
-        return Table.trunk(self, ids) @ self.table
+    def forward(self, ids, stream=None, first=0):
+        return Table.trunk(self, ids, first=first) @ self.table
 
 
 def probability(table: torch.Tensor, response: tuple[int, ...]) -> float:

@@ -21,17 +21,16 @@ Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r), the scale in B
 
 
 class Mixed(nn.Module):
-    """What is added to one linear map's output: (1, N, k) -> (1, N, d), zeros for tokens without an adapter."""
+    """One linear map, (1, N, k) -> (1, N, d), and what the tokens' adapters add to it: nothing where there is none."""
 
-    def __init__(self, rows: int, pairs: list[tuple[Tensor, Pair]]):
+    def __init__(self, pairs: list[tuple[Tensor, Pair]]):
         super().__init__()
-        self.rows, self.pairs = rows, pairs
+        self.pairs = pairs
 
-    def forward(self, x: Tensor) -> Tensor:
-        added = x.new_zeros(*x.shape[:-1], self.rows)
+    def forward(self, x: Tensor, mapped: Tensor) -> Tensor:
         for tokens, (down, up) in self.pairs:
-            added[:, tokens] = F.linear(F.linear(x[:, tokens], down), up)
-        return added
+            mapped[:, tokens] += F.linear(F.linear(x[:, tokens], down), up)
+        return mapped
 
 
 class Adapters:
@@ -62,7 +61,7 @@ class Adapters:
         try:
             for path, linear in modules.items():
                 pairs = [(which, self.named[name][path]) for name, which in tokens.items() if path in self.named[name]]
-                linear.adapter = Mixed(linear.out_features, pairs)
+                linear.adapter = Mixed(pairs)
             yield
         finally:
             for linear in modules.values():

@@ -28,8 +28,9 @@ from tutelage.model.prepack import product
 class Linear(nn.Linear):
     """A linear map computed in its input's precision; the weights themselves stay as they are (fp32 to train).
 
-    `adapter`, if there is one, adds to the output (`lora.py`). The weights have no values until they are initialised or
-    loaded: of a model of 135M parameters, drawing some that are then overwritten takes longer than reading it.
+    `adapter`, if there is one, adds to the output, given input and output (`lora.py`). The weights have no values until
+    they are initialised or loaded: of a model of 135M parameters, drawing some that are then overwritten takes longer
+    than reading it.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
@@ -41,7 +42,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         mapped = product(input, self.weight, self.bias)
-        return mapped if self.adapter is None else mapped + self.adapter(input)
+        return mapped if self.adapter is None else self.adapter(input, mapped)
 
 
 class RMSNorm(nn.Module):
@@ -120,19 +121,23 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, first: int = 0
     ) -> Tensor:
+        """What the tokens from `first` on see: (B, L, C) -> (B, L - first, C)."""
         B, L, _ = x.shape
         c = self.config
         qkv = self.qkv(x).view(B, L, c.heads + 2 * c.kv_heads, c.head_width)
         q, k, v = qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=2)
+        q = q[:, first:]
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            cos, sin = rope
+            q, k = rotate(q, cos[..., first:, :, :], sin[..., first:, :, :]), rotate(k, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, L, D)
+        mask = None if mask is None else mask[..., first:, :]
         y = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v, mask)
-        return self.out(y.transpose(1, 2).reshape(B, L, -1))
+        return self.out(y.transpose(1, 2).reshape(B, L - first, -1))
 
 
 class MLP(nn.Module):
@@ -165,12 +170,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, first: int = 0
     ) -> Tensor:
+        """(B, L, C) -> (B, L - first, C): of the tokens before `first` only keys and values are made."""
         if self.post_norm:
-            x = self.attention_norm(x + self.attention(x, rope, mask, cache))
+            x = self.attention_norm(x[:, first:] + self.attention(x, rope, mask, cache, first))
             return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache)
+        x = x[:, first:] + self.attention(self.attention_norm(x), rope, mask, cache, first)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -222,14 +228,15 @@ class GPT(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
         stream: Stream | None = None,
+        first: int = 0,
     ) -> Tensor:
-        """Hidden states (B, L, C) after the final norm.
+        """Hidden states (B, L - first, C) after the final norm: those of the tokens from `first` on.
 
         ids (B, L); positions (L,) or (B, L), default 0..L-1 after what the cache holds; mask (B, 1, L, S), True where
         a token may look, default plain causal (enough for right-padded rows, whose pads nobody real looks at).
         With a stream of the same ids the blocks it has passed are not run again.
         """
-        x = self._through(slice(stream.layers if stream else 0, None), ids, positions, mask, cache, stream)
+        x = self._through(slice(stream.layers if stream else 0, None), ids, positions, mask, cache, stream, first)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.final_norm(x)
@@ -243,9 +250,12 @@ class GPT(nn.Module):
 
     def _through(
         self, which: slice, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None,
-        stream: Stream | None,
+        stream: Stream | None, first: int = 0,
     ) -> Tensor:  # fmt: skip
-        """The residual stream (B, L, C) through some of the blocks, from the embedding or from where `stream` is."""
+        """The residual stream (B, L, C) through some of the blocks, from the embedding or from where `stream` is.
+
+        The topmost block is left by the tokens from `first` on.
+        """
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
@@ -260,8 +270,9 @@ class GPT(nn.Module):
         banded = mask
         if self.config.band:
             banded = self._banded(positions, mask) if cache is None else cache.banded(ids.shape[1], mask)
+        top = self.blocks[-1]
         for band, block in list(zip(self.config.bands, self.blocks, strict=True))[which]:
-            x = block(x, rope, banded if band else mask, cache)
+            x = block(x, rope, banded if band else mask, cache, first if block is top else 0)
         return x
 
     def _banded(self, positions: Tensor, mask: Tensor | None) -> Tensor:

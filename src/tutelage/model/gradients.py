@@ -1,4 +1,4 @@
-"""Two functions of a block whose gradients, written by hand, keep less of what went forwards than autograd would.
+"""Functions of a block whose gradients are written by hand: they keep less of what went forwards than autograd would.
 
 Forwards they are torch's own operations; what they compute on the way back can be differentiated again.
 """
@@ -54,3 +54,33 @@ def _silu_backward(g: Tensor, x: Tensor) -> Tensor:
         return torch.ops.aten.silu_backward(g, x)
     s = x.sigmoid()
     return g * s * (1 + x * (1 - s))
+
+
+class AddThin(torch.autograd.Function):
+    """y + x A^T B^T, added to y (..., d) itself: x (..., k), A (r, k), B (d, r), r small beside k and d.
+
+    The thin product goes into y while it is made. Apart it is another array as large, written once and read once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        inside = rows(x) @ down.T
+        ctx.save_for_backward(x, inside, down, up)
+        ctx.mark_dirty(y)
+        rows(y).addmm_(inside, up.T)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        x, inside, down, up = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: not as a constant
+            inside = rows(x) @ down.T
+        g = rows(grads[0])
+        narrow = g @ up
+        x_grad = (narrow @ down).view_as(x) if ctx.needs_input_grad[1] else None
+        return grads[0], x_grad, narrow.T @ rows(x), g.T @ inside
+
+
+def rows(x: Tensor) -> Tensor:
+    """(..., k) -> (N, k)."""
+    return x.flatten(0, -2)

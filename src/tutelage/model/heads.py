@@ -28,9 +28,9 @@ class ScalarGPT(nn.Module):
         nn.init.normal_(self.score.weight, std=(self.trunk.config.width + 1) ** -0.5, generator=generator)
         return self
 
-    def forward(self, ids: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, L) right-padded ids -> (B, L) scores less the mean, fp32."""
-        hidden = self.trunk.trunk(ids, stream=stream)
+    def forward(self, ids: Tensor, stream: Stream | None = None, first: int = 0) -> Tensor:
+        """(B, L) right-padded ids -> (B, L - first) scores less the mean of the tokens from `first` on, fp32."""
+        hidden = self.trunk.trunk(ids, stream=stream, first=first)
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean
 
     def at(
@@ -46,5 +46,6 @@ class ScalarGPT(nn.Module):
         positions and mask are those of `GPT.trunk`, for rows that hold more than one text; so is the stream.
         """
         rows = torch.arange(len(ids), device=ids.device).view(-1, *[1] * (last.ndim - 1))
-        hidden = self.trunk.trunk(ids, positions, mask, stream=stream)[rows, last]
+        first = int(last.min())
+        hidden = self.trunk.trunk(ids, positions, mask, stream=stream, first=first)[rows, last - first]
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean

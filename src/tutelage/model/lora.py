@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.model.gpt import GPT, Linear
+from tutelage.model.gradients import AddThin
 
 # The maps of a block by the names this package gives them, and where the decoder stores them.
 MAPS = {
@@ -60,7 +61,7 @@ class LoRAConfig:
 
 
 class Adapter(nn.Module):
-    """(alpha / r) B A x for the maps of one stored matrix: (..., k) -> (..., d), zeros where a map has no adapter."""
+    """W0 x + (alpha / r) B A x for the maps of one stored matrix: (..., k), (..., d) -> (..., d), given W0 x."""
 
     def __init__(self, columns: int, rows: Sequence[int], names: Sequence[str], config: LoRAConfig):
         super().__init__()
@@ -97,9 +98,10 @@ class Adapter(nn.Module):
         ]
         return torch.block_diag(*blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        inside = F.linear(F.dropout(x, self.config.dropout, self.training), self.down.to(x.dtype))
-        return F.linear(inside, (self.spread_up() * self.config.scale).to(x.dtype))
+    def forward(self, x: Tensor, mapped: Tensor) -> Tensor:
+        """`mapped` itself is what is added to: whoever gave it must not need it any more."""
+        up = (self.spread_up() * self.config.scale).to(x.dtype)
+        return AddThin.apply(mapped, F.dropout(x, self.config.dropout, self.training), self.down.to(x.dtype), up)
 
     def update(self) -> Tensor:
         """(sum of d, k): what merging adds to W0."""

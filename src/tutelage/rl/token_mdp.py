@@ -109,11 +109,12 @@ class Table(nn.Module):
         )
 
     def trunk(
-        self, ids: Tensor, positions: object = None, mask: object = None, cache: object = None, stream: object = None
-    ) -> Tensor:
+        self, ids: Tensor, positions: object = None, mask: object = None, cache: object = None, stream: object = None,
+        first: int = 0,
+    ) -> Tensor:  # fmt: skip
         if cache is not None:
             cache.advance(ids.shape[1])  # type: ignore[attr-defined]
-        return nn.functional.one_hot(self.state[ids], self.table.shape[0]).float()
+        return nn.functional.one_hot(self.state[ids[:, first:]], self.table.shape[0]).float()
 
     @property
     def head_weight(self) -> Tensor:
@@ -133,8 +134,8 @@ class Values(nn.Module):
         self.table = nn.Parameter(torch.tensor(values or [0.0] * len(problem.reference)))
         self.state = state_of(problem)
 
-    def forward(self, ids: Tensor, stream: object = None) -> Tensor:
-        return self.table[self.state[ids]]
+    def forward(self, ids: Tensor, stream: object = None, first: int = 0) -> Tensor:
+        return self.table[self.state[ids[:, first:]]]
 
 
 class Rewards(nn.Module):

@@ -22,7 +22,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.lora import trainable
 from tutelage.rl.learner import PolicyLearner, check_ratio, ratio_error
 from tutelage.rl.seen import Line
-from tutelage.sampling.rollout import Responses, Rollout, at_responses, in_parts, response_logprobs
+from tutelage.sampling.rollout import Responses, Rollout, in_parts, response_hidden, response_logprobs
 
 ITERATIONS = 10  # of conjugate gradients (Schulman et al. 2015, appendix C.1)
 DAMPING = 0.1  # openai/baselines' number, there added to F's diagonal as it is
@@ -83,7 +83,7 @@ def surrogate_gradient(
 def response_fisher(policy: GPT, responses: Responses, temperature: float) -> Product:
     """v -> F v at the states of these responses."""
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention can be differentiated only once
-        hidden = at_responses(lambda some: policy.trunk(some.ids, stream=some.stream_for(policy)), responses)
+        hidden = response_hidden(policy, responses)
         return fisher_product(policy.logits(hidden).float() / temperature, list(trainable(policy).values()))
 
 

@@ -68,7 +68,7 @@ def last_hidden(
 ) -> tuple[Tensor, Tensor | None]:
     """(B, C) at the last column of ids (B, L), and (B, L, C) as it leaves the lowest blocks, if there are any."""
     stream = model.lower(ids, layers, positions, mask, cache) if layers else None
-    return model.trunk(ids, positions, mask, cache, stream)[:, -1], stream and stream.x
+    return model.trunk(ids, positions, mask, cache, stream, first=ids.shape[1] - 1)[:, -1], stream and stream.x
 
 
 def empty_cache(model: GPT, rows: int, size: int) -> KVCache:

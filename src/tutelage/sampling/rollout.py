@@ -75,8 +75,9 @@ def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
     return rows, responses.starts[rows] - 1 + steps
 
 
-def at_responses(forward: Callable[[Responses], Tensor], responses: Responses) -> Tensor:
-    """forward(rows) -> (B, L, ...), picked where each response token is predicted, in the order of mask.nonzero().
+def at_responses(forward: Callable[[Responses, int], Tensor], responses: Responses) -> Tensor:
+    """forward(rows, first) -> (B, L - first, ...), of the tokens from `first` on, before which nothing is predicted;
+    picked where each response token is, in the order of mask.nonzero().
 
     Rows of like length are run together, so that short ones do not pay for the padding of long ones.
     """
@@ -84,7 +85,9 @@ def at_responses(forward: Callable[[Responses], Tensor], responses: Responses) -
     picked, numbers = [], []
     for rows in by_length(responses):
         some = responses.rows(rows)
-        picked.append(forward(some)[response_positions(some)])
+        first = int(some.starts.min()) - 1
+        row, column = response_positions(some)
+        picked.append(forward(some, first)[row, column - first])
         numbers.append(number[rows, : some.mask.shape[1]][some.mask])
     return torch.cat(picked)[torch.cat(numbers).argsort()]
 
@@ -94,19 +97,26 @@ def by_length(responses: Responses) -> Sequence[Tensor]:
     return responses.last.argsort(descending=True, stable=True).split(ROWS_AT_ONCE)
 
 
+def response_hidden(policy: GPT, responses: Responses) -> Tensor:
+    """(N, C): the hidden states that predict the response tokens, in the order of mask.nonzero()."""
+    return at_responses(
+        lambda some, first: policy.trunk(some.ids, stream=some.stream_for(policy), first=first), responses
+    )
+
+
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
     """(B, T): log pi(token | prefix) of each response token, 0 outside the mask.
 
     The head runs on responses only.
     """
-    hidden = at_responses(lambda some: policy.trunk(some.ids, stream=some.stream_for(policy)), responses)
+    hidden = response_hidden(policy, responses)
     logprobs = head_logprobs(hidden, policy.head_weight, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 
 def response_values(value: ScalarGPT, responses: Responses) -> Tensor:
     """(B, T): V(prefix) just before each response token, 0 outside the mask."""
-    values = at_responses(lambda some: value(some.ids, some.stream_for(value.trunk)), responses)
+    values = at_responses(lambda some, first: value(some.ids, some.stream_for(value.trunk), first), responses)
     return torch.zeros(responses.mask.shape, device=values.device).masked_scatter(responses.mask, values)
 
 
