@@ -3,6 +3,7 @@
     python benchmarks/reward_kl.py runs/demo [runs/demo-seed1 ...] [--out runs/reward_kl]
     python benchmarks/reward_kl.py runs/demo --algorithms ppo --iterations 100 --kl-coef 0 --kl-budget 50 --out runs/far
     python benchmarks/reward_kl.py runs/demo-smollm2 --algorithms ppo-ptx --lora-layers 0 --out runs/all_layers
+    python benchmarks/reward_kl.py runs/demo-smollm2 --algorithms ppo-ptx --lora-layers 4 --reward-layers 4 --out runs/4
 
 From the SFT and reward model of finished demos (`tutelage demo`, with or without --base) PPO-ptx, PPO, PPO with four
 epochs on each rollout, RLOO, GRPO and DPO are trained with the demo's own budgets (`recipe/preset.py`), policies on the
@@ -73,6 +74,7 @@ class Experiment:
     points: int  # policies per algorithm
     beyond: dict[str, Any]  # settings of PPO, RLOO and GRPO that are not the demo's
     algorithms: tuple[str, ...]
+    reward_layers: int | None = None  # a reward model of its own, with adapters in so many layers; None: the demo's
 
     @property
     def recipe(self) -> dict[str, Step]:
@@ -80,6 +82,18 @@ class Experiment:
         base = self.demo / "imported"
         start = Start(base=base) if base.is_dir() else Start()
         return {step.name: step for step in steps(self.demo, self.preset, self.seed, start)}
+
+    @property
+    def reward(self) -> Path:
+        return self.recipe["reward"].out if self.reward_layers is None else self.out / "reward"
+
+    def own_reward(self) -> list[Step]:
+        """The training of a reward model that is not the demo's, from the same files; none where it is the demo's."""
+        if self.reward_layers is None:
+            return []
+        step = self.recipe["reward"]
+        config = replace(step.config, lora_layers=self.reward_layers)  # type: ignore[type-var]
+        return [replace(step, out=self.reward, record=self.reward, config=config)]
 
     def plan(self) -> list[Step]:
         """The trainings asked for: PPO's as the demo has them, the others on the same files and with PPO's values."""
@@ -99,7 +113,8 @@ class Experiment:
 
     def unjudged(self, name: str) -> dict[str, Any]:
         """The files of one of the demo's stages, without the judge that would end what over-optimises."""
-        return {key: given for key, given in self.recipe[name].inputs.items() if key != "judge"}
+        files = {key: given for key, given in self.recipe[name].inputs.items() if key != "judge"}
+        return files | {"reward": self.reward}
 
     def trained(self, name: str, verb: str, inputs: dict[str, Any], config: Any) -> Step:
         """One of them. Its policies are kept at even distances, the last one is the run itself."""
@@ -126,7 +141,7 @@ class Experiment:
 
 def train(experiment: Experiment) -> None:
     """Each algorithm in a process of its own, as the demo runs its stages."""
-    plan, seconds = experiment.plan(), experiment.preset.seconds
+    plan, seconds = [*experiment.own_reward(), *experiment.plan()], experiment.preset.seconds
     record = read_record(experiment.out) or {"seed": experiment.seed, "stages": {}}
     expected = {step.name: seconds.get(step.name, seconds["ppo"]) for step in plan}
     Conductor(experiment.out, record, plan, expected).run_all()
@@ -208,7 +223,7 @@ class Judge:
 
 def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
     """Measure all that was trained, and best-of-n, in the order of the table."""
-    files: dict[str, Any] = dict(experiment.recipe["evaluate"].inputs)
+    files: dict[str, Any] = dict(experiment.recipe["evaluate"].inputs) | {"reward": experiment.reward}
     del files["policies"]
     hashes, points = hash_inputs(files), Points(experiment.out / "points.jsonl")
     device, judge = choose_device(config.device, config.dtype), None
@@ -291,6 +306,11 @@ def main() -> None:
     parser.add_argument(
         "--lora-layers", type=int, help="top layers that their policies' adapters are in, 0 for all; the demo's"
     )
+    parser.add_argument(
+        "--reward-layers",
+        type=int,
+        help="train a reward model first, adapters in so many top layers; the demo's is used",
+    )
     parser.add_argument("--algorithms", nargs="+", choices=COLOURS, default=list(COLOURS), help="all of them")
     given = parser.parse_args()
     if missing := [demo for demo in given.demos if not (demo / "reward/run.json").is_file()]:
@@ -319,7 +339,9 @@ def run(demo: Path, given: argparse.Namespace) -> list[Line]:
     points, count = given.points or (3 if based else 4), given.count or (100 if based else 200)
     asked = {name: getattr(given, name) for name in ("kl_budget", "kl_coef", "iterations", "lora_layers")}
     beyond = {name: value for name, value in asked.items() if value is not None}
-    experiment = Experiment(demo, given.out / demo.name, preset, seed, points, beyond, tuple(given.algorithms))
+    experiment = Experiment(
+        demo, given.out / demo.name, preset, seed, points, beyond, tuple(given.algorithms), given.reward_layers
+    )
     Panel.load(demo / "data/panel.json")  # refuses one of another version, before minutes of training
     train(experiment)
     return score(experiment, replace(preset.evaluate, count=count, seed=seed))
