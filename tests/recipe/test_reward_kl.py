@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tutelage.learning.kl import best_of_n_kl_bound
+from tutelage.recipe.preset import BASED
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("chitchat_dataset", "chatterbot_corpus", "networkx")),
@@ -113,3 +115,20 @@ def the_demos_own_figures(toy: Path, points: dict[tuple[str, str], Any]) -> None
 def test_what_is_no_demo_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(PROGRAM), str(tmp_path)], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no finished demo" in done.stderr
+
+
+def test_a_reward_model_of_its_own_is_trained_first_and_learnt_from(tmp_path: Path) -> None:
+    from reward_kl import Experiment
+
+    demo, out = tmp_path / "demo", tmp_path / "out"
+    (demo / "imported").mkdir(parents=True)
+    ranking = {"prompt": [{"role": "user", "content": "hello"}], "responses": ["hi", "what"], "ranks": [1, 2]}
+    (demo / "comparisons.jsonl").write_text(json.dumps(ranking) + "\n")
+    theirs = Experiment(demo, out, BASED["toy"], 0, 2, {"lora_layers": 2}, ("ppo-ptx",))
+    own = replace(theirs, reward_layers=2)
+    (reward,), (ppo,), (same,) = own.own_reward(), own.plan(), theirs.plan()
+    assert reward.config == replace(theirs.recipe["reward"].config, lora_layers=2)
+    assert reward.inputs == theirs.recipe["reward"].inputs
+    assert reward.out == reward.record == ppo.inputs["reward"] == out / "reward"
+    assert theirs.own_reward() == [] and same.inputs["reward"] == demo / "reward"
+    assert ppo.config == same.config and ppo.config.lora_layers == 2
