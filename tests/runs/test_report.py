@@ -404,6 +404,22 @@ def test_findings_are_shown_and_so_is_their_absence(tmp_path: Path) -> None:
     assert "nothing was found" not in (tmp_path / "old" / "report.html").read_text(encoding="utf-8")
 
 
+def test_why_a_run_ended_and_what_it_kept_is_shown(tmp_path: Path) -> None:
+    """An older run does not say what it kept; one that came to its end says neither."""
+    folder = make_recipe(tmp_path / "demo")
+    for stage, told in (("ppo", {}), ("ppo-ptx", {"kept_iteration": 25})):
+        record = json.loads((folder / stage / "run.json").read_text())
+        results = record["results"] | {"stopped": "judge below its start at iteration 42"} | told
+        write_json(folder / stage / "run.json", record | {"results": results})
+    report(folder, ReportConfig())
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text.count("judge below its start at iteration 42") == 2
+    assert text.count("the policy of iteration 25 is kept") == text.count("保留第 25 次迭代的策略") == 1
+    assert text.count("is kept") == 1
+    report(make_recipe(tmp_path / "whole"), ReportConfig())
+    assert "ended early" not in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
+
+
 def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
     """RLOO and DPO under names of their own: curves, findings, costs, the table; the recipe's time is as it was."""
     folder = make_recipe(tmp_path / "demo")

@@ -105,7 +105,7 @@ def test_a_lost_end_of_turn_ends_the_run(world: World, tmp_path: Path, monkeypat
     monkeypatch.setattr(actors, "score_rollout", endless)
     out = run_ppo(world, tmp_path / "out", LONG)
     assert names(out) == ["end of turn rare", "end of turn lost"]
-    assert results(out)["stopped"] == "end of turn lost at iteration 7"
+    assert results(out)["stopped"] == "end of turn lost at iteration 7" and results(out)["kept_iteration"] == 2
     assert len(metrics(out)) == 8 and "policy_loss" not in metrics(out)[-1]
     monkeypatch.undo()
     short = run_ppo(world, tmp_path / "short", replace(LONG, iterations=2))  # its kept policy is that of rollout 2
@@ -129,8 +129,8 @@ def test_a_judge_that_prefers_sft_ends_the_run_with_what_it_liked_best(
     monkeypatch.setattr(stage, "judge_score", lambda *given: judged[calls[-1]])
     interrupted(lambda: run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward)), monkeypatch, 9)
     out = run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward))
-    assert results(out)["stopped"] == "judge below its start at iteration 11"
-    assert "the policy that the judge liked best is kept" in capsys.readouterr().err
+    assert results(out)["stopped"] == "judge below its start at iteration 11" and results(out)["kept_iteration"] == 7
+    assert "the policy of iteration 7 is kept, which the judge liked best" in capsys.readouterr().err
     calls.clear()
     short = run_ppo(world, tmp_path / "short", replace(LONG, iterations=7), judge=str(world.reward))
     same_files(out, short, ["model.safetensors"])
@@ -154,7 +154,8 @@ def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
     interrupted(lambda: run_ppo(world, tmp_path / "out", config), monkeypatch, 9)
     out = run_ppo(world, tmp_path / "out", config)
     assert results(out)["stopped"] == "KL 100.0 exceeded the budget of 50.0 nats at iteration 11"
-    assert "the policy with the best score less drift is kept" in capsys.readouterr().err
+    assert results(out)["kept_iteration"] == 7
+    assert "the policy of iteration 7 is kept, the best by score less drift" in capsys.readouterr().err
     calls.clear()
     short = run_ppo(world, tmp_path / "short", replace(config, iterations=7))
     same_files(out, short, ["model.safetensors"])

@@ -41,6 +41,7 @@ class KLBudget:
         self.config: RLConfig = run.config  # type: ignore[assignment]
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
+        self.kept_at = self.liked_at = 0  # the iterations whose rollouts they made
         self.price = self.config.kl_coef  # of a nat of drift; moves where --kl-target is given
         self.liked: dict[str, Tensor] | None = None  # the best so far, once there have been several rollouts
         self.liking = -math.inf
@@ -53,6 +54,7 @@ class KLBudget:
             self.stopped = state["stopped"]
             self.first, self.kept = state["step"], state["kept"]
             self.liked, self.liking, self.price = state["liked"], state["liking"], state["price"]
+            self.kept_at, self.liked_at = state["kept_at"], state["liked_at"]
 
     def iterations(self) -> Iterator[int]:
         """Those still to come, each at its rate, until the run has to end. The last one only measures."""
@@ -73,11 +75,15 @@ class KLBudget:
             self.stopped = f"KL {measured['kl']:.1f} exceeded {budget} at iteration {iteration}"
         if self.stopped:
             self.over = True
-            self.run.progress.say(f"{self.run.out}: {self.stopped}; the policy {self._put_right()} is kept")
+            why = self._put_right()
+            self.run.progress.say(
+                f"{self.run.out}: {self.stopped}; the policy of iteration {self.kept_at} is kept, {why}"
+            )
             self.run.log(iteration + 1, **measured)
             return False
         if self.watch.sound:
             self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
+            self.kept_at = iteration
             self._like()
             self._snapshot(iteration)
         return iteration < self.config.iterations
@@ -100,13 +106,14 @@ class KLBudget:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the learner, the averaged policy that was sound last, what was seen of it."""
         seen = {"watch": self.watch.state(), "stopped": self.stopped, "liked": self.liked, "liking": self.liking}
-        return {"learner": self.learner.state(), "kept": self.kept, "price": self.price} | seen
+        kept = {"kept": self.kept, "kept_at": self.kept_at, "liked_at": self.liked_at}
+        return {"learner": self.learner.state(), "price": self.price} | kept | seen
 
     def _like(self) -> None:
         """Remember what is kept if it is better than all before: to the judge, else by the objective."""
         rated = mean(self.watch.seen.last("objective")) if math.isnan(self._judged) else self._judged
         if rated > self.liking:
-            self.liked, self.liking = self.kept, rated
+            self.liked, self.liking, self.liked_at = self.kept, rated, self.kept_at
 
     @property
     def _judged(self) -> float:
@@ -114,11 +121,11 @@ class KLBudget:
         return mean(self.watch.seen.last("judge_score"))
 
     def _put_right(self) -> str:
-        """After a stop: which policy is kept, in words."""
+        """After a stop: keep the best policy. Returns what makes it that, in words."""
         if self.liked is None:
-            return "before it"
-        self.kept = self.liked
-        return "with the best score less drift" if math.isnan(self._judged) else "that the judge liked best"
+            return "the last sound one"
+        self.kept, self.kept_at = self.liked, self.liked_at
+        return "the best by score less drift" if math.isnan(self._judged) else "which the judge liked best"
 
     def _snapshot(self, iteration: int) -> None:
         """Keep what the run would save if it ended here, where one is due."""
@@ -135,4 +142,5 @@ class KLBudget:
         policy, mix = self.learner.policy, self.learner.mix
         policy.load_state_dict(policy.state_dict() | self.kept)
         coefficient = mix.share.coefficient if mix else 0.0
-        return {"ptx_coef": coefficient, "stopped": self.stopped, "findings": self.watch.results()}
+        kept = {"stopped": self.stopped, "kept_iteration": self.kept_at}
+        return {"ptx_coef": coefficient, **kept, "findings": self.watch.results()}
