@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--peer", help="a Python with TRL 0.19.1")
     add_out(parser)
     given = parser.parse_args()
+    given.layers = list(dict.fromkeys(given.layers))
     peer = given.peer or environment("trl-0.19.1", PEER)
     record = Record(given.out / "ppo_update", given, peer=(peer, PEER))
     rows = {f"TRL, {how}": (peer, THEIRS, how) for how in ("users", "same")}

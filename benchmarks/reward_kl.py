@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument(
         "--reward-layers",
         type=int,
-        help="train a reward model first, adapters in so many top layers; the demo's is used",
+        help="train a reward model first, with adapters in so many top layers, 0 for all; else the demo's is used",
     )
     parser.add_argument("--algorithms", nargs="+", choices=COLOURS, default=list(COLOURS), help="all of them")
     given = parser.parse_args()

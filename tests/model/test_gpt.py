@@ -210,6 +210,7 @@ def test_only_what_is_asked_leaves_the_topmost_block(make_gpt: Any, family: str)
     positions = torch.stack([torch.arange(10), (torch.arange(10) - 3).clamp(min=0)])
     for given in (
         {}, {"positions": positions, "mask": mask}, {"stream": model.lower(ids, 1)},
+        {"stream": model.lower(ids, len(model.blocks))},
     ):  # fmt: skip
         expected = model.trunk(ids, **given)
         torch.testing.assert_close(model.trunk(ids, **given, first=6), expected[:, 6:], atol=1e-5, rtol=1e-5)

@@ -68,6 +68,8 @@ def test_a_thin_product_is_added_in_place() -> None:
     assert torch.autograd.gradcheck(added, (y, x, down, up))
     assert torch.autograd.gradgradcheck(added, (y, x, down, up))
     mapped = y.detach() * 1
+    with pytest.raises(RuntimeError, match="view size"):  # never lost in a copy
+        AddThin.apply(mapped.transpose(0, 1), x.detach().transpose(0, 1), down, up)
     assert AddThin.apply(mapped, x, down, up).data_ptr() == mapped.data_ptr()
 
 

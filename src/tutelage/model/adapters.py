@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r), the scale in B
 
 
 class Mixed(nn.Module):
-    """One linear map, (1, N, k) -> (1, N, d), and what the tokens' adapters add to it: nothing where there is none."""
+    """Adds what the tokens' adapters say of x (1, N, k) to a linear map's output (1, N, d) itself."""
 
     def __init__(self, pairs: list[tuple[Tensor, Pair]]):
         super().__init__()

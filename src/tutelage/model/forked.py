@@ -26,7 +26,7 @@ class Forked:
     ids: Tensor  # (B, L)
     positions: Tensor  # (B, L) each continuation counts on from the end of the prefix
     branches: Tensor  # (B, L) 0 is the prefix, 1..K the continuations, -1 padding
-    last: Tensor  # (B, K) index of each continuation's last token; 0 where the row has fewer than K
+    last: Tensor  # (B, K) index of each continuation's last token; the row's last one where it has fewer than K
 
     def mask(self) -> Tensor:
         """(B, 1, L, L) True where a token may look: backwards, within its own branch and the prefix."""
@@ -59,7 +59,7 @@ def fork(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> Forked:
             ids[row, start:end] = torch.tensor(sequence[at:])
             positions[row, start:end] = torch.arange(at, len(sequence))
             branches[row, start:end] = k + 1
-            last[row, k] = end - 1
+            last[row, k:] = end - 1
             start = end
     return Forked(ids, positions, branches, last)
 

@@ -28,9 +28,9 @@ from tutelage.model.prepack import product
 class Linear(nn.Linear):
     """A linear map computed in its input's precision; the weights themselves stay as they are (fp32 to train).
 
-    `adapter`, if there is one, adds to the output, given input and output (`lora.py`). The weights have no values until
-    they are initialised or loaded: of a model of 135M parameters, drawing some that are then overwritten takes longer
-    than reading it.
+    `adapter`, if there is one, is given input and output and adds to the output itself (`lora.py`). The weights have no
+    values until they are initialised or loaded: of a model of 135M parameters, drawing some that are then overwritten
+    takes longer than reading it.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
@@ -172,7 +172,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, first: int = 0
     ) -> Tensor:
-        """(B, L, C) -> (B, L - first, C): of the tokens before `first` only keys and values are made."""
+        """(B, L, C) -> (B, L - first, C): the tokens before `first` are only looked at."""
         if self.post_norm:
             x = self.attention_norm(x[:, first:] + self.attention(x, rope, mask, cache, first))
             return self.mlp_norm(x + self.mlp(x))
@@ -239,7 +239,9 @@ class GPT(nn.Module):
         x = self._through(slice(stream.layers if stream else 0, None), ids, positions, mask, cache, stream, first)
         if cache is not None:
             cache.advance(ids.shape[1])
-        return self.final_norm(x)
+        return self.final_norm(
+            x[:, first - ids.shape[1] :]
+        )  # where the stream has passed all blocks nothing is cut yet
 
     def lower(
         self, ids: Tensor, layers: int, positions: Tensor | None = None, mask: Tensor | None = None,
@@ -254,7 +256,7 @@ class GPT(nn.Module):
     ) -> Tensor:  # fmt: skip
         """The residual stream (B, L, C) through some of the blocks, from the embedding or from where `stream` is.
 
-        The topmost block is left by the tokens from `first` on.
+        Out of the topmost block only the tokens from `first` on come: (B, L - first, C).
         """
         if positions is None:
             start = 0 if cache is None else cache.length

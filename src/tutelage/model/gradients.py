@@ -1,4 +1,4 @@
-"""Functions of a block whose gradients are written by hand: they keep less of what went forwards than autograd would.
+"""Functions of a block whose gradients are written by hand: they keep, or make on the way, less than autograd would.
 
 Forwards they are torch's own operations; what they compute on the way back can be differentiated again.
 """
@@ -67,7 +67,7 @@ class AddThin(torch.autograd.Function):
         inside = rows(x) @ down.T
         ctx.save_for_backward(x, inside, down, up)
         ctx.mark_dirty(y)
-        rows(y).addmm_(inside, up.T)
+        y.view(-1, y.shape[-1]).addmm_(inside, up.T)  # an error where y has gaps: a copy of it would be added to
         return y
 
     @staticmethod

@@ -29,7 +29,7 @@ class ScalarGPT(nn.Module):
         return self
 
     def forward(self, ids: Tensor, stream: Stream | None = None, first: int = 0) -> Tensor:
-        """(B, L) right-padded ids -> (B, L - first) scores less the mean of the tokens from `first` on, fp32."""
+        """(B, L) right-padded ids -> (B, L - first) scores of the tokens from `first` on, less `mean`, fp32."""
         hidden = self.trunk.trunk(ids, stream=stream, first=first)
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean
 

@@ -22,7 +22,10 @@ class Cache(Protocol):
     length: int  # tokens seen, where all rows have seen as many
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Keep k, v (B, kv_heads, L, D) and let q (B, H, L, D) look at all that it may: (B, H, L, D)."""
+        """Keep k, v (B, kv_heads, L, D) and let q (B, H, L, D) look at all that it may: (B, H, L, D).
+
+        q may be of the last tokens only, but not in `slots.py`.
+        """
 
     def banded(self, tokens: int, mask: Tensor | None) -> Tensor | None:
         """`mask` as it is for banded layers, when this many tokens follow."""

@@ -76,8 +76,8 @@ def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
 
 
 def at_responses(forward: Callable[[Responses, int], Tensor], responses: Responses) -> Tensor:
-    """forward(rows, first) -> (B, L - first, ...), of the tokens from `first` on, before which nothing is predicted;
-    picked where each response token is, in the order of mask.nonzero().
+    """forward(rows, first) -> (B, L - first, ...) of the tokens from `first` on, as no response begins earlier. Picked
+    where each response token is predicted, in the order of mask.nonzero(). Every row has a prompt.
 
     Rows of like length are run together, so that short ones do not pay for the padding of long ones.
     """
