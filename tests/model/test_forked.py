@@ -52,3 +52,9 @@ def test_what_is_shared_stands_there_once() -> None:
 
 def test_every_text_keeps_its_last_token() -> None:
     assert [common_prefix(group) for group in GROUPS] == [3, 1, 2, 2, 0]
+
+
+def test_a_row_of_fewer_texts_is_read_at_its_own_end() -> None:
+    """What nobody asked for is read where the row ends: at 0 the topmost block could skip nothing for any row."""
+    rows = fork([[[1, 2, 3, 4], [1, 2, 5]], [[1, 2, 3, 6, 7]]], 0)
+    assert rows.last.tolist() == [[3, 4], [4, 4]]  # 1 2 | 3 4 | 5, and 1 2 3 6 | 7
