@@ -219,3 +219,12 @@ def test_only_what_is_asked_leaves_the_topmost_block(make_gpt: Any, family: str)
         model.trunk(ids[:, 4:], cache=cache, first=first) for cache, first in zip(caches, (3, 0), strict=True)
     )
     torch.testing.assert_close(some, every[:, 3:], atol=1e-5, rtol=1e-5)
+
+
+def test_the_topmost_block_runs_on_what_is_asked_alone(make_gpt: Any, family: str) -> None:
+    """That it is cut afterwards would give the same numbers, and save nothing."""
+    model, widths = make_gpt(family), []
+    for block in model.blocks:
+        block.mlp.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
+    model.trunk(IDS, first=6)
+    assert widths == [10] * (len(model.blocks) - 1) + [4]
