@@ -70,7 +70,8 @@ def test_a_response_is_scored_by_its_own_words(world: World, tmp_path: Path) -> 
     """And a missing end of turn has its own score, whatever the function says of the text."""
     config = replace(PLAIN, batch=32, missing_end=-7.0, max_tokens=10)
     judged = taste(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
-    actors = load_actors(world.sft, (judged,), config, Run(tmp_path / "run", stage="ppo", config=config, inputs={}))
+    run = Run(tmp_path / "run", stage="ppo", config=config, inputs={})
+    actors = load_actors(world.sft, (judged,), config, run)
     asked = encode_prompts(actors, (world.prompts,), 8, config, "ppo")
     rollout, _ = next_rollout(actors, asked, 0, config, [torch.arange(32)], samples=4)
     words = transformers.AutoTokenizer.from_pretrained(world.sft)
@@ -83,7 +84,7 @@ def test_a_response_is_scored_by_its_own_words(world: World, tmp_path: Path) -> 
         expected.append(float(len(text)) if ended else -7.0)
     assert rollout.scores.tolist() == expected and -7.0 in expected and max(expected) > 0
     other = "[-len(t[-1]['content']) / 2 for t in talks]"
-    against = load_judge(taste(tmp_path, other, "other.py"), world.sft, config, CPU)
+    against = load_judge(taste(tmp_path, other, "other.py"), world.sft, config, run)
     halves = [-score / 2 if score != -7.0 else 3.0 for score in expected]
     assert judge_score(against, rollout, 3.0) == pytest.approx(statistics.fmean(halves))
 

@@ -206,12 +206,10 @@ def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path) 
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_not_a_number_in_the_middle_costs_nothing_that_was_saved(
+def test_not_a_number_in_the_middle_ends_the_run_with_what_it_had(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third rollout is poisoned: the checkpoint before it stands, and from there the run ends as if nothing was."""
-    config = replace(CONFIG, checkpoint_seconds=0.0)
-    whole = run_ppo(world, tmp_path / "whole", config)
+    """The third rollout is poisoned: the policy kept is the one before it, that of a run of one iteration."""
     calls: list[int] = []
     original = actors.score_rollout
 
@@ -220,14 +218,41 @@ def test_not_a_number_in_the_middle_costs_nothing_that_was_saved(
         calls.append(1)
         return replace(rollout, scores=rollout.scores * math.nan) if len(calls) == 3 else rollout
 
-    with monkeypatch.context() as patch:
-        patch.setattr(actors, "score_rollout", poisoned)
-        with pytest.raises(InputError, match="not finite: score.* nan or infinite"):
+    monkeypatch.setattr(actors, "score_rollout", poisoned)
+    out = run_ppo(world, tmp_path / "out", PLAIN)
+    assert results(out)["stopped"] == "not finite at iteration 2" and results(out)["kept_iteration"] == 1
+    monkeypatch.undo()
+    short = run_ppo(world, tmp_path / "short", replace(PLAIN, iterations=1))
+    same_files(out, short, ["model.safetensors"])
+
+
+@pytest.mark.parametrize("iteration", [0, 2])
+@pytest.mark.parametrize("network", ["policy_loss", "value_loss"])
+def test_a_step_that_cannot_be_taken(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, iteration: int
+) -> None:
+    """Its gradient is nan. In the first iteration that is refused; later the policy that made the rollout is kept."""
+    original, calls = getattr(stage, network), []
+
+    def broken(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        found = original(*given, **named)
+        factor = math.nan if len(calls) > iteration else 1.0
+        return (found[0] * factor, found[1]) if isinstance(found, tuple) else found * factor
+
+    monkeypatch.setattr(stage, network, broken)
+    config = replace(PLAIN, minibatch=PLAIN.batch, epochs=1)
+    if iteration == 0:
+        with pytest.raises(InputError, match="the gradient is nan"):
             run_ppo(world, tmp_path / "out", config)
-    saved = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("0*"))
-    assert saved == ["00000001", "00000002"]
-    run_ppo(world, tmp_path / "out", config)
-    same_files(whole, tmp_path / "out", ["model.safetensors", "value/model.safetensors"])
+        return
+    out = run_ppo(world, tmp_path / "out", config)
+    assert results(out)["stopped"] == "step impossible at iteration 2" and results(out)["kept_iteration"] == 2
+    assert "the gradient is nan" in results(out)["findings"][-1]["words"]
+    assert len(metrics(out)) == 3 and "policy_loss" not in metrics(out)[-1]
+    monkeypatch.undo()
+    short = run_ppo(world, tmp_path / "short", replace(config, iterations=2))
+    same_files(out, short, ["model.safetensors"])
 
 
 # ---- what is saved

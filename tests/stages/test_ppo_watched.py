@@ -161,13 +161,17 @@ def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
     same_files(out, short, ["model.safetensors"])
 
 
-def test_the_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path) -> None:
-    """Its score is transformers' on the same responses; the weights are those of a run without it."""
+def test_the_judge_is_logged_and_learns_nothing(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its score is the reward's on the same responses; the weights are those of a run without it, which says so."""
     config = replace(LONG, iterations=2)
     plain = run_ppo(world, tmp_path / "plain", config)
     judged = run_ppo(world, tmp_path / "judged", config, judge=str(world.reward))
     same_files(plain, judged, ["model.safetensors", "value/model.safetensors"])
     assert all("judge_score" not in line for line in metrics(plain))
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "judge" in line]
+    assert "no --judge" in told and str(plain) in told
     for line in metrics(judged):  # the judge is the reward model itself
         assert line["judge_score"] == pytest.approx(line["score"], abs=1e-5)
     assert json.loads((judged / "run.json").read_text())["inputs"]["judge"]["path"] == str(world.reward)

@@ -40,6 +40,7 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
         "end_of_turn_rate": [min(1.0, x) for x in noisy([1 - 0.3 * math.sin(3 * t) for t in part], 0.03)],
         "sampler_gap": [1e-5] * count,
         "clip_fraction": [0.0] * count,
+        "step_share": [1.0] * count,
         "ptx_gradient_ratio": noisy([1 - 0.5 * t for t in part], 0.05),
         "ptx_loss": noisy([4.5 - 0.2 * t for t in part], 0.1),
         "judge_score": noisy([0.1 + 1.2 * t for t in part], 0.1),
@@ -50,7 +51,8 @@ def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algo
     watch = Watch(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
-        learnt = {key: measured.pop(key) for key in ("clip_fraction", "ptx_gradient_ratio", "ptx_loss")}
+        steps = ("clip_fraction", "step_share", "ptx_gradient_ratio", "ptx_loss")
+        learnt = {key: measured.pop(key) for key in steps if key in measured}
         watch.look(i, measured)
         watch.look(i, measured | learnt)
     return watch.findings
@@ -89,6 +91,7 @@ SICK = {
     "pretraining loss rising": ("ptx_loss", 10, 4.9),
     "clip fraction high": ("clip_fraction", 10, 0.45),
     "policy stands still": ("kl_k3", 1, 1e-8),
+    "line search failing": ("step_share", 10, 0.0),
     "scores alike": ("score_std", 10, 0.001),
 }
 ALSO = {  # what an illness brings with it
@@ -121,6 +124,19 @@ def test_a_jump_of_the_kl_is_not_a_long_way() -> None:
     (far,) = watched(curve | {"kl": [1.8 * i for i in range(36)]})
     assert jump.iteration == 20 and "in one iteration" in jump.words and "lower --lr" in jump.words
     assert far.iteration == 28 and "in one iteration" not in far.words and "raise --kl-coef" in far.words
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "RLOO", "PPO-penalty", "TRPO"])
+def test_standing_still_is_seen_without_a_clip(algorithm: str) -> None:
+    """Most algorithms have none; TRPO has no rate either."""
+    curve = healthy() | {"kl_k3": [0.0, *[1e-8] * 35]}
+    if algorithm != "PPO":
+        del curve["clip_fraction"]
+    (finding,) = watched(curve, algorithm=algorithm)
+    assert finding.name == "policy stands still" and finding.iteration == 9
+    assert f"raise {'--update-kl' if algorithm == 'TRPO' else '--lr'}" in finding.words
+    moving = healthy() | {"kl_k3": [0.0, *[1e-8] * 8, *[1e-3] * 27]}
+    assert watched(moving, algorithm=algorithm) == []
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "RLOO", "Dr. GRPO", "TRPO"])

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import InputError
+from tutelage.errors import TrainingError
 
 # The quintic's coefficients; five steps bring singular values from [.001, 1] into about [.47, 1.20], not to 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -127,11 +127,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def clipped_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterable[Tensor], clip: float) -> float:
     """Scale the gradients to norm `clip` at most, step, and clear them. Returns the norm before.
 
-    Raises InputError before anything is changed when a gradient is not finite.
+    Raises TrainingError before anything is changed when a gradient is not finite.
     """
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
     if not math.isfinite(norm):
-        raise InputError(f"training: the gradient is {norm}; lower the learning rate, or use --dtype fp32")
+        raise TrainingError(f"training: the gradient is {norm}; lower the learning rate, or use --dtype fp32")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

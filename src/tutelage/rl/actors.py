@@ -199,9 +199,15 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
-def load_judge(judge: str | None, policy: Path, config: RLConfig, device: Device) -> Reward | None:
-    """A second reward, which is not learnt from. Raises InputError when its tokenizer is not the policy's."""
-    return open_one(judge, config, frozen_beside(policy, device)) if judge else None
+def load_judge(judge: str | None, policy: Path, config: RLConfig, run: Run) -> Reward | None:
+    """A second reward, which is not learnt from; without one the run says what it will not see.
+
+    Raises InputError when its tokenizer is not the policy's.
+    """
+    if judge:
+        return open_one(judge, config, frozen_beside(policy, run.device))
+    run.progress.say(f"{run.out}: no --judge, so a score that rises while the answers get worse goes unseen")
+    return None
 
 
 def judge_score(judge: Reward, rollout: Rollout, missing_end: float) -> float:

@@ -6,7 +6,8 @@
         ... a rollout, its drift at budget.price ...
         ... what is measured of a rollout ...
         if budget.holds(measured, iteration):
-            budget.learnt(measured | improve(...), iteration)
+            with budget.learning(measured, iteration):
+                budget.learnt(measured | improve(...), iteration)
 
 The watch (`watch.py`) looks at the same measurements: it says what is wrong, and stops what cannot be learned from.
 A run that is stopped keeps its best sound policy: over several rollouts the judge liked it best; without a judge, it
@@ -18,10 +19,12 @@ in the checkpoints, with the learner.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from tutelage.errors import TrainingError
 from tutelage.learning.kl import steered
 from tutelage.model.lora import trainable
 from tutelage.rl.config import RLConfig
@@ -74,12 +77,7 @@ class KLBudget:
             budget = f"the budget of {self.config.kl_budget} nats"
             self.stopped = f"KL {measured['kl']:.1f} exceeded {budget} at iteration {iteration}"
         if self.stopped:
-            self.over = True
-            why = self._put_right()
-            self.run.progress.say(
-                f"{self.run.out}: {self.stopped}; the policy of iteration {self.kept_at} is kept, {why}"
-            )
-            self.run.log(iteration + 1, **measured)
+            self._end(measured, iteration)
             return False
         if self.watch.sound:
             self.kept = {name: weight.clone() for name, weight in self.learner.average.weights.items()}
@@ -87,6 +85,20 @@ class KLBudget:
             self._like()
             self._snapshot(iteration)
         return iteration < self.config.iterations
+
+    @contextmanager
+    def learning(self, measured: Line, iteration: int) -> Iterator[None]:
+        """Around an iteration's steps: one that cannot be taken ends the run, and the best policy is kept.
+
+        Raises TrainingError in the first iteration: nothing has been learnt that could be kept.
+        """
+        try:
+            yield
+        except TrainingError as error:
+            if iteration == 0:
+                raise
+            self.stopped = tell([self.watch.add(iteration, "step impossible", str(error))], self.run.progress.say)
+            self._end(measured, iteration)
 
     def learnt(self, measured: Line, iteration: int) -> None:
         """After this iteration's steps: log them; save if it is time to, or if somebody asked to stop."""
@@ -98,6 +110,13 @@ class KLBudget:
         if self.config.kl_target:
             self.price = steered(self.price, measured["kl"], self.config.kl_target, self.config.kl_gain)
         self.run.checkpoint(iteration + 1, self.state)
+
+    def _end(self, measured: Line, iteration: int) -> None:
+        """Keep the best policy, and say so."""
+        self.over = True
+        why = self._put_right()
+        self.run.progress.say(f"{self.run.out}: {self.stopped}; the policy of iteration {self.kept_at} is kept, {why}")
+        self.run.log(iteration + 1, **measured)
 
     def _look(self, measured: Line, iteration: int) -> None:
         """Say what is wrong since this iteration. What the run has to end for ends it at the next rollout."""
@@ -125,7 +144,8 @@ class KLBudget:
         if self.liked is None:
             return "the last sound one"
         self.kept, self.kept_at = self.liked, self.liked_at
-        return "the best by score less drift" if math.isnan(self._judged) else "which the judge liked best"
+        judged = "judge_score" in self.watch.seen.recent[-1]
+        return "which the judge liked best" if judged else "the best by score less drift"
 
     def _snapshot(self, iteration: int) -> None:
         """Keep what the run would save if it ended here, where one is due."""

@@ -247,13 +247,22 @@ def clipped_much(seen: Seen) -> str | None:
 
 
 def stands_still(seen: Seen) -> str | None:
-    # Not the clip alone: with one step a rollout the ratio is 1 and nothing is ever clipped.
-    clip, moved = seen.lasting(lambda x: x == 0, "clip_fraction", SETTLING), seen.now("kl_k3")
-    if not (clip and moved < STILL):
+    # Not the clip alone: with one step a rollout the ratio is 1 and nothing is ever clipped; and only PPO has one.
+    clipped = any(line.get("clip_fraction", 0.0) > 0 for line in seen.recent)
+    if clipped or not seen.lasting(lambda x: x < STILL, "kl_k3", SETTLING):
         return None
     return (
-        f"after {seen.iteration} iterations nothing was ever clipped and the policy is {moved:.1g} nats a token from "
-        "where it began; likely the learning rate is too low, or no gradient reaches the policy; raise --lr"
+        f"after {seen.iteration} iterations the policy is {seen.now('kl_k3'):.1g} nats a token from where it began; "
+        f"likely the steps are too small, or no gradient reaches the policy; raise {seen.rate}"
+    )
+
+
+def search_failing(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x == 0, "step_share"):
+        return None
+    return (
+        f"in {PATIENCE} iterations the line search found no step that gains within its limit; likely so few responses "
+        "that the gradient is noise, or advantages that are all alike; raise --batch, look at the scores"
     )
 
 
@@ -298,5 +307,6 @@ CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
     ("pretraining share out of range", "warn", share_off),
     ("clip fraction high", "warn", clipped_much),
     ("policy stands still", "warn", stands_still),
+    ("line search failing", "warn", search_failing),
     ("scores alike", "warn", scores_alike),
 )

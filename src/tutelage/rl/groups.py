@@ -70,7 +70,7 @@ def learn_in_groups(
         if corpus:
             steps = config.iterations * config.passes * -(-config.batch // config.rows)
             learner.mix = open_mix(run, actors, corpus, steps)
-        held_out = load_judge(judge, policy, config, run.device)
+        held_out = load_judge(judge, policy, config, run)
         results = train(run, method, learner, actors, asked, held_out).put_back()
         save_tuned(out, learner.policy, actors.words, policy, config)
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
@@ -91,8 +91,9 @@ def train(
         if judge:
             measured["judge_score"] = judge_score(judge, rollout, config.missing_end)
         if budget.holds(measured, iteration):
-            order = minibatch_order(run, iteration)
-            budget.learnt(measured | improve(method, learner, rollout, config, order, iteration), iteration)
+            with budget.learning(measured, iteration):
+                order = minibatch_order(run, iteration)
+                budget.learnt(measured | improve(method, learner, rollout, config, order, iteration), iteration)
     return budget
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import InputError
+from tutelage.errors import TrainingError
 from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import trainable
@@ -96,7 +96,7 @@ def check_ratio(error: float, dtype: torch.dtype) -> None:
     """Before the first step of an iteration old and new policy are the same: anything but ratio 1 is a bug upstream."""
     limit = 1e-4 if dtype == torch.float32 else 5e-2
     if not error <= limit:
-        raise InputError(
+        raise TrainingError(
             f"policy: before the first step the ratio is off 1 by {error:.2g}, at most {limit:g} is rounding; "
             "dropout, another temperature or other positions are at work: run with --dtype fp32 to tell"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tutelage.errors import InputError
+from tutelage.errors import TrainingError
 from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import masked_mean
 from tutelage.learning.trust_region import Product, fisher_product, flat, line_search, natural_step, surrogate
@@ -36,7 +36,7 @@ def trust_region_step(
 ) -> Line:  # fmt: skip
     """One step, `limit` nats a token at most. Log-probabilities are computed in `parts`, as the rollout's were.
 
-    Raises InputError where the ratio is off 1 before it, or the gradient is not finite.
+    Raises TrainingError where the ratio is off 1 before it, or the gradient is not finite.
     """
     policy, mask = learner.policy, rollout.responses.mask
     weights = list(trainable(policy).values())
@@ -76,7 +76,7 @@ def surrogate_gradient(
         gain = surrogate(logprobs, some.logprobs, advantages[rows, : mask.shape[1]], mask, total)
         gradient += flat(torch.autograd.grad(gain, weights))
     if not math.isfinite(float(gradient.norm())):
-        raise InputError(f"training: the gradient is {float(gradient.norm())}; use --dtype fp32")
+        raise TrainingError(f"training: the gradient is {float(gradient.norm())}; use --dtype fp32")
     return gradient, max(errors)
 
 

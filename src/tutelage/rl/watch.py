@@ -3,9 +3,9 @@
     Watch(limits).look(iteration, measured) -> [Finding(iteration, name, words, verdict)]
 
 The checks themselves, with their thresholds, are in `checks.py`. Each finds something once in a run, not in each
-iteration. Most only warn; what cannot be learnt from ends the run (stop: the best sound policy is kept), and what is
-broken outright refuses to go on, its last checkpoint left as it is. No tensors: a run's own measurements, and no
-number of the training.
+iteration. Most only warn; what cannot be learnt from ends the run (stop: the best sound policy is kept), and so does
+what is broken outright, but that a run which has learnt nothing yet is refused. No tensors: a run's own measurements,
+and no number of the training.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,6 +47,11 @@ class Watch:
         self.findings += found
         return found
 
+    def add(self, iteration: int, name: str, words: str) -> Finding:
+        """What was found elsewhere and ends the run."""
+        self.findings.append(Finding(iteration, name, words, "stop"))
+        return self.findings[-1]
+
     def _with(self, iteration: int, measured: Line) -> Seen:
         opening, recent = list(self.seen.opening), list(self.seen.recent)
         if iteration == self.seen.iteration:
@@ -82,9 +87,9 @@ def tell(findings: Sequence[Finding], say: Callable[[str], None]) -> str | None:
     stopped = None
     for finding in findings:
         line = f"iteration {finding.iteration}: {finding.name}: {finding.words}"
-        if finding.verdict == "refuse":
+        if finding.verdict == "refuse" and finding.iteration == 0:
             raise InputError(f"policy: {line}")
         say(f"{'found' if finding.verdict == 'warn' else 'stopped'} at {line}")
-        if finding.verdict == "stop":
+        if finding.verdict != "warn":
             stopped = f"{finding.name} at iteration {finding.iteration}"
     return stopped

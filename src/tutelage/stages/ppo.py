@@ -10,7 +10,7 @@ score -1 without an end of turn, advantages whitened over the rollout; how the p
 `--update` has two others in the clip's place: an adapted price on the KL to the policy that sampled (Schulman et al.
 2017, eq. 8), and TRPO's natural-gradient step (2015). All else is the same: rollouts, rewards, value network, leash.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
-policy stays within a budget of nats per response, and a gradient that is not finite stops the run. What else is wrong
+policy stays within a budget of nats per response, and a gradient that is not finite ends the run. What else is wrong
 with the curves, `rl/watch.py` says.
 """
 
@@ -153,7 +153,7 @@ def ppo(
         if config.ptx:
             steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
             learner.mix = open_mix(run, actors, corpus, steps)
-        results = train(run, learner, actors, asked, load_judge(judge, policy, config, run.device)).put_back()
+        results = train(run, learner, actors, asked, load_judge(judge, policy, config, run)).put_back()
         save_tuned_scorer(out / "value", learner.value, actors.words, actors.value_base, config)
         save_tuned(out, learner.policy, actors.words, policy, config)
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
@@ -175,9 +175,10 @@ def train(
         if judge:
             measured["judge_score"] = judge_score(judge, rollout, config.missing_end)
         if budget.holds(measured, iteration):
-            order = minibatch_order(run, iteration)
-            measured |= improve(learner, rollout, advantages, returns, config, order, iteration)
-            budget.learnt(measured, iteration)
+            with budget.learning(measured, iteration):
+                order = minibatch_order(run, iteration)
+                learnt = improve(learner, rollout, advantages, returns, config, order, iteration)
+                budget.learnt(measured | learnt, iteration)
     return budget
 
 
