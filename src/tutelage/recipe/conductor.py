@@ -22,13 +22,17 @@ from tutelage.runs.run import read_run
 
 INTERRUPTED = 130  # exit status of a stage that was told to stop
 STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C
+GUESS = 30.0  # seconds of the plan that the guess at this machine's pace weighs as much as
 
 
 class Conductor:
     """Runs the steps one after another and keeps the one progress line."""
 
-    def __init__(self, out: Path, record: dict[str, Any], plan: Sequence[Step], expected: dict[str, int]):
+    def __init__(
+        self, out: Path, record: dict[str, Any], plan: Sequence[Step], expected: dict[str, int], pace: float = 1.0
+    ):
         self.out, self.record, self.plan, self.expected = out, record, plan, expected
+        self.pace = pace  # seconds here for a second of the plan: a guess, until stages have been timed
         self.live = sys.stdout.isatty()
         self.shown = 0.0
         self.resumed: float | None = None  # the fraction at which the running stage went on
@@ -113,7 +117,7 @@ class Conductor:
     def left(self, step: Step, fraction: float, running: float) -> float:
         """Expected seconds of what is to come, scaled by how this machine has kept to the expectation so far."""
         done = self.planned + (fraction - (self.resumed or 0.0)) * self.expected[step.name]
-        pace = (self.spent + running) / done if done > 5 else 1.0
+        pace = (GUESS * self.pace + self.spent + running) / (GUESS + done)
         coming = sum(self.expected[s.name] for s in self.plan[self.plan.index(step) + 1 :])
         return pace * (coming + (1 - fraction) * self.expected[step.name])
 

@@ -15,13 +15,16 @@ from tutelage.recipe.conductor import Conductor, read_record, write_record
 from tutelage.recipe.preset import BASED, PRESETS, Preset, seeded
 from tutelage.recipe.step import Step
 from tutelage.runs.base import find_base
-from tutelage.runs.device import DTYPES
+from tutelage.runs.device import DTYPES, choose_device
 from tutelage.runs.log import clock
-from tutelage.runs.machine import gemm_rate
+from tutelage.runs.machine import gemm_rate, name_of
 from tutelage.runs.run import RunConfig
 from tutelage.runs.summary import write_summary
 from tutelage.stages.collect import source_files
 from tutelage.stages.imported import ImportConfig
+
+# Not all of the time is products: 820 -> 125 GFLOP/s (bf16 -> fp32) made SmolLM2's stages 3.2 to 5 times as long.
+PRODUCTS = 0.75
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,13 @@ def demo(
     sizes = (BASED if base else PRESETS)[preset]
     start = Start(find_base(base) if base else None, demos, corpus)
     record = read_record(out) or {"seed": seed, "stages": {}}
-    record |= {"seed": seed, "gemm_gflops": {name: round(gemm_rate(dtype)) for name, dtype in DTYPES.items()}}
+    device = choose_device()
+    measured = {name: gemm_rate(dtype, device.torch_device) for name, dtype in DTYPES.items()}
+    record |= {"seed": seed, "gemm_gflops": {name: round(rate) for name, rate in measured.items()}}
     rates = ", ".join(f"{name} {rate}" for name, rate in record["gemm_gflops"].items())
     print(f"tutelage demo -> {out}   {os.cpu_count()} cores, matrix products in GFLOP/s: {rates}", flush=True)
-    conductor = Conductor(out, record, steps(out, sizes, seed, start), sizes.seconds)
+    pace = pace_of(sizes, measured[name_of(device.compute_dtype)])
+    conductor = Conductor(out, record, steps(out, sizes, seed, start), sizes.seconds, pace)
     conductor.run_all()
     record["total_seconds"] = round(sum(s["seconds"] for s in record["stages"].values()), 1)
     write_record(out, record)
@@ -111,3 +117,8 @@ def demo(
         f"Read {out / 'report.html'}, and talk to it:\n"
     )
     print(f"    tutelage chat {out / 'ppo-ptx'}\n")
+
+
+def pace_of(sizes: Preset, rate: float) -> float:
+    """How many seconds one of the plan's may take here, where products run at `rate` GFLOP/s."""
+    return max(1.0, sizes.gflops / rate) ** PRODUCTS

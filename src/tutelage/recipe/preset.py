@@ -3,7 +3,8 @@
     PRESETS[name] -> a config for every stage;  BASED[name] -> the same for a base model that was trained elsewhere
 
 `demo` is the real thing for two CPU cores; `toy` runs every stage in seconds, to test the plumbing. The seconds beside
-each stage are what it took where the demo was tuned (LOG.md): they only split the progress bar.
+each stage are what it took where the demo was tuned (LOG.md), and `gflops` how fast that machine was: they split the
+progress bar and are the first guess at the time left.
 """
 
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ class Preset:
     ppo: PPOConfig
     evaluate: EvaluateConfig
     seconds: dict[str, int]
+    gflops: float = 0.0  # matrix products where the seconds were taken; 0 where they say nothing about the time
 
 
 DEMO = Preset(
@@ -46,6 +48,7 @@ DEMO = Preset(
         "data": 11, "tokenizer": 7, "pretrain": 155, "sft": 56, "rank": 55, "reward": 79, "ppo": 50, "ppo-ptx": 74,
         "evaluate": 47, "report": 2,
     },
+    gflops=820,
 )  # fmt: skip
 
 TOY = Preset(
@@ -83,9 +86,10 @@ DEMO_BASED = Preset(
     ),
     evaluate=EvaluateConfig(count=200, heldout_windows=64, heldout_window=256),
     seconds={
-        "data": 10, "import": 6, "sft": 120, "rank": 50, "reward": 60, "ppo": 330, "ppo-ptx": 390, "evaluate": 330,
+        "data": 10, "import": 5, "sft": 190, "rank": 75, "reward": 73, "ppo": 330, "ppo-ptx": 430, "evaluate": 335,
         "report": 2,
     },
+    gflops=820,
 )  # fmt: skip
 TOY_BASED = replace(
     TOY,
