@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
+Answer = Callable[[dict[str, Any]], tuple[int, bytes] | tuple[int, bytes, dict[str, str]]]
 
 
 class Scorer:
@@ -28,8 +28,10 @@ def serving(answer: Answer) -> Iterator[Scorer]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             scorer.asked.append(body)
             scorer.headers.append({"path": self.path, **self.headers})
-            status, told = answer(body)
+            status, told, *headers = answer(body)
             self.send_response(status)
+            for name, value in headers[0].items() if headers else ():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(told)))
             self.end_headers()
             with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked has had enough

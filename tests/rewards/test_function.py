@@ -1,5 +1,6 @@
 """Python functions as rewards: found, called once for all, and held to what a reward is."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,29 @@ def test_its_identity_is_its_name_and_its_file_and_needs_no_call(tmp_path: Path)
     for missing in (f"{tmp_path / 'none.py'}:f", "no.such.module:f", "nosuch:f", ":f", "..a:f"):
         with pytest.raises(InputError, match="check what stands before|is neither a run nor a module"):
             function_identity(missing)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "raise RuntimeError('no\\nlicence')",
+            "cannot be imported (RuntimeError: no licence); mend it or what it needs",
+        ),
+        ("raise ValueError('no')", "cannot be imported (ValueError: no)"),
+        ("import nosuch_package", "cannot be imported (ModuleNotFoundError: No module named 'nosuch_package')"),
+        ("from json import nosuch", "cannot be imported (ImportError: cannot import name"),
+        ("", "is neither a run nor a module that python finds from here"),
+    ],
+)
+def test_a_package_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, said: str
+) -> None:
+    """Packages are imported to look into them: before a run begins, its inputs are hashed."""
+    (tmp_path / "fails").mkdir()
+    (tmp_path / "fails" / "__init__.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fails", raising=False)
+    with pytest.raises(InputError) as error:
+        function_identity("fails.inside:taste")
+    assert f"reward fails.inside: {said}" in str(error.value) and "\n" not in str(error.value)

@@ -1,18 +1,26 @@
 """An HTTP scorer, against a real server on the loopback: the shape, the batches, and everything that can go wrong."""
 
+import email.utils
 import json
+import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scorer_server import by, letters, serving
+from scorer_server import Answer, by, letters, serving
 from world import assistant, user
 
 from tutelage.errors import InputError
 from tutelage.rewards import http as wire
 from tutelage.rewards.http import HTTPReward, read_scores, score_list
+from tutelage.store.tables import ApiKey
+from tutelage.web.errors import ApiError
+from tutelage.web.limits import Limits
 
 
 def talks(count: int) -> list[list[dict[str, str]]]:
@@ -169,3 +177,150 @@ def test_what_we_print_is_what_we_read() -> None:
         "object": "list", "data": [{"index": 0, "score": 1.5}, {"index": 1, "score": -2.0}], "model": "m",
     }  # fmt: skip
     assert read_scores(json.loads(json.dumps(answer)), 2) == [1.5, -2.0]
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long it would have waited, each time."""
+    waited: list[float] = []
+    monkeypatch.setattr(wire, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic))
+    monkeypatch.setattr(wire, "PAUSE", 0.5)
+    return waited
+
+
+def after(*waits: str | None, status: int = 429) -> Answer:
+    """Refuses once for each, with that Retry-After, and then answers."""
+    said: list[str] = []
+
+    def answer(body: dict[str, Any]) -> Any:
+        if len(said) == len(waits):
+            return by(letters)(body)
+        wait = waits[len(said)]
+        said.append("refused")
+        return status, b"not now", {} if wait is None else {"Retry-After": wait}
+
+    return answer
+
+
+def in_seconds(seconds: float) -> str:
+    return email.utils.formatdate(time.time() + seconds, usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [
+        ("7", 7, 7), ("1", 1, 1), (in_seconds(3600), 60, 60), ("119", 60, 60), ("9" * 5000, 60, 60),
+        ("0", 0.5, 0.5), (in_seconds(-60), 0.5, 0.5), ("soon", 0.5, 0.5), ("-7", 0.5, 0.5), ("", 0.5, 0.5),
+    ],
+)  # fmt: skip
+def test_a_server_that_says_when_is_asked_again_then(
+    waits: list[float], status: int, said: str, least: float, most: float
+) -> None:
+    with serving(after(said, status=status)) as scorer:
+        assert HTTPReward(scorer.url)(talks(2)) == [letters(talk) for talk in talks(2)]
+    assert len(waits) == 1 and least <= waits[0] <= most
+
+
+@pytest.mark.parametrize("zone", ["GMT", "-0000"])
+def test_an_hour_on_the_clock_is_greenwich_s(zone: str) -> None:
+    date = in_seconds(30).replace("GMT", zone)
+    assert 25 < wire.seconds_until(date) <= 30
+
+
+def test_it_never_waits_for_less_than_without_a_word(waits: list[float]) -> None:
+    with serving(after(None, None, None, "1", "5")) as scorer:
+        HTTPReward(scorer.url)(talks(1))
+    assert waits == [0.5, 1.0, 2.0, 2.0, 5.0]
+
+
+def test_a_limit_a_minute_is_sat_out_and_no_more(waits: list[float]) -> None:
+    with serving(after(*["119"] * 5)) as scorer:
+        assert HTTPReward(scorer.url)(talks(1)) == [letters(talks(1)[0])]
+    assert waits == [60.0] * 5
+    waits.clear()
+    with serving(after(*["119"] * 6)) as scorer:
+        line = r"status 429 \(not now\), and it asks to wait for more than 300 s; raise its limits, or go on later"
+        with pytest.raises(InputError, match=line):
+            HTTPReward(scorer.url)(talks(1))
+    assert waits == [60.0] * 5
+
+
+def test_what_our_own_server_says_is_understood() -> None:
+    limits, key = Limits(), ApiKey(id="k", requests_per_minute=1)
+    limits.request(key)
+    with pytest.raises(ApiError) as error:
+        limits.request(key)
+    exact = int(error.value.headers["retry-after-ms"]) / 1000
+    assert 0 < exact - 0.01 <= wire.seconds_until(error.value.headers["retry-after"]) <= 120
+
+
+def test_ctrl_c_ends_a_wait() -> None:
+    main = threading.main_thread().ident
+    assert main
+    with serving(after("60")) as scorer:
+        timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            HTTPReward(scorer.url)(talks(1))
+    assert 0.4 < time.monotonic() - begun < 10
+
+
+def test_each_piece_has_what_is_left_of_the_time() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(5.0)
+        read = wire.Until(ours, ours.makefile("rb", buffering=0))
+        time.sleep(0.1)
+        theirs.sendall(b"ab")
+        assert read.read(1) == b"a" and 4.0 < (first := ours.gettimeout()) <= 4.9
+        time.sleep(0.1)
+        assert read.read(1) == b"b" and 4.0 < ours.gettimeout() <= first - 0.1
+        read.end -= 5.0
+        with pytest.raises(TimeoutError):
+            read.read(1)
+
+
+@contextmanager
+def dripping(spoken: bytes, drop: bytes) -> Iterator[str]:
+    """A server that says this at once and then drop by drop for as long as anybody listens, for 10 s at most."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def speak() -> None:
+        with listening.accept()[0] as talk:
+            talk.recv(65536)
+            try:
+                talk.sendall(spoken)
+                for _ in range(500):
+                    talk.sendall(drop)
+                    time.sleep(0.02)
+            except OSError:
+                pass  # it hung up
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    with listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/s"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("spoken", "drop"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+    ids=["first line", "headers", "known length", "until it closes", "chunks"],
+)
+def test_a_server_that_drips_is_left(monkeypatch: pytest.MonkeyPatch, spoken: bytes, drop: bytes) -> None:
+    """Each of its pieces comes in time, the whole does not."""
+    monkeypatch.setattr(wire, "TIMEOUT", 0.3)
+    monkeypatch.setattr(wire, "ATTEMPTS", 1)
+    begun = time.monotonic()
+    with dripping(spoken, drop) as url, pytest.raises(InputError, match="no answer .*timed out"):
+        HTTPReward(url)(talks(1))
+    assert 0.2 < time.monotonic() - begun < 3

@@ -1,5 +1,6 @@
 """What the sampler keeps of the lowest blocks, against these blocks run on each whole text alone."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_it_is_what_the_lowest_blocks_make_of_whole_texts(make_gpt: Any, family:
     model, seeds = make_gpt(family), list(range(4 * samples))
     free = generate(model, PROMPTS, seeds, -1, SAMPLING, samples)
     for end in (-1, free[0][0].ids[2], free[3][-1].ids[0]):
-        lower = Lower(1)
+        lower = Lower(1, 4 * samples, 17)
         answers = generate(model, PROMPTS, seeds, end, SAMPLING, samples, lower=lower)
         assert ids_of(answers) == ids_of(generate(model, PROMPTS, seeds, end, SAMPLING, samples))
         texts = [prompt + answer.ids for prompt, some in zip(PROMPTS, answers, strict=True) for answer in some]
@@ -36,8 +37,35 @@ def test_it_is_what_the_lowest_blocks_make_of_whole_texts(make_gpt: Any, family:
 
 def test_it_can_be_learnt_through(make_gpt: Any) -> None:
     """What is made in inference mode can not."""
-    model, lower = make_gpt(), Lower(1)
+    model, lower = make_gpt(), Lower(1, 1, 13)
     generate(model, PROMPTS[:1], [1], -1, SAMPLING, lower=lower)
     stream = lower.stream(8, model.embedding.weight)
     model.trunk(torch.zeros(1, 8, dtype=torch.long), stream=stream).sum().backward()
     assert model.blocks[-1].mlp.down.weight.grad is not None and model.embedding.weight.grad is None
+
+
+def test_what_it_kept_goes_with_the_copy(make_gpt: Any) -> None:
+    model, lower = make_gpt(), Lower(1, 4, 17)
+    generate(model, PROMPTS, range(4), -1, SAMPLING, lower=lower)
+    assert lower.x is not None and lower.x.shape == (4, 17, model.config.width)
+    kept = weakref.ref(lower.x)
+    stream = lower.stream(17, model.embedding.weight)
+    assert kept() is None and stream.x.shape == (4, 17, model.config.width)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_several_batches_are_as_one(make_gpt: Any, size: int, samples: int) -> None:
+    """Each as wide as its own prompts are."""
+    model, seeds = make_gpt(), list(range(4 * samples))
+    whole, split = Lower(1, 4 * samples, 17), Lower(1, 4 * samples, 17)
+    expected = generate(model, PROMPTS, seeds, 290, SAMPLING, samples, lower=whole)
+    answers = []
+    for at in range(0, 4, size):
+        some, chance = PROMPTS[at : at + size], seeds[at * samples : (at + size) * samples]
+        answers += generate(model, some, chance, 290, SAMPLING, samples, lower=split)
+    assert ids_of(answers) == ids_of(expected)
+    one, other = (lower.stream(17, model.embedding.weight).x for lower in (whole, split))
+    for row, text in enumerate(len(p) + len(a.ids) for p, some in zip(PROMPTS, expected, strict=True) for a in some):
+        assert one[row, :text].abs().sum(1).all()
+        torch.testing.assert_close(other[row, :text], one[row, :text], atol=1e-5, rtol=1e-5)

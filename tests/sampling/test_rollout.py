@@ -1,12 +1,13 @@
 """Rollouts: every number of a padded batch against one response at a time, computed by torch's own cross entropy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tutelage.model.gpt import GPT
+from tutelage.model.gpt import GPT, Stream
 from tutelage.model.heads import ScalarGPT
 from tutelage.sampling.rollout import (
     Responses,
@@ -140,3 +141,16 @@ def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any)
         assert actual[0].tolist() == pytest.approx(logprobs_alone(model, PROMPTS[0], ANSWERS[0].ids, 0.7), abs=1e-5)
     torch.testing.assert_close(rollout.values, response_values(value, batch()).detach())
     assert not any(x.requires_grad for x in (rollout.logprobs, rollout.ref_logprobs, rollout.values, rollout.scores))
+
+
+def test_the_stream_of_some_rows_is_theirs_and_not_copied_before_it_is_used(make_gpt: Any) -> None:
+    """Rows of rows, too: a rollout's parts are cut once more into rows of like length."""
+    model, x = make_gpt(), torch.randn(3, 9, 4)
+    whole = replace(batch(), stream=Stream(x, 1, model.embedding.weight))
+    assert torch.equal(whole.stream_for(model).x, x[:, :6])
+    part = whole.rows(torch.tensor([2, 0, 1]))
+    for some, numbers in ((part, [2, 0, 1]), (part.rows(torch.tensor([1, 2])), [0, 1])):
+        assert some.stream is not None and some.stream.x is x
+        found = some.stream_for(model)
+        assert torch.equal(found.x, x[numbers, :6]) and found.layers == 1
+        assert some.stream_for(make_gpt()) is None

@@ -14,12 +14,13 @@ from world import World, interrupted, metrics, results, same_files
 from tutelage.model.gpt import GPT
 from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
-from tutelage.rl.actors import Actors, EncodedPrompt, load_actors, roll_out, rollout_seeds
+from tutelage.rl.actors import Actors, EncodedPrompt, load_actors, lower_for, roll_out, rollout_seeds
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, response_logprobs, response_values, score_rollout
+from tutelage.sampling.sampler import Answer, generate
 
 SHARED = replace(CONFIG, lora_rank=4, lora_layers=1)
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
@@ -30,10 +31,11 @@ def actors_of(policy: Path, judge: Path, out: Path, layers: int = 1) -> Actors:
     return load_actors(policy, (str(judge),), config, Run(out, stage="ppo", config=config, inputs={}))
 
 
-def roll(actors: Actors) -> Rollout:
+def roll(actors: Actors, samples: int = 1) -> Rollout:
+    """18 responses, of 19 tokens at most with their prompts."""
     prompts = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45, 46, 12, 11, 10]] * 6  # more than one group of like length
-    sampling, asked = SamplingConfig(max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts]
-    return roll_out(actors, asked, rollout_seeds(0, 0, len(prompts)), sampling, -1.0, torch.arange(18).split(7))[0]
+    sampling, asked = SamplingConfig(max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts[: 18 // samples]]
+    return roll_out(actors, asked, rollout_seeds(0, 0, 18), sampling, -1.0, torch.arange(18).split(7), samples)[0]
 
 
 def shake(model: GPT) -> None:
@@ -103,6 +105,47 @@ def test_shared_and_separate_models_agree(
             assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
             if p.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("fp32", 4), ("bf16", 2)])
+def test_what_is_kept_is_bounded_in_bytes(
+    policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, bytes_each: int
+) -> None:
+    config = replace(SHARED, dtype=dtype)
+    actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
+    size = 18 * 19 * actors.policy.config.width * bytes_each
+    monkeypatch.setattr("tutelage.rl.actors.STREAM_AT_MOST", size)
+    assert lower_for(actors, 18, 19) is not None and lower_for(actors, 18, 20) is None
+    monkeypatch.setattr("tutelage.rl.actors.STREAM_AT_MOST", size - 1)
+    assert lower_for(actors, 18, 19) is None
+
+
+@pytest.mark.parametrize(("samples", "batches"), [(1, [7, 7, 4]), (3, [6, 6, 6]), (9, [9, 9])])
+def test_a_rollout_of_more_keys_and_values_than_fit_is_sampled_in_batches(
+    policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, batches: list[int]
+) -> None:
+    """A prompt's responses together, and the same numbers as of one batch."""
+    actors, sizes = actors_of(policy, judge, tmp_path), []
+
+    def counting(model: GPT, prompts: Any, seeds: Any, *given: Any, **named: Any) -> list[list[Answer]]:
+        sizes.append(len(seeds))
+        return generate(model, prompts, seeds, *given, **named)
+
+    monkeypatch.setattr("tutelage.rl.actors.generate", counting)
+    whole = roll(actors, samples)
+    assert sizes == [18]
+    c = actors.policy.config
+    row = 2 * (7 + 12) * c.layers * c.kv_heads * c.head_width
+    monkeypatch.setattr("tutelage.sampling.sampler.CACHE_AT_MOST", 8 * row - 1)
+    split = roll(actors, samples)
+    assert sizes[1:] == batches
+    assert torch.equal(split.responses.ids, whole.responses.ids) and whole.responses.stream and split.responses.stream
+    for name in ("logprobs", "ref_logprobs", "values", "scores"):
+        torch.testing.assert_close(getattr(split, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
+    real = torch.arange(whole.responses.ids.shape[1]) <= whole.responses.last[:, None]
+    torch.testing.assert_close(
+        split.responses.stream.x[real], whole.responses.stream.x[real], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch or CPU has no packed bf16 products")

@@ -68,7 +68,7 @@ def load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever the user's module does while it is imported
-        raise InputError(f"reward {name}: cannot be imported ({type(error).__name__}: {error})") from error
+        raise not_importable(name, error) from error
 
 
 def load_file(path: Path) -> ModuleType:
@@ -78,8 +78,15 @@ def load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"reward {path}: cannot be imported ({type(error).__name__}: {error})") from error
+        raise not_importable(path, error) from error
     return module
+
+
+def not_importable(place: str | Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"reward {place}: cannot be imported ({type(error).__name__}: {reason}); mend it or what it needs"
+    )
 
 
 def look_here() -> None:
@@ -91,7 +98,8 @@ def look_here() -> None:
 def function_identity(named: str) -> Named:
     """Its name and the text of its file: another function, or a changed file, makes another run.
 
-    Nothing is run for it, and what the file imports from elsewhere is not looked at.
+    The file itself is not run for it, only the packages that a module lies in, and what it imports from elsewhere is
+    not looked at.
     """
     place, _, name = named.rpartition(":")
     file = Path(place) if place.endswith(".py") else module_file(place)
@@ -101,12 +109,16 @@ def function_identity(named: str) -> Named:
 
 
 def module_file(name: str) -> Path:
-    """Where a module's source lies. Raises InputError where python finds none."""
+    """Where a module's source lies; the packages around it are imported. Raises InputError where python finds none."""
     look_here()
     try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
+        spec = importlib.util.find_spec(name) if all(name.split(".")) else None
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):  # another one, which a package around it asks for
+            raise not_importable(name, error) from error
         spec = None
+    except Exception as error:
+        raise not_importable(name, error) from error
     if spec is None or not spec.origin:
         line = "is neither a run nor a module that python finds from here; give FILE.py:FUNCTION"
         raise InputError(f"reward {name}: {line}")

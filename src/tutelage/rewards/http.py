@@ -4,14 +4,19 @@
 
 A conversation is a list of messages that ends with the answer to judge; scores may come in any order, by their index.
 The model's name is the URL's fragment: http://127.0.0.1:8000/v1/score#helpful. Requests hold a batch, end at a time
-limit and are repeated a few times where that may help: no connection, a timeout, status 429 or 5xx. Redirects are not
-followed and proxies not asked.
+limit and are repeated a few times where that may help: no connection, a timeout, status 429 or 5xx. A server that says
+with these when to come back (Retry-After) is asked again then, for some minutes: limits are often so many a minute.
+Redirects are not followed and proxies not asked.
 """
 
+import email.utils
 import http.client
+import io
 import json
+import socket
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -21,15 +26,21 @@ from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
 
 BATCH = 32  # conversations per request
-TIMEOUT = 60.0  # seconds for a connection, and for each piece of the answer
-ATTEMPTS = 4  # of a request, the first one included
+TIMEOUT = 60.0  # seconds for a connection, and for the whole of an answer
+ATTEMPTS = 4  # of a request, the first one included; those after which the server said when to come back do not count
 PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
+LONGEST_WAIT = 60.0  # seconds until the next attempt, whatever the server asks for: it may be free sooner
+PATIENCE = 300.0  # seconds that a request waits in all because the server says so
 LARGEST = 2**24  # bytes of an answer; 32 scores take about 1,500
 DEFAULT_MODEL = "reward"
 
 
 class Again(Exception):
-    """What another attempt may mend."""
+    """What another attempt may mend, in so many seconds if the server has said when."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = min(wait, LONGEST_WAIT)
 
 
 class HTTPReward:
@@ -56,14 +67,21 @@ class HTTPReward:
     def ask(self, question: dict[str, Any]) -> bytes:
         """The body of the answer, after as many attempts as it takes. Raises InputError when all have failed."""
         body = json.dumps(question, ensure_ascii=False).encode()
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
+        failed, waited = 0, 0.0
+        while True:
             try:
                 return self.post(body)
             except Again as error:
-                reason = str(error)
-        raise InputError(f"reward {self.shown}: {reason}, {ATTEMPTS} times; check that the scorer runs there")
+                reason, wait = str(error), error.wait
+            failed += not wait
+            if failed == ATTEMPTS:
+                raise InputError(f"reward {self.shown}: {reason}, {ATTEMPTS} times; check that the scorer runs there")
+            pause = max(wait, PAUSE * 2 ** max(0, failed - 1))
+            waited += pause if wait else 0
+            if waited > PATIENCE:
+                line = f"{reason}, and it asks to wait for more than {PATIENCE:.0f} s"
+                raise InputError(f"reward {self.shown}: {line}; raise its limits, or go on later")
+            time.sleep(pause)
 
     def post(self, body: bytes) -> bytes:
         """One attempt. Raises Again for what may pass, InputError for what will not."""
@@ -79,7 +97,7 @@ class HTTPReward:
         finally:
             connection.close()
         if status == 429 or status >= 500:
-            raise Again(f"status {status}{excerpt(told)}")
+            raise Again(f"status {status}{excerpt(told)}", seconds_until(answer.getheader("Retry-After", "")))
         if status != 200:
             move = "give --reward-key-file" if status in (401, 403) else "check the URL and what it takes"
             raise InputError(f"reward {self.shown}: status {status}{excerpt(told)}; {move}")
@@ -97,9 +115,52 @@ class HTTPReward:
             raise InputError(f"reward {self.shown}: {what}; a scorer answers {shape}") from None
 
 
+class Until(io.RawIOBase):
+    """What a socket receives within its timeout from now on, where its own would begin anew with each piece."""
+
+    def __init__(self, receiving: socket.socket, pieces: io.RawIOBase):
+        self.receiving, self.pieces = receiving, pieces
+        self.end = time.monotonic() + (receiving.gettimeout() or TIMEOUT)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.receiving.settimeout(left)
+        return self.pieces.readinto(buffer)
+
+    def close(self) -> None:
+        self.pieces.close()
+        super().close()
+
+
+class Answer(http.client.HTTPResponse):
+    """One with a time limit for the whole of it, from its first line on: a server may drip."""
+
+    def __init__(self, receiving: socket.socket, *given: Any, **named: Any):
+        super().__init__(receiving, *given, **named)
+        self.fp = io.BufferedReader(Until(receiving, self.fp.detach()))
+
+
 def connect(url: SplitResult, port: int | None) -> http.client.HTTPConnection:
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    return kind(url.hostname or "", port, timeout=TIMEOUT)
+    connection = kind(url.hostname or "", port, timeout=TIMEOUT)
+    connection.response_class = Answer
+    return connection
+
+
+def seconds_until(said: str) -> float:
+    """How long Retry-After asks to wait, in seconds or until an HTTP date; 0 where it says neither."""
+    if said.strip().isdecimal():
+        return float(said)
+    try:
+        date = email.utils.parsedate_to_datetime(said)
+    except (ValueError, OverflowError):
+        return 0.0
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def path_of(url: SplitResult) -> str:

@@ -36,10 +36,10 @@ from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.lower import Lower
 from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
-from tutelage.sampling.sampler import Answer, generate, inference_copy
+from tutelage.sampling.sampler import Answer, generate, inference_copy, rows_that_fit
 from tutelage.text.tokenizer import Tokenizer
 
-STREAM_AT_MOST = 2**27  # numbers of the residual stream that are kept for a rollout: 256 MiB in bf16
+STREAM_AT_MOST = 2**28  # bytes of the residual stream that are kept for a rollout
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,9 @@ def roll_out(
     """
     hand_back_memory()  # what learning from the last rollout left in pieces
     words = actors.words
-    asked_once = [p.ids for p in prompts]
-    lower = lower_for(actors, len(seeds) * (max(map(len, asked_once)) + sampling.max_tokens))
-    groups = generate(
-        inference_copy(actors.policy), asked_once, seeds, words.end_of_turn_id, sampling, samples, lower=lower
-    )
+    lower = lower_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
+    answers = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, lower)
     hand_back_memory()  # the copy and its keys and values: what learning needs next has other sizes
-    answers = [answer for group in groups for answer in group]
     asked = [prompt for prompt in prompts for _ in range(samples)]
     responses = pad_responses([p.ids for p in asked], answers, words.pad_id, actors.policy.embedding.weight.device)
     if lower:
@@ -176,12 +172,29 @@ def roll_out(
     return replace(rollout, conversations=told), sampler_gap(answers, rollout)
 
 
-def lower_for(actors: Actors, tokens: int) -> Lower | None:
+def sample(
+    actors: Actors, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: SamplingConfig, samples: int,
+    lower: Lower | None,
+) -> list[Answer]:  # fmt: skip
+    """`samples` answers to each prompt, prompt by prompt: as many prompts at once as their keys and values fit for."""
+    policy, end = inference_copy(actors.policy), actors.words.end_of_turn_id
+    longest = max(map(len, prompts)) + sampling.max_tokens
+    size = max(1, rows_that_fit(policy.config, longest, len(seeds)) // samples)
+    answers: list[Answer] = []
+    for at in range(0, len(prompts), size):
+        some, chance = prompts[at : at + size], seeds[at * samples : (at + size) * samples]
+        groups = generate(policy, some, chance, end, sampling, samples, lower=lower)
+        answers += [answer for group in groups for answer in group]
+    return answers
+
+
+def lower_for(actors: Actors, rows: int, length: int) -> Lower | None:
     """Where the layers that all have in common leave something to go on from; nothing where it would take too much
     memory: then each pass runs them again.
     """
-    fits = tokens * actors.policy.config.width <= STREAM_AT_MOST
-    return Lower(actors.shared_layers) if actors.shared_layers and fits else None
+    policy = actors.policy
+    size = rows * length * policy.config.width * policy.compute_dtype.itemsize
+    return Lower(actors.shared_layers, rows, length) if actors.shared_layers and size <= STREAM_AT_MOST else None
 
 
 def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:

@@ -1,6 +1,8 @@
 """What leaves the blocks that nothing trains, kept from the sampler while it writes the answers of a rollout.
 
-    lower = Lower(layers);  generate(..., lower=lower);  lower.stream(length, source) -> Stream
+    lower = Lower(layers, rows, length);  generate(..., lower=lower);  lower.stream(length, source) -> Stream
+
+A rollout may be sampled in several batches, one after the other: then `generate` is called as often.
 
 Policy, reference, reward and value have these blocks in common (`rl/actors.py`), and the sampler has run them on every
 token already. Only an answer's last token is not followed by another one: it is run for this alone.
@@ -15,23 +17,29 @@ from tutelage.model.gpt import Stream
 class Lower:
     """The residual stream of prompts and answers as it leaves the lowest `layers` blocks."""
 
-    def __init__(self, layers: int):
-        self.layers = layers
+    def __init__(self, layers: int, rows: int, length: int):
+        """For so many answers, none of which is longer with its prompt."""
+        self.layers, self.rows, self.length = layers, rows, length
+        self.x: Tensor | None = None  # (rows, length, C)
+        self.first, self.starts = 0, torch.empty(0)  # of the batch that is being written: its first row; its prompts
 
-    def begin(self, x: Tensor, pads: Tensor, samples: int, room: int) -> None:
-        """x (P, W, C) of left-padded prompts, `samples` answers to each; pads (P samples,); room for the longest."""
-        rows, width = len(pads), x.shape[1]
-        self.starts = width - pads
-        place = torch.arange(width, device=x.device)
-        shifted = (place + pads[:, None]).clamp(max=width - 1)
-        prompts = x.repeat_interleave(samples, 0).gather(1, shifted[:, :, None].expand(-1, -1, x.shape[2]))
-        self.x = x.new_zeros(rows, width + room, x.shape[2])
-        self.x[:, :width] = prompts * (place < self.starts[:, None])[:, :, None]
+    def begin(self, x: Tensor, pads: Tensor, samples: int) -> None:
+        """A batch. x (P, W, C) of left-padded prompts, `samples` answers to each; pads (P samples,)."""
+        if self.x is None:
+            self.x = x.new_zeros(self.rows, self.length, x.shape[2])
+        self.first, self.starts = self.first + len(self.starts), x.shape[1] - pads
+        for row, start in enumerate(self.starts.tolist()):  # each in its place at once: the whole of them is large
+            self.x[self.first + row, :start] = x[row // samples, x.shape[1] - start :]
 
     def add(self, rows: Tensor, step: int, x: Tensor) -> None:
-        """x (R, 1, C) of the tokens that these answers have at this step."""
-        self.x[rows, self.starts[rows] + step] = x[:, 0]
+        """x (R, 1, C) of the tokens that these answers of the batch have at this step."""
+        assert self.x is not None
+        self.x[self.first + rows, self.starts[rows] + step] = x[:, 0]
 
     def stream(self, length: int, source: Tensor) -> Stream:
-        """(B, length, C), right-padded; a copy, as what was made in inference mode cannot be learnt through."""
-        return Stream(self.x[:, :length].clone(), self.layers, source)
+        """(B, length, C), right-padded; a copy, as what was made in inference mode cannot be learnt through. What it is
+        a copy of goes: there may be as much of it as of a model.
+        """
+        assert self.x is not None
+        copied, self.x = self.x[:, :length].clone(), None
+        return Stream(copied, self.layers, source)

@@ -34,7 +34,8 @@ class Responses:
     tokens: Tensor  # (B, T) response ids, right-padded
     mask: Tensor  # (B, T) True up to and including end-of-turn
     ended: Tensor  # (B,) True where the end-of-turn came
-    stream: Stream | None = None  # `ids` as they leave the blocks that nothing trains
+    stream: Stream | None = None  # the whole rollout's tokens as they leave the blocks that nothing trains
+    numbers: Tensor | None = None  # (B,) which of the stream's rows these are; None: all, in order
 
     @property
     def last(self) -> Tensor:
@@ -42,15 +43,18 @@ class Responses:
         return self.starts + self.mask.sum(1) - 1
 
     def rows(self, chosen: Tensor) -> "Responses":
-        """Some of the rows, the padding cut to what they need."""
+        """Some of the rows, the padding cut to what they need. The stream is not copied: it may be the largest thing."""
         longest, widest = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
         ids, tokens, mask = self.ids[chosen, :longest], self.tokens[chosen, :widest], self.mask[chosen, :widest]
-        stream = self.stream and self.stream._replace(x=self.stream.x[chosen, :longest])
-        return Responses(ids, self.starts[chosen], tokens, mask, self.ended[chosen], stream)
+        numbers = chosen if self.numbers is None else self.numbers[chosen]
+        return Responses(ids, self.starts[chosen], tokens, mask, self.ended[chosen], self.stream, numbers)
 
     def stream_for(self, model: GPT) -> Stream | None:
-        """What this model may go on from: nothing if the stream is another model's."""
-        return self.stream if self.stream and self.stream.source is model.embedding.weight else None
+        """What this model may go on from in these rows: nothing if the stream is another model's."""
+        if not self.stream or self.stream.source is not model.embedding.weight:
+            return None
+        rows = slice(None) if self.numbers is None else self.numbers
+        return self.stream._replace(x=self.stream.x[rows, : self.ids.shape[1]])
 
 
 def pad_responses(

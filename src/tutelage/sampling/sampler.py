@@ -83,7 +83,7 @@ class Decoding:
         self.hidden = hidden.repeat_interleave(samples, 0)
         if lower:
             assert low is not None
-            lower.begin(low, self.pads, samples, config.max_tokens)
+            lower.begin(low, self.pads, samples)
 
     def probabilities(self) -> Tensor:
         """(rows, V): what may come next."""
