@@ -143,9 +143,7 @@ def test_a_rollout_of_more_keys_and_values_than_fit_is_sampled_in_batches(
     for name in ("logprobs", "ref_logprobs", "values", "scores"):
         torch.testing.assert_close(getattr(split, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
     real = torch.arange(whole.responses.ids.shape[1]) <= whole.responses.last[:, None]
-    torch.testing.assert_close(
-        split.responses.stream.x[real], whole.responses.stream.x[real], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(split.responses.stream.x[real], whole.responses.stream.x[real], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch or CPU has no packed bf16 products")

@@ -43,7 +43,7 @@ class Responses:
         return self.starts + self.mask.sum(1) - 1
 
     def rows(self, chosen: Tensor) -> "Responses":
-        """Some of the rows, the padding cut to what they need. The stream is not copied: it may be the largest thing."""
+        """Some of the rows, the padding cut to what they need. The stream, which is large, is not copied."""
         longest, widest = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
         ids, tokens, mask = self.ids[chosen, :longest], self.tokens[chosen, :widest], self.mask[chosen, :widest]
         numbers = chosen if self.numbers is None else self.numbers[chosen]
