@@ -15,7 +15,7 @@ from tutelage.runs.machine import facts
 def doctor(rl: bool = False) -> None:
     """Say what this machine is, which device and precision training will use and why, and what is missing.
 
-    With --rl, let the installed PPO solve small problems whose answers are known; it takes seconds.
+    With --rl, let the installed PPO solve small problems whose answers are known; it takes less than a minute.
 
     Example: tutelage doctor
     """

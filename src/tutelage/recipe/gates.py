@@ -34,7 +34,7 @@ class Gate:
 
 
 def gates() -> Iterator[Gate]:
-    """Some seconds in all."""
+    """Less than a minute in all."""
     for update in ("clip", "penalty", "trpo"):
         yield drift_gate(update)
     yield length_gate()
