@@ -146,6 +146,37 @@ def test_prompt_and_answer_longer_than_the_context(
     nothing_made(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "ppo --reward SHORT --no-ptx",
+        "ppo --reward REWARD SHORT --no-ptx",
+        "ppo --reward SHORT --no-ptx --lora-rank 2",
+        "ppo --reward REWARD --no-ptx --judge SHORT",
+        "rloo --reward SHORT",
+        "best-of-n --reward SHORT",
+        "evaluate POLICY --reward SHORT --base BASE --sft SFT --panel PANEL --heldout HELDOUT --heldout-windows 4",
+    ],
+)
+def test_prompt_and_answer_longer_than_a_reward_models_context(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    """It is not the policy's: 40 tokens of rotary positions, where a prompt of 32 and an answer of 10 may come."""
+    short, policy, out = tmp_path / "short", tmp_path / "policy", tmp_path / "out"
+    shutil.copytree(world.reward, short)
+    shutil.copytree(world.sft, policy)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    files = vars(world) | {"short": short, "policy": policy}
+    words = [str(files[word.lower()]) if word.isupper() else word for word in asked.split()]
+    words += ["--prompts", str(world.prompts), "--out", str(out), "--max-prompt", "32", "--max-tokens", "10"]
+    if words[0] != "evaluate":
+        words += ["--policy", str(policy)]
+    line = refused(words, capsys)
+    assert f"answers of 10 need 42, {short}'s context is 40; lower --max-prompt or --max-tokens" in line
+    nothing_made(out)
+
+
 def test_no_weights(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(world.base, tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").unlink()

@@ -93,11 +93,11 @@ def choose_fitting(
     return chosen
 
 
-def check_room(context: int, max_prompt: int, max_tokens: int) -> None:
+def check_room(context: int, max_prompt: int, max_tokens: int, model: object = "the model") -> None:
     """Raises InputError unless the longest prompt and the longest answer fit the model's context together."""
     if max_prompt + max_tokens > context:
         raise InputError(
-            f"prompts of {max_prompt} tokens with answers of {max_tokens} need {max_prompt + max_tokens}, the model's "
+            f"prompts of {max_prompt} tokens with answers of {max_tokens} need {max_prompt + max_tokens}, {model}'s "
             f"context is {context}; lower --max-prompt or --max-tokens"
         )
 

@@ -93,7 +93,7 @@ def lay_out(
     unseen = stream(words.encode_batch(texts), words.end_of_text_id)
     check_windows(unseen, text_length(config.heldout_window, model.config.context, "--heldout-window"))
     del model
-    scorer = open_reward(reward, config, frozen_beside(sft, device))
+    scorer = open_reward(reward, config, frozen_beside(sft, device, config.max_prompt, config.max_tokens))
     return Bench(words, chosen, asked, unseen, base, sft, scorer, Panel.load(panel), device, config)
 
 

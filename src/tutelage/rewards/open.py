@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tutelage.data.panel import Panel
+from tutelage.data.prompts import check_room
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
@@ -68,12 +69,17 @@ def load_frozen(place: Path, device: Device) -> ModelReward:
     return ModelReward(model, words)
 
 
-def frozen_beside(policy: Path, device: Device) -> Callable[[Path], ModelReward]:
-    """Reads reward models that are to judge this policy. Raises InputError where the tokenizer is not the policy's."""
+def frozen_beside(policy: Path, device: Device, max_prompt: int, max_tokens: int) -> Callable[[Path], ModelReward]:
+    """Reads reward models that are to judge this policy's answers of up to so many tokens to such prompts.
+
+    Raises InputError where the tokenizer is not the policy's, or the context too short.
+    """
 
     def load(place: Path) -> ModelReward:
         same_tokenizer(policy, place)
-        return load_frozen(place, device)
+        reward = load_frozen(place, device)
+        check_room(reward.model.trunk.config.context, max_prompt, max_tokens, place)
+        return reward
 
     return load
 

@@ -10,7 +10,7 @@ an HTTP scorer), the value network starts as the policy with a head of zeros: it
 returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,33 +72,39 @@ class EncodedPrompt(NamedTuple):
 def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run, critic: bool = True) -> Actors:
     """The roles' starting points, without a value network if there is to be no `critic`.
 
-    Raises InputError when policy and reward model have different tokenizers.
+    Raises InputError when policy and reward model have different tokenizers, or one of them no room for an answer.
     """
     trained, words = load_policy(policy, run.device)
+    check_room(trained.config.context, config.max_prompt, config.max_tokens)
     trained.eval()
+    frozen = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
     if not config.adapted:
-        reward = open_reward(rewards, config, frozen_beside(policy, run.device))
+        reward = open_reward(rewards, config, frozen)
         value, base = load_value(first_run(rewards), policy, run.device) if critic else (None, policy)
         return Actors(trained, inference_copy(trained), reward, value, base, words)
     adapt(trained, config, run.generator("adapter"))
-    reward = open_reward(rewards, config, partial(load_beside, trained, words, policy, run.device))
+    reward = open_reward(rewards, config, partial(load_beside, trained, words, policy, frozen))
     value, base = adapted_value(trained, rewards, policy, config, run) if critic else (None, policy)
     return Actors(trained, None, reward, value, base, words)
 
 
 def load_value(start: Path | None, policy: Path, device: Device) -> tuple[ScalarGPT, Path]:
-    """A value network that starts as this reward model, else as the policy and a head of zeros; and as which run."""
+    """A value network that starts as this reward model, which has been found fit to judge the policy, else as the
+    policy and a head of zeros; and as which run.
+    """
     if start:
         return load_scorer(start, device)[0].eval(), start
     return with_zero_head(load_policy(policy, device)[0]), policy
 
 
-def load_beside(trained: GPT, words: Tokenizer, policy: Path, device: Device, place: Path) -> ModelReward:
+def load_beside(
+    trained: GPT, words: Tokenizer, policy: Path, frozen: Callable[[Path], ModelReward], place: Path
+) -> ModelReward:
     """A frozen reward model: adapters on the policy's own base where it was trained as such, else all its weights."""
     same_tokenizer(policy, place)
     if shared := load_adapted_scorer(without_adapters(trained), policy, place):
         return ModelReward(shared.requires_grad_(False).eval(), words)
-    return frozen_beside(policy, device)(place)
+    return frozen(place)
 
 
 def adapted_value(
@@ -125,8 +131,7 @@ def with_zero_head(trunk: GPT) -> ScalarGPT:
 def encode_prompts(
     actors: Actors, prompts: Sequence[Path], count: int, config: RLConfig, salt: str
 ) -> list[EncodedPrompt]:
-    """Up to `count` prompts as the policy is asked them. Raises InputError where they leave no room for an answer."""
-    check_room(actors.policy.config.context, config.max_prompt, config.max_tokens)
+    """Up to `count` prompts as the policy is asked them."""
     chosen = choose_fitting(read_prompts(prompts), actors.words, count, config.max_prompt, salt)
     return [EncodedPrompt(encode_prompt(p.prompt, actors.words), p.prompt) for p in chosen]
 
@@ -212,13 +217,12 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
-def load_judge(judge: str | None, policy: Path, config: RLConfig, run: Run) -> Reward | None:
     """A second reward, which is not learnt from; without one the run says what it will not see.
 
-    Raises InputError when its tokenizer is not the policy's.
+    Raises InputError as `load_actors` does.
     """
     if judge:
-        return open_one(judge, config, frozen_beside(policy, run.device))
+        return open_one(judge, config, frozen_beside(policy, run.device, config.max_prompt, config.max_tokens))
     run.progress.say(f"{run.out}: no --judge, so a score that rises while the answers get worse goes unseen")
     return None
 

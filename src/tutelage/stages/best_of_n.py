@@ -107,7 +107,8 @@ def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence
     config: BestOfNConfig = run.config  # type: ignore[assignment]
     trained, words = load_policy(policy, run.device)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
-    model, scorer = for_inference(trained), open_reward(reward, config, frozen_beside(policy, run.device))
+    load = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
+    model, scorer = for_inference(trained), open_reward(reward, config, load)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "best-of-n")
     state = run.restore()
     rows = state["rows"] if state else []
