@@ -58,6 +58,15 @@ def test_the_price_is_steered_to_the_target(kl: float, factor: float) -> None:
     assert steered(0.15, kl, 6.0, 0.0512) == pytest.approx(0.15 * factor, abs=1e-12)
 
 
+def test_a_price_that_falls_for_long_can_rise_again() -> None:
+    """At a gain of 4.9 to a fiftieth in each iteration: after 200 of them it would be 0 by rounding, and stay it."""
+    coef = 1.0
+    for _ in range(300):
+        coef = steered(coef, 0.0, 6.0, 4.9)
+    assert 0 < coef < 1e-300
+    assert steered(coef, 9.0, 6.0, 4.9) == pytest.approx(1.98 * coef)
+
+
 def test_the_price_doubles_in_68_batches_at_the_fastest() -> None:
     coef, count = 1.0, 0
     while coef < 2.0:

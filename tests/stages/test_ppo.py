@@ -308,6 +308,23 @@ def test_more_passes_of_the_value_network_leave_the_policys_step_alone(world: Wo
         replace(PLAIN, epochs=2, value_epochs=1)
 
 
+def test_how_far_the_policy_is_from_the_one_that_sampled(world: World, tmp_path: Path) -> None:
+    """Before the first of two steps nothing; before the second the k3 of what the first has done, by definition."""
+    once, twice = (
+        Bench(world, tmp_path / f"{epochs}", world.reward, replace(PLAIN, epochs=epochs, lr=3e-3)) for epochs in (1, 2)
+    )
+    measured = []
+    for bench in (once, twice):
+        given = stage.estimate(bench.rollout, bench.config)
+        measured.append(improve(bench.learner, bench.rollout, *given, bench.config, torch.Generator(), 9)["approx_kl"])
+    assert measured[0] == pytest.approx(0.0, abs=1e-9)
+    old, new = twice.rollout.logprobs, learner.response_logprobs(once.learner.policy, twice.rollout.responses)
+    mask = twice.rollout.responses.mask
+    moved = [(b - a).item() for a, b in zip(old[mask], new[mask], strict=True)]
+    k3 = sum(math.exp(d) - 1 - d for d in moved) / len(moved)
+    assert k3 > 1e-4 and measured[1] == pytest.approx(k3 / 2, rel=1e-3)
+
+
 def test_rates_warm_up_from_a_tenth(world: World, tmp_path: Path) -> None:
     """Appendix C.4's shape: a tenth, then linear to the peak over the warm-up, then constant."""
     lines = metrics(run_ppo(world, tmp_path / "out", replace(PLAIN, iterations=6, warmup=3)))

@@ -141,13 +141,13 @@ def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
 ) -> None:
     """Over five rollouts the objective is best after the eighth, then it falls; at the twelfth the KL is too large."""
     original = stage.describe
-    objective = [0.0, 0.1, 0.0, 0.1, 0.0, 1.0, 1.0, 0.2] + [-1.0] * 8
+    score = [0.0, 0.1, 0.0, 0.1, 0.0, 1.0, 1.0, 0.2] + [-1.0] * 8
     calls: list[int] = []
 
     def falling(*given: Any) -> Any:
         calls.append(len(calls))
         kl = {"kl": 100.0} if calls[-1] == 11 else {}
-        return original(*given) | {"objective": objective[calls[-1]]} | kl
+        return original(*given) | {"score": score[calls[-1]]} | kl
 
     monkeypatch.setattr(stage, "describe", falling)
     config = replace(LONG, kl_budget=50.0)
@@ -159,6 +159,28 @@ def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
     calls.clear()
     short = run_ppo(world, tmp_path / "short", replace(config, iterations=7))
     same_files(out, short, ["model.safetensors"])
+
+
+def test_where_the_price_is_steered_what_is_best_is_said_at_one_price(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Always five times the target, so that the price of a nat rises to four times its start; at the first price the
+    policy gets better in every iteration, at each iteration's own the fifth would be the best.
+    """
+    original, calls = stage.describe, []
+
+    def measured(rollout: Any, kl_coef: float) -> Any:
+        calls.append(len(calls))
+        kl = 0.0 if calls[-1] == 0 else 9.5 if calls[-1] == 11 else 5.0
+        score = 0.5 * calls[-1]
+        return original(rollout, kl_coef) | {"score": score, "kl": kl, "objective": score - kl_coef * kl}
+
+    monkeypatch.setattr(stage, "describe", measured)
+    config = replace(LONG, kl_coef=0.5, kl_target=1.0, kl_gain=1.0, kl_budget=9.0)
+    out = run_ppo(world, tmp_path / "out", config)
+    lines = metrics(out)
+    assert lines[10]["kl_coef"] > 3.5 * lines[0]["kl_coef"] and lines[10]["objective"] < lines[4]["objective"] - 2
+    assert results(out)["kept_iteration"] == 10 and "objective falling" not in names(out)
 
 
 def test_the_judge_is_logged_and_learns_nothing(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from ppo_bench import scorer_with
+from ppo_bench import Bench, scorer_with
 from test_reward import by_count, counted
 from world import REWARD, World, files_in, interrupted, metrics, named, results, same_files
 
@@ -26,7 +26,7 @@ from tutelage.rl.actors import EncodedPrompt, load_actors, next_rollout
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
-from tutelage.stages.grpo import GRPOConfig, grpo
+from tutelage.stages.grpo import GRPOConfig, grpo, loss
 from tutelage.stages.reward import reward
 from tutelage.stages.rloo import RLOOConfig, rloo
 
@@ -89,6 +89,15 @@ def test_a_run(world: World, tmp_path: Path, config: Any) -> None:
     ours, _ = load_policy(out, choose_device("cpu", "fp32"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_how_far_the_policy_is_from_the_one_that_sampled(bench: Bench) -> None:
+    """k3 of the tokens by definition, the policy that sampled first."""
+    rollout, mask = bench.rollout, bench.rollout.responses.mask
+    drift = 0.2 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(4))
+    _, logged = loss(rollout.logprobs + drift, rollout, torch.ones(16), GRPO)
+    expected = [math.exp(d) - 1 - d for d in drift[mask].tolist()]
+    assert logged["approx_kl"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
 @BOTH

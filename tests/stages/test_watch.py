@@ -31,6 +31,7 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
     return {
         "kl": kl,
         "kl_k3": [0.0, *(1e-4 + 0.4 * t * t for t in part[1:])],
+        "kl_coef": [0.02] * count,
         "score": score,
         "score_std": noisy([1 - 0.6 * t for t in part], 0.05),
         "objective": [s - 0.02 * k for s, k in zip(score, kl, strict=True)],
@@ -41,6 +42,7 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
         "sampler_gap": [1e-5] * count,
         "clip_fraction": [0.0] * count,
         "step_share": [1.0] * count,
+        "approx_kl": [3e-3] * count,
         "ptx_gradient_ratio": noisy([1 - 0.5 * t for t in part], 0.05),
         "ptx_loss": noisy([4.5 - 0.2 * t for t in part], 0.1),
         "judge_score": noisy([0.1 + 1.2 * t for t in part], 0.1),
@@ -51,7 +53,7 @@ def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algo
     watch = Watch(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
-        steps = ("clip_fraction", "step_share", "ptx_gradient_ratio", "ptx_loss")
+        steps = ("clip_fraction", "approx_kl", "step_share", "ptx_gradient_ratio", "ptx_loss")
         learnt = {key: measured.pop(key) for key in steps if key in measured}
         watch.look(i, measured)
         watch.look(i, measured | learnt)
@@ -78,7 +80,7 @@ SICK = {
     "KL negative": ("kl", 1, -0.12),
     "KL exploding": ("kl", 20, 31.0),
     "KL far from SFT": ("kl", 20, 60.0),
-    "objective falling": ("objective", 20, -3.0),
+    "objective falling": ("score", 20, -3.0),
     "end of turn rare": ("end_of_turn_rate", 12, 0.4),
     "end of turn lost": ("end_of_turn_rate", 12, 0.01),
     "length at its limit": ("length", 12, 39.5),
@@ -90,6 +92,7 @@ SICK = {
     "pretraining share out of range": ("ptx_gradient_ratio", 10, 0.02),
     "pretraining loss rising": ("ptx_loss", 10, 4.9),
     "clip fraction high": ("clip_fraction", 10, 0.45),
+    "update too far": ("approx_kl", 10, 0.015),
     "policy stands still": ("kl_k3", 1, 1e-8),
     "line search failing": ("step_share", 10, 0.0),
     "scores alike": ("score_std", 10, 0.001),
@@ -143,7 +146,7 @@ def test_standing_still_is_seen_without_a_clip(algorithm: str) -> None:
 def test_what_is_found_names_the_algorithm(algorithm: str) -> None:
     """And the option that it has."""
     curve = healthy()
-    sick = curve | {"ptx_gradient_ratio": [0.02] * 36, "objective": after(curve, "objective", 20, -3.0)}
+    sick = curve | {"ptx_gradient_ratio": [0.02] * 36, "score": after(curve, "score", 20, -3.0)}
     falling, share = (finding.words for finding in sorted(watched(sick, algorithm=algorithm), key=lambda f: f.name))
     assert f"what {algorithm} maximises" in falling and f"times {algorithm}'s" in share
     assert "lower --update-kl" in falling if algorithm == "TRPO" else "lower --lr" in falling
@@ -170,11 +173,31 @@ def test_a_share_too_large_is_named_too() -> None:
 
 def test_short_spells_are_noise() -> None:
     """Four iterations are not several; a single negative KL, a dip of the value network happen."""
-    for name in ("KL negative", "end of turn rare", "length collapsed", "entropy low", "clip fraction high"):
+    for name in (
+        "KL negative", "end of turn rare", "length collapsed", "entropy low", "clip fraction high", "update too far"
+    ):  # fmt: skip
         curve = healthy()
         key, _, value = SICK[name]
         spell = curve[key][:15] + [value] * 4 + curve[key][19:]
         assert name not in names(curve | {key: spell}), name
+
+
+@pytest.mark.parametrize(
+    ("key", "blamed"), [("score", "the reward model overflows, or a step"), ("judge_score", "the judge overflows, or"),
+                        ("objective", "a step destroyed the policy"), ("kl", "a step destroyed the policy")],
+)  # fmt: skip
+def test_what_is_not_finite_is_laid_at_the_right_door(key: str, blamed: str) -> None:
+    curve = healthy()
+    (finding,) = watched(curve | {key: after(curve, key, 7, math.nan)})
+    assert f"{key} is nan or infinite; likely {blamed}" in finding.words
+    assert ("reward model" in finding.words) == (key == "score")
+
+
+def test_a_price_that_is_steered_makes_no_objective_fall() -> None:
+    """What counts is the score less drift at the first price: at tenfold the price it is less in the log."""
+    curve = healthy() | {"kl_coef": [0.02] * 5 + [0.5] * 31}
+    steered = curve | {"objective": [s - b * k for s, b, k in zip(*(curve[x] for x in ("score", "kl_coef", "kl")))]}
+    assert steered["objective"][-1] < -1 and watched(steered) == []
 
 
 def test_around_0_a_kl_may_be_negative_for_long() -> None:

@@ -8,11 +8,14 @@ The KL of the best of n samples is at most log n - (n-1)/n (Stiennon et al. 2020
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor
 
 from tutelage.learning.losses import masked_mean
+
+LARGEST_ERROR = 0.2  # of the KL, relative, that a steered price follows
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -40,9 +43,11 @@ def mean_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 def steered(coef: float, kl: float, target: float, gain: float) -> float:
     """The next price of a nat: coef (1 + gain e), e = kl / target - 1 within -.2 and .2 (Ziegler et al. 2019).
 
-    kl and target in nats per response. Their gain is .1; their code has episodes of a batch over 10,000.
+    kl and target in nats per response. Their gain is .1; their code has episodes of a batch over 10,000. Below a gain
+    of 5 a price stays above 0, from where it could not rise again.
     """
-    return coef * (1 + gain * min(max(kl / target - 1, -0.2), 0.2))
+    error = min(max(kl / target - 1, -LARGEST_ERROR), LARGEST_ERROR)
+    return max(coef * (1 + gain * error), sys.float_info.min)
 
 
 def best_of_n_kl_bound(n: int) -> float:

@@ -217,6 +217,7 @@ def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
+def load_judge(judge: str | None, policy: Path, config: RLConfig, run: Run) -> Reward | None:
     """A second reward, which is not learnt from; without one the run says what it will not see.
 
     Raises InputError as `load_actors` does.

@@ -11,7 +11,8 @@
 
 The watch (`watch.py`) looks at the same measurements: it says what is wrong, and stops what cannot be learned from.
 A run that is stopped keeps its best sound policy: over several rollouts the judge liked it best; without a judge, it
-had most of what is maximised, score less drift. Stopped before there were so many rollouts it keeps the last.
+had most of what is maximised, score less drift, at the price that the run began with. Stopped before there were so
+many rollouts it keeps the last.
 
 One rollout more is made than is learned from, so that the last step, too, is held to the budget. What is kept travels
 in the checkpoints, with the learner.
@@ -29,7 +30,7 @@ from tutelage.learning.kl import steered
 from tutelage.model.lora import trainable
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import PolicyLearner
-from tutelage.rl.seen import Limits, Line, mean
+from tutelage.rl.seen import PATIENCE, Limits, Line, mean
 from tutelage.rl.watch import Watch, tell
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import save_snapshot
@@ -130,7 +131,8 @@ class KLBudget:
 
     def _like(self) -> None:
         """Remember what is kept if it is better than all before: to the judge, else by the objective."""
-        rated = mean(self.watch.seen.last("objective")) if math.isnan(self._judged) else self._judged
+        seen = self.watch.seen
+        rated = mean(seen.objectives(seen.recent[-PATIENCE:])) if math.isnan(self._judged) else self._judged
         if rated > self.liking:
             self.liked, self.liking, self.liked_at = self.kept, rated, self.kept_at
 

@@ -30,18 +30,22 @@ CLIPPED = 0.3  # share of tokens; below .1 is healthy, .02 usual (Huang et al. 2
 STILL = 1e-5  # nats a token (k3); one step at a tenth of the demo's rate makes 8e-5
 TEXT_LOST = 0.2  # nats a token; the noise of PATIENCE iterations is .05, ours rose by .04 at most
 SHARE_OFF = 10.0  # times more or less than the pretraining gradient's share is meant to be; ours were .3 to 1.1
+UPDATE_FAR = 0.01  # nats a token (k3) from the policy that sampled; 1e-4 to 1e-2 is healthy, .002 usual (Huang et al.)
 ALIKE = 0.1  # of the first rollout's spread of scores; ours went down to .33
 SURE = 3.0  # standard errors
+SCORERS = {"score": "reward model", "judge_score": "judge"}  # whose fault it is where these are not finite
 
 
 def not_finite(seen: Seen) -> str | None:
     bad = [key for key, value in seen.recent[-1].items() if not math.isfinite(value)]
     if not bad:
         return None
+    scorer = next((SCORERS[key] for key in bad if key in SCORERS), None)
+    cause = f"the {scorer} overflows, or a step" if scorer else "a step"
+    move = f", and score one response with the {scorer}" if scorer else ""
     return (
-        f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'} nan or infinite; likely the reward model overflows, or a "
-        f"step destroyed the policy; try --dtype fp32 or a lower {seen.rate}, and score one response "
-        "with the reward model"
+        f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'} nan or infinite; likely {cause} destroyed the policy; "
+        f"try --dtype fp32 or a lower {seen.rate}{move}"
     )
 
 
@@ -102,7 +106,7 @@ def kl_far(seen: Seen) -> str | None:
 
 
 def objective_falling(seen: Seen) -> str | None:
-    then, now = mean([line["objective"] for line in seen.opening if "objective" in line]), mean(seen.last("objective"))
+    then, now = (mean(seen.objectives(lines)) for lines in (seen.opening, seen.recent[-PATIENCE:]))
     if not (now < then - seen.first("score_std") and mean(seen.last("kl")) > 1):
         return None
     return (
@@ -246,6 +250,16 @@ def clipped_much(seen: Seen) -> str | None:
     )
 
 
+def update_far(seen: Seen) -> str | None:
+    if not seen.lasting(lambda x: x > UPDATE_FAR, "approx_kl"):
+        return None
+    return (
+        f"while it learns from a rollout the policy is {seen.now('approx_kl'):.2g} nats a token from the one that "
+        f"sampled it, up to {UPDATE_FAR:g} is healthy; likely too many or too large steps on one rollout; lower --lr "
+        "or --epochs"
+    )
+
+
 def stands_still(seen: Seen) -> str | None:
     # Not the clip alone: with one step a rollout the ratio is 1 and nothing is ever clipped; and only PPO has one.
     clipped = any(line.get("clip_fraction", 0.0) > 0 for line in seen.recent)
@@ -306,6 +320,7 @@ CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
     ("pretraining loss rising", "warn", text_lost),
     ("pretraining share out of range", "warn", share_off),
     ("clip fraction high", "warn", clipped_much),
+    ("update too far", "warn", update_far),
     ("policy stands still", "warn", stands_still),
     ("line search failing", "warn", search_failing),
     ("scores alike", "warn", scores_alike),

@@ -6,8 +6,12 @@ Defaults suit a laptop; InstructGPT's numbers (Ouyang et al. 2022, appendix C.4)
 from dataclasses import dataclass
 
 from tutelage.errors import InputError
+from tutelage.learning.kl import LARGEST_ERROR
 from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.snapshots import SnapshotConfig
+
+COLDEST = 0.01  # temperature: far below it each state has one token that is ever drawn, and nothing to compare it with
+STEEPEST = 1 / LARGEST_ERROR  # gain at which one iteration takes the price of drift to 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     kl_coef: float = 0.02
     """Price of one nat of drift from the SFT policy: beta in eq. 2 (InstructGPT: .02)."""
     kl_target: float = 0.0
-    """Nats per response to which --kl-coef is steered from where it begins (Ziegler et al. 2019: 6, 10); 0: fixed."""
+    """Nats per response to which --kl-coef is steered (Ziegler et al. 2019: 6); below --kl-budget; 0: it is fixed."""
     kl_gain: float = 0.1
     """How fast: its change an iteration is this times the KL's relative error, taken as .2 at most (theirs: .1)."""
     kl_budget: float = 8.0
@@ -60,6 +64,31 @@ class RLConfig(SnapshotConfig, RewardsConfig):
         super().__post_init__()
         if self.lora_dropout:
             raise InputError("--lora-dropout would move the ratio off 1 before the first step; leave it out")
+        if self.ema >= 1:
+            raise InputError(f"--ema {self.ema:g}: must be below 1, or the policy that is saved never learns")
+        if self.temperature < COLDEST:
+            raise InputError(
+                f"--temperature {self.temperature:g}: must be at least {COLDEST:g}, as a policy learns from what it "
+                "might have said"
+            )
+        if self.kl_target:
+            self._check_target()
+
+    def _check_target(self) -> None:
+        """Raises InputError where the price of drift could not follow the KL, or the budget ends the run before."""
+        target = f"--kl-target {self.kl_target:g}"
+        if not 0 < self.kl_gain < STEEPEST:
+            raise InputError(
+                f"--kl-gain {self.kl_gain:g}: must be above 0 and below {STEEPEST:g} for the price of drift to follow "
+                f"{target}; give .1"
+            )
+        if not self.kl_coef:
+            raise InputError(f"{target} --kl-coef 0: a price of 0 stays 0 however it is steered; give .02")
+        if self.kl_target >= self.kl_budget:
+            raise InputError(
+                f"{target}: the run would stop at --kl-budget {self.kl_budget:g} before it gets there; give a larger "
+                "budget"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

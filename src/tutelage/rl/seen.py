@@ -46,6 +46,15 @@ class Seen:
         values = [line.get(key, math.nan) for line in self.recent[-count:]]
         return values if len(values) == count else [math.nan]
 
+    def objectives(self, lines: Sequence[Line]) -> list[float]:
+        """Score less drift of PATIENCE lines, all at the price that the run began with: --kl-target moves it, and what
+        is worth more in one iteration would be worth less at the price of another. NaN for fewer lines.
+        """
+        if len(lines) < PATIENCE:
+            return [math.nan]
+        price = self.first("kl_coef")
+        return [line.get("score", math.nan) - price * line.get("kl", math.nan) for line in lines]
+
     def lasting(self, holds: Callable[[float], bool], key: str, count: int = PATIENCE) -> bool:
         """Whether this has held for so long."""
         return all(holds(value) for value in self.last(key, count))

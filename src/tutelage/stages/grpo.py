@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from tutelage.learning.groups import group_relative, grpo_loss
+from tutelage.learning.kl import mean_k3
 from tutelage.rl.config import GroupConfig
 from tutelage.rl.groups import Method, learn_in_groups
 from tutelage.rl.seen import Line
@@ -84,7 +85,8 @@ def loss(logprobs: Tensor, some: Rollout, advantages: Tensor, config: GRPOConfig
         logprobs, some.logprobs, some.ref_logprobs, advantages, some.responses.mask, clip=config.clip,
         kl_coef=config.kl_coef, divisor=config.max_tokens if config.variant == "dr-grpo" else None,
     )  # fmt: skip
-    return value, {"kl_loss": kl.item(), "clip_fraction": clipped.item()}
+    moved = mean_k3(some.logprobs, logprobs.detach(), some.responses.mask)
+    return value, {"kl_loss": kl.item(), "clip_fraction": clipped.item(), "approx_kl": moved.item()}
 
 
 GRPO = Method("grpo", estimate, loss)

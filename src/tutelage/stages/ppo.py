@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 from tutelage.learning.advantages import explained_variance, gae, shaped_rewards, whiten
+from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, clipped_step
 from tutelage.learning.trust_region import adapted, penalised_loss
@@ -83,6 +84,9 @@ class PPOConfig(RLConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("gamma", "lam"):
+            if getattr(self, name) > 1:
+                raise InputError(f"--{name} {getattr(self, name):g}: must be at most 1")
         if 0 < self.value_epochs < self.epochs:
             raise InputError(f"--value-epochs {self.value_epochs}: at least the policy's --epochs {self.epochs}, or 0")
         if self.update != "clip" and not self.update_kl:
@@ -228,7 +232,8 @@ def update_loss(
     if config.update == "penalty":
         return penalised_loss(logprobs, some.logprobs, advantages, mask, coef=coef), {}
     loss, clipped = policy_loss(logprobs, some.logprobs, advantages, mask, clip=config.clip)
-    return loss, {"clip_fraction": clipped.item()}
+    moved = mean_k3(some.logprobs, logprobs.detach(), mask)
+    return loss, {"clip_fraction": clipped.item(), "approx_kl": moved.item()}
 
 
 def adapt_penalty(learner: Learner, rollout: Rollout, parts: Sequence[Tensor], config: PPOConfig) -> Line:
