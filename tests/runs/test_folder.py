@@ -16,6 +16,7 @@ from transformers import (
 
 from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
+from tutelage.runs.adapter import lighten
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
 from tutelage.text.tokenizer import Tokenizer, train_bpe
@@ -215,3 +216,30 @@ def test_what_no_library_has_is_kept_in_our_own_format(
     edit_json(tmp_path / "model/config.json", kv_heads=3)
     with pytest.raises(InputError, match="does not describe a decoder of ours"):
         load_policy(tmp_path / "model", CPU)
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_frozen_matrices_are_read_into_the_compute_precision(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, saved: torch.dtype
+) -> None:
+    """The same numbers as cast after all of them were there in fp32; what training keeps in fp32 stays so."""
+    bf16 = Device(torch.device("cpu"), torch.bfloat16, 1, "the tests")
+    tied = family in ("gpt1", "gpt3")
+    scorer = ScalarGPT(make_gpt(family, tied=tied), 0.3).initialise(torch.Generator().manual_seed(0))
+    save_policy(tmp_path / "policy", scorer.trunk, tokenizer)
+    save_scorer(tmp_path / "scorer", scorer, tokenizer)
+    for folder in (tmp_path / "policy", tmp_path / "scorer"):
+        path = folder / "model.safetensors"
+        save_file({name: t.to(saved) for name, t in load_file(path).items()}, path, {"format": "pt"})
+    late, early = load_policy(tmp_path / "policy", bf16)[0], load_policy(tmp_path / "policy", bf16, frozen=True)[0]
+    late_scorer, early_scorer = (load_scorer(tmp_path / "scorer", bf16, frozen)[0] for frozen in (False, True))
+    lighten(late.requires_grad_(False))
+    lighten(late_scorer.requires_grad_(False).trunk)
+    for one, other in ((late, early), (late_scorer, early_scorer)):
+        for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+            assert q.dtype == (torch.bfloat16 if p.ndim == 2 and name != "score.weight" else torch.float32), name
+            assert torch.equal(p, q) and p.dtype == q.dtype and vars(p).keys() == vars(q).keys(), name
+    exact = load_policy(tmp_path / "policy", CPU, frozen=True)[0]
+    assert all(
+        torch.equal(p, q) for p, q in zip(exact.parameters(), load_policy(tmp_path / "policy", CPU)[0].parameters())
+    )

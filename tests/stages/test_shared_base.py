@@ -1,6 +1,7 @@
 """Policy, reference, reward and value as adapters on one frozen base: the same numbers as four separate models."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import transformers
 from ppo_bench import CONFIG, run_ppo
 from world import World, interrupted, metrics, results, same_files
 
+from tutelage.model.families import copy_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
@@ -105,6 +107,24 @@ def test_shared_and_separate_models_agree(
             assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
             if p.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reward", ["judge", "another base"])
+def test_no_frozen_matrix_is_ever_there_in_fp32(
+    world: World, policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: str
+) -> None:
+    """Where the models are read, too: the base in fp32 would be the most memory that the run takes."""
+    read: list[torch.dtype] = []
+
+    def noting(targets: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+        read.extend(t.dtype for t in targets.values() if t.ndim == 2 and t.device.type != "meta")
+        copy_weights(targets, weights)
+
+    monkeypatch.setattr("tutelage.model.families.copy_weights", noting)
+    config = replace(SHARED, dtype="bf16")
+    run = Run(tmp_path, stage="ppo", config=config, inputs={})
+    load_actors(policy, (str(judge if reward == "judge" else world.reward),), config, run)
+    assert read and set(read) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(("dtype", "bytes_each"), [("fp32", 4), ("bf16", 2)])

@@ -76,7 +76,7 @@ class Bench:
     def load(self, folder: Path) -> GPT:
         """A model that samples and judges; nobody else holds it."""
         hand_back_memory()  # what the one before it has left
-        return for_inference(load_policy(folder, self.device)[0])
+        return for_inference(load_policy(folder, self.device, frozen=True)[0])
 
 
 def lay_out(
@@ -84,7 +84,7 @@ def lay_out(
     prompts: Sequence[Path], heldout: Sequence[Path],
 ) -> Bench:  # fmt: skip
     """Read what all models share, and find what does not fit before anything is sampled."""
-    model, words = load_policy(sft, device)
+    model, words = load_policy(sft, device, frozen=True)
     check_room(model.config.context, config.max_prompt, config.max_tokens)
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)

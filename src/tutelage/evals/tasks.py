@@ -80,7 +80,7 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
     with Run(out, stage="tasks", config=config, inputs={"run": folder}) as work:
         if work.finished:
             return
-        trained, words = load_policy(folder, work.device)
+        trained, words = load_policy(folder, work.device, frozen=True)
         model = for_inference(trained)
         plan = [(name, f"{shots}-shot") for name in read_tasks() for shots in config.shots]
         plan += [("sums", how) for how in WAYS] if config.sums else []

@@ -109,8 +109,12 @@ def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
 LONGEST = 2**20  # tokens of context: a position costs memory before the first token is read
 
 
-def build(config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: torch.dtype) -> GPT:
+def build(
+    config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: torch.dtype, frozen: bool = False
+) -> GPT:
     """A decoder of this shape, filled. The shape is held against the weights before any memory is taken for it.
+
+    `frozen` matrices are of the compute precision from the start: never is all of the model there in fp32.
 
     Raises InputError for a configuration that lies: `fill` refuses what does not fit, and each layer has tensors.
     """
@@ -126,6 +130,8 @@ def build(config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: t
         raise InputError(f"model: no model has such a shape ({str(error).splitlines()[0]})") from None
     fill(probe)
     model = GPT(config, dtype)
+    for matrix in (parameter for parameter in model.parameters() if frozen and parameter.ndim == 2):
+        matrix.data = torch.empty_like(matrix, dtype=dtype)
     fill(model)
     return model
 

@@ -16,7 +16,6 @@ from tutelage.rewards.ensemble import Ensemble
 from tutelage.rewards.function import FunctionReward, function_identity
 from tutelage.rewards.http import HTTPReward
 from tutelage.rewards.reward import ModelReward, Reward, TextReward
-from tutelage.runs.adapter import lighten
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_scorer, same_tokenizer
 from tutelage.runs.identity import Given, Named
@@ -64,9 +63,8 @@ def gold_by(panel: Path) -> Callable[[Sequence[Messages]], list[float]]:
 
 def load_frozen(place: Path, device: Device) -> ModelReward:
     """A frozen reward model, with weights of its own."""
-    model, words = load_scorer(place, device)
-    lighten(model.eval().requires_grad_(False).trunk)
-    return ModelReward(model, words)
+    model, words = load_scorer(place, device, frozen=True)
+    return ModelReward(model.eval().requires_grad_(False), words)
 
 
 def frozen_beside(policy: Path, device: Device, max_prompt: int, max_tokens: int) -> Callable[[Path], ModelReward]:

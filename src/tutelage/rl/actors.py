@@ -74,7 +74,7 @@ def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run
 
     Raises InputError when policy and reward model have different tokenizers, or one of them no room for an answer.
     """
-    trained, words = load_policy(policy, run.device)
+    trained, words = load_policy(policy, run.device, frozen=config.adapted)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     trained.eval()
     frozen = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
@@ -88,12 +88,12 @@ def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run
     return Actors(trained, None, reward, value, base, words)
 
 
-def load_value(start: Path | None, policy: Path, device: Device) -> tuple[ScalarGPT, Path]:
+def load_value(start: Path | None, policy: Path, device: Device, frozen: bool = False) -> tuple[ScalarGPT, Path]:
     """A value network that starts as this reward model, which has been found fit to judge the policy, else as the
     policy and a head of zeros; and as which run.
     """
     if start:
-        return load_scorer(start, device)[0].eval(), start
+        return load_scorer(start, device, frozen)[0].eval(), start
     return with_zero_head(load_policy(policy, device)[0]), policy
 
 
@@ -115,7 +115,9 @@ def adapted_value(
     if start and (shared := load_adapted_scorer(without_adapters(trained), policy, start)):
         return shared.eval(), policy
     value, base = (
-        load_value(start, policy, run.device) if start else (with_zero_head(without_adapters(trained)), policy)
+        load_value(start, policy, run.device, frozen=True)
+        if start
+        else (with_zero_head(without_adapters(trained)), policy)
     )
     adapt(value.trunk, config, run.generator("value-adapter"))
     return value, base

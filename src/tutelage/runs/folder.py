@@ -55,10 +55,12 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     _write_json(folder / "config.json", config | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256})
 
 
-def load_policy(folder: Path, device: Device, make_chat: bool = False) -> tuple[GPT, Tokenizer]:
+def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: bool = False) -> tuple[GPT, Tokenizer]:
     """Read a language model onto the device. Raises InputError for anything missing, cut short or foreign.
 
-    With `make_chat` a folder without a chat template gets ours, and its embedding a row for each new marker.
+    With `make_chat` a folder without a chat template gets ours, and its embedding a row for each new marker. With
+    `frozen`, for whoever trains none of its matrices, these are read into the compute precision: half the memory in
+    bf16. Adapters are merged and GGUF files read in fp32 all the same.
     """
     if folder.is_file():
         model, words = read_gguf(folder)
@@ -71,7 +73,7 @@ def load_policy(folder: Path, device: Device, make_chat: bool = False) -> tuple[
         raise InputError(f"{folder}: holds a reward model, not a language model; give the model it judges")
     if not make_chat:
         _check_vocabulary(folder, config, tokenizer)
-    model = _built(config, _read_weights(folder), device)
+    model = _built(config, _read_weights(folder), device, frozen)
     if make_chat and tokenizer.vocab_size > model.config.vocab_size:
         model = resized(model, tokenizer.vocab_size)
     return model.to(device.torch_device), tokenizer
@@ -85,14 +87,14 @@ def _described(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return to_own_config(model.config), own_views(model)
 
 
-def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device) -> GPT:
+def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device, frozen: bool) -> GPT:
     def fill(model: GPT) -> None:
         if config["model_type"] == OURS:
             copy_weights(own_views(model), weights)
         else:
             load_hf_weights(model, weights)
 
-    return build(from_hf_config(config), fill, len(weights), device.compute_dtype)
+    return build(from_hf_config(config), fill, len(weights), device.compute_dtype, frozen)
 
 
 def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
@@ -160,8 +162,10 @@ def holds_scorer(place: Path) -> bool:
     return "reward_mean" in config or _classifies(config)
 
 
-def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
-    """Read a reward or value model. Raises InputError, also when the folder holds a language model instead."""
+def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[ScalarGPT, Tokenizer]:
+    """Read a reward or value model, its trunk as `load_policy` does. Raises InputError, also when the folder holds a
+    language model instead.
+    """
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     if "reward_mean" not in config and not _classifies(config):
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
@@ -172,7 +176,7 @@ def load_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
     head = weights.pop("score.weight")
     if "lm_head.weight" not in weights:  # classifiers of others leave the language model's head out
         config = config | {"tie_word_embeddings": True, "tied": True}
-    model = ScalarGPT(_built(config, weights, device), config.get("reward_mean", 0.0), config.get("reward_std"))
+    model = ScalarGPT(_built(config, weights, device, frozen), config.get("reward_mean", 0.0), config.get("reward_std"))
     if head.shape != model.score.weight.shape:
         raise InputError(
             f"{folder}: score.weight is {tuple(head.shape)}, a reward model's is {tuple(model.score.weight.shape)}"

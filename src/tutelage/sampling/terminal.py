@@ -60,7 +60,7 @@ class LoadedModel:
     """A run's model in this process."""
 
     def __init__(self, run: Path, config: ChatConfig):
-        model, self.tokenizer = load_policy(find_base(run), choose_device(config.device, config.dtype))
+        model, self.tokenizer = load_policy(find_base(run), choose_device(config.device, config.dtype), frozen=True)
         if model.config.context <= config.max_tokens:
             raise InputError(
                 f"--max-tokens {config.max_tokens}: {run} has a context of {model.config.context} tokens; ask for fewer"

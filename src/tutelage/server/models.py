@@ -118,7 +118,7 @@ class Registry:
             return None
 
     def _start(self, place: Path) -> tuple[Engine, Tokenizer]:
-        model, words = load_policy(place, self.device)
+        model, words = load_policy(place, self.device, frozen=True)
         engine = Engine(for_inference(model), self.config, self.turns)
         engine.start()
         self.engines[place] = engine, words

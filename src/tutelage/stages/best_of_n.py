@@ -105,7 +105,7 @@ def best_of_n(
 def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]) -> list[Candidates]:
     """The chosen prompts with n scored answers each; goes on where it was stopped."""
     config: BestOfNConfig = run.config  # type: ignore[assignment]
-    trained, words = load_policy(policy, run.device)
+    trained, words = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     load = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
     model, scorer = for_inference(trained), open_reward(reward, config, load)

@@ -98,7 +98,7 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
     with Run(out, stage="dpo", config=config, inputs={"policy": policy, "comparisons": comparisons}) as run:
         if run.finished:
             return
-        model, words = load_policy(policy, run.device)
+        model, words = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
         told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
         held = [c for c in told if held_out(c, config.heldout)]

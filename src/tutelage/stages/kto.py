@@ -114,7 +114,7 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
     with Run(out, stage="kto", config=config, inputs={"policy": policy, "feedback": feedback}) as run:
         if run.finished:
             return
-        model, words = load_policy(policy, run.device)
+        model, words = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
         told = read_feedback(feedback)
         kept = [encode(f, words, model.config.context) for f in told if not held_out(f, config.heldout)]

@@ -97,7 +97,7 @@ def rank(
 def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
     """The chosen prompts with K answers each; goes on where it was stopped."""
     config: RankConfig = run.config  # type: ignore[assignment]
-    trained, words = load_policy(policy, run.device)
+    trained, words = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     model = for_inference(trained)
     chosen = choose_fitting(pool, words, config.count, config.max_prompt, "rank")

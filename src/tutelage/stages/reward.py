@@ -85,7 +85,7 @@ def reward(
     with Run(out, stage="reward", config=config, inputs=inputs) as run:
         if run.finished:
             return
-        trunk, words = load_policy(base, run.device)
+        trunk, words = load_policy(base, run.device, frozen=config.adapted)
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
         told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]

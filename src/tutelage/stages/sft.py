@@ -82,7 +82,7 @@ def sft(
     with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos, "heldout": heldout}) as run:
         if run.finished:
             return
-        model, words = load_policy(base, run.device)
+        model, words = load_policy(base, run.device, frozen=config.adapted)
         # Adapters leave the embedding alone: a fresh marker would never be trained.
         markers = [] if config.adapted else list(words.special.values())
         renewed = renew_untrained(model, markers, run.generator("markers"))
