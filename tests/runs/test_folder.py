@@ -200,7 +200,9 @@ def test_a_classifier_of_transformers_is_a_scorer(tokenizer: Tokenizer, tmp_path
     torch.testing.assert_close(ours(IDS)[:, -1], theirs(IDS).logits[:, 0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family, changes", [("gpt3", {}), ("gpt1", {"band": 3}), ("modern", {"qkv_bias": True})])
+@pytest.mark.parametrize(
+    "family, changes", [("gpt3", {}), ("gpt1", {"band": 3}), ("modern", {"qkv_bias": True, "tied": False})]
+)
 def test_what_no_library_has_is_kept_in_our_own_format(
     make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:

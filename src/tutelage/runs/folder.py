@@ -174,8 +174,8 @@ def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[Sca
         raise InputError(f"{folder}: model.safetensors has no score.weight, so it is no reward model")
     _check_vocabulary(folder, config, tokenizer)
     head = weights.pop("score.weight")
-    if "lm_head.weight" not in weights:  # classifiers of others leave the language model's head out
-        config = config | {"tie_word_embeddings": True, "tied": True}
+    if config["model_type"] != OURS and "lm_head.weight" not in weights:  # others' classifiers leave this head out
+        config = config | {"tie_word_embeddings": True}
     model = ScalarGPT(_built(config, weights, device, frozen), config.get("reward_mean", 0.0), config.get("reward_std"))
     if head.shape != model.score.weight.shape:
         raise InputError(
