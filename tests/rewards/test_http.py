@@ -258,6 +258,15 @@ def test_what_our_own_server_says_is_understood() -> None:
     assert 0 < exact - 0.01 <= wire.seconds_until(error.value.headers["retry-after"]) <= 120
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_wait() -> None:
     main = threading.main_thread().ident
     assert main
