@@ -458,7 +458,8 @@ def test_a_link_away_from_a_chat_that_is_not_kept_asks_first(visit) -> None:
     page.click("text=中文")
     expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")  # nothing to lose yet
     page.click("text=English")
-    expect(page.locator("html")).to_have_attribute("lang", "en")  # the page is there again
+    expect(page.locator("html")).to_have_attribute("lang", "en")
+    page.wait_for_load_state()  # with its script, which listens for Enter
     ask(page, "hi")
     page.click("text=中文")
     expect(page.locator("#ask-title")).to_have_text("Leave this chat?")
