@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from tutelage.server.answers import Answer
 from tutelage.server.generation import Generation
-from tutelage.server.prepare import Plan, find_model
+from tutelage.server.models import find_model
+from tutelage.server.prepare import Plan
 from tutelage.server.schemas import Sampled
 from tutelage.server.sse import EventStream, answer_or_gone
 from tutelage.store.ids import new_id

@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from tutelage.errors import InputError
 from tutelage.server.models import Served, no_such_model
-from tutelage.server.prepare import Inference, Owner
 from tutelage.server.schemas import DOCUMENTED, LoadRequest
+from tutelage.web.auth import Inference, Owner
 from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["models"])

@@ -14,11 +14,11 @@ from starlette.responses import Response
 from tutelage.server.answers import REFUSAL, chat_logprobs, usage
 from tutelage.server.call import Call, planned
 from tutelage.server.pieces import Piece
-from tutelage.server.prepare import Inference, Plan, plan_chat
+from tutelage.server.prepare import Plan, plan_chat
 from tutelage.server.schemas import DOCUMENTED, ChatRequest
 from tutelage.server.sse import event
 from tutelage.server.stored import keep
-from tutelage.web.auth import Caller
+from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON
 
 router = APIRouter(responses=DOCUMENTED, tags=["chat"])

@@ -17,10 +17,10 @@ from tutelage.server.answers import Answer, TokenList, usage
 from tutelage.server.call import Call, planned
 from tutelage.server.generation import Ended
 from tutelage.server.pieces import Entry, Piece, Pieces
-from tutelage.server.prepare import Inference, Plan, plan_completion, scored
+from tutelage.server.prepare import Plan, plan_completion, scored
 from tutelage.server.schemas import DOCUMENTED, CompletionRequest
 from tutelage.server.sse import event
-from tutelage.web.auth import Caller
+from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON
 
 router = APIRouter(responses=DOCUMENTED, tags=["completions"])

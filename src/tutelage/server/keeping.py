@@ -15,9 +15,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.server.stored import source
 from tutelage.store.database import Database, find_or_add
 from tutelage.store.ids import new_id
+from tutelage.store.sources import source
 from tutelage.store.tables import Consent, Conversation, ModerationFlag, Setting
 from tutelage.web.auth import Admin, Page, Store
 from tutelage.web.errors import JSON, ApiError

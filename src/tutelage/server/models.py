@@ -159,6 +159,18 @@ class Registry:
         return f"fp_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
 
 
+def find_model(models: Registry, name: str, kind: str = "policy") -> Served:
+    """What is served under a name. Raises ApiError unless it is of the kind that is asked for."""
+    try:
+        served = models.get(name)
+    except KeyError:
+        raise no_such_model(name) from None
+    if served.kind != kind:
+        does = "scores answers (POST /v1/scores)" if served.kind == "reward" else "writes answers"
+        raise ApiError(400, f"The model '{name}' {does}; it does not do this.", param="model", code="invalid_value")
+    return served
+
+
 def no_such_model(name: str) -> ApiError:
     message = f"The model '{name}' does not exist or you do not have access to it."
     return ApiError(404, message, param="model", code="model_not_found")

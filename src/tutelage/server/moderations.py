@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.prepare import Inference
 from tutelage.server.schemas import DOCUMENTED, ModerationRequest
 from tutelage.store.ids import new_id
+from tutelage.web.auth import Inference
 from tutelage.web.errors import JSON, ApiError
 
 MODEL = "tutelage-moderation"

@@ -28,9 +28,9 @@ from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own
 from tutelage.server.generation import Ended, Generation, seed_of
 from tutelage.server.keeping import keeping, must_keep
 from tutelage.server.metrics import count_flags
+from tutelage.server.models import find_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece
-from tutelage.server.prepare import find_model
 from tutelage.server.sse import EventStream, event
 from tutelage.store.database import Database
 from tutelage.store.tables import ChatMessage, Conversation

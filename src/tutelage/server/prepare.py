@@ -5,27 +5,21 @@ body, model  ->  Plan: the engine's requests, stop strings, the most it can cost
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from fastapi import Depends
+from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.sampling.requests import Request
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
-from tutelage.server.models import Registry, Served, no_such_model
+from tutelage.server.models import Served
 from tutelage.server.moderation import Moderator
 from tutelage.server.schemas import ChatRequest, CompletionRequest, Sampled
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.web.auth import Caller, needs
 from tutelage.web.errors import ApiError
 
 SHORT = 16  # tokens of a plain completion that asks for no length, as in OpenAI's API
-
-Inference = Annotated[Caller, Depends(needs("inference"))]
-Owner = Annotated[Caller, Depends(needs("admin"))]
 
 
 @dataclass(frozen=True)
@@ -42,18 +36,6 @@ class Plan:
     def most_tokens(self) -> int:
         """The most that the answer can cost: each prompt once, every answer at its longest."""
         return sum(map(len, self.prompts)) + sum(request.max_new_tokens for request in self.requests)
-
-
-def find_model(models: Registry, name: str, kind: str = "policy") -> Served:
-    """What is served under a name. Raises ApiError unless it is of the kind that is asked for."""
-    try:
-        served = models.get(name)
-    except KeyError:
-        raise no_such_model(name) from None
-    if served.kind != kind:
-        does = "scores answers (POST /v1/scores)" if served.kind == "reward" else "writes answers"
-        raise ApiError(400, f"The model '{name}' {does}; it does not do this.", param="model", code="invalid_value")
-    return served
 
 
 def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderator) -> Plan:

@@ -11,12 +11,11 @@ from starlette.responses import Response
 from tutelage.data.rankings import encode_answer
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
-from tutelage.server.models import no_such_model
-from tutelage.server.prepare import Inference, find_model
+from tutelage.server.models import find_model, no_such_model
 from tutelage.server.schemas import DOCUMENTED, ScoreRequest
 from tutelage.server.sse import answer_or_gone
 from tutelage.text.tokenizer import Tokenizer
-from tutelage.web.auth import Caller
+from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["scores"])

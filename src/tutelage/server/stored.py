@@ -10,12 +10,11 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from tutelage.server.prepare import Inference
 from tutelage.server.schemas import DOCUMENTED, MetadataUpdate
-from tutelage.store.database import Database, find_or_add
-from tutelage.store.ids import new_id
-from tutelage.store.tables import ApiKey, Source, StoredCompletion
-from tutelage.web.auth import Store
+from tutelage.store.database import Database
+from tutelage.store.sources import source
+from tutelage.store.tables import ApiKey, StoredCompletion
+from tutelage.web.auth import Inference, Store
 from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["stored completions"])
@@ -34,12 +33,6 @@ def keep(database: Database, key_id: str, asked: dict[str, Any], completion: dic
                 model=completion["model"], request=asked, response=completion, meta=asked.get("metadata") or {},
             )
         )  # fmt: skip
-
-
-def source(session: Session, kind: str, name: str) -> Source:
-    """The row that says by which door text came in; made when the first comes."""
-    query = select(Source).where(Source.kind == kind, Source.name == name)
-    return find_or_add(session, query, Source(id=new_id("src_"), kind=kind, name=name))
 
 
 @router.get(PATH)

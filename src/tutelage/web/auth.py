@@ -181,4 +181,6 @@ def the_database(request: Request) -> Database:
 
 Page = Annotated[Caller, Depends(page_for())]
 Admin = Annotated[Caller, Depends(page_for("admin"))]
+Inference = Annotated[Caller, Depends(needs("inference"))]
+Owner = Annotated[Caller, Depends(needs("admin"))]
 Store = Annotated[Database, Depends(the_database)]
