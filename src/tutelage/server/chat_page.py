@@ -15,6 +15,7 @@ from tutelage.data.privacy import redact
 from tutelage.server import judgements, keeping, page_answers
 from tutelage.server.chat_words import reasons, strings
 from tutelage.server.conversations import forget, listed, own, shown
+from tutelage.store import consent
 from tutelage.store.database import Database
 from tutelage.web.auth import Page, Store
 from tutelage.web.errors import JSON
@@ -62,7 +63,7 @@ def page(request: Request, user_id: str, database: Database, conversation_id: st
             },
             "messages": shown(session, user_id, chat) if chat else [],
             "conversations": listed(session, user_id),
-            "recording": asdict(keeping.keeping(session, user_id)), "person": user_id,
+            "recording": asdict(consent.keeping(session, user_id)), "person": user_id,
         }  # fmt: skip
     data |= {"models": models_of(request), "defaults": DEFAULTS}
     return request.app.state.pages.render(request, "chat.html", page=data, strings=strings(say), reasons=reasons(say))
@@ -98,7 +99,7 @@ def remove(conversation_id: str, caller: Page, database: Store) -> Response:
 @router.delete("/chat/conversations")
 def remove_all(caller: Page, database: Store) -> Response:
     with writing(database, caller.user_id) as session:
-        keeping.forget_all(session, caller.user_id)
+        consent.forget_all(session, caller.user_id)
     return Response(status_code=204)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from tutelage.server.keeping import chat_source, consent_to
+from tutelage.store.consent import chat_source, consent_to
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Conversation, Feedback, ModerationFlag
 from tutelage.text.chat import Message

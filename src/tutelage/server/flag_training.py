@@ -25,8 +25,8 @@ from tutelage.data.records import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.run import Run, RunConfig
 from tutelage.server.flag_classifier import BUCKETS, FlagClassifier, examples
-from tutelage.server.keeping import keeping
 from tutelage.server.terms import CATEGORIES, fold
+from tutelage.store.consent import keeping
 from tutelage.store.tables import ModerationFlag
 from tutelage.web.keys import open_store
 

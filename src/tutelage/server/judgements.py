@@ -15,7 +15,8 @@ from starlette.responses import Response
 
 from tutelage.data.privacy import redact
 from tutelage.server.conversations import add, message_shown, own, own_message, select_one
-from tutelage.server.keeping import chat_source, consent_to, must_keep
+from tutelage.server.keeping import must_keep
+from tutelage.store.consent import chat_source, consent_to
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, ModerationFlag
 from tutelage.web.auth import Page, Store

@@ -26,12 +26,13 @@ from tutelage.sampling import requests
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
 from tutelage.server.generation import Ended, Generation, seed_of
-from tutelage.server.keeping import keeping, must_keep
+from tutelage.server.keeping import must_keep
 from tutelage.server.metrics import count_flags
 from tutelage.server.models import find_model
 from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece
 from tutelage.server.sse import EventStream, event
+from tutelage.store.consent import keeping
 from tutelage.store.database import Database
 from tutelage.store.tables import ChatMessage, Conversation
 from tutelage.text.chat import Message, encode_chat
