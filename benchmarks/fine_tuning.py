@@ -37,7 +37,7 @@ from tutelage.data.rankings import Ranking
 from tutelage.learning.losses import ranking_loss
 from tutelage.learning.optim import adamw, clipped_step
 from tutelage.model.heads import ScalarGPT
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt
 from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES, choose_device, peak_memory_bytes

@@ -27,7 +27,8 @@ from tutelage.evals.perplexity import bits_per_byte
 from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.config import GPTConfig
-from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.gpt import GPT
+from tutelage.model.parameters import parameter_count
 from tutelage.runs.device import choose_device
 from tutelage.runs.run import seed_for
 from tutelage.stages.pretrain import PretrainConfig, token_stream, window_order

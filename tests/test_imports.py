@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,12 @@ def test_no_import_circle_between_rooms() -> None:
     while ready := {room for room, needs in ROOMS.items() if room not in placed and needs <= placed}:
         placed |= ready
     assert placed == set(ROOMS)
+
+
+def test_training_the_moderation_classifier_loads_no_engine() -> None:
+    """In a process of its own: the modules of ours that the import loads, rooms not counted twice."""
+    code = "import sys, tutelage.moderation.training; print(*(m for m in sys.modules if m.startswith('tutelage')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "tutelage.moderation.training" in loaded
+    assert len(loaded) <= 30, loaded
+    assert not [name for name in loaded if re.match(r"tutelage\.(engine|sampling|server|rewards)\b", name)]

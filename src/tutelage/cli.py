@@ -53,7 +53,7 @@ VERBS = {
     ),
     "dpo": Verb("tutelage.stages.dpo", "dpo", "train on rankings without a reward model (DPO and its family)"),
     "kto": Verb("tutelage.stages.kto", "kto", "train on thumbs up and down (KTO)"),
-    "moderation": Verb("tutelage.server.flag_training", "moderation", "train the moderation filter on people's flags"),
+    "moderation": Verb("tutelage.moderation.training", "moderation", "train the moderation filter on people's flags"),
     "score": Verb("tutelage.rewards.score", "score", "what a reward gives the answers in a file"),
     "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "put runs side by side on held-out prompts"),
     "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks"),

@@ -17,9 +17,9 @@ from tutelage.model.lora import (
     frozen_depth,
     merge_adapters,
     sharing,
-    trainable,
     without_adapters,
 )
+from tutelage.model.parameters import trainable
 
 IDS = torch.tensor([[5, 17, 26, 33, 8, 12, 7, 20], [6, 2, 2, 29, 14, 15, 16, 9]])
 MODERN = dict(

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from tutelage.model.config import GPTConfig
-from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.gpt import GPT
+from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape, published
 
 COUNTS = {  # counted by hand: N(12d^2 + 13d) + Vd + ctx d, and 2d for the last norm where there is one

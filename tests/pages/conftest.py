@@ -10,8 +10,8 @@ import pytest
 from scripted import Models, ScriptedEngine
 from starlette.testclient import TestClient
 
+from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.server.app import create_app
-from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store import migrate
 from tutelage.store.database import Database, sqlite_url
 from tutelage.store.ids import new_id

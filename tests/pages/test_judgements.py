@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from tutelage.moderation.terms import CATEGORIES
 from tutelage.server.chat_words import reasons
 from tutelage.server.judgements import DOWN, FLAGS, UP
-from tutelage.server.terms import CATEGORIES
 from tutelage.store.tables import ChatMessage, Comparison, Consent, Conversation, Feedback, ModerationFlag
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.gpt import GPT
+from tutelage.model.parameters import parameter_count
 from tutelage.recipe.preset import PRESETS
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy

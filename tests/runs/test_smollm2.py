@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.gpt import GPT
+from tutelage.model.parameters import parameter_count
 from tutelage.runs.base import find_base
 from tutelage.runs.gguf_file import read_gguf
 from tutelage.sampling.distribution import SamplingConfig

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tutelage.server.moderation import ModerationConfig, Moderator
+from tutelage.moderation.moderator import ModerationConfig, Moderator
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 

@@ -9,7 +9,7 @@ import pytest
 from live import wait_for
 from starlette.testclient import TestClient
 
-from tutelage.server.moderation import ModerationConfig, Moderator
+from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.store.tables import Source, StoredCompletion, User
 from tutelage.web.errors import ApiError
 from tutelage.web.limits import Limits, duration

@@ -20,7 +20,7 @@ from tutelage import cli
 from tutelage.data.rankings import Ranking, held_out
 from tutelage.data.records import Comparison
 from tutelage.errors import InputError
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.runs.adapter import adapt
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy

@@ -15,7 +15,7 @@ from test_reward import by_count, counted
 from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage import cli
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.rl import trust_region
 from tutelage.rl.trust_region import response_fisher, trust_region_step
 from tutelage.stages.ppo import PPOConfig, adapt_penalty, estimate, improve

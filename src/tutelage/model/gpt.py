@@ -295,8 +295,3 @@ class GPT(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits (B, L, V); row t predicts token t + 1."""
         return self.logits(self.trunk(ids, positions, mask))
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Numbers to learn; a tied head counts once."""
-    return sum(p.numel() for p in model.parameters())

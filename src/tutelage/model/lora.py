@@ -193,8 +193,3 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for linear, adapter in adapted:
             linear.adapter = adapter
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What training changes: all of a plain model, only A and B (and a head) of an adapted one."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}

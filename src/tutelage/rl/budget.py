@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tutelage.errors import TrainingError
 from tutelage.learning.kl import steered
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.rl.config import RLConfig
 from tutelage.rl.learner import PolicyLearner
 from tutelage.rl.seen import PATIENCE, Limits, Line, mean

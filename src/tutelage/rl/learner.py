@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tutelage.errors import TrainingError
 from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.rl.config import RLConfig
 from tutelage.rl.mix import PretrainingMix
 from tutelage.rl.seen import Line

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from tutelage.atomic import sync_file, sync_folder
 from tutelage.errors import InputError
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 
 KEPT = 2  # one may be damaged by a full disk or a power cut; two rarely are
 

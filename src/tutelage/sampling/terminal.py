@@ -18,7 +18,7 @@ from typing import Protocol
 from tyro.conf import Positional
 
 from tutelage.errors import InputError
-from tutelage.model.gpt import parameter_count
+from tutelage.model.parameters import parameter_count
 from tutelage.runs.base import find_base
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy

@@ -9,9 +9,9 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
+from tutelage.moderation.moderator import Moderator
 from tutelage.server import catalogue, chat, chat_page, completions, health, metrics, moderations, scores, stored
 from tutelage.server.models import Registry
-from tutelage.server.moderation import Moderator
 from tutelage.store.database import Database
 from tutelage.web import errors, login
 from tutelage.web.auth import Gate

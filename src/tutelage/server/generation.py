@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from tutelage.moderation.moderator import Moderator
+from tutelage.moderation.stream_filter import HeldBack
 from tutelage.sampling.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
-from tutelage.server.held_back import HeldBack
 from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
 from tutelage.server.models import Served, no_such_model
-from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece, Pieces
 from tutelage.web.errors import ApiError
 

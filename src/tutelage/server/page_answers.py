@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.data.privacy import redact
 from tutelage.errors import InputError
+from tutelage.moderation.moderator import Moderator
 from tutelage.sampling import requests
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
@@ -29,7 +30,6 @@ from tutelage.server.generation import Ended, Generation, seed_of
 from tutelage.server.keeping import must_keep
 from tutelage.server.metrics import count_flags
 from tutelage.server.models import find_model
-from tutelage.server.moderation import Moderator
 from tutelage.server.pieces import Piece
 from tutelage.server.sse import EventStream, event
 from tutelage.store.consent import keeping

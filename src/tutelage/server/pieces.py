@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tutelage.moderation.stream_filter import HeldBack
 from tutelage.sampling.requests import Token
-from tutelage.server.held_back import HeldBack
 
 
 @dataclass(frozen=True)

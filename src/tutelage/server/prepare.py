@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.errors import InputError
+from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.sampling.requests import Request
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.models import Served
-from tutelage.server.moderation import Moderator
 from tutelage.server.schemas import ChatRequest, CompletionRequest, Sampled
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer

@@ -15,12 +15,12 @@ from sqlalchemy import select
 from tyro.conf import Positional
 
 from tutelage.errors import InputError
+from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.runs.device import choose_device
 from tutelage.sampling.engine import EngineConfig
 from tutelage.server.app import create_app
 from tutelage.server.generation import shut_down_all
 from tutelage.server.models import Registry
-from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store.consent import allow
 from tutelage.store.database import Database
 from tutelage.store.migrate import setting_up

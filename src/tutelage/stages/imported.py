@@ -8,8 +8,8 @@ Its vocabulary may grow by special tokens, or shed the spare rows of its embeddi
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.model.gpt import parameter_count
 from tutelage.model.hf_config import family_of
+from tutelage.model.parameters import parameter_count
 from tutelage.model.vocabulary import resized
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base

@@ -26,7 +26,8 @@ from tutelage.evals.preference import mean
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.learning.preferences import kto_loss, liked_above, reference_point
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import adapters_off, trainable
+from tutelage.model.lora import adapters_off
+from tutelage.model.parameters import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state

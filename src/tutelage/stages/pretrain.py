@@ -24,7 +24,8 @@ from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
 from tutelage.model.config import GPTConfig
-from tutelage.model.gpt import GPT, parameter_count
+from tutelage.model.gpt import GPT
+from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy

@@ -29,7 +29,7 @@ from tutelage.learning.losses import pairs_right, ranking_loss, winning
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer, seed_dropout
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state

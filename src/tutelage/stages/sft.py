@@ -24,7 +24,7 @@ from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import trainable
+from tutelage.model.parameters import trainable
 from tutelage.model.vocabulary import renew_untrained
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
 from tutelage.runs.base import find_base

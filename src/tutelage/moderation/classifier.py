@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from tutelage.atomic import atomic_path
 from tutelage.errors import InputError
-from tutelage.server.terms import CATEGORIES, fold
+from tutelage.moderation.terms import CATEGORIES, fold
 
 BUCKET_BITS = 16
 BUCKETS = 1 << BUCKET_BITS

@@ -7,9 +7,9 @@ shown in part. The classifier reads the answer now and then, what is new with a 
 ends the answer there. So a token costs the same wherever in the answer it stands.
 """
 
-from tutelage.server.flag_classifier import WINDOW
-from tutelage.server.moderation import Moderator
-from tutelage.server.terms import searched
+from tutelage.moderation.classifier import WINDOW
+from tutelage.moderation.moderator import Moderator
+from tutelage.moderation.terms import searched
 
 CLASSIFY_EVERY = 200  # characters
 CONTEXT = 16  # characters before a term that decide whether it begins a word

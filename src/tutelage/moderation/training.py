@@ -23,9 +23,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 from tutelage.data.fields import labels, text_field
 from tutelage.data.records import read_jsonl, write_jsonl
 from tutelage.errors import InputError
+from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
+from tutelage.moderation.terms import CATEGORIES, fold
 from tutelage.runs.run import Run, RunConfig
-from tutelage.server.flag_classifier import BUCKETS, FlagClassifier, examples
-from tutelage.server.terms import CATEGORIES, fold
 from tutelage.store.consent import keeping
 from tutelage.store.tables import ModerationFlag
 from tutelage.web.keys import open_store

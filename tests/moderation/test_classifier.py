@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from tutelage.errors import InputError
+from tutelage.moderation.classifier import BUCKETS, FILE, FlagClassifier, buckets, windows
+from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.moderation.training import Flag, ModerationTrainingConfig, fit, merged, moderation
 from tutelage.runs.run import read_run
-from tutelage.server.flag_classifier import BUCKETS, FILE, FlagClassifier, buckets, windows
-from tutelage.server.flag_training import Flag, ModerationTrainingConfig, fit, merged, moderation
-from tutelage.server.moderation import ModerationConfig, Moderator
 from tutelage.store.ids import new_id
 from tutelage.store.tables import Consent, ModerationFlag, Setting, User
 from tutelage.web.keys import open_store

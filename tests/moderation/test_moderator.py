@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.errors import InputError
-from tutelage.server.held_back import HeldBack
-from tutelage.server.moderation import ModerationConfig, Moderator
-from tutelage.server.terms import BUILT_IN, CATEGORIES, Term, TermList, fold, read_terms, searched
+from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.moderation.stream_filter import HeldBack
+from tutelage.moderation.terms import BUILT_IN, CATEGORIES, Term, TermList, fold, read_terms, searched
 
 FOUND = {
     "I will KILL you.": {"harassment/threatening"},

@@ -4,7 +4,7 @@
     policy -> which verdicts stop a message on its way in or an answer on its way out
 
 A term counts as certain (score 1); the classifier is asked beside it, once people have flagged enough to train it
-(`flag_training.py`). A verdict says what is in a text; the policy alone says what is done about it: by default little
+(`training.py`). A verdict says what is in a text; the policy alone says what is done about it: by default little
 is stopped, since a person who speaks of harming himself needs an answer more than a refusal.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tutelage.errors import InputError
-from tutelage.server.flag_classifier import FlagClassifier
-from tutelage.server.terms import BUILT_IN, CATEGORIES, TermList
+from tutelage.moderation.classifier import FlagClassifier
+from tutelage.moderation.terms import BUILT_IN, CATEGORIES, TermList
 
 BLOCKED = ("hate/threatening", "illicit/violent", "self-harm/instructions", "sexual/minors")
 log = logging.getLogger(__name__)
