@@ -248,9 +248,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "LOG.md"], ids=lambda page: page.name)
 def test_code_places_exist(page: Path) -> None:
-    """`room/file.py:name` is a definition in src/tutelage, `tests/file.py[:name]` one in tests."""
+    """`room/file.py:name` is a definition in src/tutelage, `tests/file.py[:name]` one in tests.
+
+    LOG.md is left out: its old entries keep the paths of their time.
+    """
     for path, name in re.findall(r"`([\w/]+/\w+\.py)(?::(\w+))?`", page.read_text(encoding="utf-8")):
         file = ROOT / path if path.startswith(("tests/", "benchmarks/")) else ROOT / "src" / "tutelage" / path
         assert file.exists(), f"{page.name}: {path}"

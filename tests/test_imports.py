@@ -68,12 +68,6 @@ def test_stages_meet_only_on_disk() -> None:
         assert not others, f"{path} imports another stage: {others}"
 
 
-def test_the_sampler_itself_knows_neither_text_nor_runs() -> None:
-    for path in (PACKAGE / "sampling").glob("*.py"):
-        if path.name != "terminal.py":
-            assert not {module for module in imported_modules(path) if re.match(r"(text|runs)\b", module)}, path
-
-
 def test_init_files_are_empty() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         assert not path.read_text(encoding="utf-8").strip(), path

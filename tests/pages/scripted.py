@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from tutelage.sampling.requests import Done, Event, Request, Token
+from tutelage.engine.requests import Done, Event, Request, Token
 from tutelage.text.tokenizer import Tokenizer
 
 

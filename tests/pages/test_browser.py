@@ -12,11 +12,11 @@ import torch
 from scripted import Models
 from sqlalchemy import select
 
+from tutelage.engine.engine import EngineConfig
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import save_policy
-from tutelage.sampling.engine import EngineConfig
 from tutelage.server.models import Registry
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, User, WebSession
 from tutelage.text.tokenizer import Tokenizer

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import InputError
-from tutelage.sampling.conversation import ChatConfig
 from tutelage.sampling.remote import ContextFullError, Server
-from tutelage.sampling.terminal import chat
+from tutelage.terminal.chat import chat
+from tutelage.terminal.conversation import ChatConfig
 
 KEY = "sk-right"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from tutelage.sampling.requests import Done, Event, PromptScored, QueueFull, Request, Token
+from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
 
 
 class StubHandle:

@@ -7,7 +7,7 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
-from tutelage.sampling.requests import Done
+from tutelage.engine.requests import Done
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from tutelage.engine.engine import EngineConfig
+from tutelage.engine.requests import Done, Event, Request, Token
 from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters
@@ -15,8 +17,6 @@ from tutelage.runs.adapter import save_adapter
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, save_policy, save_scorer
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
-from tutelage.sampling.engine import EngineConfig
-from tutelage.sampling.requests import Done, Event, Request, Token
 from tutelage.sampling.sampler import generate, inference_copy
 from tutelage.server.models import Registry, Served
 from tutelage.text.chat import encode_chat

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.sampling.requests import Token
+from tutelage.engine.requests import Token
 from tutelage.sampling.stops import cut
 from tutelage.server.pieces import Pieces, name_of
 

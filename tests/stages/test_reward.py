@@ -19,7 +19,7 @@ from tutelage.data.rankings import Ranking, held_out
 from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.learning.losses import ranking_loss
-from tutelage.model.forked import score_texts
+from tutelage.model.shared_prefix import score_texts
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_scorer
 from tutelage.stages import reward as stage

@@ -2,8 +2,8 @@
 
     answers by model -> rewards -> best of n -> log pi_SFT, log p of the base -> each model's figures
 
-Prompts are several times as long as answers, so the answers to one prompt share a row (`model/forked.py`), and one that
-several models gave is judged once. Best-of-n takes the answer of the SFT model that the reward model likes best.
+Prompts are several times as long as responses, so the responses to one prompt share a row (`model/shared_prefix.py`).
+A response that several models gave is judged once. Best-of-n takes the SFT response with the highest score.
 KL is the mean of log pi(y|x) - log pi_SFT(y|x) over the model's own answers, the first as it was sampled; for best-of-n
 it is the bound log n - (n-1)/n (Stiennon et al. 2020), marked as such.
 """

@@ -15,8 +15,8 @@ from torch import Tensor
 from tutelage.data.rankings import encode_answer
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
-from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.shared_prefix import score_texts
 from tutelage.sampling.rollout import Responses, response_scores
 from tutelage.text.tokenizer import Tokenizer
 

@@ -34,9 +34,9 @@ from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.lower import Lower
 from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
 from tutelage.sampling.sampler import Answer, generate, inference_copy, rows_that_fit
+from tutelage.sampling.trunk_cache import Lower
 from tutelage.text.tokenizer import Tokenizer
 
 STREAM_AT_MOST = 2**28  # bytes of the residual stream that are kept for a rollout

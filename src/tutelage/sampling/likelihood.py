@@ -1,6 +1,6 @@
 """Answers that are given, not sampled: how likely a policy finds them.
 
-    groups of texts, one prompt each -> rows (`model/forked.py`) -> hidden states of the answers -> sums of log pi
+    groups of texts, one prompt each -> rows (`model/shared_prefix.py`) -> hidden states of the answers -> sum log pi
 
 An answer's log-probability is the sum over its own tokens and the end of its turn; the prompt's tokens never count.
 Log-softmax is in fp32, and the head runs on answers only.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tutelage.learning.head import head_logprobs
-from tutelage.model.forked import Group, alike, as_key, fork
 from tutelage.model.gpt import GPT
+from tutelage.model.shared_prefix import Group, alike, as_key, fork
 
 
 def answer_logprobs(

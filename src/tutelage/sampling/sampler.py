@@ -22,9 +22,9 @@ from tutelage.model.gpt import GPT
 from tutelage.model.lora import merge_adapters, sharing
 from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
-from tutelage.sampling.lower import Lower
 from tutelage.sampling.prefill import last_hidden, prefill
 from tutelage.sampling.stops import Stopped
+from tutelage.sampling.trunk_cache import Lower
 
 CACHE_AT_MOST = 2**28  # numbers of keys and values that a batch should hold: 512 MiB in bf16
 KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are still being written

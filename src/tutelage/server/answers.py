@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutelage.sampling.requests import PromptScored
+from tutelage.engine.requests import PromptScored
 from tutelage.server.generation import Ended, Happening
 from tutelage.server.pieces import Entry, Piece, name_of
 

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tutelage.sampling.requests import PromptScored, Token
+from tutelage.engine.requests import PromptScored, Token
 from tutelage.server.answers import Answer, TokenList, usage
 from tutelage.server.call import Call, planned
 from tutelage.server.generation import Ended

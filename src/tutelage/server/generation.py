@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from tutelage.engine.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.moderation.moderator import Moderator
 from tutelage.moderation.stream_filter import HeldBack
-from tutelage.sampling.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
 from tutelage.server.models import Served, no_such_model
 from tutelage.server.pieces import Piece, Pieces

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from tutelage.data.records import Messages
+from tutelage.engine.engine import Engine, EngineConfig
+from tutelage.engine.fairness import Turns
 from tutelage.errors import InputError
 from tutelage.model.lora import sharing
 from tutelage.rewards.open import load_frozen
@@ -24,9 +26,7 @@ from tutelage.runs.device import Device
 from tutelage.runs.folder import adapter_base, holds_scorer, load_policy, read_adapter
 from tutelage.runs.identity import find_adapter, hash_input
 from tutelage.runs.machine import version
-from tutelage.sampling.engine import Engine, EngineConfig
 from tutelage.sampling.sampler import for_inference
-from tutelage.sampling.turns import Turns
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError
 

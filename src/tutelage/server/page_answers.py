@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from tutelage.data.privacy import redact
+from tutelage.engine import requests
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
-from tutelage.sampling import requests
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
 from tutelage.server.generation import Ended, Generation, seed_of

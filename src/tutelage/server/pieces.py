@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tutelage.engine.requests import Token
 from tutelage.moderation.stream_filter import HeldBack
-from tutelage.sampling.requests import Token
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tutelage.engine.requests import Request
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
-from tutelage.sampling.requests import Request
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.models import Served

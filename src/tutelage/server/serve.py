@@ -14,10 +14,10 @@ import uvicorn
 from sqlalchemy import select
 from tyro.conf import Positional
 
+from tutelage.engine.engine import EngineConfig
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.runs.device import choose_device
-from tutelage.sampling.engine import EngineConfig
 from tutelage.server.app import create_app
 from tutelage.server.generation import shut_down_all
 from tutelage.server.models import Registry

@@ -3,10 +3,10 @@
     SFT model -> trunk and a fresh scalar head -> -log sigmoid(r_w - r_l) over all pairs of a ranking at once
 
 One ranking is one element of a batch: each of its K answers is run once, whatever the number of pairs, the prompt
-once for all of them (`model/forked.py`), and the pairs of one prompt never become separate updates. Ties are dropped.
-After training the scores are shifted so that demonstrations score 0 on average; their spread is kept beside it, for
-ensembles. Rankings of some prompts are held
-out, and accuracy on them is printed beside the accuracy that the panel's own gold order reaches on the same pairs.
+once for all of them (`model/shared_prefix.py`), and the pairs of one prompt never become separate updates. Ties are
+dropped. After training the scores are shifted so that demonstrations score 0 on average; their spread is kept beside
+it, for ensembles. Rankings of some prompts are held out.
+The accuracy on them is printed beside the accuracy that the panel's gold order reaches on the same pairs.
 """
 
 import math
@@ -27,9 +27,9 @@ from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import pairs_right, ranking_loss, winning
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
-from tutelage.model.forked import score_texts
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
+from tutelage.model.shared_prefix import score_texts
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer, seed_dropout
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state

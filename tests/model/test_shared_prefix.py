@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tutelage.model.config import GPTConfig
-from tutelage.model.forked import common_prefix, fork, score_texts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.shared_prefix import common_prefix, fork, score_texts
 
 PAD = 0
 GROUPS = [

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from tutelage.sampling.requests import QueueFull
+from tutelage.engine.requests import QueueFull
 
 Item = TypeVar("Item")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.lower import Lower
 from tutelage.sampling.sampler import Answer, generate
+from tutelage.sampling.trunk_cache import Lower
 
 PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15]]
 SAMPLING = SamplingConfig(max_tokens=10)

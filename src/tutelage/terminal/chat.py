@@ -23,10 +23,10 @@ from tutelage.runs.base import find_base
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import seed_for
-from tutelage.sampling.conversation import HELP, ChatConfig, Conversation, Message, obey
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.remote import ContextFullError, Server
 from tutelage.sampling.sampler import for_inference, stream
+from tutelage.terminal.conversation import HELP, ChatConfig, Conversation, Message, obey
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 

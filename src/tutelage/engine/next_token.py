@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.engine.requests import Top
 from tutelage.sampling.distribution import DistributionConfig, Written, draw, filtered_probabilities
-from tutelage.sampling.requests import Top
 
 
 @dataclass(frozen=True)

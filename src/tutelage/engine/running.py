@@ -7,9 +7,9 @@ last known one gives the next.
 import numpy as np
 import torch
 
-from tutelage.sampling.choice import Wish
+from tutelage.engine.next_token import Wish
+from tutelage.engine.requests import Handle, PromptScored
 from tutelage.sampling.distribution import Written
-from tutelage.sampling.requests import Handle, PromptScored
 from tutelage.sampling.sampler import uniforms
 
 

@@ -11,9 +11,9 @@ from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.runs.folder import save_policy
-from tutelage.sampling.conversation import ChatConfig, Conversation, obey
 from tutelage.sampling.remote import ContextFullError
-from tutelage.sampling.terminal import chat, printable, take, words, write
+from tutelage.terminal.chat import chat, printable, take, words, write
+from tutelage.terminal.conversation import ChatConfig, Conversation, obey
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 

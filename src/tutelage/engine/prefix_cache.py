@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.model.slots import Kept
+from tutelage.engine.slot_cache import Kept
 
 Key = tuple[str, bytes]  # an adapter and the ids it has read, which sort as bytes as they do as numbers
 

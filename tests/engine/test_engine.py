@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tutelage.engine import slot_cache
+from tutelage.engine.engine import Engine, EngineConfig
+from tutelage.engine.requests import Done, Event, Gone, Handle, PromptScored, QueueFull, Request, Token
+from tutelage.engine.running import shares
 from tutelage.errors import InputError
-from tutelage.model import slots
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, sharing
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
-from tutelage.sampling.engine import Engine, EngineConfig
-from tutelage.sampling.requests import Done, Event, Gone, Handle, PromptScored, QueueFull, Request, Token
-from tutelage.sampling.row import shares
 from tutelage.sampling.sampler import generate, inference_copy
 
 GREEDY = DistributionConfig(temperature=0)
@@ -105,7 +105,7 @@ def test_whoever_joins_and_leaves_each_answer_is_the_samplers(
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 8 tokens, then 8, 8, 16, ...: a text of 60 tokens spans several."""
-    monkeypatch.setattr(slots, "BLOCK", 8)
+    monkeypatch.setattr(slot_cache, "BLOCK", 8)
 
 
 def test_prompt_and_answer_are_scored_as_one_pass_over_them_does(
@@ -381,7 +381,7 @@ def test_a_failing_pass_or_listener_harms_nobody_else(make_gpt: Any, monkeypatch
 
 
 def test_a_kept_text_takes_no_more_memory_than_its_tokens(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "BLOCK", 8)
+    monkeypatch.setattr(slot_cache, "BLOCK", 8)
     engine, read = Engine(make_gpt()), 0
     for prompt in ((1, 2), LONG[:8], LONG[20:]):
         read += len(prompt) + len(answer(engine, *prompt, max_new_tokens=3).ids) - 1  # the last one is never run
@@ -457,7 +457,7 @@ def test_the_cut_into_runs_is_the_cheapest(rows: list[tuple[bool, int]]) -> None
     taken = list(itertools.accumulate(1 + gap for gap, _ in rows))
 
     def cost(runs: list[tuple[int, int]]) -> int:
-        return sum(slots.PRODUCT + (last - first + 1) * max(lengths[first : last + 1]) for first, last in runs)
+        return sum(slot_cache.PRODUCT + (last - first + 1) * max(lengths[first : last + 1]) for first, last in runs)
 
     def possible(runs: list[tuple[int, int]]) -> bool:
         return all(taken[last] - taken[first] == last - first for first, last in runs)
@@ -465,7 +465,7 @@ def test_the_cut_into_runs_is_the_cheapest(rows: list[tuple[bool, int]]) -> None
     cuts = itertools.product([False, True], repeat=len(rows) - 1)
     edges = [[0, *(i + 1 for i, here in enumerate(cut) if here), len(rows)] for cut in cuts]
     ways = [[(a, b - 1) for a, b in itertools.pairwise(edge)] for edge in edges]
-    found = slots.neighbours(taken, lengths)
+    found = slot_cache.neighbours(taken, lengths)
     assert found in ways and possible(found)
     assert cost(found) == min(cost(way) for way in ways if possible(way))
 

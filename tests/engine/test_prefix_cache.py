@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.sampling import prefixes
-from tutelage.sampling.prefixes import Prefixes
+from tutelage.engine import prefix_cache
+from tutelage.engine.prefix_cache import Prefixes
 
 texts = st.lists(st.sampled_from([0, 1, 2, 255, 256, 65_536]), min_size=1, max_size=7).map(tuple)
 adapters = st.sampled_from(["", "a", "b"])
@@ -69,8 +69,8 @@ def test_thousands_are_not_looked_at_one_by_one(monkeypatch) -> None:
     kept, looked = Prefixes(10**6), []
     for number in range(5_000):
         kept.keep("", array((number, 7)), 1, list)
-    whole = prefixes.common
-    monkeypatch.setattr(prefixes, "common", lambda *pair: looked.append(pair) or whole(*pair))
+    whole = prefix_cache.common
+    monkeypatch.setattr(prefix_cache, "common", lambda *pair: looked.append(pair) or whole(*pair))
     assert kept.find("", array((4_321, 7, 8)))[1] == 2
     kept.keep("", array((4_321, 7, 8)), 1, list)
     assert len(looked) <= 4

@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tutelage.engine.batch import Batch
+from tutelage.engine.fairness import Turns, Waiting
+from tutelage.engine.multi_lora import Adapters
+from tutelage.engine.prefix_cache import Prefixes
+from tutelage.engine.requests import Done, Gone, Handle, Listener, Request
+from tutelage.engine.slot_cache import Slots, bytes_per_token
 from tutelage.errors import InputError
-from tutelage.model.adapters import Adapters
 from tutelage.model.gpt import GPT
-from tutelage.model.slots import Slots, bytes_per_token
-from tutelage.sampling.batch import Batch
-from tutelage.sampling.prefixes import Prefixes
-from tutelage.sampling.requests import Done, Gone, Handle, Listener, Request
 from tutelage.sampling.sampler import inference_copy
-from tutelage.sampling.turns import Turns, Waiting
 
 log = logging.getLogger(__name__)
 FAILURES = 3  # in a row: one alone may be its requests' fault

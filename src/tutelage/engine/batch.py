@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.model.adapters import Adapters
+from tutelage.engine.multi_lora import Adapters
+from tutelage.engine.next_token import alternatives, choose, own_logprobs
+from tutelage.engine.prefix_cache import Prefixes, common
+from tutelage.engine.requests import Done, Handle, Reason, Token
+from tutelage.engine.running import Row, shares
+from tutelage.engine.slot_cache import Slots
 from tutelage.model.gpt import GPT
-from tutelage.model.slots import Slots
-from tutelage.sampling.choice import alternatives, choose, own_logprobs
-from tutelage.sampling.prefixes import Prefixes, common
-from tutelage.sampling.requests import Done, Handle, Reason, Token
-from tutelage.sampling.row import Row, shares
 
 WORTH_WAITING = 32  # tokens: fewer are read twice rather than waited for
 
