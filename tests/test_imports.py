@@ -68,6 +68,15 @@ def test_stages_meet_only_on_disk() -> None:
         assert not others, f"{path} imports another stage: {others}"
 
 
+def test_the_wings_of_the_server_meet_only_in_its_application() -> None:
+    """server/api and server/chat never import each other; of the rest of server/, only app.py imports either."""
+    for path in (PACKAGE / "server").rglob("*.py"):
+        wing = path.relative_to(PACKAGE / "server").parts[0]
+        allowed = {"api", "chat"} if wing == "app.py" else {wing}
+        imported = {match[1] for name in imported_modules(path) if (match := re.match(r"server\.(api|chat)\b", name))}
+        assert imported <= allowed, f"{path} imports {imported - allowed}"
+
+
 def test_init_files_are_empty() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         assert not path.read_text(encoding="utf-8").strip(), path

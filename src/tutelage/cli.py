@@ -61,7 +61,7 @@ VERBS = {
     "export": Verb("tutelage.runs.export", "export", "hand a model over: Hugging Face folder or GGUF file"),
     "chat": Verb("tutelage.terminal.chat", "chat", "talk to a run in this terminal"),
     "serve": Verb("tutelage.server.serve", "serve", "an OpenAI-compatible API and a chat page on runs"),
-    "keys": Verb("tutelage.server.key_command", "keys", "make, list and revoke the API's keys"),
+    "keys": Verb("tutelage.web.key_command", "keys", "make, list and revoke the API's keys"),
     "doctor": Verb("tutelage.recipe.doctor", "doctor", "say what this machine is, and what is missing"),
 }
 

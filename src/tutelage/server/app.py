@@ -1,17 +1,20 @@
 """The web application: every route behind one gate.
 
-create_app(database, keys, models)  ->  an ASGI app:   Envelope( Gate( routes ) )
+create_app(database, keys, registry)  ->  an ASGI app:   Envelope( Gate( routes ) )
 """
 
 from pathlib import Path
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import RedirectResponse
 
 from tutelage.moderation.moderator import Moderator
-from tutelage.server import catalogue, chat, chat_page, completions, health, metrics, moderations, scores, stored
-from tutelage.server.models import Registry
+from tutelage.server import health, metrics
+from tutelage.server.api import chat_completions, completions, models, moderations, scores, stored_completions
+from tutelage.server.chat import answers, consent, feedback, page
+from tutelage.server.registry import Registry
 from tutelage.store.database import Database
 from tutelage.web import errors, login
 from tutelage.web.auth import Gate
@@ -21,30 +24,28 @@ from tutelage.web.limits import Limits
 from tutelage.web.pages import Files, Pages
 
 HERE = Path(__file__).parent
-ROUTERS = (
-    chat.router, completions.router, stored.router, catalogue.router, scores.router,
-    moderations.router, health.router, metrics.router,
-    login.router, chat_page.router,
-)  # fmt: skip
+API = (chat_completions, completions, stored_completions, models, scores, moderations)
+CHAT_PAGE = (page, answers, feedback, consent)
+SHARED = (health, metrics, login)
 
 
-def create_app(database: Database, keys: KeyRing, models: Registry, moderator: Moderator | None = None) -> FastAPI:
-    """`models`: the registry of what is served, by name. Without a moderator the default policy holds."""
+def create_app(database: Database, keys: KeyRing, registry: Registry, moderator: Moderator | None = None) -> FastAPI:
+    """Build the application. Without a moderator the default moderation policy applies."""
+    no_telemetry: TelemetryConfig = {"tracing": False, "metrics": False}
     app = FastAPI(
-        title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
-        telemetry={"tracing": False, "metrics": False},
-    )  # fmt: skip
-    app.state.database, app.state.keys, app.state.models = database, keys, models
+        title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, telemetry=no_telemetry
+    )
+    app.state.database, app.state.keys, app.state.registry = database, keys, registry
     app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
-    app.state.readiness = health.Readiness(database, models)
+    app.state.readiness = health.Readiness(database, registry)
     app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # calls at once
-    app.state.pages = Pages(HERE / "templates")
+    app.state.pages = Pages(HERE / "chat" / "templates")
     database.on_write_wait = metrics.WRITE_WAIT.observe
     errors.install(app)
-    for router in ROUTERS:
-        app.include_router(router)
+    for routes in (*API, *CHAT_PAGE, *SHARED):
+        app.include_router(routes.router)
     app.add_api_route("/", lambda: RedirectResponse("/chat", 303), include_in_schema=False)
-    app.mount("/static/server", Files(directory=HERE / "static"))
+    app.mount("/static/server", Files(directory=HERE / "chat" / "static"))
     app.mount("/static", Files(directory=HERE.parent / "web" / "static"))
     app.add_middleware(Gate, database=database, keys=keys, limits=app.state.limits)
     app.add_middleware(Envelope)  # added last: outermost

@@ -17,9 +17,9 @@ from typing import Self
 from tutelage.engine.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.moderation.moderator import Moderator
 from tutelage.moderation.stream_filter import HeldBack
+from tutelage.server.detokenizer import Piece, Pieces
 from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
-from tutelage.server.models import Served, no_such_model
-from tutelage.server.pieces import Piece, Pieces
+from tutelage.server.registry import Served, no_such_model
 from tutelage.web.errors import ApiError
 
 SECONDS = 300.0  # an answer that takes longer ends there

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.models import Registry
+from tutelage.server.registry import Registry
 from tutelage.store import migrate
 from tutelage.store.database import Database
 from tutelage.web.errors import JSON
@@ -37,8 +37,8 @@ async def ready(request: Request) -> Response:
 class Readiness:
     """What was found a moment ago: anybody may ask, as often as they like, and looking takes the writers' lock."""
 
-    def __init__(self, database: Database, models: Registry):
-        self._database, self._models = database, models
+    def __init__(self, database: Database, registry: Registry):
+        self._database, self._registry = database, registry
         self._looking = asyncio.Lock()
         self._found: list[str] = []
         self._until = 0.0
@@ -47,12 +47,12 @@ class Readiness:
         """Those of the last second; whoever asks while they are looked for waits for the same answer."""
         async with self._looking:
             if time.monotonic() >= self._until:
-                self._found = await run_in_threadpool(find_problems, self._database, self._models)
+                self._found = await run_in_threadpool(find_problems, self._database, self._registry)
                 self._until = time.monotonic() + FRESH_SECONDS
             return self._found
 
 
-def find_problems(database: Database, models: Registry) -> list[str]:
+def find_problems(database: Database, registry: Registry) -> list[str]:
     """What keeps the server from its work, in words without paths or names."""
     problems = []
     try:
@@ -61,7 +61,7 @@ def find_problems(database: Database, models: Registry) -> list[str]:
             problems.append("the database's tables are of another version")
     except Exception as error:  # any failure of any driver means the same here
         problems.append(f"the database does not take writes ({type(error).__name__})")
-    served = list(models.served.values())
+    served = list(registry.served.values())
     if not served:
         problems.append("no model is loaded")
     if any(model.engine is not None and model.engine.failing for model in served):

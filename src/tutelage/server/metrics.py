@@ -31,7 +31,7 @@ router = APIRouter()
 
 @router.get("/metrics", dependencies=[Depends(needs("admin"))], include_in_schema=False)
 def metrics(request: Request) -> Response:
-    models = request.app.state.models
+    models = request.app.state.registry
     for name in models.names():
         if engine := models.get(name).engine:
             WAITING.labels(name).set(engine.load()[1])

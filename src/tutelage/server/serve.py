@@ -20,7 +20,7 @@ from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.runs.device import choose_device
 from tutelage.server.app import create_app
 from tutelage.server.generation import shut_down_all
-from tutelage.server.models import Registry
+from tutelage.server.registry import Registry
 from tutelage.store.consent import allow
 from tutelage.store.database import Database
 from tutelage.store.migrate import setting_up
@@ -75,14 +75,14 @@ def serve(
         with database.write() as session:
             allow(session, config.recording == "on")
     # Threads of one product wait for each other: with a core to itself, what talks to clients holds none of them up.
-    models = Registry(choose_device(config.device, config.dtype, spare=1), engine)
+    registry = Registry(choose_device(config.device, config.dtype, spare=1), engine)
     try:
         for run in runs:
-            models.load(run)
-        app = create_app(database, keys, models, moderator)
+            registry.load(run)
+        app = create_app(database, keys, registry, moderator)
         Server(app, config, door, welcome(database, keys)).run(sockets=[door])
     finally:
-        models.close()
+        registry.close()
         database.close()
 
 

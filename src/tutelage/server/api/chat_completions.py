@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.answers import REFUSAL, chat_logprobs, usage
-from tutelage.server.call import Call, planned
-from tutelage.server.pieces import Piece
-from tutelage.server.prepare import Plan, plan_chat
-from tutelage.server.schemas import DOCUMENTED, ChatRequest
+from tutelage.server.api.call import Call, planned
+from tutelage.server.api.choices import REFUSAL, chat_logprobs, usage
+from tutelage.server.api.requests import Plan, plan_chat
+from tutelage.server.api.schemas import DOCUMENTED, ChatRequest
+from tutelage.server.api.stored_completions import keep
+from tutelage.server.detokenizer import Piece
 from tutelage.server.sse import event
-from tutelage.server.stored import keep
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from tutelage.server.schemas import DOCUMENTED, MetadataUpdate
+from tutelage.server.api.schemas import DOCUMENTED, MetadataUpdate
 from tutelage.store.database import Database
 from tutelage.store.sources import source
 from tutelage.store.tables import ApiKey, StoredCompletion

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.engine.requests import PromptScored
+from tutelage.server.detokenizer import Entry, Piece, name_of
 from tutelage.server.generation import Ended, Happening
-from tutelage.server.pieces import Entry, Piece, name_of
 
 REFUSAL = "This request was stopped by the server's moderation policy."
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI writes this

@@ -12,9 +12,9 @@ from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
 from tutelage.data.privacy import redact
-from tutelage.server import judgements, keeping, page_answers
-from tutelage.server.chat_words import reasons, strings
-from tutelage.server.conversations import forget, listed, own, shown
+from tutelage.server.chat.answers import Text
+from tutelage.server.chat.conversations import forget, listed, own, shown
+from tutelage.server.chat.strings import reasons, strings
 from tutelage.store import consent
 from tutelage.store.database import Database
 from tutelage.web.auth import Page, Store
@@ -36,7 +36,7 @@ class Name(BaseModel):
 class Written(BaseModel):
     """Text to be formatted."""
 
-    text: page_answers.Text
+    text: Text
 
 
 @router.get("/chat")
@@ -71,7 +71,7 @@ def page(request: Request, user_id: str, database: Database, conversation_id: st
 
 def models_of(request: Request) -> list[dict[str, Any]]:
     """What can be chatted with, and how much of a conversation it sees."""
-    served = [request.app.state.models.get(name) for name in request.app.state.models.names()]
+    served = [request.app.state.registry.get(name) for name in request.app.state.registry.names()]
     return [{"id": model.name, "context": model.context} for model in served if model.kind == "policy"]
 
 
@@ -101,7 +101,3 @@ def remove_all(caller: Page, database: Store) -> Response:
     with writing(database, caller.user_id) as session:
         consent.forget_all(session, caller.user_id)
     return Response(status_code=204)
-
-
-for part in (page_answers, judgements, keeping):
-    router.include_router(part.router)

@@ -11,10 +11,10 @@ from tutelage.engine.requests import Request
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
+from tutelage.server.api.schemas import ChatRequest, CompletionRequest, Sampled
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
-from tutelage.server.models import Served
-from tutelage.server.schemas import ChatRequest, CompletionRequest, Sampled
+from tutelage.server.registry import Served
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError

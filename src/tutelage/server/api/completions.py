@@ -13,12 +13,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tutelage.engine.requests import PromptScored, Token
-from tutelage.server.answers import Answer, TokenList, usage
-from tutelage.server.call import Call, planned
+from tutelage.server.api.call import Call, planned
+from tutelage.server.api.choices import Answer, TokenList, usage
+from tutelage.server.api.requests import Plan, plan_completion, scored
+from tutelage.server.api.schemas import DOCUMENTED, CompletionRequest
+from tutelage.server.detokenizer import Entry, Piece, Pieces
 from tutelage.server.generation import Ended
-from tutelage.server.pieces import Entry, Piece, Pieces
-from tutelage.server.prepare import Plan, plan_completion, scored
-from tutelage.server.schemas import DOCUMENTED, CompletionRequest
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON

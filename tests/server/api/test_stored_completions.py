@@ -193,14 +193,14 @@ def test_scores_are_within_the_keys_limits_and_wait_without_a_thread(serving, as
     codes = [s.client.post("/v1/scores", json={"model": "judge", "input": said}).status_code for _ in range(4)]
     assert codes[0] == 200 and codes[-1] == 429
     s = serving(key={"concurrent": 60})
-    go, score, running = threading.Event(), s.app.state.models.score, []
+    go, score, running = threading.Event(), s.app.state.registry.score, []
 
     def slow(*asked):
         running.append(1)
         assert go.wait(20)
         return score(*asked)
 
-    s.app.state.models.score = slow
+    s.app.state.registry.score = slow
     with s.client, ThreadPoolExecutor(61) as pool:  # one event loop for all; more than it has threads
         body = {"model": "judge", "input": said}
         waiting = [pool.submit(s.client.post, "/v1/scores", json=body) for _ in range(60)]
@@ -270,11 +270,11 @@ def test_health(serving, monkeypatch) -> None:
     stranger = TestClient(s.app)
     assert stranger.get("/healthz").json() == stranger.get("/health").json() == {"status": "ok"}
     assert stranger.get("/readyz").json() == {"status": "ready", "problems": []}
-    s.app.state.models.served["stub"].engine.failing = True
+    s.app.state.registry.served["stub"].engine.failing = True
     assert stranger.get("/readyz").json()["status"] == "ready"  # as it was found a moment ago
     monkeypatch.setattr("tutelage.server.health.FRESH_SECONDS", 0.0)
     wait_for(lambda: stranger.get("/readyz").json()["problems"] == ["a model fails whatever it is asked"])
-    s.app.state.models.served.clear()
+    s.app.state.registry.served.clear()
     response = stranger.get("/readyz")
     assert (response.status_code, response.json()["problems"]) == (503, ["no model is loaded"])
     s.database.engine.dispose()

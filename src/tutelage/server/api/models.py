@@ -7,8 +7,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.errors import InputError
-from tutelage.server.models import Served, no_such_model
-from tutelage.server.schemas import DOCUMENTED, LoadRequest
+from tutelage.server.api.schemas import DOCUMENTED, LoadRequest
+from tutelage.server.registry import Served, no_such_model
 from tutelage.web.auth import Inference, Owner
 from tutelage.web.errors import JSON, ApiError
 
@@ -17,8 +17,8 @@ router = APIRouter(responses=DOCUMENTED, tags=["models"])
 
 @router.get("/v1/models")
 async def list_models(request: Request, caller: Inference) -> Response:
-    models = request.app.state.models
-    return JSON({"object": "list", "data": [as_model(models.get(name)) for name in models.names()]})
+    registry = request.app.state.registry
+    return JSON({"object": "list", "data": [as_model(registry.get(name)) for name in registry.names()]})
 
 
 @router.get("/v1/models/{model:path}")
@@ -30,7 +30,7 @@ async def read_model(request: Request, caller: Inference, model: str) -> Respons
 async def load_model(request: Request, caller: Owner, body: LoadRequest) -> Response:
     """Serve one more run. It is read whole before it answers."""
     try:
-        served = await run_in_threadpool(request.app.state.models.load, body.run)
+        served = await run_in_threadpool(request.app.state.registry.load, body.run)
     except InputError as error:
         raise ApiError(400, str(error), param="run", code="invalid_value") from None
     return JSON(as_model(served))
@@ -40,7 +40,7 @@ async def load_model(request: Request, caller: Owner, body: LoadRequest) -> Resp
 async def unload_model(request: Request, caller: Owner, model: str) -> Response:
     """Stop serving a model and free its memory; the run on the disk stays."""
     try:
-        await run_in_threadpool(request.app.state.models.unload, model)
+        await run_in_threadpool(request.app.state.registry.unload, model)
     except KeyError:
         raise no_such_model(model) from None
     return JSON({"id": model, "object": "model", "deleted": True})
@@ -48,7 +48,7 @@ async def unload_model(request: Request, caller: Owner, model: str) -> Response:
 
 def find(request: Request, model: str) -> Served:
     try:
-        return request.app.state.models.get(model)
+        return request.app.state.registry.get(model)
     except KeyError:
         raise no_such_model(model) from None
 

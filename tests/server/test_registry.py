@@ -18,7 +18,7 @@ from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, save_policy, save_scorer
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
-from tutelage.server.models import Registry, Served
+from tutelage.server.registry import Registry, Served
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 

@@ -9,7 +9,6 @@ what there is of it is kept.
 """
 
 import asyncio
-import bisect
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -22,20 +21,20 @@ from starlette.concurrency import run_in_threadpool
 
 from tutelage.data.privacy import redact
 from tutelage.engine import requests
-from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
-from tutelage.server.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
+from tutelage.server.chat.consent import must_keep
+from tutelage.server.chat.context import fitted, withheld
+from tutelage.server.chat.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
+from tutelage.server.detokenizer import Piece
 from tutelage.server.generation import Ended, Generation, seed_of
-from tutelage.server.keeping import must_keep
 from tutelage.server.metrics import count_flags
-from tutelage.server.models import find_model
-from tutelage.server.pieces import Piece
+from tutelage.server.registry import find_model
 from tutelage.server.sse import EventStream, event
 from tutelage.store.consent import keeping
 from tutelage.store.database import Database
 from tutelage.store.tables import ChatMessage, Conversation
-from tutelage.text.chat import Message, encode_chat
+from tutelage.text.chat import Message
 from tutelage.web.auth import Caller, Page, Store
 from tutelage.web.errors import ApiError
 from tutelage.web.logs import note
@@ -80,16 +79,16 @@ class Ask(BaseModel):
 @router.post("/chat/answers")
 async def answers(request: Request, ask: Ask, caller: Page, database: Store) -> EventStream:
     """One answer, as it is written."""
-    models = request.app.state.models
-    served = find_model(models, any_policy(models) if ask.compare else ask.model)
+    registry = request.app.state.registry
+    served = find_model(registry, any_policy(registry) if ask.compare else ask.model)
     writing = PageAnswer(ask, caller, database, served, request.app.state.moderator, request.state.request_id)
     await run_in_threadpool(writing.prepare)
     return EventStream(writing.events())
 
 
-def any_policy(models: Any) -> str:
+def any_policy(registry: Any) -> str:
     """A model to compare with, any of those that write answers."""
-    names = [name for name in models.names() if models.get(name).kind == "policy"]
+    names = [name for name in registry.names() if registry.get(name).kind == "policy"]
     if not names:
         raise ApiError(503, "No model is served.", code="model_not_found")
     return secrets.choice(names)
@@ -242,45 +241,6 @@ class PageAnswer:
                 return
             row.content, row.redacted, row.moderation = text, dict(redacted), verdict
             row.finish_reason, row.completion_tokens, row.ttft_ms = self.reason, self.tokens, self.ttft_ms
-
-
-def withheld(moderator: Moderator, earlier: list[Message]) -> set[int]:
-    """Places of the turns whose question was not answered: asked again in another way, the model must not see it."""
-    stopped, places = False, set()
-    for place, message in enumerate(earlier):
-        if message["role"] == "user":
-            stopped = moderator.stops("input", moderator.check([message["content"]])[0])
-        if stopped:
-            places.add(place)
-    return places
-
-
-def fitted(
-    served: Any, system: str, messages: list[Message], longest: int, unseen: set[int]
-) -> tuple[tuple[int, ...], int]:
-    """The prompt's ids, and how many of the oldest turns had to go. Raises ApiError when the last is too long."""
-    first = [place for place, message in enumerate(messages) if message["role"] == "user"]
-    head: list[Message] = [{"role": "system", "content": system}] if system else []
-
-    def ids(dropped: int) -> tuple[int, ...]:
-        start = first[dropped] if dropped else 0
-        kept = [message for place, message in enumerate(messages) if place >= start and place not in unseen]
-        try:
-            return tuple(encode_chat(served.words, head + kept, add_generation_prompt=True).ids)
-        except InputError as error:
-            raise ApiError(400, str(error), code="invalid_value") from None
-
-    if not first:
-        raise ApiError(400, "There is no question to answer.", param="messages", code="invalid_value")
-    room = served.context - longest
-    dropped = bisect.bisect_left(range(len(first)), True, key=lambda count: len(ids(count)) <= room)
-    if dropped == len(first):
-        message = (
-            f"This is too long: the model's context is {served.context} tokens, {longest} of them are for the answer. "
-            "Shorten the message or the system prompt, or ask for a shorter answer in the settings."
-        )
-        raise ApiError(400, message, param="messages", code="context_length_exceeded")
-    return ids(dropped), dropped
 
 
 def finished_blocks(text: str) -> int:

@@ -7,10 +7,10 @@ from html import unescape
 
 import pytest
 
-from tutelage.server.chat_words import strings
+from tutelage.server.chat.strings import strings
 from tutelage.web.translations import FOLDER, translations
 
-STATIC = FOLDER.parent.parent / "server" / "static"
+STATIC = FOLDER.parent.parent / "server" / "chat" / "static"
 WEIGHT = 60_000  # bytes, compressed, all that a first visit loads
 
 

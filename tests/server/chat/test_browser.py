@@ -17,7 +17,7 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import save_policy
-from tutelage.server.models import Registry
+from tutelage.server.registry import Registry
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, User, WebSession
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web import people

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tutelage.engine.requests import Token
 from tutelage.sampling.stops import cut
-from tutelage.server.pieces import Pieces, name_of
+from tutelage.server.detokenizer import Pieces, name_of
 
 TEXT = "héllo 世界 👍🏽! stop here, and 今天 again"
 

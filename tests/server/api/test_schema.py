@@ -30,8 +30,8 @@ def send(operation, mode: GenerationMode, headers: dict[str, str]) -> int:
 
 def test_whatever_is_sent_the_answer_is_documented(serving) -> None:
     s = serving("the cat 你好", key={"scopes": ("inference", "admin")})
-    s.app.state.models.load = lambda run: s.app.state.models.get("stub")
-    s.app.state.models.unload = lambda name: None
+    s.app.state.registry.load = lambda run: s.app.state.registry.get("stub")
+    s.app.state.registry.unload = lambda name: None
     headers = {"authorization": f"Bearer {s.secret}"}
     schema = schemathesis.openapi.from_dict(s.app.openapi())
     schema.app = s.app

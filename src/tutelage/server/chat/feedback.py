@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from tutelage.data.privacy import redact
-from tutelage.server.conversations import add, message_shown, own, own_message, select_one
-from tutelage.server.keeping import must_keep
+from tutelage.server.chat.consent import must_keep
+from tutelage.server.chat.conversations import add, message_shown, own, own_message, select_one
 from tutelage.store.consent import chat_source, consent_to
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, ModerationFlag

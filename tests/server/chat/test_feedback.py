@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from tutelage.moderation.terms import CATEGORIES
-from tutelage.server.chat_words import reasons
-from tutelage.server.judgements import DOWN, FLAGS, UP
+from tutelage.server.chat.feedback import DOWN, FLAGS, UP
+from tutelage.server.chat.strings import reasons
 from tutelage.store.tables import ChatMessage, Comparison, Consent, Conversation, Feedback, ModerationFlag
 
 

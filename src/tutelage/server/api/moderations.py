@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.schemas import DOCUMENTED, ModerationRequest
+from tutelage.server.api.schemas import DOCUMENTED, ModerationRequest
 from tutelage.store.ids import new_id
 from tutelage.web.auth import Inference
 from tutelage.web.errors import JSON, ApiError

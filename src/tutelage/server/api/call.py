@@ -11,11 +11,11 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.answers import Answer
+from tutelage.server.api.choices import Answer
+from tutelage.server.api.requests import Plan
+from tutelage.server.api.schemas import Sampled
 from tutelage.server.generation import Generation
-from tutelage.server.models import find_model
-from tutelage.server.prepare import Plan
-from tutelage.server.schemas import Sampled
+from tutelage.server.registry import find_model
 from tutelage.server.sse import EventStream, answer_or_gone
 from tutelage.store.ids import new_id
 from tutelage.web.auth import Caller
@@ -26,7 +26,7 @@ async def planned(plan: Callable[..., Plan], request: Request, body: Sampled, ca
     """What the call makes of the model. Raises ApiError for what cannot be followed."""
     body.refuse_unsupported()
     state = request.app.state
-    served = find_model(state.models, body.model)
+    served = find_model(state.registry, body.model)
     return await run_in_threadpool(plan, served, body, caller.user_id, state.moderator)
 
 

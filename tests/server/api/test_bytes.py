@@ -269,7 +269,7 @@ def test_whatever_an_unknown_field_is_called_the_header_can_say_it(serving, ask,
 
 def test_a_bug_is_a_500_with_the_id_that_the_log_has(serving, ask, caplog) -> None:
     s = serving()
-    s.app.state.models.get = None
+    s.app.state.registry.get = None
     response = s.client.post(CHAT, json=ask)
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"

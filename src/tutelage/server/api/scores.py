@@ -11,8 +11,8 @@ from starlette.responses import Response
 from tutelage.data.rankings import encode_answer
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
-from tutelage.server.models import find_model, no_such_model
-from tutelage.server.schemas import DOCUMENTED, ScoreRequest
+from tutelage.server.api.schemas import DOCUMENTED, ScoreRequest
+from tutelage.server.registry import find_model, no_such_model
 from tutelage.server.sse import answer_or_gone
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.auth import Caller, Inference
@@ -24,8 +24,8 @@ router = APIRouter(responses=DOCUMENTED, tags=["scores"])
 @router.post("/v1/scores")
 async def scores(request: Request, body: ScoreRequest, caller: Inference) -> Response:
     """Score conversations that end with an answer."""
-    models = request.app.state.models
-    find_model(models, body.model, kind="reward")
+    registry = request.app.state.registry
+    find_model(registry, body.model, kind="reward")
     if any(turns[-1].role != "assistant" for turns in body.input):
         message = "Every conversation must end with an assistant's answer: that is what is scored."
         raise ApiError(400, message, param="input", code="invalid_value")
@@ -38,9 +38,9 @@ async def scored(request: Request, model: str, conversations: list[Messages], ca
     assert caller.key
     state = request.app.state
     try:
-        tokens = await run_in_threadpool(count, state.models.get(model).words, conversations)
+        tokens = await run_in_threadpool(count, state.registry.get(model).words, conversations)
         with state.limits.generation(caller.key, tokens) as spent:
-            found = await to_thread.run_sync(state.models.score, model, conversations, limiter=state.scoring)
+            found = await to_thread.run_sync(state.registry.score, model, conversations, limiter=state.scoring)
             spent.tokens = tokens
     except InputError as error:
         raise ApiError(400, str(error), param="input", code="invalid_value") from None
