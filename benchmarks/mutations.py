@@ -28,9 +28,9 @@ from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.learning import losses
 from tutelage.recipe import gates
-from tutelage.rl import learner, token_mdp
-from tutelage.rl.checks import SAMPLER_GAP
-from tutelage.rl.token_mdp import DRIFT, TokenMDP, length_problem
+from tutelage.rlhf import learner, token_mdp
+from tutelage.rlhf.diagnostics import SAMPLER_GAP
+from tutelage.rlhf.token_mdp import DRIFT, TokenMDP, length_problem
 from tutelage.sampling import rollout
 from tutelage.sampling.rollout import Responses
 from tutelage.stages import ppo

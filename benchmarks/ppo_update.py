@@ -48,10 +48,10 @@ OURS = """
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from tutelage.rl.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
+from tutelage.rlhf.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.rl.learner import minibatches
+from tutelage.rlhf.learner import minibatches
 from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner
 layers = int(how.split("_")[0])
 config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype=dtype)

@@ -45,7 +45,7 @@ from tutelage.recipe.conductor import Conductor, read_record
 from tutelage.recipe.demo import Start, steps
 from tutelage.recipe.preset import BASED, PRESETS, Preset
 from tutelage.recipe.step import Step
-from tutelage.rl.config import RLConfig
+from tutelage.rlhf.config import RLConfig
 from tutelage.runs.adapter import AdapterConfig
 from tutelage.runs.device import choose_device
 from tutelage.runs.identity import fingerprint, hash_inputs

@@ -45,8 +45,8 @@ from pathlib import Path
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.sampling.distribution import DistributionConfig
-from tutelage.sampling.engine import Engine, EngineConfig
-from tutelage.sampling.requests import Request, Token
+from tutelage.engine.engine import Engine, EngineConfig
+from tutelage.engine.requests import Request, Token
 from tutelage.sampling.sampler import for_inference
 from tutelage.text.chat import encode_chat
 folder, new, streams = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])

@@ -10,7 +10,7 @@ import torch
 from tutelage.cli import main
 from tutelage.recipe import gates
 from tutelage.recipe.doctor import doctor
-from tutelage.rl import learner, trust_region
+from tutelage.rlhf import learner, trust_region
 from tutelage.runs.machine import gemm_rate, missing_extras
 from tutelage.stages import ppo
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_reward import Theirs
 from world import World, named, user
 
-from tutelage.rl.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
+from tutelage.rlhf.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.stages.ppo import PPOConfig, make_learner, ppo

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[Callable[..., None], Any]] = {
 }
 
 # Where a life ends: the module, the function, at which of its calls in this life.
-ROLLOUT = ("tutelage.rl.actors", "generate", 3)
+ROLLOUT = ("tutelage.rlhf.actors", "generate", 3)
 SAVING = ("tutelage.runs.checkpoint", "sync_file", 1)  # all is written, nothing has its name yet
 STEP, AVERAGE = ("torch.optim", "AdamW.step"), ("tutelage.learning.optim", "EMA.update")
 LIVES = {

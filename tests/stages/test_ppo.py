@@ -21,7 +21,7 @@ from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
 from tutelage.learning.optim import EMA
 from tutelage.model.gpt import GPT
-from tutelage.rl import actors, learner
+from tutelage.rlhf import actors, learner
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.sampling.distribution import SamplingConfig

@@ -12,7 +12,7 @@ from world import World, metrics, results, same_files
 from tutelage.data.packing import Windows
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
-from tutelage.rl.mix import PretrainingMix, read_mix
+from tutelage.rlhf.pretraining_mix import PretrainingMix, read_mix
 from tutelage.sampling.rollout import response_logprobs
 
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,8 @@ from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage.errors import InputError
 from tutelage.rewards.reward import ModelReward
-from tutelage.rl import actors
-from tutelage.rl.watch import Watch
+from tutelage.rlhf import actors
+from tutelage.rlhf.monitor import Watch
 from tutelage.runs.folder import load_scorer
 from tutelage.sampling import rollout as sampled
 from tutelage.stages import ppo as stage

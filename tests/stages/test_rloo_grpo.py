@@ -21,8 +21,8 @@ from tutelage import cli
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.kv_cache import KVCache
-from tutelage.rl import learner
-from tutelage.rl.actors import EncodedPrompt, load_actors, next_rollout
+from tutelage.rlhf import learner
+from tutelage.rlhf.actors import EncodedPrompt, load_actors, next_rollout
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run

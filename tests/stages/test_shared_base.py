@@ -16,7 +16,7 @@ from tutelage.model.families import copy_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
-from tutelage.rl.actors import Actors, EncodedPrompt, load_actors, lower_for, roll_out, rollout_seeds
+from tutelage.rlhf.actors import Actors, EncodedPrompt, load_actors, lower_for, roll_out, rollout_seeds
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
@@ -88,9 +88,9 @@ def test_shared_and_separate_models_agree(
     reference = load_policy(policy, CPU)[0]
     separate = Actors(trained, reference, ModelReward(scorer, shared.words), value, shared.value_base, shared.words)
     if not kept:
-        monkeypatch.setattr("tutelage.rl.actors.STREAM_AT_MOST", 0)
+        monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", 0)
     one = roll(shared)
-    monkeypatch.setattr("tutelage.rl.actors.STREAM_AT_MOST", 0)
+    monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", 0)
     other = roll(separate)
     assert (one.responses.stream is not None) == (kept and common > 0) and other.responses.stream is None
     assert torch.equal(one.responses.ids, other.responses.ids)
@@ -134,9 +134,9 @@ def test_what_is_kept_is_bounded_in_bytes(
     config = replace(SHARED, dtype=dtype)
     actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
     size = 18 * 19 * actors.policy.config.width * bytes_each
-    monkeypatch.setattr("tutelage.rl.actors.STREAM_AT_MOST", size)
+    monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", size)
     assert lower_for(actors, 18, 19) is not None and lower_for(actors, 18, 20) is None
-    monkeypatch.setattr("tutelage.rl.actors.STREAM_AT_MOST", size - 1)
+    monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", size - 1)
     assert lower_for(actors, 18, 19) is None
 
 
@@ -151,7 +151,7 @@ def test_a_rollout_of_more_keys_and_values_than_fit_is_sampled_in_batches(
         sizes.append(len(seeds))
         return generate(model, prompts, seeds, *given, **named)
 
-    monkeypatch.setattr("tutelage.rl.actors.generate", counting)
+    monkeypatch.setattr("tutelage.rlhf.actors.generate", counting)
     whole = roll(actors, samples)
     assert sizes == [18]
     c = actors.policy.config
@@ -177,7 +177,7 @@ def test_no_packed_copy_stays_while_it_learns(
         packed.append(sum(hasattr(weight, "packed") for weight in actors.policy.parameters()))
         return score_rollout(*given, **named)
 
-    monkeypatch.setattr("tutelage.rl.actors.score_rollout", counting)
+    monkeypatch.setattr("tutelage.rlhf.actors.score_rollout", counting)
     config = replace(SHARED, dtype="bf16")
     actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
     roll(actors)

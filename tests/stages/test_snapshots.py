@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_rloo_grpo import GRPO, RLOO, run_groups
 from world import World, files_in, interrupted, metrics, same_files
 
-from tutelage.rl.budget import KLBudget
+from tutelage.rlhf.loop import KLBudget
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import hash_input

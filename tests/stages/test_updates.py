@@ -16,8 +16,8 @@ from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage import cli
 from tutelage.model.parameters import trainable
-from tutelage.rl import trust_region
-from tutelage.rl.trust_region import response_fisher, trust_region_step
+from tutelage.rlhf import trust_region
+from tutelage.rlhf.trust_region import response_fisher, trust_region_step
 from tutelage.stages.ppo import PPOConfig, adapt_penalty, estimate, improve
 from tutelage.stages.reward import reward
 

@@ -1,4 +1,4 @@
-"""Gates for the installed PPO: the stage's own code on problems whose answers are known exactly (`rl/token_mdp.py`).
+"""Gates for the installed PPO: the stage's own code on problems whose answers are known exactly (`rlhf/token_mdp.py`).
 
     nothing -> one Gate each: the name, whether it is passed, the numbers
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
-from tutelage.rl.checks import SAMPLER_GAP
-from tutelage.rl.learner import minibatches
-from tutelage.rl.token_mdp import DRIFT, Table, TokenMDP, Values, length_problem, roll_out_table
+from tutelage.rlhf.diagnostics import SAMPLER_GAP
+from tutelage.rlhf.learner import minibatches
+from tutelage.rlhf.token_mdp import DRIFT, Table, TokenMDP, Values, length_problem, roll_out_table
 from tutelage.stages.ppo import Learner, PPOConfig, estimate, improve
 
 BETA = 0.5

@@ -4,7 +4,7 @@
 
 A rollout may be sampled in several batches, one after the other: then `generate` is called as often.
 
-Policy, reference, reward and value have these blocks in common (`rl/actors.py`), and the sampler has run them on every
+Policy, reference, reward and value have these blocks in common (`rlhf/actors.py`), and the sampler has run them on every
 token already. Only an answer's last token is not followed by another one: it is run for this alone.
 """
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tutelage.learning.groups import group_relative, grpo_loss
 from tutelage.learning.kl import mean_k3
-from tutelage.rl.config import GroupConfig
-from tutelage.rl.groups import Method, learn_in_groups
-from tutelage.rl.seen import Line
+from tutelage.rlhf.config import GroupConfig
+from tutelage.rlhf.groups import Method, learn_in_groups
+from tutelage.rlhf.history import Line
 from tutelage.sampling.rollout import Rollout
 
 

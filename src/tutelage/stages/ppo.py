@@ -11,7 +11,7 @@ score -1 without an end of turn, advantages whitened over the rollout; how the p
 2017, eq. 8), and TRPO's natural-gradient step (2015). All else is the same: rollouts, rewards, value network, leash.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
 policy stays within a budget of nats per response, and a gradient that is not finite ends the run. What else is wrong
-with the curves, `rl/watch.py` says.
+with the curves, `rlhf/monitor.py` says.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,18 @@ from tutelage.learning.trust_region import adapted, penalised_loss
 from tutelage.model.heads import ScalarGPT
 from tutelage.rewards.open import one_input, reward_inputs
 from tutelage.rewards.reward import Reward
-from tutelage.rl.actors import Actors, EncodedPrompt, encode_prompts, judge_score, load_actors, load_judge, next_rollout
-from tutelage.rl.budget import KLBudget
-from tutelage.rl.config import RLConfig
-from tutelage.rl.learner import (
+from tutelage.rlhf.actors import (
+    Actors,
+    EncodedPrompt,
+    encode_prompts,
+    judge_score,
+    load_actors,
+    load_judge,
+    next_rollout,
+)
+from tutelage.rlhf.config import RLConfig
+from tutelage.rlhf.history import Line
+from tutelage.rlhf.learner import (
     PolicyLearner,
     averaged,
     first_epoch,
@@ -44,9 +52,9 @@ from tutelage.rl.learner import (
     policy_step,
     rl_adamw,
 )
-from tutelage.rl.mix import open_mix
-from tutelage.rl.seen import Line
-from tutelage.rl.trust_region import trust_region_step, update_kl
+from tutelage.rlhf.loop import KLBudget
+from tutelage.rlhf.pretraining_mix import open_mix
+from tutelage.rlhf.trust_region import trust_region_step, update_kl
 from tutelage.runs.adapter import save_tuned, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state

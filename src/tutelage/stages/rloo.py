@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tutelage.learning.groups import leave_one_out, reinforce_loss
 from tutelage.learning.kl import kl_per_response
-from tutelage.rl.config import GroupConfig
-from tutelage.rl.groups import Method, learn_in_groups
-from tutelage.rl.seen import Line
+from tutelage.rlhf.config import GroupConfig
+from tutelage.rlhf.groups import Method, learn_in_groups
+from tutelage.rlhf.history import Line
 from tutelage.sampling.rollout import Rollout
 
 

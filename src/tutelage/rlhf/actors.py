@@ -28,7 +28,7 @@ from tutelage.model.lora import frozen_depth, without_adapters
 from tutelage.model.prepack import unpack
 from tutelage.rewards.open import first_run, frozen_beside, open_one, open_reward
 from tutelage.rewards.reward import ModelReward, Reward, with_answer
-from tutelage.rl.config import RLConfig
+from tutelage.rlhf.config import RLConfig
 from tutelage.runs.adapter import adapt, load_adapted_scorer
 from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer

@@ -28,10 +28,10 @@ from torch import Tensor
 from tutelage.errors import TrainingError
 from tutelage.learning.kl import steered
 from tutelage.model.parameters import trainable
-from tutelage.rl.config import RLConfig
-from tutelage.rl.learner import PolicyLearner
-from tutelage.rl.seen import PATIENCE, Limits, Line, mean
-from tutelage.rl.watch import Watch, tell
+from tutelage.rlhf.config import RLConfig
+from tutelage.rlhf.history import PATIENCE, Limits, Line, mean
+from tutelage.rlhf.learner import PolicyLearner
+from tutelage.rlhf.monitor import Watch, tell
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import save_snapshot
 from tutelage.text.tokenizer import Tokenizer

@@ -17,10 +17,18 @@ from torch import Tensor
 from tutelage.learning.groups import tied_groups
 from tutelage.rewards.open import one_input, reward_inputs
 from tutelage.rewards.reward import Reward
-from tutelage.rl.actors import Actors, EncodedPrompt, encode_prompts, judge_score, load_actors, load_judge, next_rollout
-from tutelage.rl.budget import KLBudget
-from tutelage.rl.config import GroupConfig
-from tutelage.rl.learner import (
+from tutelage.rlhf.actors import (
+    Actors,
+    EncodedPrompt,
+    encode_prompts,
+    judge_score,
+    load_actors,
+    load_judge,
+    next_rollout,
+)
+from tutelage.rlhf.config import GroupConfig
+from tutelage.rlhf.history import Line
+from tutelage.rlhf.learner import (
     PolicyLearner,
     averaged,
     first_epoch,
@@ -29,8 +37,8 @@ from tutelage.rl.learner import (
     policy_learner,
     policy_step,
 )
-from tutelage.rl.mix import open_mix
-from tutelage.rl.seen import Line
+from tutelage.rlhf.loop import KLBudget
+from tutelage.rlhf.pretraining_mix import open_mix
 from tutelage.runs.adapter import save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.identity import Inputs

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from tutelage.rl.seen import PATIENCE, WINDOW, Line, Seen, mean, significant
+from tutelage.rlhf.history import PATIENCE, WINDOW, Line, Seen, mean, significant
 
 Verdict = Literal["warn", "stop", "refuse"]
 

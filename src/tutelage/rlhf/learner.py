@@ -16,9 +16,9 @@ from tutelage.errors import TrainingError
 from tutelage.learning.optim import EMA, adamw, clipped_step, set_learning_rate
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
-from tutelage.rl.config import RLConfig
-from tutelage.rl.mix import PretrainingMix
-from tutelage.rl.seen import Line
+from tutelage.rlhf.config import RLConfig
+from tutelage.rlhf.history import Line
+from tutelage.rlhf.pretraining_mix import PretrainingMix
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.run import Run
 from tutelage.sampling.rollout import Rollout, response_logprobs

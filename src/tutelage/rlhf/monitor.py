@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.rl.checks import CHECKS, UNSOUND, Verdict
-from tutelage.rl.seen import PATIENCE, WINDOW, Limits, Line, Seen
+from tutelage.rlhf.diagnostics import CHECKS, UNSOUND, Verdict
+from tutelage.rlhf.history import PATIENCE, WINDOW, Limits, Line, Seen
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.gpt import GPT
-from tutelage.rl.actors import Actors
-from tutelage.rl.config import RLConfig
+from tutelage.rlhf.actors import Actors
+from tutelage.rlhf.config import RLConfig
 from tutelage.runs.run import Run
 from tutelage.text.tokenizer import Tokenizer
 

@@ -13,8 +13,8 @@ from token_mdp import END, OPTIMA, PAD, REFERENCE, RESPONSES, REWARDS, START, TH
 
 from tutelage.learning.groups import grpo_loss, reinforce_loss
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
-from tutelage.rl.groups import improve
-from tutelage.rl.learner import PolicyLearner, policy_step
+from tutelage.rlhf.groups import improve
+from tutelage.rlhf.learner import PolicyLearner, policy_step
 from tutelage.sampling.rollout import Rollout, pad_responses, response_logprobs
 from tutelage.sampling.sampler import Answer
 from tutelage.stages import grpo as grpo_stage

@@ -20,8 +20,8 @@ from tutelage.learning.losses import masked_mean
 from tutelage.learning.trust_region import Product, fisher_product, flat, line_search, natural_step, surrogate
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
-from tutelage.rl.learner import PolicyLearner, check_ratio, ratio_error
-from tutelage.rl.seen import Line
+from tutelage.rlhf.history import Line
+from tutelage.rlhf.learner import PolicyLearner, check_ratio, ratio_error
 from tutelage.sampling.rollout import Responses, Rollout, in_parts, response_hidden, response_logprobs
 
 ITERATIONS = 10  # of conjugate gradients (Schulman et al. 2015, appendix C.1)

@@ -11,9 +11,9 @@ import random
 import pytest
 
 from tutelage.errors import InputError
-from tutelage.rl.checks import CHECKS
-from tutelage.rl.seen import Limits, mean
-from tutelage.rl.watch import Finding, Watch, tell
+from tutelage.rlhf.diagnostics import CHECKS
+from tutelage.rlhf.history import Limits, mean
+from tutelage.rlhf.monitor import Finding, Watch, tell
 
 Curve = dict[str, list[float]]
 

@@ -16,7 +16,7 @@ from token_mdp import OPTIMA, REFERENCE, RESPONSES, REWARDS, THETA, every_respon
 from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
 from tutelage.recipe.gates import practise
-from tutelage.rl.token_mdp import DRIFT, Table, Values, length_problem
+from tutelage.rlhf.token_mdp import DRIFT, Table, Values, length_problem
 from tutelage.sampling.rollout import response_logprobs, response_values
 
 PROBLEMS = {mdp: replace(DRIFT, reward=rewards.__getitem__) for mdp, rewards in REWARDS.items()}

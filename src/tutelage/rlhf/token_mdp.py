@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from tutelage.rl.actors import sampler_gap
+from tutelage.rlhf.actors import sampler_gap
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, response_scores, score_rollout
 from tutelage.sampling.sampler import Answer, generate
