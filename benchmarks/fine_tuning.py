@@ -42,7 +42,7 @@ from tutelage.runs.adapter import AdapterConfig, adapt
 from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES, choose_device, peak_memory_bytes
 from tutelage.runs.folder import load_policy, load_scorer, save_scorer
-from tutelage.stages.imported import import_model
+from tutelage.stages.import_model import import_model
 from tutelage.stages.reward import score_rankings
 from tutelage.stages.sft import SFTConfig, packed_rows, read_examples, supervised_loss
 

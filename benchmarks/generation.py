@@ -23,7 +23,7 @@ from record import Record, add_out
 
 from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES
-from tutelage.stages.imported import import_model
+from tutelage.stages.import_model import import_model
 
 FRAME = """
 import json, resource, sys, time

@@ -21,7 +21,7 @@ from tutelage.runs.base import find_base
 
 OURS = """
 import torch
-from tutelage.stages.imported import import_model
+from tutelage.stages.import_model import import_model
 from tutelage.runs.device import choose_device
 choose_device()
 begin()

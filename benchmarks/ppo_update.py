@@ -31,7 +31,7 @@ from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES, choose_device
 from tutelage.runs.folder import load_policy
-from tutelage.stages.imported import import_model
+from tutelage.stages.import_model import import_model
 
 PEER = ["torch==2.13.0", "trl==0.19.1", "transformers==4.53.*", "peft", "accelerate", "datasets", "numpy"]
 FRAME = """

@@ -27,7 +27,7 @@ from serve_overhead import stub_server
 from serving import ours, pieces, question
 
 from tutelage.runs.base import find_base
-from tutelage.stages.imported import import_model
+from tutelage.stages.import_model import import_model
 
 CHAT = {"model": "stub", "messages": [{"role": "user", "content": "where is the cat?"}]}
 SCRIPT = """

@@ -32,7 +32,7 @@ from urllib.request import Request, urlopen
 from record import Record, add_out
 
 from tutelage.runs.base import find_base
-from tutelage.stages.imported import import_model
+from tutelage.stages.import_model import import_model
 from tutelage.text.tokenizer import Tokenizer
 
 PEER_NEEDS = ("transformers", "accelerate", "fastapi", "uvicorn", "openai")

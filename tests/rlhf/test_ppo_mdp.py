@@ -15,7 +15,7 @@ from token_mdp import OPTIMA, REFERENCE, RESPONSES, REWARDS, THETA, every_respon
 
 from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
-from tutelage.recipe.gates import practise
+from tutelage.recipe.rl_selftest import practise
 from tutelage.rlhf.token_mdp import DRIFT, Table, Values, length_problem
 from tutelage.sampling.rollout import response_logprobs, response_values
 

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from world import PLACES, REWARD, THINGS, World, assistant, exchanges, metrics, results, user, write_lines
 
-from tutelage.data.comparisons import strict_pairs
 from tutelage.data.panel import Panel
-from tutelage.data.rankings import Ranking, held_out
+from tutelage.data.rankings import Ranking, held_out, strict_pairs
 from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.learning.losses import ranking_loss

@@ -8,8 +8,8 @@ accuracies are on the same pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-from tutelage.data.comparisons import strict_pairs
 from tutelage.data.records import Comparison, Feedback, Messages
 from tutelage.data.splits import unit_hash
 from tutelage.errors import InputError
@@ -26,6 +26,12 @@ class Ranking:
     answers: list[list[int]]  # K times prompt, answer, end-of-turn
     ranks: list[int]
     prompt: int  # tokens of the prompt, which all of them begin with
+
+
+def strict_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """(winner, loser) positions of all pairs that are not tied: K(K-1)/2 of them if nothing is."""
+    pairs = [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2)]
+    return [(winner, loser) for winner, loser in pairs if ranks[winner] != ranks[loser]]
 
 
 def held_out(record: Comparison | Feedback, share: float) -> bool:

@@ -14,14 +14,14 @@ from typing import Any, Literal
 from tutelage.recipe.conductor import Conductor, read_record, write_record
 from tutelage.recipe.preset import BASED, PRESETS, Preset, seeded
 from tutelage.recipe.step import Step
+from tutelage.recipe.summary import write_summary
 from tutelage.runs.base import find_base
 from tutelage.runs.device import DTYPES, choose_device
 from tutelage.runs.log import clock
 from tutelage.runs.machine import gemm_rate, name_of
 from tutelage.runs.run import RunConfig
-from tutelage.runs.summary import write_summary
 from tutelage.stages.collect import source_files
-from tutelage.stages.imported import ImportConfig
+from tutelage.stages.import_model import ImportConfig
 
 # Not all of the time is products: 820 -> 125 GFLOP/s (bf16 -> fp32) made SmolLM2's stages 3.2 to 5 times as long.
 PRODUCTS = 0.75

@@ -31,7 +31,9 @@ def doctor(rl: bool = False) -> None:
 
 def examine_ppo() -> None:
     """One line for each gate. Leaves with exit code 1 if one fails: that is nothing a user did."""
-    from tutelage.recipe.gates import gates  # here, so that a broken training does not keep a machine from its facts
+    from tutelage.recipe.rl_selftest import (
+        gates,  # here, so that a broken training does not keep a machine from its facts
+    )
 
     failed = []
     for gate in gates():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tutelage.evals.bench import EvaluateConfig
 from tutelage.runs.run import RunConfig
 from tutelage.stages.collect import CollectConfig
-from tutelage.stages.imported import ImportConfig
+from tutelage.stages.import_model import ImportConfig
 from tutelage.stages.ppo import PPOConfig
 from tutelage.stages.pretrain import PretrainConfig
 from tutelage.stages.rank import RankConfig

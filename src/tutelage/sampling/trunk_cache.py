@@ -4,8 +4,8 @@
 
 A rollout may be sampled in several batches, one after the other: then `generate` is called as often.
 
-Policy, reference, reward and value have these blocks in common (`rlhf/actors.py`), and the sampler has run them on every
-token already. Only an answer's last token is not followed by another one: it is run for this alone.
+Policy, reference, reward and value share these blocks (`rlhf/actors.py`), and the sampler has already run them on every
+token but the last of a response. That token is run only for this.
 """
 
 import torch

@@ -14,9 +14,10 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.data.comparisons import read_rankings, strict_pairs
+from tutelage.data.foreign_rankings import read_rankings
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
 from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.rankings import strict_pairs
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.base import find_base

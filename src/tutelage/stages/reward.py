@@ -18,10 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.data.comparisons import strict_pairs
 from tutelage.data.demonstrations import windows
 from tutelage.data.panel import Panel
-from tutelage.data.rankings import Ranking, encode_answer, encode_ranking, held_out, length_matched, same_answers
+from tutelage.data.rankings import (
+    Ranking,
+    encode_answer,
+    encode_ranking,
+    held_out,
+    length_matched,
+    same_answers,
+    strict_pairs,
+)
 from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference

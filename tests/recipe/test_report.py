@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tutelage.errors import InputError
-from tutelage.runs.report import ReportConfig, number, report, spoken
-from tutelage.runs.summary import write_summary
+from tutelage.recipe.report import ReportConfig, number, report, spoken
+from tutelage.recipe.summary import write_summary
 
 MODELS = ["base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx"]
 FOLDERS = {

@@ -1,12 +1,11 @@
-"""Rankings made elsewhere -> comparisons, and comparisons -> pairs.
+"""Rankings made elsewhere -> comparisons.
 
 Three shapes are understood, as JSONL or as one JSON array: our own ranking; a conversation in ShareGPT's style with a
 `chosen` and a `rejected` answer; the same with `messages` or a plain text `prompt`. A pair is a ranking with K = 2.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,6 @@ def ranking_from(record: dict[str, Any], where: str) -> Comparison:
     labels: dict[str, Any] = {name: record[name] for name in ("annotator", "source", "conversation") if name in record}
     pair = {"prompt": _context(record, where), "responses": responses, "ranks": [1, 2]}
     return comparison_from({**pair, **labels}, where)
-
-
-def strict_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """(winner, loser) positions of all pairs that are not tied: K(K-1)/2 of them if nothing is."""
-    pairs = [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2)]
-    return [(winner, loser) for winner, loser in pairs if ranks[winner] != ranks[loser]]
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

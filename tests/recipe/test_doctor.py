@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tutelage.cli import main
-from tutelage.recipe import gates
+from tutelage.recipe import rl_selftest
 from tutelage.recipe.doctor import doctor
 from tutelage.rlhf import learner, trust_region
 from tutelage.runs.machine import gemm_rate, missing_extras
@@ -81,7 +81,7 @@ def whitened(original: Any) -> Any:
 
 def test_a_failing_gate_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(ppo, "shaped_rewards", whitened(ppo.shaped_rewards))
-    monkeypatch.setattr(gates, "gates", lambda: iter([gates.length_gate()]))
+    monkeypatch.setattr(rl_selftest, "gates", lambda: iter([rl_selftest.length_gate()]))
     with pytest.raises(SystemExit) as left:
         main(["doctor", "--rl"])
     said = capsys.readouterr()
@@ -97,5 +97,5 @@ def test_a_ratio_off_one_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
         trust_region, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3)
     )
     for update in ("clip", "trpo"):
-        gate = gates.drift_gate(update)
+        gate = rl_selftest.drift_gate(update)
         assert not gate.passed and "the ratio is off 1" in gate.words

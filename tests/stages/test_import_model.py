@@ -19,7 +19,7 @@ from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, save_policy
 from tutelage.runs.gguf_file import write_gguf
-from tutelage.stages.imported import ImportConfig, import_model
+from tutelage.stages.import_model import ImportConfig, import_model
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.data.comparisons import read_rankings, strict_pairs
+from tutelage.data.foreign_rankings import read_rankings
+from tutelage.data.rankings import strict_pairs
 from tutelage.errors import InputError
 
 SHAREGPT = {

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tutelage.runs.summary import PREFERRED, SAMPLED, Recipe
+from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe
 
 # Placeholder colours: they occur nowhere else, and say which CSS variable to put in their place.
 OWN = ("base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx", "reward")

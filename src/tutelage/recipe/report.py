@@ -17,9 +17,9 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from tutelage.atomic import atomic_write
-from tutelage.runs.curves import draw_curves, inks_of, kl_budget
+from tutelage.recipe.curves import draw_curves, inks_of, kl_budget
+from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe, read_recipe, summarise, write_summary
 from tutelage.runs.log import clock
-from tutelage.runs.summary import PREFERRED, SAMPLED, Recipe, read_recipe, summarise, write_summary
 
 NONE = "–"
 INK = {"pretrain": "base"}  # the colours of stages that have none by their own name; the rest are neutral

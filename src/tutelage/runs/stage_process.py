@@ -1,0 +1,47 @@
+"""A stage as a child process: its messages, its exit status and peak memory, and how to stop it.
+
+Popen  ->  messages (progress as JSON, or lines of text)  ->  exit status, peak bytes
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+INTERRUPTED = 130  # exit status of a stage that was told to stop
+STOP_PATIENCE = 60.0  # seconds a stage gets to save after Ctrl-C
+
+
+def read_messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """What a stage prints: JSON progress, or any other line as text."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip():
+            try:
+                message = json.loads(line)
+            except json.JSONDecodeError:
+                message = None
+            yield message if isinstance(message, dict) and "stage" in message else {"text": line.rstrip()}
+
+
+def wait(process: subprocess.Popen[str]) -> tuple[int, int]:
+    """Exit status and peak resident bytes of a finished child."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Let the stage save: a Ctrl-C in the terminal has reached it already, a signal to us alone has not."""
+    if process.poll() is None:
+        time.sleep(0.5)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
