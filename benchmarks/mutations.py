@@ -27,7 +27,7 @@ import tutelage
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.learning import losses
-from tutelage.recipe import gates
+from tutelage.recipe import rl_selftest
 from tutelage.rlhf import learner, token_mdp
 from tutelage.rlhf.diagnostics import SAMPLER_GAP
 from tutelage.rlhf.token_mdp import DRIFT, TokenMDP, length_problem
@@ -36,7 +36,7 @@ from tutelage.sampling.rollout import Responses
 from tutelage.stages import ppo
 
 HEAD = "| mutant | A: J / KL | B: J / KL | length for 1 / -1 | caught by |"
-BETA = gates.BETA
+BETA = rl_selftest.BETA
 END = DRIFT.end
 
 
@@ -212,12 +212,12 @@ def drift(problem: TokenMDP) -> tuple[str, list[str]]:
     """Objective and KL in words, and what caught them."""
     best, exact = problem.optimum(BETA)
     try:
-        logits, gap = gates.practise(problem, BETA, iterations=150)
+        logits, gap = rl_selftest.practise(problem, BETA, iterations=150)
     except InputError as error:
         return "–", ["ratio" if "ratio" in str(error) else "stopped"]
     reached, kl = problem.objective(logits, BETA)
-    caught = ["J"] if abs(reached - best) > gates.OBJECTIVE_OFF * best else []
-    caught += ["KL"] if abs(kl - exact) > gates.KL_OFF * exact else []
+    caught = ["J"] if abs(reached - best) > rl_selftest.OBJECTIVE_OFF * best else []
+    caught += ["KL"] if abs(kl - exact) > rl_selftest.KL_OFF * exact else []
     return f"{reached:.4f} / {kl:.3f}", caught + (["sampler gap"] if gap > SAMPLER_GAP["torch.float32"] else [])
 
 
@@ -226,10 +226,12 @@ def lengths() -> tuple[str, list[str]]:
     for constant in (1.0, -1.0):
         problem = length_problem(constant)
         try:
-            found.append(problem.mean_length(gates.practise(problem, 0.05, iterations=50)[0]))
+            found.append(problem.mean_length(rl_selftest.practise(problem, 0.05, iterations=50)[0]))
         except InputError:
             return "–", []
-    return " / ".join(f"{x:.2f}" for x in found), [] if all(gates.SHORT < x < gates.LONG for x in found) else ["length"]
+    return " / ".join(f"{x:.2f}" for x in found), [] if all(
+        rl_selftest.SHORT < x < rl_selftest.LONG for x in found
+    ) else ["length"]
 
 
 def row(mutant: Mutant) -> str:

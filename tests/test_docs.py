@@ -186,7 +186,8 @@ def blocks(page: Path) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """Each command of the page in words, without leading NAME=value settings."""
-    lines = [shlex.split(line, comments=True) for block in blocks(page) for line in block.splitlines()]
+    joined = [block.replace("\\\n", " ") for block in blocks(page)]  # a line that ends in a backslash goes on
+    lines = [shlex.split(line, comments=True) for block in joined for line in block.splitlines()]
     return [[word for i, word in enumerate(words) if i or "=" not in word] for words in lines if words]
 
 
@@ -204,7 +205,10 @@ def flags_of(verb: str) -> set[str]:
     return {"--" + flag.replace("_", "-") for flag in flags} | {"--help"}
 
 
-@pytest.mark.parametrize("page", [*READMES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+GUIDES = [page for page in sorted((ROOT / "docs").glob("*.md")) if blocks(page)]
+
+
+@pytest.mark.parametrize("page", [*READMES, ROOT / "CONTRIBUTING.md", *GUIDES], ids=lambda page: page.name)
 def test_documented_commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert commands(page)
@@ -214,6 +218,8 @@ def test_documented_commands_exist(page: Path) -> None:
         elif program == "tutelage":
             named = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
             assert named <= flags_of(words[0]), f"{page.name}: tutelage {' '.join(words)}"
+        elif program == "python":
+            assert (ROOT / words[0]).is_file(), f"{page.name}: python {words[0]}"
         else:
             assert (program, words) == ("source", [".venv/bin/activate"]), f"{page.name}: {program}"
 
