@@ -100,15 +100,15 @@ print(json.dumps({"seconds": seconds, "peak": peak, **seen}))
 def prepare(folder: Path, demos: Path, dtype: str) -> None:
     """The base, a reward model with a fresh head, and each row's data as TRL takes it."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
-    model, words = load_policy(folder / "smollm2", choose_device("cpu", "fp32"))
-    save_scorer(folder / "reward", ScalarGPT(model).initialise(torch.Generator().manual_seed(0)), words)
+    model, tokenizer = load_policy(folder / "smollm2", choose_device("cpu", "fp32"))
+    save_scorer(folder / "reward", ScalarGPT(model).initialise(torch.Generator().manual_seed(0)), tokenizer)
     chance = torch.Generator().manual_seed(0)
     tokens = torch.randint(20, 40_000, (STEPS * BATCH, LENGTH), generator=chance).tolist()
     write(folder / "full.json", [Example(ids, [True] * LENGTH) for ids in tokens], dtype)
-    examples, _ = read_examples([demos], words, SFTConfig(), LENGTH, 2 * STEPS * BATCH * LENGTH, chance)
+    examples, _ = read_examples([demos], tokenizer, SFTConfig(), LENGTH, 2 * STEPS * BATCH * LENGTH, chance)
     write(folder / "dialogues.json", examples[:CONVERSATIONS], dtype)
     prompt, *answers = (torch.randint(20, 40_000, (30,), generator=chance).tolist() for _ in range(10))
-    texts = [[*prompt, *answer[:-1], words.end_of_turn_id] for answer in answers]  # the best first
+    texts = [[*prompt, *answer[:-1], tokenizer.end_of_turn_id] for answer in answers]  # the best first
     pairs = list(combinations(texts, 2))
     for row, precision, steps in (("ranking", dtype, STEPS), ("equal", "fp32", 1)):
         columns = {"chosen_ids": [a for a, _ in pairs] * steps, "rejected_ids": [b for _, b in pairs] * steps}
@@ -129,16 +129,16 @@ def ours(folder: Path, row: str) -> None:
     device = choose_device("cpu", data["precision"])
     chance = torch.Generator().manual_seed(0)
     if "texts" in data:
-        scorer, words = load_scorer(folder / "reward", device)
+        scorer, tokenizer = load_scorer(folder / "reward", device)
         adapt(scorer.trunk, LORA, chance)
         model: nn.Module = scorer.train()
         ranking = Ranking(data["texts"], list(range(1, 10)), 30)
-        losses = (ranking_loss(*score_rankings(scorer, [ranking], words.pad_id)) for _ in range(data["steps"]))
+        losses = (ranking_loss(*score_rankings(scorer, [ranking], tokenizer.pad_id)) for _ in range(data["steps"]))
     else:
-        policy, words = load_policy(folder / "smollm2", device)
+        policy, tokenizer = load_policy(folder / "smollm2", device)
         model = adapt(policy, LORA, chance).train()
         rows = ours_packed(data["columns"], row, chance)
-        losses = (supervised_loss(policy, pack(some, LENGTH, words.pad_id)) for some in rows)
+        losses = (supervised_loss(policy, pack(some, LENGTH, tokenizer.pad_id)) for some in rows)
     optimizer = adamw(trainable(model).items(), lr=1e-4, weight_decay=0.0)
     ends, seen = [], {}
     for loss in losses:

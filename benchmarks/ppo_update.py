@@ -107,11 +107,11 @@ def prepare(folder: Path, layers: list[int], dtype: str) -> None:
     import_model(find_base(Path("smollm2")), folder / "smollm2")
     for count in layers:
         config, device = AdapterConfig(lora_rank=16, lora_layers=count), choose_device("cpu", dtype)
-        trunk, words = load_policy(folder / "smollm2", device)
+        trunk, tokenizer = load_policy(folder / "smollm2", device)
         adapt(trunk, config, torch.Generator().manual_seed(0))
         model = ScalarGPT(trunk).initialise(torch.Generator().manual_seed(0))
         (reward := folder / f"reward{count}").mkdir()
-        save_tuned_scorer(reward, model, words, folder / "smollm2", config)
+        save_tuned_scorer(reward, model, tokenizer, folder / "smollm2", config)
 
 
 def measure(python: str, program: str, *arguments: str) -> dict[str, object]:

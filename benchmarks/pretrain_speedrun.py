@@ -112,9 +112,9 @@ def main() -> None:
     if not given.tokenizer.is_dir():
         parser.exit(2, f"{given.tokenizer}: not there; run `make demo` first, or name a tokenizer and its data\n")
     record = Record(given.out, given)
-    words = Tokenizer.load(given.tokenizer)
-    ids = token_stream(words, [given.data / "corpus.train.jsonl"])
-    unseen, sizes = token_stream(words, [given.data / "corpus.valid.jsonl"]), words.token_bytes()
+    tokenizer = Tokenizer.load(given.tokenizer)
+    ids = token_stream(tokenizer, [given.data / "corpus.train.jsonl"])
+    unseen, sizes = token_stream(tokenizer, [given.data / "corpus.valid.jsonl"]), tokenizer.token_bytes()
     config = PretrainConfig(tokens=given.tokens)
 
     def order(seed: int) -> np.ndarray:
@@ -123,12 +123,15 @@ def main() -> None:
     rows = []
     best: dict[float, float] = {}
     for rate in RATES:
-        (curve,) = race([gpt2(config, words.vocab_size, rate, 0)], ids, order(0), unseen, sizes)
+        (curve,) = race([gpt2(config, tokenizer.vocab_size, rate, 0)], ids, order(0), unseen, sizes)
         best[rate] = curve[-1][1]
         print(f"baseline at {rate:g}: {curve[-1][1]:.4f} bits per byte", flush=True)
     rate = min(best, key=lambda r: best[r])
     for seed in range(given.seeds):
-        pair = [gpt2(config, words.vocab_size, rate, seed), ours(replace(config, seed=seed), words.vocab_size, seed)]
+        pair = [
+            gpt2(config, tokenizer.vocab_size, rate, seed),
+            ours(replace(config, seed=seed), tokenizer.vocab_size, seed),
+        ]
         sizes_apart = parameter_count(pair[1].model) / parameter_count(pair[0].model) - 1
         assert abs(sizes_apart) <= 0.02, sizes_apart  # no race between different sizes
         plain, quick = race(pair, ids, order(seed), unseen, sizes)

@@ -72,14 +72,14 @@ def rounded(x: Tensor, each: int | None) -> Tensor:
 
 def gaps(run: Path) -> Iterator[tuple[str, Tensor]]:
     """log p - log p in bf16 of the tokens of the model's own answers, (tokens,), and what bf16 itself has."""
-    policy, words = load_policy(run, choose_device("cpu", "bf16"))
+    policy, tokenizer = load_policy(run, choose_device("cpu", "bf16"))
     chance = torch.Generator().manual_seed(0)
     prompts = torch.randint(20, policy.config.vocab_size, (ROWS, 40), generator=chance).tolist()
     answers = generate(
-        inference_copy(policy), prompts, range(ROWS), words.end_of_turn_id, SamplingConfig(max_tokens=48)
+        inference_copy(policy), prompts, range(ROWS), tokenizer.end_of_turn_id, SamplingConfig(max_tokens=48)
     )
     flat = [answer for group in answers for answer in group]
-    responses = pad_responses(prompts, flat, words.pad_id, torch.device("cpu"))
+    responses = pad_responses(prompts, flat, tokenizer.pad_id, torch.device("cpu"))
     exact = response_logprobs(policy, responses)[responses.mask]
     sampled = torch.tensor([p for answer in flat for p in answer.logprobs])
     yield "the sampler in bf16", sampled - exact

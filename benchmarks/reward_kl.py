@@ -209,7 +209,7 @@ class Judge:
         """[prompt][answer]: proxy reward and gold of the most answers that are chosen from."""
         bench = self.bench
         answers = sample(bench, bench.load(bench.sft), max(BEST_OF))
-        texts = [[bench.words.decode(answer.ids) for answer in some] for some in answers]
+        texts = [[bench.tokenizer.decode(answer.ids) for answer in some] for some in answers]
         golds = [[bench.panel.utility(p.prompt, t) for t in some] for p, some in zip(bench.prompts, texts, strict=True)]
         return rewards(bench, answers).tolist(), golds
 

@@ -128,7 +128,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"{address} does not answer")
 
 
-def over_http(address: str, key: str, model: str, words: Tokenizer, new: int, streams: list[int]) -> list[float]:
+def over_http(address: str, key: str, model: str, tokenizer: Tokenizer, new: int, streams: list[int]) -> list[float]:
     rates = []
     for asked in map(questions, streams):
         for texts in asked:  # the second counts
@@ -142,7 +142,7 @@ def over_http(address: str, key: str, model: str, words: Tokenizer, new: int, st
                 thread.start()
             for thread in threads:
                 thread.join()
-            rate = sum(len(words.encode(answer)) for answer in answers) / (time.perf_counter() - begun)
+            rate = sum(len(tokenizer.encode(answer)) for answer in answers) / (time.perf_counter() - begun)
             assert all(answers), "a stream came to nothing"
         rates.append(rate)
     return rates
@@ -179,7 +179,7 @@ def main() -> None:
         folder = (given.run or Path(scratch) / "smollm2").resolve()
         if given.run is None:
             import_model(find_base(Path("smollm2")), folder)
-        words = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder)
         for _ in range(given.rounds):
             for name, rounds in found.items():
                 if name == "engine":
@@ -188,7 +188,7 @@ def main() -> None:
                 server = ours(folder) if name == "tutelage serve" else theirs(folder, given.peer)
                 model = "model" if name == "tutelage serve" else str(folder)
                 with server as (address, key):
-                    rounds.append(over_http(address, key, model, words, given.new, given.streams))
+                    rounds.append(over_http(address, key, model, tokenizer, given.new, given.streams))
     say_table(record, found, given.streams)
     record.leave(found)
 

@@ -68,7 +68,7 @@ def measure(demo: Path, out: Path, config: PPOConfig) -> dict[str, Any]:
 
 def fresh_reward(sft: Path, folder: Path, config: AdapterConfig) -> int:
     """A reward model of adapters in the same layers, as the reward stage leaves one. Returns how many they have."""
-    trunk, words = load_policy(sft, choose_device("cpu", "fp32"))
+    trunk, tokenizer = load_policy(sft, choose_device("cpu", "fp32"))
     adapt(trunk, config, torch.Generator().manual_seed(0))
     trained = sum(p.numel() for p in trunk.parameters() if p.requires_grad)
     if not folder.is_dir():
@@ -76,7 +76,7 @@ def fresh_reward(sft: Path, folder: Path, config: AdapterConfig) -> int:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model = ScalarGPT(trunk).initialise(torch.Generator().manual_seed(0))
-        save_tuned_scorer(partial, model, words, sft, config)
+        save_tuned_scorer(partial, model, tokenizer, sft, config)
         partial.rename(folder)
     return trained
 

@@ -149,9 +149,9 @@ class Fixed:
             for p in self.model.parameters():
                 p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         self.model.eval()
-        words: Any = type("Words", (), {"pad_id": 0})
+        tokenizer: Any = type("Words", (), {"pad_id": 0})
         rest: Any = [None] * 6
-        self.bench = Bench(words, [], prompts, *rest, config=CONFIG)
+        self.bench = Bench(tokenizer, [], prompts, *rest, config=CONFIG)
 
     @torch.no_grad()
     def logprob(self, prompt: list[int], answer: list[int]) -> float:
@@ -194,7 +194,7 @@ def test_after_another_prompt_by_hand() -> None:
 def test_figures_by_hand() -> None:
     """Two prompts; every number below is worked out from these few."""
     bench: Any = type("B", (), {})()
-    bench.words = type("Words", (), {"decode": staticmethod(lambda ids: " ".join(map(str, ids)))})
+    bench.tokenizer = type("Words", (), {"decode": staticmethod(lambda ids: " ".join(map(str, ids)))})
     bench.panel = type("P", (), {"utility": staticmethod(lambda prompt, text: float(len(text)))})
     bench.prompts, bench.config = [type("Q", (), {"prompt": []})] * 2, replace(CONFIG, best_of=(2,))
 

@@ -50,7 +50,7 @@ class Oracle:
     def __init__(self, answers: set[str]):
         self.answers = answers
 
-    def __call__(self, model: Any, words: Any, prompt: str, choices: Any) -> torch.Tensor:
+    def __call__(self, model: Any, tokenizer: Any, prompt: str, choices: Any) -> torch.Tensor:
         return torch.tensor([0.0 if choice in self.answers else -1.0 for choice in choices])
 
 

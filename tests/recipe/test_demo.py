@@ -222,10 +222,10 @@ def test_transformers_loads_the_models(demo: tuple[Path, str], run: str) -> None
     """Names and shapes fit, the logits are ours, and so are the ids of a conversation."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(demo[0] / run, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    words = transformers.AutoTokenizer.from_pretrained(demo[0] / run)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo[0] / run)
     ours, _ = load_policy(demo[0] / run, choose_device("cpu", "fp32"))
     chat = [{"role": "user", "content": "hello, how are you?"}]
-    ids = words.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), model(ids).logits, atol=1e-4, rtol=1e-4)
 

@@ -74,12 +74,12 @@ def test_a_response_is_scored_by_its_own_words(world: World, tmp_path: Path) -> 
     actors = load_actors(world.sft, (judged,), config, run)
     asked = encode_prompts(actors, (world.prompts,), 8, config, "ppo")
     rollout, _ = next_rollout(actors, asked, 0, config, [torch.arange(32)], samples=4)
-    words = transformers.AutoTokenizer.from_pretrained(world.sft)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world.sft)
     expected = []
     for row, talk in enumerate(rollout.conversations):
         ids = rollout.responses.tokens[row][rollout.responses.mask[row]].tolist()
-        ended = ids[-1] == words.eos_token_id
-        text = words.decode(ids[:-1] if ended else ids)
+        ended = ids[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(ids[:-1] if ended else ids)
         assert talk == [*asked[row // 4].messages, {"role": "assistant", "content": text}]
         expected.append(float(len(text)) if ended else -7.0)
     assert rollout.scores.tolist() == expected and -7.0 in expected and max(expected) > 0

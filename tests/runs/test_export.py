@@ -61,9 +61,9 @@ def test_other_logits_are_not_handed_over(
 
 
 def test_another_prompt_is_not_handed_over(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save(place: Path, model: Any, words: Tokenizer) -> None:
-        template = words.chat_template.replace("<|end|>", "<|end|>\n")
-        save_policy(place, model, Tokenizer(words._backend, words.settings | {"chat_template": template}))
+    def save(place: Path, model: Any, tokenizer: Tokenizer) -> None:
+        template = tokenizer.chat_template.replace("<|end|>", "<|end|>\n")
+        save_policy(place, model, Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": template}))
 
     monkeypatch.setattr(stage, "save_policy", save)
     with pytest.raises(InputError, match="rendered otherwise"):
@@ -76,17 +76,19 @@ REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no
 
 def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that differs only there is another one; one that takes no system turn is held to the rest."""
-    model, words = load_policy(run, stage.EXACT)
-    other = words.chat_template.replace(
+    model, tokenizer = load_policy(run, stage.EXACT)
+    other = tokenizer.chat_template.replace(
         "message['content']", "('' if message['role'] == 'system' else message['content'])"
     )
-    without = Tokenizer(words._backend, words.settings | {"chat_template": REFUSES_SYSTEM + words.chat_template})
+    without = Tokenizer(
+        tokenizer._backend, tokenizer.settings | {"chat_template": REFUSES_SYSTEM + tokenizer.chat_template}
+    )
     save_policy(tmp_path / "without", model, without)
     export(tmp_path / "without", tmp_path / "handed over")
-    for spoilt in (other, REFUSES_SYSTEM + words.chat_template):
+    for spoilt in (other, REFUSES_SYSTEM + tokenizer.chat_template):
 
-        def save(place: Path, model: Any, words: Tokenizer, spoilt: str = spoilt) -> None:
-            save_policy(place, model, Tokenizer(words._backend, words.settings | {"chat_template": spoilt}))
+        def save(place: Path, model: Any, tokenizer: Tokenizer, spoilt: str = spoilt) -> None:
+            save_policy(place, model, Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": spoilt}))
 
         monkeypatch.setattr(stage, "save_policy", save)
         with pytest.raises(InputError, match="rendered otherwise"):

@@ -109,9 +109,9 @@ def test_spare_rows_of_the_embedding_are_fine(make_gpt: Any, tokenizer: Tokenize
 def test_a_policy_comes_back_bit_for_bit(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     ours = make_gpt()
     save_policy(tmp_path, ours, tokenizer)
-    loaded, words = load_policy(tmp_path, CPU)
+    loaded, restored = load_policy(tmp_path, CPU)
     assert torch.equal(loaded(IDS), ours(IDS)) and loaded.config == ours.config
-    assert words.encode("the cat") == tokenizer.encode("the cat")
+    assert restored.encode("the cat") == tokenizer.encode("the cat")
     loaded.blocks[0].mlp.down.weight.data.zero_()  # the folder's file is not mapped into the model
     assert load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].any()
 

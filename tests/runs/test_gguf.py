@@ -57,11 +57,11 @@ def rounded(model: GPT, dtype: torch.dtype) -> GPT:
 @pytest.mark.parametrize("kind, dtype", [("f16", torch.float16), ("bf16", torch.bfloat16)])
 def test_what_was_written_comes_back(model: GPT, tokenizer: Tokenizer, tmp_path: Path, kind: Any, dtype: Any) -> None:
     write_gguf(tmp_path / "model.gguf", model, tokenizer, kind)
-    again, words = read_gguf(tmp_path / "model.gguf")
+    again, restored = read_gguf(tmp_path / "model.gguf")
     torch.testing.assert_close(again.eval()(IDS), rounded(model, dtype)(IDS), atol=1e-4, rtol=1e-4)
-    assert words.vocabulary_sha256 == tokenizer.vocabulary_sha256
-    assert [words.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
-    assert (words.pad_id, words.end_of_turn_id, words.chat_template) == (
+    assert restored.vocabulary_sha256 == tokenizer.vocabulary_sha256
+    assert [restored.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    assert (restored.pad_id, restored.end_of_turn_id, restored.chat_template) == (
         tokenizer.pad_id, tokenizer.end_of_turn_id, tokenizer.chat_template,
     )  # fmt: skip
 
@@ -195,12 +195,12 @@ def with_rule(tokenizer: Tokenizer, rule: str, **switches: bool) -> Tokenizer:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_vocabulary_in_gguf_cuts_text_as_before(tokenizer: Tokenizer, rule: str, tmp_path: Path) -> None:
-    words = with_rule(tokenizer, rule)
-    metadata, exact = to_gguf(words, 300)
+    ruled = with_rule(tokenizer, rule)
+    metadata, exact = to_gguf(ruled, 300)
     assert exact and metadata["tokenizer.ggml.pre"] == rule and "tokenizer.huggingface.json" not in metadata
     again = from_gguf(metadata)
-    assert [again.encode(text) for text in TEXTS] == [words.encode(text) for text in TEXTS]
-    assert again.special == words.special
+    assert [again.encode(text) for text in TEXTS] == [ruled.encode(text) for text in TEXTS]
+    assert again.special == ruled.special
     again.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert [theirs(text, split_special_tokens=True)["input_ids"] for text in TEXTS] == [again.encode(t) for t in TEXTS]
@@ -225,8 +225,8 @@ def test_another_kind_of_tokenizer_is_refused(tokenizer: Tokenizer, key: str, va
 def test_spare_rows_get_names_and_lose_them_again(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     ours = make_gpt("qwen2", vocab_size=303)
     write_gguf(tmp_path / "model.gguf", ours, tokenizer, "f16")
-    again, words = read_gguf(tmp_path / "model.gguf")
-    assert (again.config.vocab_size, words.vocab_size) == (303, 300)
+    again, restored = read_gguf(tmp_path / "model.gguf")
+    assert (again.config.vocab_size, restored.vocab_size) == (303, 300)
     assert read_gguf_tokenizer(tmp_path / "model.gguf").vocabulary_sha256 == tokenizer.vocabulary_sha256
 
 

@@ -94,8 +94,8 @@ def test_llama_cpp_writes_our_greedy_text(
     family, changes = SHAPES[shape]
     file = tmp_path / "model.gguf"
     write_gguf(file, make_gpt(family, **changes), tokenizer, kind)
-    model, words = read_gguf(file)
-    ours = our_greedy(model, PROMPTS, words.end_of_turn_id, 20)
+    model, restored = read_gguf(file)
+    ours = our_greedy(model, PROMPTS, restored.end_of_turn_id, 20)
     steps = [([*p, *text[:t]], text[t]) for p, text in zip(PROMPTS, ours, strict=True) for t in range(len(text))]
     theirs = llama_cpp(file, [prefix for prefix, _ in steps], 1)["written"]
     agreed = sum(written == [token] for written, (_, token) in zip(theirs, steps, strict=True))
@@ -111,9 +111,9 @@ def test_the_demos_own_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.mul_(3.0)  # of a fresh model all tokens are equally likely
     write_gguf(tmp_path / "demo.gguf", model, tokenizer, "f16")
-    again, words = read_gguf(tmp_path / "demo.gguf")
+    again, restored = read_gguf(tmp_path / "demo.gguf")
     assert llama_cpp(tmp_path / "demo.gguf", PROMPTS, 8)["written"] == our_greedy(
-        again, PROMPTS, words.end_of_turn_id, 8
+        again, PROMPTS, restored.end_of_turn_id, 8
     )
 
 
@@ -129,19 +129,19 @@ def with_rule(tokenizer: Tokenizer, rule: str) -> Tokenizer:
 def test_smollm2s_own_shape_from_text_to_text(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Three groups of three queries, one matrix for embedding and head, and llama.cpp's own cut of the prompt."""
     family, changes = SHAPES["smollm2"]
-    file, words = tmp_path / "smollm2.gguf", with_rule(tokenizer, "smollm")
-    assert write_gguf(file, make_gpt(family, **changes), words, "f16")  # llama.cpp has this rule
+    file, ruled = tmp_path / "smollm2.gguf", with_rule(tokenizer, "smollm")
+    assert write_gguf(file, make_gpt(family, **changes), ruled, "f16")  # llama.cpp has this rule
     again, read = read_gguf(file)
     assert again.config.tied and (again.config.heads, again.config.kv_heads) == (9, 3)
     text = "hello there, 1234 dogs and 42 cats"
     cut = llama_cpp(file, [], 0, text)["text"]
-    assert cut == words.encode(text) == read.encode(text)
+    assert cut == ruled.encode(text) == read.encode(text)
     assert llama_cpp(file, [cut], 12)["written"] == our_greedy(again, [cut], read.end_of_turn_id, 12)
 
 
 @pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
 def test_llama_cpp_cuts_text_as_we_do(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, rule: str) -> None:
-    words = with_rule(tokenizer, rule)
+    ruled = with_rule(tokenizer, rule)
     text = "Hello there, how are 42 you?\n\n\nFine: I'm ok...  the cat 今天天气很好 x\t1234"
-    write_gguf(tmp_path / "model.gguf", make_gpt("llama"), words, "f16")
-    assert llama_cpp(tmp_path / "model.gguf", [], 0, text)["text"] == words.encode(text)
+    write_gguf(tmp_path / "model.gguf", make_gpt("llama"), ruled, "f16")
+    assert llama_cpp(tmp_path / "model.gguf", [], 0, text)["text"] == ruled.encode(text)

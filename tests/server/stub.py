@@ -72,7 +72,7 @@ class StubModels:
 
     def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
         table = tokenizer.bytes_of_tokens()
-        common = dict(words=tokenizer, table=table, created=1_700_000_000, adapter="", context=context)
+        common = dict(tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context)
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),
             "judge": SimpleNamespace(name="judge", kind="reward", fingerprint="fp_2", engine=None, **common),

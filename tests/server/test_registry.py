@@ -137,10 +137,10 @@ def test_a_reward_model_scores_whole_conversations(registry: Registry, runs: Pat
         [{"role": "user", "content": "how are you?"}, {"role": "assistant", "content": text}] for text in said
     ]
     found = registry.score("fair", conversations)
-    model, words = load_scorer(runs / "judge", DEVICE)
+    model, tokenizer = load_scorer(runs / "judge", DEVICE)
     for messages, score in zip(conversations, found, strict=True):
-        ids = encode_chat(words, messages).ids
-        last = max(i for i, token in enumerate(ids) if token == words.end_of_turn_id)
+        ids = encode_chat(tokenizer, messages).ids
+        last = max(i for i, token in enumerate(ids) if token == tokenizer.end_of_turn_id)
         with torch.no_grad():
             assert score == pytest.approx(float(model(torch.tensor([ids]))[0, last]), abs=1e-4)
     registry.load(f"{runs}/base")

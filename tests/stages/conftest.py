@@ -29,9 +29,9 @@ def bench(world: World, tmp_path: Path) -> Bench:
 @pytest.fixture(scope="session")
 def policy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of three layers, the tests' own has one."""
-    model, words = load_policy(world.sft, Device(torch.device("cpu"), torch.float32, 1, "the tests"))
+    model, tokenizer = load_policy(world.sft, Device(torch.device("cpu"), torch.float32, 1, "the tests"))
     deep = GPT(replace(model.config, layers=3)).initialise(torch.Generator().manual_seed(0))
-    save_policy(out := tmp_path_factory.mktemp("deep"), deep, words)
+    save_policy(out := tmp_path_factory.mktemp("deep"), deep, tokenizer)
     return out
 
 

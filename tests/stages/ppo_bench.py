@@ -49,7 +49,7 @@ class Bench:
         self.config = config
         self.run = Run(out, stage="ppo", config=config, inputs={})
         self.actors = load_actors(world.sft, (str(reward_run),), config, self.run)
-        self.words, self.scorer = self.actors.words, self.actors.reward.models[0]
+        self.tokenizer, self.scorer = self.actors.tokenizer, self.actors.reward.models[0]
         self.learner = make_learner(self.actors, config)
         asked = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
         self.theirs = Theirs(reward_run)

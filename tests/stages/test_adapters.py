@@ -64,9 +64,9 @@ def test_the_adapter_alone_is_the_same_model(world: World, tuned: Path, tmp_path
     alone = run_sft(world, tmp_path / "alone", replace(LORA, adapter_only=True))
     assert not (alone / "model.safetensors").exists()
     same_files(alone / "adapter", tuned / "adapter", ["adapter_model.safetensors"])
-    model, words = load_policy(alone, CPU)
+    model, tokenizer = load_policy(alone, CPU)
     torch.testing.assert_close(model(IDS), their_logits(tuned), atol=1e-4, rtol=1e-4)
-    assert words.vocab_size == 300
+    assert tokenizer.vocab_size == 300
     run_ppo(world, tmp_path / "next", replace(CONFIG, iterations=1), policy=alone)  # a run like any other
     before = hash_input(alone)
     (alone / "adapter" / "adapter_config.json").write_text("{}")

@@ -48,7 +48,7 @@ def test_the_favourite_of_transformers_is_kept(
     """And the curve is the mean over every choice of n of the best score, by another library's scores."""
     records = run(world, tmp_path / "best.jsonl")
     theirs = Theirs(world.reward)
-    words = transformers.AutoTokenizer.from_pretrained(world.sft)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world.sft)
     kept, all_scores = [], []
     for asked, answers in watched:
         assert len(answers) == 5
@@ -56,7 +56,7 @@ def test_the_favourite_of_transformers_is_kept(
         all_scores.append(scores)
         best = max(range(5), key=scores.__getitem__)
         if answers[best].ended:
-            kept.append((asked, words.decode(answers[best].ids[:-1])))
+            kept.append((asked, tokenizer.decode(answers[best].ids[:-1])))
     said = [(theirs.ids(r["messages"][0]["content"], "")[:-1], r["messages"][1]["content"]) for r in records]
     assert said == kept and 0 < len(kept) <= 12
     assert {r["annotator"] for r in records} == {"reward-model"} and all(r["conversation"] for r in records)

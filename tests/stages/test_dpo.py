@@ -143,11 +143,11 @@ def rankings_of(policy: TheirPolicy) -> list[Ranking]:
 
 def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     """Value and gradient of -log sigmoid(beta h), each answer of each pair with forward passes of its own."""
-    ours, words = load_policy(world.base, CPU)  # another model than the reference, so that h is not 0
+    ours, tokenizer = load_policy(world.base, CPU)  # another model than the reference, so that h is not 0
     theirs = TheirPolicy(world.sft)
     rankings = rankings_of(theirs)
-    reference = reference_logprobs(load_policy(world.sft, CPU)[0], rankings, DPO, words.pad_id)
-    preference_loss(judge(ours, rankings, reference, words.pad_id), DPO).backward()
+    reference = reference_logprobs(load_policy(world.sft, CPU)[0], rankings, DPO, tokenizer.pad_id)
+    preference_loss(judge(ours, rankings, reference, tokenizer.pad_id), DPO).backward()
     grouped = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
     ours.zero_grad()
 
@@ -174,18 +174,18 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
 
 def test_the_reference_is_the_policy_without_its_adapters(world: World) -> None:
     """Also when the adapters are far from nothing."""
-    model, words = load_policy(world.sft, CPU)
+    model, tokenizer = load_policy(world.sft, CPU)
     adapt(model, LORA, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in trainable(model).values():
             parameter.add_(0.5)
     theirs = TheirPolicy(world.sft)
     rankings = rankings_of(theirs)
-    found = reference_logprobs(model.train(), rankings, LORA, words.pad_id)
+    found = reference_logprobs(model.train(), rankings, LORA, tokenizer.pad_id)
     expected = [theirs.total("hi?", a) for a in ("yes.", "no.", "it is red. is yours?", "it is big.")]
     assert found[0].tolist() == pytest.approx(expected, abs=1e-3)
     assert found[1, 2:].tolist() == [0, 0]
-    batch = judge(model.eval(), rankings, found, words.pad_id)
+    batch = judge(model.eval(), rankings, found, tokenizer.pad_id)
     assert (batch.logprobs - batch.ref_logprobs)[0].abs().min() > 1
 
 

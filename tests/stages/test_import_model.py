@@ -46,13 +46,13 @@ def test_added_tokens_get_rows_and_that_is_said(
 ) -> None:
     import_model(folder, tmp_path / "run", ImportConfig(add_tokens=("<|tool|>", "<|image|>")))
     assert "had 300 rows and has 302 now" in capsys.readouterr().err
-    model, words = load_policy(tmp_path / "run", EXACT)
+    model, tokenizer = load_policy(tmp_path / "run", EXACT)
     before, old_words = load_policy(folder, EXACT)
-    assert model.config.vocab_size == words.vocab_size == 302
+    assert model.config.vocab_size == tokenizer.vocab_size == 302
     torch.testing.assert_close(model.embedding.weight[300:], before.embedding.weight.mean(0).expand(2, -1))
-    assert words.special["<|tool|>"] == 300 and words.encode("<|tool|>") == old_words.encode("<|tool|>")
+    assert tokenizer.special["<|tool|>"] == 300 and tokenizer.encode("<|tool|>") == old_words.encode("<|tool|>")
     chat = [{"role": "user", "content": "<|tool|> hello"}]
-    assert encode_chat(words, chat).ids == encode_chat(old_words, chat).ids  # no text can forge it
+    assert encode_chat(tokenizer, chat).ids == encode_chat(old_words, chat).ids  # no text can forge it
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     assert theirs.convert_tokens_to_ids("<|image|>") == 301
     with pytest.raises(InputError, match="'<|tool|>' is a token already".replace("|", r"\|")):
@@ -88,10 +88,10 @@ def test_a_base_model_without_a_template_gets_one(make_gpt: Any, tmp_path: Path)
     with pytest.raises(InputError, match="import-model --make-chat"):
         import_model(tmp_path / "gpt2", tmp_path / "no")
     import_model(tmp_path / "gpt2", tmp_path / "run", ImportConfig(make_chat=True))
-    model, words = load_policy(tmp_path / "run", EXACT)
-    assert model.config.vocab_size == words.vocab_size == 305
-    assert words.end_of_text_id == 299 and words.end_of_turn_id == words.special["<|end|>"] >= 300
-    assert len(encode_chat(words, [{"role": "user", "content": "A"}], add_generation_prompt=True).ids) == 4
+    model, tokenizer = load_policy(tmp_path / "run", EXACT)
+    assert model.config.vocab_size == tokenizer.vocab_size == 305
+    assert tokenizer.end_of_text_id == 299 and tokenizer.end_of_turn_id == tokenizer.special["<|end|>"] >= 300
+    assert len(encode_chat(tokenizer, [{"role": "user", "content": "A"}], add_generation_prompt=True).ids) == 4
 
 
 def test_gemma_3_is_refused_in_one_line(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_runs_of_adapters_alone(world: World, tmp_path: Path) -> None:
 def test_what_lies_on_no_line_is_one_line(
     world: World, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, words = load_policy(world.sft, CPU)
+    model, tokenizer = load_policy(world.sft, CPU)
     deep = GPT(replace(model.config, layers=3)).initialise(torch.Generator().manual_seed(0))
-    save_policy(tmp_path / "deep", deep, words)
+    save_policy(tmp_path / "deep", deep, tokenizer)
     shutil.copytree(world.sft, tmp_path / "foreign")
     config = json.loads((tmp_path / "foreign" / "tokenizer_config.json").read_text())
     config["chat_template"] += "{# other #}"

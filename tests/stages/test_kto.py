@@ -120,10 +120,10 @@ def encoded(theirs: TheirPolicy) -> list[Thumb]:
 def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
     """Ethayarajh et al. 2024, section 4.1, with z0 from the batch's own prompts and another one's responses."""
     policy, reference = TheirPolicy(world.base), TheirPolicy(world.sft)  # far from each other, so that z0 counts
-    ours, words = load_policy(world.base, CPU)
+    ours, tokenizer = load_policy(world.base, CPU)
     some = encoded(policy)
     batch = Batch(some, strangers_of(some, 64))
-    known = reference_logprobs(load_policy(world.sft, CPU)[0], [batch], [], words.pad_id)
+    known = reference_logprobs(load_policy(world.sft, CPU)[0], [batch], [], tokenizer.pad_id)
     config = replace(KTO, beta=0.05, desirable=1.3, undesirable=0.7)
 
     def ratio(question: str, answer: str) -> float:
@@ -141,10 +141,10 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
             gain = 0.05 * (sign * ratio(question, answer) - z0)
             expected.append(1.3 * (1 - sigmoid(gain)) if liked else 0.7 * (1 - sigmoid(-gain)))
         if sign == 1:
-            judged = judge(ours, batch, known, words.pad_id)
+            judged = judge(ours, batch, known, tokenizer.pad_id)
         else:
-            swapped = reference_logprobs(ours, [batch], [], words.pad_id)
-            judged = judge(load_policy(world.sft, CPU)[0], batch, swapped, words.pad_id)
+            swapped = reference_logprobs(ours, [batch], [], tokenizer.pad_id)
+            judged = judge(load_policy(world.sft, CPU)[0], batch, swapped, tokenizer.pad_id)
         assert feedback_loss(judged, config).item() == pytest.approx(sum(expected) / 4, abs=1e-5)
         assert judged.z0.item() == pytest.approx(z0, abs=1e-3)
     assert abs(sum(drift)) > 4  # in one of the two directions z0 is clamped
@@ -153,11 +153,11 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
 def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
     """The same gradient as with z0 written in as a number, each response with a forward pass of its own."""
     theirs = TheirPolicy(world.base)
-    ours, words = load_policy(world.sft, CPU)
+    ours, tokenizer = load_policy(world.sft, CPU)
     some = encoded(theirs)
     batch = Batch(some, strangers_of(some, 64))
-    known = reference_logprobs(load_policy(world.base, CPU)[0], [batch], [], words.pad_id)
-    judged = judge(ours, batch, known, words.pad_id)
+    known = reference_logprobs(load_policy(world.base, CPU)[0], [batch], [], tokenizer.pad_id)
+    judged = judge(ours, batch, known, tokenizer.pad_id)
     feedback_loss(judged, KTO).backward()
     z0 = judged.z0.item()
     assert z0 != 0
@@ -224,18 +224,18 @@ def test_an_interruption_changes_nothing(
 
 def test_the_reference_is_the_policy_without_its_adapters(world: World) -> None:
     """Also when the adapters are far from nothing. A response is its own tokens and the end of its turn."""
-    model, words = load_policy(world.sft, CPU)
+    model, tokenizer = load_policy(world.sft, CPU)
     adapt(model, LORA, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in trainable(model).values():
             parameter.add_(0.5)
     theirs = TheirPolicy(world.sft)
-    made = [encode(Feedback([user(q)], a, 1 if up else -1, "", ""), words, 64) for q, a, up in SAID]
+    made = [encode(Feedback([user(q)], a, 1 if up else -1, "", ""), tokenizer, 64) for q, a, up in SAID]
     assert made == encoded(theirs)
     expected = [theirs.total(question, answer) for question, answer, _ in SAID]
-    found = reference_logprobs(model.train(), [Batch(made[:1], []), Batch(made[1:3], [])], made[3:], words.pad_id)
+    found = reference_logprobs(model.train(), [Batch(made[:1], []), Batch(made[1:3], [])], made[3:], tokenizer.pad_id)
     assert found.tolist() == pytest.approx(expected, abs=1e-3)
-    assert judge(model.eval(), Batch(made, []), found, words.pad_id).log_ratios.abs().min() > 1
+    assert judge(model.eval(), Batch(made, []), found, tokenizer.pad_id).log_ratios.abs().min() > 1
 
 
 def test_the_adapter_alone_is_a_run(world: World, tmp_path: Path) -> None:

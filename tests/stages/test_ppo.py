@@ -58,7 +58,7 @@ def test_scores_are_transformers_and_a_missing_end_costs(bench: Bench) -> None:
     rollout, responses = bench.rollout, bench.rollout.responses
     for row in range(16):
         ids = responses.ids[row, : int(responses.last[row]) + 1].tolist()
-        ended = ids[-1] == bench.words.end_of_turn_id
+        ended = ids[-1] == bench.tokenizer.end_of_turn_id
         assert bool(responses.ended[row]) == ended
         expected = bench.theirs.score(ids) if ended else -1.0
         assert rollout.scores[row].item() == pytest.approx(expected, abs=1e-4)
@@ -178,7 +178,7 @@ def test_the_budget_stops_the_drift(world: World, tmp_path: Path) -> None:
 
 def kl_by_transformers(world: World, out: Path) -> float:
     """Mean log pi - log pi_SFT of the saved policy's own answers, both by another library."""
-    policy, words = load_policy(out, choose_device("cpu", "fp32"))
+    policy, tokenizer = load_policy(out, choose_device("cpu", "fp32"))
     mine, sft = (transformers.AutoModelForCausalLM.from_pretrained(run) for run in (out, world.sft))
     theirs = Theirs(world.reward)
     asked = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
@@ -186,7 +186,7 @@ def kl_by_transformers(world: World, out: Path) -> float:
     sampling = SamplingConfig(max_tokens=24)
     drift = []
     for prompt, (answer,) in zip(
-        prompts, generate(policy, prompts, range(len(prompts)), words.end_of_turn_id, sampling), strict=True
+        prompts, generate(policy, prompts, range(len(prompts)), tokenizer.end_of_turn_id, sampling), strict=True
     ):
         ids = torch.tensor([[*prompt, *answer.ids]])
         with torch.no_grad():
@@ -282,8 +282,8 @@ def test_what_is_saved_is_read_by_transformers(world: World, tmp_path: Path) -> 
     out = run_ppo(world, tmp_path / "out")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    ours, words = load_policy(out, choose_device("cpu", "fp32"))
-    ids = torch.tensor([words.encode("where is the cat?")])
+    ours, tokenizer = load_policy(out, choose_device("cpu", "fp32"))
+    ids = torch.tensor([tokenizer.encode("where is the cat?")])
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), model(ids).logits, atol=1e-4, rtol=1e-4)
     value, _ = load_scorer(out / "value", choose_device("cpu", "fp32"))

@@ -45,7 +45,9 @@ def add_pretraining_gradient(world: World, bench: Bench, ratios: list[float]) ->
 
 
 def mixture(world: World, bench: Bench) -> PretrainingMix:
-    return read_mix(bench.words, (world.corpus,), 64, 16, 1.0, torch.Generator().manual_seed(0), torch.device("cpu"))
+    return read_mix(
+        bench.tokenizer, (world.corpus,), 64, 16, 1.0, torch.Generator().manual_seed(0), torch.device("cpu")
+    )
 
 
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:
@@ -83,10 +85,10 @@ def test_a_zero_reward_leaves_the_pretraining_gradient(world: World, tmp_path: P
 
 def test_the_mixture_does_not_push_the_chats_markers_away(world: World, bench: Bench) -> None:
     """Pretraining text holds the end of a text and no other special token: the softmax is over what it may hold."""
-    learner, words = bench.learner, bench.words
+    learner, tokenizer = bench.learner, bench.tokenizer
     mix = mixture(world, bench)
-    markers = sorted(set(words.special.values()) - {words.end_of_text_id})
-    assert mix.absent.tolist() == markers and words.end_of_turn_id in markers
+    markers = sorted(set(tokenizer.special.values()) - {tokenizer.end_of_text_id})
+    assert mix.absent.tolist() == markers and tokenizer.end_of_turn_id in markers
     loss = mix.loss(learner.policy, 2)
     loss.backward()
     windows = mix.windows.batch(0, 2)
@@ -95,7 +97,7 @@ def test_the_mixture_does_not_push_the_chats_markers_away(world: World, bench: B
     expected = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     gradient = learner.policy.embedding.weight.grad
-    assert gradient is not None and not gradient[markers].any() and gradient[words.end_of_text_id].any()
+    assert gradient is not None and not gradient[markers].any() and gradient[tokenizer.end_of_text_id].any()
 
 
 def test_the_coefficient_is_fixed_after_calibration(world: World, tmp_path: Path) -> None:

@@ -134,18 +134,18 @@ def test_bits_per_byte_by_hand() -> None:
 def test_bits_per_byte_is_what_transformers_finds(world: World) -> None:
     """The logged figure, recomputed on the saved folder by another library on the same windows."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(world.base).eval()
-    words = transformers.AutoTokenizer.from_pretrained(world.base)
-    separator = words.convert_tokens_to_ids("<|endoftext|>")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world.base)
+    separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     ids: list[int] = []
     for line in world.heldout.read_text().splitlines():
-        ids += [*words(json.loads(line)["text"]).input_ids, separator]
+        ids += [*tokenizer(json.loads(line)["text"]).input_ids, separator]
     nats, size = 0.0, 0
     for row in range(PRETRAIN.heldout_windows):
         piece = torch.tensor([ids[row * 64 : row * 64 + 65]])
         with torch.no_grad():
             logits = theirs(piece[:, :-1]).logits[0]
         nats += float(torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="sum"))
-        size += sum(len(words.decode([i]).encode()) for i in piece[0, 1:].tolist() if i != separator)
+        size += sum(len(tokenizer.decode([i]).encode()) for i in piece[0, 1:].tolist() if i != separator)
     assert results(world.base)["heldout_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
@@ -168,9 +168,9 @@ def test_same_seed_same_bytes_other_seed_other_bytes(world: World, tmp_path: Pat
 
 def test_the_saved_model_is_the_trained_one(world: World) -> None:
     """transformers reads the folder, and its logits are ours."""
-    ours, words = load_policy(world.base, choose_device("cpu", "fp32"))
+    ours, tokenizer = load_policy(world.base, choose_device("cpu", "fp32"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(world.base).eval()
-    ids = torch.tensor([words.encode("Ann: where is the cat?\nBob: it is")])
+    ids = torch.tensor([tokenizer.encode("Ann: where is the cat?\nBob: it is")])
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
 

@@ -58,12 +58,12 @@ class Theirs:
 
     def __init__(self, run: Path):
         self.model = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
-        self.words = transformers.AutoTokenizer.from_pretrained(run)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(run)
         self.mean = json.loads((run / "config.json").read_text())["reward_mean"]
 
     def ids(self, question: str, answer: str) -> list[int]:
-        mark = self.words.convert_tokens_to_ids
-        ask, say = self.words(question).input_ids, self.words(answer).input_ids
+        mark = self.tokenizer.convert_tokens_to_ids
+        ask, say = self.tokenizer(question).input_ids, self.tokenizer(answer).input_ids
         return [mark("<|user|>"), *ask, mark("<|end|>"), mark("<|assistant|>"), *say, mark("<|end|>")]
 
     @torch.no_grad()
@@ -123,32 +123,32 @@ def test_demonstrations_score_zero_on_average(world: World) -> None:
 
 def test_transformers_reads_the_same_score(world: World) -> None:
     """One label, no bias: logit - reward_mean, alone and in a padded batch."""
-    ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     theirs = Theirs(world.reward)
     answers = [theirs.ids(q, a) for q, a in exchanges(6, 21)]
     with torch.no_grad():
-        scores = torch.cat(score_texts(ours, [[answer] for answer in answers], words.pad_id))
+        scores = torch.cat(score_texts(ours, [[answer] for answer in answers], tokenizer.pad_id))
     assert scores.tolist() == pytest.approx([theirs.score(ids) for ids in answers], abs=1e-5)
     assert [s.tolist() for s in theirs.model.score.parameters()] == [ours.score.weight.tolist()]
 
 
 def test_padding_changes_no_score(world: World) -> None:
     """R10."""
-    ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     short, long = (Theirs(world.reward).ids("hi?", a) for a in ("yes.", "it is on the table. " * 4))
     with torch.no_grad():
-        alone = score_texts(ours, [[short]], words.pad_id)
-        row, other_row = score_texts(ours, [[short], [long, short, short]], words.pad_id)
+        alone = score_texts(ours, [[short]], tokenizer.pad_id)
+        row, other_row = score_texts(ours, [[short], [long, short, short]], tokenizer.pad_id)
     assert row.tolist() == pytest.approx(alone[0].tolist(), abs=1e-6)
     assert other_row[1:].tolist() == pytest.approx(alone[0].tolist() * 2, abs=1e-6)
 
 
 def test_the_score_is_read_at_the_end_of_turn(world: World) -> None:
     """R11: a token after it changes nothing, a token before it does."""
-    ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     ids = Theirs(world.reward).ids("hi?", "it is red.")
     last = torch.tensor([len(ids) - 1])
-    after = [torch.tensor([[*ids, extra]]) for extra in (words.pad_id, 70, 71)]
+    after = [torch.tensor([[*ids, extra]]) for extra in (tokenizer.pad_id, 70, 71)]
     with torch.no_grad():
         scores = [ours.at(row, last).item() for row in after]
         changed = ours.at(torch.tensor([[*ids[:-2], ids[-2] + 1, ids[-1], 70]]), last).item()
@@ -158,13 +158,13 @@ def test_the_score_is_read_at_the_end_of_turn(world: World) -> None:
 
 def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     """R9: value and gradient of -log sigmoid(r_w - r_l), each pair with forward passes of its own."""
-    ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     theirs = Theirs(world.reward)
     rankings = [
         Ranking([theirs.ids("hi?", a) for a in ("yes.", "no.", "it is red. is yours?", "cat")], [2, 1, 3, 1], 5),
         Ranking([theirs.ids("is it?", a) for a in ("it is big.", "mat")], [2, 1], 5),
     ]
-    ranking_loss(*score_rankings(ours, rankings, words.pad_id)).backward()
+    ranking_loss(*score_rankings(ours, rankings, tokenizer.pad_id)).backward()
     grouped = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
     ours.zero_grad()
     per_prompt = []
@@ -203,16 +203,16 @@ THEIR_NAMES = {name: [other] for name, other in OTHERS.items()} | {
 
 def test_a_ranking_of_nine_is_the_36_pairs_of_transformers(world: World) -> None:
     """Loss and gradient of every weight, where both sides of each pair are run whole, padded, by another library."""
-    ours, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     theirs, chance = Theirs(world.reward).model, random.Random(0)
     prompt, *answers = ([chance.randrange(20, 290) for _ in range(n)] for n in (30, *range(24, 33)))
-    texts, ranks = [[*prompt, *answer, words.end_of_turn_id] for answer in answers], chance.sample(range(1, 10), 9)
-    loss = ranking_loss(*score_rankings(ours, [Ranking(texts, ranks, 30)], words.pad_id))
+    texts, ranks = [[*prompt, *answer, tokenizer.end_of_turn_id] for answer in answers], chance.sample(range(1, 10), 9)
+    loss = ranking_loss(*score_rankings(ours, [Ranking(texts, ranks, 30)], tokenizer.pad_id))
     loss.backward()
     pairs = [(texts[a], texts[b]) for a in range(9) for b in range(9) if ranks[a] < ranks[b]]
     better, worse = zip(*pairs, strict=True)
-    ids = pad_sequence([*map(torch.tensor, better + worse)], batch_first=True, padding_value=words.pad_id)
-    scores = theirs(ids, attention_mask=ids != words.pad_id).logits[:, 0]
+    ids = pad_sequence([*map(torch.tensor, better + worse)], batch_first=True, padding_value=tokenizer.pad_id)
+    scores = theirs(ids, attention_mask=ids != tokenizer.pad_id).logits[:, 0]
     expected = -F.logsigmoid(scores[:36] - scores[36:]).mean()
     expected.backward()
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
@@ -271,7 +271,7 @@ def test_too_long_for_the_context(world: World, tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_tell_is_right_half_of_the_time(world: World) -> None:
     """A head of zeros gives all answers the same score: neither all pairs wrong nor, the other way round, all right."""
-    model, words = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    model, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     torch.nn.init.zeros_(model.score.weight)
-    found = stage.accuracy_report(model, words, read_comparisons((world.comparisons,)), None)
+    found = stage.accuracy_report(model, tokenizer, read_comparisons((world.comparisons,)), None)
     assert found["accuracy"] == 0.5 and found["length_matched_accuracy"] == 0.5 and found["heldout_pairs"] > 20

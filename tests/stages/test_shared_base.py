@@ -86,7 +86,9 @@ def test_shared_and_separate_models_agree(
     shake(shared.policy)
     trained, value, scorer = (copy.deepcopy(model) for model in (shared.policy, shared.value, shared.reward.models[0]))
     reference = load_policy(policy, CPU)[0]
-    separate = Actors(trained, reference, ModelReward(scorer, shared.words), value, shared.value_base, shared.words)
+    separate = Actors(
+        trained, reference, ModelReward(scorer, shared.tokenizer), value, shared.value_base, shared.tokenizer
+    )
     if not kept:
         monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", 0)
     one = roll(shared)

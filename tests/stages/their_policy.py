@@ -12,15 +12,15 @@ class TheirPolicy:
 
     def __init__(self, run: Path):
         self.model = transformers.AutoModelForCausalLM.from_pretrained(run).eval()
-        self.words = transformers.AutoTokenizer.from_pretrained(run)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(run)
 
     def prompt(self, question: str) -> list[int]:
-        mark = self.words.convert_tokens_to_ids
-        return [mark("<|user|>"), *self.words(question).input_ids, mark("<|end|>"), mark("<|assistant|>")]
+        mark = self.tokenizer.convert_tokens_to_ids
+        return [mark("<|user|>"), *self.tokenizer(question).input_ids, mark("<|end|>"), mark("<|assistant|>")]
 
     def answer(self, answer: str) -> list[int]:
         """It ends with the end of its turn, which the policy has to say, too."""
-        return [*self.words(answer).input_ids, self.words.convert_tokens_to_ids("<|end|>")]
+        return [*self.tokenizer(answer).input_ids, self.tokenizer.convert_tokens_to_ids("<|end|>")]
 
     @torch.no_grad()
     def logprobs(self, question: str, answer: str) -> list[float]:

@@ -39,21 +39,21 @@ def held_out(record: Comparison | Feedback, share: float) -> bool:
     return unit_hash("reward", record.conversation or record.prompt[-1]["content"]) < share
 
 
-def encode_ranking(comparison: Comparison, words: Tokenizer, context: int) -> Ranking:
+def encode_ranking(comparison: Comparison, tokenizer: Tokenizer, context: int) -> Ranking:
     """Raises InputError when prompt and answer do not fit the context."""
-    answers = [encode_answer(comparison.prompt, response, words) for response in comparison.responses]
+    answers = [encode_answer(comparison.prompt, response, tokenizer) for response in comparison.responses]
     check_fits(comparison, max(len(a) for a in answers), context)
-    return Ranking(answers, comparison.ranks, len(encode_prompt(comparison.prompt, words)))
+    return Ranking(answers, comparison.ranks, len(encode_prompt(comparison.prompt, tokenizer)))
 
 
-def encode_prompt(prompt: Messages, words: Tokenizer) -> list[int]:
+def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
     """Ids up to where the answer begins: every text of `encode_answer` with this prompt begins with them."""
-    return encode_chat(words, prompt, add_generation_prompt=True).ids
+    return encode_chat(tokenizer, prompt, add_generation_prompt=True).ids
 
 
-def encode_answer(prompt: Messages, answer: str, words: Tokenizer) -> list[int]:
+def encode_answer(prompt: Messages, answer: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of prompt and answer that end exactly at the end-of-turn token, where the score is read."""
-    encoded = encode_chat(words, [*prompt, {"role": "assistant", "content": answer}])
+    encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
     return encoded.ids[: last + 1]
 
@@ -74,8 +74,8 @@ def same_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     return list(groups.values())
 
 
-def length_matched(comparison: Comparison, words: Tokenizer) -> list[bool]:
+def length_matched(comparison: Comparison, tokenizer: Tokenizer) -> list[bool]:
     """For each of its strict pairs whether the answers are of like length: longer is not better there."""
-    sizes = [len(words.encode(response)) for response in comparison.responses]
+    sizes = [len(tokenizer.encode(response)) for response in comparison.responses]
     pairs = strict_pairs(comparison.ranks)
     return [abs(sizes[winner] - sizes[loser]) <= MATCHED * max(sizes[winner], sizes[loser]) for winner, loser in pairs]

@@ -57,7 +57,7 @@ class EvaluateConfig(RunConfig, RewardsConfig):
 class Bench:
     """What every model is measured with."""
 
-    words: Tokenizer
+    tokenizer: Tokenizer
     prompts: list[Prompt]
     asked: list[list[int]]  # the prompts, encoded
     unseen: Any  # held-out text as a token stream
@@ -84,17 +84,17 @@ def lay_out(
     prompts: Sequence[Path], heldout: Sequence[Path],
 ) -> Bench:  # fmt: skip
     """Read what all models share, and find what does not fit before anything is sampled."""
-    model, words = load_policy(sft, device, frozen=True)
+    model, tokenizer = load_policy(sft, device, frozen=True)
     check_room(model.config.context, config.max_prompt, config.max_tokens)
     pool = read_prompts(prompts)
-    chosen = choose_fitting(pool, words, config.count, config.max_prompt, "evaluate", config.per_conversation)
-    asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in chosen]
+    chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "evaluate", config.per_conversation)
+    asked = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
-    unseen = stream(words.encode_batch(texts), words.end_of_text_id)
+    unseen = stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
     check_windows(unseen, text_length(config.heldout_window, model.config.context, "--heldout-window"))
     del model
     scorer = open_reward(reward, config, frozen_beside(sft, device, config.max_prompt, config.max_tokens))
-    return Bench(words, chosen, asked, unseen, base, sft, scorer, Panel.load(panel), device, config)
+    return Bench(tokenizer, chosen, asked, unseen, base, sft, scorer, Panel.load(panel), device, config)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def ask(bench: Bench, model: GPT, candidates: int = 0) -> Said:
     answers = [answer for (answer,) in sample(bench, model, 1)]
     more = sample(bench, model, candidates) if candidates else [[] for _ in answers]
     length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-    bits = bits_per_byte(model, bench.unseen, bench.words.token_bytes(), bench.config.heldout_windows, length)
+    bits = bits_per_byte(model, bench.unseen, bench.tokenizer.token_bytes(), bench.config.heldout_windows, length)
     return Said(answers, more, bits)
 
 
@@ -141,5 +141,7 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
         some = order[at : at + size]
         seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in some for k in range(count)]
         batch = [bench.asked[i] for i in some]
-        answers |= zip(some, generate(model, batch, seeds, bench.words.end_of_turn_id, sampling, count), strict=True)
+        answers |= zip(
+            some, generate(model, batch, seeds, bench.tokenizer.end_of_turn_id, sampling, count), strict=True
+        )
     return [answers[i] for i in range(len(order))]

@@ -94,7 +94,7 @@ def rewards(bench: Bench, answers: Answers) -> Tensor:
 
     Cut answers get one, so that all can be compared.
     """
-    end = bench.words.end_of_turn_id
+    end = bench.tokenizer.end_of_turn_id
 
     def judge(different: Answers) -> list[Tensor]:
         texts = [
@@ -102,7 +102,7 @@ def rewards(bench: Bench, answers: Answers) -> Tensor:
             for asked, some in zip(bench.asked, different, strict=True)
         ]
         told = [
-            [with_answer(p.prompt, bench.words.decode(answer.ids)) for answer in some]
+            [with_answer(p.prompt, bench.tokenizer.decode(answer.ids)) for answer in some]
             for p, some in zip(bench.prompts, different, strict=True)
         ]
         return bench.scorer.score_groups(texts, told)
@@ -116,7 +116,7 @@ def logprobs(bench: Bench, model: GPT, answers: Answers) -> Tensor:
 
     def judge(different: Answers) -> list[Tensor]:
         texts = [[[*asked, *one.ids] for one in some] for asked, some in zip(bench.asked, different, strict=True)]
-        return answer_logprobs(model, texts, [len(asked) for asked in bench.asked], bench.words.pad_id)
+        return answer_logprobs(model, texts, [len(asked) for asked in bench.asked], bench.tokenizer.pad_id)
 
     return each_once(judge, answers)
 
@@ -173,7 +173,7 @@ def figures(bench: Bench, said: dict[str, Said], judged: Judged) -> dict[str, di
 
 def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
     """One answer per prompt -> what it says, gold, length, diversity."""
-    texts = [bench.words.decode(answer.ids) for answer in answers]
+    texts = [bench.tokenizer.decode(answer.ids) for answer in answers]
     ids = [answer.ids[:-1] if answer.ended else answer.ids for answer in answers]
     gold = [bench.panel.utility(p.prompt, text) for p, text in zip(bench.prompts, texts, strict=True)]
     return {

@@ -80,14 +80,14 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
     with Run(out, stage="tasks", config=config, inputs={"run": folder}) as work:
         if work.finished:
             return
-        trained, words = load_policy(folder, work.device, frozen=True)
+        trained, tokenizer = load_policy(folder, work.device, frozen=True)
         model = for_inference(trained)
         plan = [(name, f"{shots}-shot") for name in read_tasks() for shots in config.shots]
         plan += [("sums", how) for how in WAYS] if config.sums else []
         table: dict[str, dict[str, float]] = {}
         for i, (name, how) in enumerate(plan):
             work.progress.update(i / len(plan), task=name, how=how)
-            table.setdefault(name, {})[how] = measure(model, words, name, how, config)
+            table.setdefault(name, {})[how] = measure(model, tokenizer, name, how, config)
         with atomic_write(out / "tasks.json") as file:
             json.dump(table, file, indent=2)
         for name, row in table.items():
@@ -95,12 +95,12 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
         work.finish({f"{name}/{how}": value for name, row in table.items() for how, value in row.items()})
 
 
-def measure(model: GPT, words: Tokenizer, name: str, how: str, config: TasksConfig) -> float:
+def measure(model: GPT, tokenizer: Tokenizer, name: str, how: str, config: TasksConfig) -> float:
     """Accuracy on one task, asked in one way."""
     if name == "sums":
-        return write_out(model, words, make_sums(config.count, config.seed), how, config)
+        return write_out(model, tokenizer, make_sums(config.count, config.seed), how, config)
     opening, pool = load_task(name)
-    return choose(model, words, opening, pool, int(how.removesuffix("-shot")), config)
+    return choose(model, tokenizer, opening, pool, int(how.removesuffix("-shot")), config)
 
 
 # ---- the tasks
@@ -140,27 +140,27 @@ def make_sums(count: int, seed: int) -> list[Example]:
 
 
 def choose(
-    model: GPT, words: Tokenizer, opening: str, pool: Sequence[Example], shots: int, config: TasksConfig
+    model: GPT, tokenizer: Tokenizer, opening: str, pool: Sequence[Example], shots: int, config: TasksConfig
 ) -> float:
     """Share of items whose right choice is the likeliest one."""
-    longest = max(len(words.encode(f" {choice}")) for example in pool for choice in example.choices)
-    fits = fitting(model, words, longest)
+    longest = max(len(tokenizer.encode(f" {choice}")) for example in pool for choice in example.choices)
+    fits = fitting(model, tokenizer, longest)
     items, right = pool[: config.count], 0
     for item in items:
         prompt = asked(item, pool, shots, fits, config.seed, question_answer, opening)
-        scores = choice_scores(model, words, prompt, item.choices)
+        scores = choice_scores(model, tokenizer, prompt, item.choices)
         if config.scoring == "unconditional":
-            scores = scores - choice_scores(model, words, "A:", item.choices)
+            scores = scores - choice_scores(model, tokenizer, "A:", item.choices)
         right += item.choices[int(scores.argmax())] == item.answer
     return right / len(items)
 
 
 @torch.inference_mode()
-def choice_scores(model: GPT, words: Tokenizer, prompt: str, choices: Sequence[str]) -> torch.Tensor:
+def choice_scores(model: GPT, tokenizer: Tokenizer, prompt: str, choices: Sequence[str]) -> torch.Tensor:
     """(n,): mean log-probability per token of each choice after the prompt and a space."""
-    start = words.encode(prompt)
-    answers = [Answer(words.encode(f" {choice}"), [], True) for choice in choices]
-    batch = pad_responses([start] * len(answers), answers, words.pad_id, model.embedding.weight.device)
+    start = tokenizer.encode(prompt)
+    answers = [Answer(tokenizer.encode(f" {choice}"), [], True) for choice in choices]
+    batch = pad_responses([start] * len(answers), answers, tokenizer.pad_id, model.embedding.weight.device)
     return response_logprobs(model, batch).sum(1) / batch.mask.sum(1)
 
 
@@ -179,23 +179,23 @@ WAYS: dict[str, tuple[Render, int, int]] = {  # how an item is shown, solved exa
 }
 
 
-def write_out(model: GPT, words: Tokenizer, pool: Sequence[Example], how: str, config: TasksConfig) -> float:
+def write_out(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], how: str, config: TasksConfig) -> float:
     """Share of items whose written answer is the right one: greedy, or the majority of sampled texts."""
     render, shots, samples = WAYS[how]
     samples = samples or config.samples
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=0.0 if samples == 1 else 0.7)
     items = pool[: config.count]
-    fits = fitting(model, words, config.max_tokens)
+    fits = fitting(model, tokenizer, config.max_tokens)
     shots = min(shots, len(pool) - 1)
-    prompts = [words.encode(asked(item, pool, shots, fits, config.seed, render)) for item in items]
+    prompts = [tokenizer.encode(asked(item, pool, shots, fits, config.seed, render)) for item in items]
     # InstructGPT's automatic evaluations cut at the first newline; reasons may take several lines, not a blank one.
-    stop = stop_at([BLANK_LINE], words.decode)
+    stop = stop_at([BLANK_LINE], tokenizer.decode)
     written, size = [], max(1, ROWS // samples)
     for at in range(0, len(prompts), size):
         some = prompts[at : at + size]
         seeds = [seed_for(config.seed, f"tasks/{how}/{at + i}/{k}") for i in range(len(some)) for k in range(samples)]
-        written += generate(model, some, seeds, words.end_of_turn_id, sampling, samples, stop)
-    found = [majority([final_answer(cut(words.decode(a.ids), [BLANK_LINE])) for a in some]) for some in written]
+        written += generate(model, some, seeds, tokenizer.end_of_turn_id, sampling, samples, stop)
+    found = [majority([final_answer(cut(tokenizer.decode(a.ids), [BLANK_LINE])) for a in some]) for some in written]
     return sum(answer == item.answer for answer, item in zip(found, items, strict=True)) / len(items)
 
 
@@ -210,6 +210,6 @@ def asked(
         raise InputError(f"tasks: {error}; lower --shots or --max-tokens, or take a model with more context") from None
 
 
-def fitting(model: GPT, words: Tokenizer, room: int) -> Callable[[str], bool]:
+def fitting(model: GPT, tokenizer: Tokenizer, room: int) -> Callable[[str], bool]:
     """Whether a prompt leaves `room` tokens in the model's context."""
-    return lambda prompt: len(words.encode(prompt)) + room <= model.config.context
+    return lambda prompt: len(tokenizer.encode(prompt)) + room <= model.config.context

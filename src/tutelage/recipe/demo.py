@@ -42,7 +42,7 @@ def steps(out: Path, preset: Preset, seed: int, start: Start = Start()) -> list[
     train, valid = start.corpus or (data / "corpus.train.jsonl",), data / "corpus.valid.jsonl"
     asked, demos = data / "prompts.train.jsonl", (data / "demonstrations.train.jsonl", *start.demos)
     ranked, panel = out / "comparisons.jsonl", data / "panel.json"
-    words, sft, reward = out / "tokenizer", out / "sft", out / "reward"
+    tokenizer, sft, reward = out / "tokenizer", out / "sft", out / "reward"
     base = out / "imported" if start.base else out / "base"
 
     def step(name: str, verb: str, to: Path, config: RunConfig, **inputs: Path | tuple[Path, ...]) -> Step:
@@ -55,10 +55,10 @@ def steps(out: Path, preset: Preset, seed: int, start: Start = Start()) -> list[
         assert start.base is not None
         made = [step("import", "import-model", base, preset.base, base=start.base)]
     else:
-        tokenizer, pretrain = preset.base
+        tokenizer_config, pretrain_config = preset.base
         made = [
-            step("tokenizer", "tokenizer", words, tokenizer, corpus=train),
-            step("pretrain", "pretrain", base, pretrain, tokenizer=words, corpus=train, heldout=(valid,)),
+            step("tokenizer", "tokenizer", tokenizer, tokenizer_config, corpus=train),
+            step("pretrain", "pretrain", base, pretrain_config, tokenizer=tokenizer, corpus=train, heldout=(valid,)),
         ]
     return [
         replace(step("data", "collect", data, preset.collect), found=source_files()),

@@ -63,8 +63,8 @@ def gold_by(panel: Path) -> Callable[[Sequence[Messages]], list[float]]:
 
 def load_frozen(place: Path, device: Device) -> ModelReward:
     """A frozen reward model, with weights of its own."""
-    model, words = load_scorer(place, device, frozen=True)
-    return ModelReward(model.eval().requires_grad_(False), words)
+    model, tokenizer = load_scorer(place, device, frozen=True)
+    return ModelReward(model.eval().requires_grad_(False), tokenizer)
 
 
 def frozen_beside(policy: Path, device: Device, max_prompt: int, max_tokens: int) -> Callable[[Path], ModelReward]:

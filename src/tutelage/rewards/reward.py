@@ -44,13 +44,13 @@ class Reward(Protocol):
 class ModelReward:
     """A reward model: its score at the last token of the answer."""
 
-    def __init__(self, model: ScalarGPT, words: Tokenizer):
-        self.model, self.words = model, words
+    def __init__(self, model: ScalarGPT, tokenizer: Tokenizer):
+        self.model, self.tokenizer = model, tokenizer
         self.models = [model]
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Messages]) -> Tensor:
-        texts = [encode_answer(messages[:-1], messages[-1]["content"], self.words) for messages in conversations]
+        texts = [encode_answer(messages[:-1], messages[-1]["content"], self.tokenizer) for messages in conversations]
         room = self.model.trunk.config.context
         for messages, ids in zip(conversations, texts, strict=True):
             if len(ids) > room:
@@ -58,11 +58,11 @@ class ModelReward:
                     f"reward: a conversation needs {len(ids)} tokens, the model's context is {room}; shorten the one "
                     f"that ends {messages[-1]['content'][-40:]!r}"
                 )
-        return torch.cat(score_texts(self.model, [[text] for text in texts], self.words.pad_id))
+        return torch.cat(score_texts(self.model, [[text] for text in texts], self.tokenizer.pad_id))
 
     @torch.no_grad()
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:
-        return score_texts(self.model, groups, self.words.pad_id)
+        return score_texts(self.model, groups, self.tokenizer.pad_id)
 
     @torch.no_grad()
     def score_responses(self, responses: Responses, conversations: Sequence[Messages]) -> Tensor:

@@ -107,11 +107,11 @@ def fitted(answers: list[Messages], models: Sequence[ModelReward]) -> list[Messa
     """
     asked = answers[0][:-1]
     for model in models:
-        size = max(len(encode_answer(asked, messages[-1]["content"], model.words)) for messages in answers)
+        size = max(len(encode_answer(asked, messages[-1]["content"], model.tokenizer)) for messages in answers)
         context = model.model.trunk.config.context
         if size > context:
-            room = context - (size - len(encode_prompt(asked, model.words)))
-            latest = latest_turns(asked, model.words, room)
+            room = context - (size - len(encode_prompt(asked, model.tokenizer)))
+            latest = latest_turns(asked, model.tokenizer, room)
             if latest is None:
                 return []
             asked = latest

@@ -51,7 +51,7 @@ class Actors:
     reward: Reward
     value: ScalarGPT | None  # None: the other responses to a prompt are the baseline
     value_base: Path  # the model that a value network's adapters belong to
-    words: Tokenizer
+    tokenizer: Tokenizer
 
     @property
     def shared_layers(self) -> int:
@@ -74,18 +74,18 @@ def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run
 
     Raises InputError when policy and reward model have different tokenizers, or one of them no room for an answer.
     """
-    trained, words = load_policy(policy, run.device, frozen=config.adapted)
+    trained, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     trained.eval()
     frozen = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
     if not config.adapted:
         reward = open_reward(rewards, config, frozen)
         value, base = load_value(first_run(rewards), policy, run.device) if critic else (None, policy)
-        return Actors(trained, inference_copy(trained), reward, value, base, words)
+        return Actors(trained, inference_copy(trained), reward, value, base, tokenizer)
     adapt(trained, config, run.generator("adapter"))
-    reward = open_reward(rewards, config, partial(load_beside, trained, words, policy, frozen))
+    reward = open_reward(rewards, config, partial(load_beside, trained, tokenizer, policy, frozen))
     value, base = adapted_value(trained, rewards, policy, config, run) if critic else (None, policy)
-    return Actors(trained, None, reward, value, base, words)
+    return Actors(trained, None, reward, value, base, tokenizer)
 
 
 def load_value(start: Path | None, policy: Path, device: Device, frozen: bool = False) -> tuple[ScalarGPT, Path]:
@@ -98,12 +98,12 @@ def load_value(start: Path | None, policy: Path, device: Device, frozen: bool = 
 
 
 def load_beside(
-    trained: GPT, words: Tokenizer, policy: Path, frozen: Callable[[Path], ModelReward], place: Path
+    trained: GPT, tokenizer: Tokenizer, policy: Path, frozen: Callable[[Path], ModelReward], place: Path
 ) -> ModelReward:
     """A frozen reward model: adapters on the policy's own base where it was trained as such, else all its weights."""
     same_tokenizer(policy, place)
     if shared := load_adapted_scorer(without_adapters(trained), policy, place):
-        return ModelReward(shared.requires_grad_(False).eval(), words)
+        return ModelReward(shared.requires_grad_(False).eval(), tokenizer)
     return frozen(place)
 
 
@@ -134,8 +134,8 @@ def encode_prompts(
     actors: Actors, prompts: Sequence[Path], count: int, config: RLConfig, salt: str
 ) -> list[EncodedPrompt]:
     """Up to `count` prompts as the policy is asked them."""
-    chosen = choose_fitting(read_prompts(prompts), actors.words, count, config.max_prompt, salt)
-    return [EncodedPrompt(encode_prompt(p.prompt, actors.words), p.prompt) for p in chosen]
+    chosen = choose_fitting(read_prompts(prompts), actors.tokenizer, count, config.max_prompt, salt)
+    return [EncodedPrompt(encode_prompt(p.prompt, actors.tokenizer), p.prompt) for p in chosen]
 
 
 def next_rollout(
@@ -162,15 +162,15 @@ def roll_out(
     here, though not in the ratio.
     """
     hand_back_memory()  # what learning from the last rollout left in pieces
-    words = actors.words
+    tokenizer = actors.tokenizer
     lower = lower_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
     answers = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, lower)
     hand_back_memory()  # the copy and its keys and values: what learning needs next has other sizes
     asked = [prompt for prompt in prompts for _ in range(samples)]
-    responses = pad_responses([p.ids for p in asked], answers, words.pad_id, actors.policy.embedding.weight.device)
+    responses = pad_responses([p.ids for p in asked], answers, tokenizer.pad_id, actors.policy.embedding.weight.device)
     if lower:
         responses = replace(responses, stream=lower.stream(responses.ids.shape[1], actors.policy.embedding.weight))
-    told = [with_answer(p.messages, words.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
+    told = [with_answer(p.messages, tokenizer.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
     rollout = score_rollout(
         actors.policy, actors.reference, actors.value, actors.reward.score_responses(responses, told), responses,
         parts=parts, missing_end=missing_end, temperature=sampling.temperature,
@@ -184,7 +184,7 @@ def sample(
     lower: Lower | None,
 ) -> list[Answer]:  # fmt: skip
     """`samples` answers to each prompt, prompt by prompt: as many prompts at once as their keys and values fit for."""
-    policy, end = inference_copy(actors.policy), actors.words.end_of_turn_id
+    policy, end = inference_copy(actors.policy), actors.tokenizer.end_of_turn_id
     longest = max(map(len, prompts)) + sampling.max_tokens
     size = max(1, rows_that_fit(policy.config, longest, len(seeds)) // samples)
     answers: list[Answer] = []

@@ -80,7 +80,7 @@ def learn_in_groups(
             learner.mix = open_mix(run, actors, corpus, steps)
         held_out = load_judge(judge, policy, config, run)
         results = train(run, method, learner, actors, asked, held_out).put_back()
-        save_tuned(out, learner.policy, actors.words, policy, config)
+        save_tuned(out, learner.policy, actors.tokenizer, policy, config)
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
 
 
@@ -89,7 +89,7 @@ def train(
 ) -> KLBudget:
     """The algorithm box: k responses a prompt, scores, advantages, steps."""
     config: GroupConfig = run.config  # type: ignore[assignment]
-    budget = KLBudget(run, learner, actors.words)
+    budget = KLBudget(run, learner, actors.tokenizer)
     for iteration in budget.iterations():
         config = replace(config, kl_coef=budget.price)
         parts = first_epoch(run, config.rows, iteration)

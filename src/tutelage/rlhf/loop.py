@@ -40,8 +40,8 @@ from tutelage.text.tokenizer import Tokenizer
 class KLBudget:
     """The weights to keep, and how far the run has come; goes on from the run's checkpoint if there is one."""
 
-    def __init__(self, run: Run, learner: PolicyLearner, words: Tokenizer):
-        self.run, self.learner, self.words = run, learner, words
+    def __init__(self, run: Run, learner: PolicyLearner, tokenizer: Tokenizer):
+        self.run, self.learner, self.tokenizer = run, learner, tokenizer
         self.config: RLConfig = run.config  # type: ignore[assignment]
         self.first, self.over = 0, False
         self.kept: dict[str, Tensor] = dict(learner.average.weights)
@@ -156,7 +156,7 @@ class KLBudget:
         policy = self.learner.policy
         learning = {name: weight.detach().clone() for name, weight in trainable(policy).items()}
         policy.load_state_dict(policy.state_dict() | self.kept)
-        save_snapshot(self.run, iteration, policy, self.words)
+        save_snapshot(self.run, iteration, policy, self.tokenizer)
         policy.load_state_dict(policy.state_dict() | learning)
 
     def put_back(self) -> dict[str, Any]:

@@ -56,11 +56,11 @@ def open_mix(run: Run, actors: Actors, corpus: Sequence[Path], steps: int) -> Pr
     config: RLConfig = run.config  # type: ignore[assignment]
     length = text_length(config.ptx_window, actors.policy.config.context, "--ptx-window")
     used, generator = steps * config.ptx_windows, run.generator("mix")
-    return read_mix(actors.words, corpus, length, used, config.ptx_share, generator, run.device.torch_device)
+    return read_mix(actors.tokenizer, corpus, length, used, config.ptx_share, generator, run.device.torch_device)
 
 
 def read_mix(
-    words: Tokenizer, corpus: Sequence[Path], length: int, count: int, share: float, generator: torch.Generator,
+    tokenizer: Tokenizer, corpus: Sequence[Path], length: int, count: int, share: float, generator: torch.Generator,
     device: torch.device,
 ) -> PretrainingMix:  # fmt: skip
     """Windows of `length` tokens, `count` of them or what there is; their gradient is to be `share` of the policy's.
@@ -68,15 +68,15 @@ def read_mix(
     Raises InputError when the corpus fills none.
     """
     texts = [document.plain_text() for document in read_documents(corpus)]
-    ids = encode_enough(words, texts, count * length + 1, generator)
+    ids = encode_enough(tokenizer, texts, count * length + 1, generator)
     found = window_count(ids, length)
     if found == 0:
         raise InputError(f"corpus: it has {len(ids)} tokens, a window takes {length + 1}; give more text")
     windows = Windows(ids, length, torch.randperm(found, generator=generator).numpy())
-    return PretrainingMix(windows, absent_specials(words, windows), device, share)
+    return PretrainingMix(windows, absent_specials(tokenizer, windows), device, share)
 
 
-def absent_specials(words: Tokenizer, windows: Windows) -> Tensor:
+def absent_specials(tokenizer: Tokenizer, windows: Windows) -> Tensor:
     """(A,) the special tokens that do not come in the text at all."""
     held = set(np.unique(windows.ids).tolist())
-    return torch.tensor(sorted(set(words.special.values()) - held), dtype=torch.long)
+    return torch.tensor(sorted(set(tokenizer.special.values()) - held), dtype=torch.long)

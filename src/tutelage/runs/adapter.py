@@ -116,25 +116,25 @@ def merged(model: GPT, base: GPT) -> GPT:
     return base
 
 
-def save_tuned(out: Path, model: GPT, words: Tokenizer, base: Path, config: AdapterConfig) -> None:
+def save_tuned(out: Path, model: GPT, tokenizer: Tokenizer, base: Path, config: AdapterConfig) -> None:
     """A fine-tuned language model as a run: the model, with its adapter beside it if it has one."""
     if config.adapter_only:
-        words.save(out)
+        tokenizer.save(out)
     else:
         whole = merged(model, load_policy(base, EXACT)[0]) if config.adapted else model
-        save_policy(out, whole, words)
+        save_policy(out, whole, tokenizer)
     if config.adapted:  # last: a folder with an adapter alone counts as a model
         save_adapter(out / "adapter", model, base)
 
 
-def save_tuned_scorer(out: Path, model: ScalarGPT, words: Tokenizer, base: Path, config: AdapterConfig) -> None:
+def save_tuned_scorer(out: Path, model: ScalarGPT, tokenizer: Tokenizer, base: Path, config: AdapterConfig) -> None:
     """The same for a reward model, whose adapter is never without the merged model: later stages start from that."""
     if config.adapted:
         save_adapter(out / "adapter", model.trunk, base, model.score.weight)
         trunk = merged(model.trunk, load_trunk(base, EXACT))
         model, head = ScalarGPT(trunk, model.mean, model.std), model.score
         model.score = head
-    save_scorer(out, model, words)
+    save_scorer(out, model, tokenizer)
 
 
 def load_adapted_scorer(model: GPT, base: Path, folder: Path) -> ScalarGPT | None:

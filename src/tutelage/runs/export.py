@@ -50,15 +50,15 @@ def export(
     """
     if out.exists():
         raise InputError(f"{out}: is there already; choose another --out")
-    model, words = load_policy(find_base(run), EXACT)
+    model, tokenizer = load_policy(find_base(run), EXACT)
     partial = out.with_name(f".{out.name}.partial")
     try:
         if format == "hf":
             to_hf_config(model.config), to_hf_weights(model)  # refuses what only we can read
-            save_policy(partial, model, words)
+            save_policy(partial, model, tokenizer)
         else:
-            exact = write_gguf(partial, model, words, kind)
-        hold_against(partial, model, words, ROUNDING["hf" if format == "hf" else kind])
+            exact = write_gguf(partial, model, tokenizer, kind)
+        hold_against(partial, model, tokenizer, ROUNDING["hf" if format == "hf" else kind])
         partial.rename(out)
     finally:
         if partial.is_dir():
@@ -70,10 +70,10 @@ def export(
 
 
 @torch.no_grad()
-def hold_against(written: Path, model: GPT, words: Tokenizer, rounding: float) -> None:
+def hold_against(written: Path, model: GPT, tokenizer: Tokenizer, rounding: float) -> None:
     """Raises InputError unless what was written is the same model with the same prompts."""
     again, their_words = load_policy(written, EXACT)
-    prompts = rendered(words)
+    prompts = rendered(tokenizer)
     if prompts != rendered(their_words):
         raise InputError(f"{written}: a conversation is rendered otherwise than by the run; nothing was written")
     probe = torch.tensor([prompts[-1]])[:, : model.config.context]
@@ -85,9 +85,9 @@ def hold_against(written: Path, model: GPT, words: Tokenizer, rounding: float) -
         )
 
 
-def rendered(words: Tokenizer) -> list[list[int]]:
+def rendered(tokenizer: Tokenizer) -> list[list[int]]:
     """The conversation as the template writes it, alone and after a system turn if it takes one."""
-    prompts = [encode_chat(words, CONVERSATION, add_generation_prompt=True).ids]
+    prompts = [encode_chat(tokenizer, CONVERSATION, add_generation_prompt=True).ids]
     with contextlib.suppress(InputError):
-        prompts.append(encode_chat(words, [SYSTEM, *CONVERSATION], add_generation_prompt=True).ids)
+        prompts.append(encode_chat(tokenizer, [SYSTEM, *CONVERSATION], add_generation_prompt=True).ids)
     return prompts

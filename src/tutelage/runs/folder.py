@@ -63,9 +63,9 @@ def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: b
     bf16. Adapters are merged and GGUF files read in fp32 all the same.
     """
     if folder.is_file():
-        model, words = read_gguf(folder)
+        model, tokenizer = read_gguf(folder)
         model.compute_dtype = device.compute_dtype
-        return model.to(device.torch_device), words
+        return model.to(device.torch_device), tokenizer
     if adapter := find_adapter(folder):
         return load_adapted(adapter, device)
     config, tokenizer = _read_config(folder), Tokenizer.load(folder, make_chat)

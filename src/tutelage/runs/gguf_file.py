@@ -32,11 +32,11 @@ def read_gguf(path: Path) -> tuple[GPT, Tokenizer]:
     Raises InputError for a file that is cut short or whose header lies, and for a model that is not computed here.
     """
     metadata, tensors = _read_file(path)
-    config, words = from_metadata(metadata, tensors), from_gguf(metadata)
+    config, tokenizer = from_metadata(metadata, tensors), from_gguf(metadata)
     if (told := len(metadata["tokenizer.ggml.tokens"])) != config.vocab_size:
         raise InputError(f"{path}: names {told} tokens, its embedding has {config.vocab_size} rows; download it again")
     model = build(config, lambda model: load_gguf_weights(model, tensors), len(tensors), torch.float32)
-    return model, words
+    return model, tokenizer
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:

@@ -25,7 +25,7 @@ class SnapshotConfig(AdapterConfig):
         return self.snapshot_every > 0 and 0 < step < steps and step % self.snapshot_every == 0
 
 
-def save_snapshot(run: Run, step: int, policy: GPT, words: Tokenizer) -> None:
+def save_snapshot(run: Run, step: int, policy: GPT, tokenizer: Tokenizer) -> None:
     """Write the policy whole or not at all; it counts as a run wherever one is asked for."""
     config: SnapshotConfig = run.config  # type: ignore[assignment]
     base = Path(run.inputs["policy"]["path"])
@@ -33,6 +33,6 @@ def save_snapshot(run: Run, step: int, policy: GPT, words: Tokenizer) -> None:
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_tuned(partial, policy, words, base, replace(config, adapter_only=config.adapted))
+    save_tuned(partial, policy, tokenizer, base, replace(config, adapter_only=config.adapted))
     shutil.rmtree(final, ignore_errors=True)  # a run that was killed makes it again
     partial.rename(final)

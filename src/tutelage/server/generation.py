@@ -60,7 +60,7 @@ class Generation:
         moderator: Moderator | None = None,
     ):
         self._served, self._requests = served, requests
-        strip = chat and not served.words.byte_level
+        strip = chat and not served.tokenizer.byte_level
         judge = _judges(moderator)
         self._pieces = [Pieces(served.table, stop, strip, judge()) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()

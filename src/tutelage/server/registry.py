@@ -39,7 +39,7 @@ class Served:
 
     name: str
     kind: Literal["policy", "reward"]
-    words: Tokenizer
+    tokenizer: Tokenizer
     context: int  # longest prompt with its answer, in tokens
     created: int  # when the run was made, in seconds since 1970
     fingerprint: str  # the same for the same weights, tokenizer, precision and version
@@ -81,28 +81,37 @@ class Registry:
         reward = load_frozen(place, self.device)
         context = reward.model.trunk.config.context
         return Served(
-            name, "reward", reward.words, context, created(place), self._fingerprint(place, ""), place, reward=reward
+            name,
+            "reward",
+            reward.tokenizer,
+            context,
+            created(place),
+            self._fingerprint(place, ""),
+            place,
+            reward=reward,
         )
 
     def _load_policy(self, name: str, place: Path) -> Served:
         adapter = self._adapter_to_share(place)
         base = adapter_base(adapter).resolve() if adapter else place.resolve()
-        engine, words = self.engines[base] if base in self.engines else self._start(base)
+        engine, tokenizer = self.engines[base] if base in self.engines else self._start(base)
         if adapter:
             try:
                 with self.turns:  # in the middle of a pass others' adapters hang in the model
                     base_copy = sharing(engine.model)
                 adapted, own = read_adapter(adapter, base_copy)
-                words = Tokenizer.load(place) if (place / "tokenizer.json").is_file() else own or words
+                tokenizer = Tokenizer.load(place) if (place / "tokenizer.json").is_file() else own or tokenizer
                 engine.add_adapter(name, adapted)
             except BaseException:
                 self._stop_unused()
                 raise
         form = "adapter" if adapter else "merged"  # which are rounded differently
-        spare = [b""] * (engine.model.config.vocab_size - words.vocab_size)  # rows of the embedding that mean nothing
+        spare = [b""] * (
+            engine.model.config.vocab_size - tokenizer.vocab_size
+        )  # rows of the embedding that mean nothing
         return Served(
-            name, "policy", words, engine.context, created(place), self._fingerprint(place, form), base,
-            [*words.bytes_of_tokens(), *spare], engine, adapter=name if adapter else "",
+            name, "policy", tokenizer, engine.context, created(place), self._fingerprint(place, form), base,
+            [*tokenizer.bytes_of_tokens(), *spare], engine, adapter=name if adapter else "",
         )  # fmt: skip
 
     def _adapter_to_share(self, place: Path) -> Path | None:
@@ -118,11 +127,11 @@ class Registry:
             return None
 
     def _start(self, place: Path) -> tuple[Engine, Tokenizer]:
-        model, words = load_policy(place, self.device, frozen=True)
+        model, tokenizer = load_policy(place, self.device, frozen=True)
         engine = Engine(for_inference(model), self.config, self.turns)
         engine.start()
-        self.engines[place] = engine, words
-        return engine, words
+        self.engines[place] = engine, tokenizer
+        return engine, tokenizer
 
     def unload(self, name: str) -> None:
         """Stop serving it, and free its weights when no other model needs them. Raises KeyError."""

@@ -105,11 +105,11 @@ def best_of_n(
 def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]) -> list[Candidates]:
     """The chosen prompts with n scored answers each; goes on where it was stopped."""
     config: BestOfNConfig = run.config  # type: ignore[assignment]
-    trained, words = load_policy(policy, run.device, frozen=True)
+    trained, tokenizer = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     load = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
     model, scorer = for_inference(trained), open_reward(reward, config, load)
-    chosen = choose_fitting(pool, words, config.count, config.max_prompt, "best-of-n")
+    chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "best-of-n")
     state = run.restore()
     rows = state["rows"] if state else []
     done = [Candidates(prompt, *row) for prompt, row in zip(chosen, rows, strict=False)]
@@ -118,11 +118,11 @@ def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence
     size = max(1, rows_at_once // config.samples)
     for at in range(len(done), len(chosen), size):
         batch = chosen[at : at + size]
-        asked = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in batch]
+        asked = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         which = [(at + i, k) for i in range(len(batch)) for k in range(config.samples)]
         seeds = [seed_for(config.seed, f"best-of-n/{i}/{k}") for i, k in which]
-        groups = generate(model, asked, seeds, words.end_of_turn_id, sampling, config.samples)
-        texts = [[words.decode(answer.ids) for answer in group] for group in groups]
+        groups = generate(model, asked, seeds, tokenizer.end_of_turn_id, sampling, config.samples)
+        texts = [[tokenizer.decode(answer.ids) for answer in group] for group in groups]
         told = [[with_answer(p.prompt, text) for text in some] for p, some in zip(batch, texts, strict=True)]
         scores = score_answers(scorer, asked, groups, told, config.missing_end)
         for prompt, some, group, row in zip(batch, texts, groups, scores, strict=True):

@@ -98,21 +98,21 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
     with Run(out, stage="dpo", config=config, inputs={"policy": policy, "comparisons": comparisons}) as run:
         if run.finished:
             return
-        model, words = load_policy(policy, run.device, frozen=config.adapted)
+        model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
         told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
         held = [c for c in told if held_out(c, config.heldout)]
         kept = [c for c in told if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("dpo: no ranking with a strict order is left to train on; give more rankings")
-        prompts = same_answers([encode_ranking(c, words, model.config.context) for c in kept])
-        unseen = [encode_ranking(c, words, model.config.context) for c in held]
+        prompts = same_answers([encode_ranking(c, tokenizer, model.config.context) for c in kept])
+        unseen = [encode_ranking(c, tokenizer, model.config.context) for c in held]
         state = run.restore()
         asked = [rankings[0] for rankings in prompts] + unseen
-        reference = state["reference"] if state else reference_logprobs(model, asked, config, words.pad_id)
-        train(run, model.train(), prompts, reference, state, words)
-        results = accuracy_report(model.eval(), words, held, unseen, reference[len(prompts) :], config)
-        save_tuned(out, model, words, policy, config)
+        reference = state["reference"] if state else reference_logprobs(model, asked, config, tokenizer.pad_id)
+        train(run, model.train(), prompts, reference, state, tokenizer)
+        results = accuracy_report(model.eval(), tokenizer, held, unseen, reference[len(prompts) :], config)
+        save_tuned(out, model, tokenizer, policy, config)
         run.finish(results | {"rankings": len(kept), "rankings_held_out": len(held)})
 
 
@@ -122,7 +122,7 @@ def train(
     prompts: list[list[Ranking]],
     reference: Tensor,
     state: dict[str, Any] | None,
-    words: Tokenizer,
+    tokenizer: Tokenizer,
 ) -> None:
     """The loop: next prompts with all their rankings, loss of their margins, gradient, step."""
     config: DPOConfig = run.config  # type: ignore[assignment]
@@ -138,7 +138,7 @@ def train(
         set_learning_rate(optimizer, factor)
         seed_dropout(config, step)
         some = [(r, reference[i]) for i in order[step * config.batch : (step + 1) * config.batch] for r in prompts[i]]
-        batch = judge(model, [r for r, _ in some], torch.stack([known for _, known in some]), words.pad_id)
+        batch = judge(model, [r for r, _ in some], torch.stack([known for _, known in some]), tokenizer.pad_id)
         loss = preference_loss(batch, config)
         loss.backward()
         norm = clipped_step([optimizer], model.parameters(), config.clip)
@@ -146,7 +146,7 @@ def train(
         run.log(step + 1, loss=loss.item(), **measured, lr=config.lr * factor, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=measured["accuracy"])
         if config.snapshot_due(step + 1, steps):
-            save_snapshot(run, step + 1, model, words)
+            save_snapshot(run, step + 1, model, tokenizer)
         run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer]), "reference": reference})
 
 
@@ -216,18 +216,18 @@ def describe(batch: Judged, config: DPOConfig) -> dict[str, float]:
 
 @torch.no_grad()
 def accuracy_report(
-    model: GPT, words: Tokenizer, held: Sequence[Comparison], unseen: Sequence[Ranking], reference: Tensor,
+    model: GPT, tokenizer: Tokenizer, held: Sequence[Comparison], unseen: Sequence[Ranking], reference: Tensor,
     config: DPOConfig,
 ) -> dict[str, float | None]:  # fmt: skip
     """How well the implicit reward orders held-out pairs, all of them and those of equal length."""
     if not held:
         return {"accuracy": None, "length_matched_accuracy": None, "heldout_loss": None, "heldout_pairs": 0}
-    batch = judge(model, unseen, reference, words.pad_id)
+    batch = judge(model, unseen, reference, tokenizer.pad_id)
     right: list[float] = []
     matched: list[bool] = []
     for comparison, values in zip(held, preferred_by(batch, config).tolist(), strict=True):
         right += [preference(values[winner], values[loser]) for winner, loser in strict_pairs(comparison.ranks)]
-        matched += length_matched(comparison, words)
+        matched += length_matched(comparison, tokenizer)
     return {
         "accuracy": mean(right),
         "length_matched_accuracy": mean([r for r, m in zip(right, matched, strict=True) if m]),

@@ -38,20 +38,22 @@ def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -
     with Run(out, stage="import-model", config=config, inputs={"base": base}) as run:
         if run.finished:
             return
-        model, words = load_policy(base, EXACT, config.make_chat)
-        if words.chosen:
-            run.progress.say(f"{out}: {words.chosen}")
-        rows, known = model.config.vocab_size, words.vocab_size
+        model, tokenizer = load_policy(base, EXACT, config.make_chat)
+        if tokenizer.chosen:
+            run.progress.say(f"{out}: {tokenizer.chosen}")
+        rows, known = model.config.vocab_size, tokenizer.vocab_size
         if config.add_tokens:
-            words = words.with_specials(config.add_tokens)
-            model = resized(resized(model, known), max(rows, words.vocab_size))  # spare rows are not the mean
-            run.progress.say(f"{out}: {words.vocab_size - known} tokens added; their rows are the mean of the others")
+            tokenizer = tokenizer.with_specials(config.add_tokens)
+            model = resized(resized(model, known), max(rows, tokenizer.vocab_size))  # spare rows are not the mean
+            run.progress.say(
+                f"{out}: {tokenizer.vocab_size - known} tokens added; their rows are the mean of the others"
+            )
         if config.drop_spare:
-            model = resized(model, words.vocab_size)
+            model = resized(model, tokenizer.vocab_size)
         if model.config.vocab_size != rows:
             run.progress.say(f"{out}: the embedding had {rows} rows and has {model.config.vocab_size} now")
-        save_policy(out, model, words)
+        save_policy(out, model, tokenizer)
         run.finish(
-            {"parameters": parameter_count(model), "context": model.config.context, "vocabulary": words.vocab_size}
+            {"parameters": parameter_count(model), "context": model.config.context, "vocabulary": tokenizer.vocab_size}
             | {"family": family_of(model.config)}
         )

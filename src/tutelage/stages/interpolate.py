@@ -49,10 +49,10 @@ def interpolate(
         if run.finished:
             return
         same_tokenizer(sft, rl)
-        (first, words), (second, _) = load_policy(sft, EXACT), load_policy(rl, EXACT)
+        (first, tokenizer), (second, _) = load_policy(sft, EXACT), load_policy(rl, EXACT)
         if difference := shape_difference(first, second):
             raise InputError(f"{sft} and {rl}: {difference}; only models of one shape lie on a line")
-        save_policy(out, between(first, second, config.weight), words)
+        save_policy(out, between(first, second, config.weight), tokenizer)
         run.finish({"weight": config.weight})
 
 

@@ -115,18 +115,18 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
     with Run(out, stage="kto", config=config, inputs={"policy": policy, "feedback": feedback}) as run:
         if run.finished:
             return
-        model, words = load_policy(policy, run.device, frozen=config.adapted)
+        model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
         told = read_feedback(feedback)
-        kept = [encode(f, words, model.config.context) for f in told if not held_out(f, config.heldout)]
-        held = [encode(f, words, model.config.context) for f in told if held_out(f, config.heldout)]
+        kept = [encode(f, tokenizer, model.config.context) for f in told if not held_out(f, config.heldout)]
+        held = [encode(f, tokenizer, model.config.context) for f in told if held_out(f, config.heldout)]
         counts = check_thumbs(run, kept)
         batches = make_batches(kept, config, model.config.context, run.generator("order"))
         state = run.restore()
-        reference = state["reference"] if state else reference_logprobs(model, batches, held, words.pad_id)
-        train(run, model.train(), batches, reference, state, words.pad_id)
-        accuracy = heldout_accuracy(model.eval(), held, reference[len(reference) - len(held) :], words.pad_id)
-        save_tuned(out, model, words, policy, config)
+        reference = state["reference"] if state else reference_logprobs(model, batches, held, tokenizer.pad_id)
+        train(run, model.train(), batches, reference, state, tokenizer.pad_id)
+        accuracy = heldout_accuracy(model.eval(), held, reference[len(reference) - len(held) :], tokenizer.pad_id)
+        save_tuned(out, model, tokenizer, policy, config)
         run.finish({"accuracy": accuracy, "heldout_thumbs": len(held)} | counts)
 
 
@@ -210,9 +210,12 @@ def heldout_accuracy(model: GPT, held: Sequence[Thumb], reference: Tensor, pad: 
     return liked_above(ratios, torch.tensor([thumb.liked for thumb in held], dtype=torch.bool))
 
 
-def encode(feedback: Feedback, words: Tokenizer, context: int) -> Thumb:
+def encode(feedback: Feedback, tokenizer: Tokenizer, context: int) -> Thumb:
     """Raises InputError when prompt and response do not fit the context."""
-    prompt, whole = encode_prompt(feedback.prompt, words), encode_answer(feedback.prompt, feedback.response, words)
+    prompt, whole = (
+        encode_prompt(feedback.prompt, tokenizer),
+        encode_answer(feedback.prompt, feedback.response, tokenizer),
+    )
     check_fits(feedback, len(whole), context)
     return Thumb(prompt, whole[len(prompt) :], feedback.thumb > 0)
 

@@ -166,8 +166,8 @@ def ppo(
             steps = config.iterations * config.epochs * -(-config.batch // config.minibatch)
             learner.mix = open_mix(run, actors, corpus, steps)
         results = train(run, learner, actors, asked, load_judge(judge, policy, config, run)).put_back()
-        save_tuned_scorer(out / "value", learner.value, actors.words, actors.value_base, config)
-        save_tuned(out, learner.policy, actors.words, policy, config)
+        save_tuned_scorer(out / "value", learner.value, actors.tokenizer, actors.value_base, config)
+        save_tuned(out, learner.policy, actors.tokenizer, policy, config)
         run.finish(results | {"prompts": len(asked), "shared_layers": actors.shared_layers})
 
 
@@ -176,7 +176,7 @@ def train(
 ) -> KLBudget:
     """The algorithm box: roll out, shape rewards, estimate advantages, improve."""
     config: PPOConfig = run.config  # type: ignore[assignment]
-    budget = KLBudget(run, learner, actors.words)
+    budget = KLBudget(run, learner, actors.tokenizer)
     for iteration in budget.iterations():
         config = replace(config, kl_coef=budget.price)
         parts = first_epoch(run, config.minibatch, iteration)

@@ -114,22 +114,22 @@ def pretrain(
     with Run(out, stage="pretrain", config=config, inputs=inputs) as run:
         if run.finished:
             return
-        words = Tokenizer.load(tokenizer)
+        bpe = Tokenizer.load(tokenizer)
         texts = [document.plain_text() for document in read_documents(corpus)]
-        ids = encode_enough(words, texts, config.tokens + config.context, run.generator("documents"))
-        unseen = token_stream(words, heldout)
+        ids = encode_enough(bpe, texts, config.tokens + config.context, run.generator("documents"))
+        unseen = token_stream(bpe, heldout)
         if heldout:
             check_windows(unseen, config.context)
         order = window_order(ids, config, run.generator("order"))
-        model = GPT(config.shape(words.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
+        model = GPT(config.shape(bpe.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
         optimizers = make_optimizers(
             model, config.optimizer, muon_lr=config.muon_lr, lr=config.adamw_lr, weight_decay=config.weight_decay,
             dtype=model.compute_dtype,
         )  # fmt: skip
         steps = len(order) // config.batch
-        results = train(run, model, optimizers, ids, order, unseen, words, steps)
-        save_policy(out, model, words)
+        results = train(run, model, optimizers, ids, order, unseen, bpe, steps)
+        save_policy(out, model, bpe)
         run.finish(results | {"parameters": parameter_count(model), "corpus_tokens": len(ids), "steps": steps})
 
 
@@ -140,7 +140,7 @@ def train(
     ids: np.ndarray,
     order: np.ndarray,
     unseen: np.ndarray,
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     steps: int,
 ) -> dict[str, float]:
     """The loop: next windows, loss, gradient, step. Returns the last held-out figure."""
@@ -164,7 +164,7 @@ def train(
         if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
             results = {
                 "heldout_bits_per_byte": bits_per_byte(
-                    model, unseen, words.token_bytes(), config.heldout_windows, config.context
+                    model, unseen, tokenizer.token_bytes(), config.heldout_windows, config.context
                 )
             }
         run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
@@ -178,10 +178,10 @@ def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[
     return {"training": training_state(model, optimizers), "results": results}
 
 
-def token_stream(words: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
+def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
     """All documents of the files as one stream of ids."""
     texts = [document.plain_text() for document in read_documents(paths)]
-    return stream(words.encode_batch(texts), words.end_of_text_id)
+    return stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
 
 
 def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Generator) -> np.ndarray:

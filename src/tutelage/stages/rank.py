@@ -98,10 +98,10 @@ def rank(
 def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
     """The chosen prompts with K answers each; goes on where it was stopped."""
     config: RankConfig = run.config  # type: ignore[assignment]
-    trained, words = load_policy(policy, run.device, frozen=True)
+    trained, tokenizer = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     model = for_inference(trained)
-    chosen = choose_fitting(pool, words, config.count, config.max_prompt, "rank")
+    chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "rank")
     state = run.restore()
     texts: list[list[str]] = state["texts"] if state else []
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
@@ -109,10 +109,10 @@ def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Pro
     size = max(1, rows // config.answers)
     for at in range(len(texts), len(chosen), size):
         batch = chosen[at : at + size]
-        ids = [encode_chat(words, p.prompt, add_generation_prompt=True).ids for p in batch]
+        ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         seeds = [seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)]
-        for answers in generate(model, ids, seeds, words.end_of_turn_id, sampling, config.answers):
-            texts.append([words.decode(answer.ids) for answer in answers])
+        for answers in generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.answers):
+            texts.append([tokenizer.decode(answer.ids) for answer in answers])
         run.progress.update(len(texts) / len(chosen), answers=f"{len(texts) * config.answers}")
         run.checkpoint(len(texts), lambda: {"texts": texts})
     return list(zip(chosen, texts, strict=True))

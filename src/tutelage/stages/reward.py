@@ -92,7 +92,7 @@ def reward(
     with Run(out, stage="reward", config=config, inputs=inputs) as run:
         if run.finished:
             return
-        trunk, words = load_policy(base, run.device, frozen=config.adapted)
+        trunk, tokenizer = load_policy(base, run.device, frozen=config.adapted)
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
         told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
@@ -100,12 +100,12 @@ def reward(
         kept = [c for c in told if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
-        train(run, model, [encode_ranking(c, words, trunk.config.context) for c in kept], words.pad_id)
+        train(run, model, [encode_ranking(c, tokenizer, trunk.config.context) for c in kept], tokenizer.pad_id)
         model.eval()
-        scores = demonstration_scores(model, words, demos, config, run.generator("demonstrations"))
+        scores = demonstration_scores(model, tokenizer, demos, config, run.generator("demonstrations"))
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
-        results = accuracy_report(model, words, held, Panel.load(panel) if panel else None)
-        save_tuned_scorer(out, model, words, base, config)
+        results = accuracy_report(model, tokenizer, held, Panel.load(panel) if panel else None)
+        save_tuned_scorer(out, model, tokenizer, base, config)
         run.finish(
             results
             | {"reward_mean": model.mean, "reward_std": model.std, "rankings": len(kept)}
@@ -151,7 +151,7 @@ def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple
 
 @torch.no_grad()
 def demonstration_scores(
-    model: ScalarGPT, words: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
+    model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
 ) -> Tensor:
     """(N,) the scores of demonstrations: last answers of windows that fit 128 tokens, or half the context."""
     told = read_demonstrations(demos)
@@ -160,27 +160,27 @@ def demonstration_scores(
         if len(texts) >= config.demonstrations:
             break
         limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
-        pieces, _ = windows(told[i].messages, lambda messages: encode_chat(words, messages), limit)
-        texts += [encode_answer(piece[:-1], piece[-1]["content"], words) for piece in pieces[:1]]
+        pieces, _ = windows(told[i].messages, lambda messages: encode_chat(tokenizer, messages), limit)
+        texts += [encode_answer(piece[:-1], piece[-1]["content"], tokenizer) for piece in pieces[:1]]
     if not texts:
         raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
-    return torch.cat(score_texts(model, [[text] for text in texts], words.pad_id))
+    return torch.cat(score_texts(model, [[text] for text in texts], tokenizer.pad_id))
 
 
 @torch.no_grad()
 def accuracy_report(
-    model: ScalarGPT, words: Tokenizer, held: Sequence[Comparison], panel: Panel | None
+    model: ScalarGPT, tokenizer: Tokenizer, held: Sequence[Comparison], panel: Panel | None
 ) -> dict[str, float | None]:
     """Accuracy on held-out strict pairs; the panel's own accuracy on the same; both on pairs of equal length."""
     right: list[float] = []
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
-    rankings = [encode_ranking(comparison, words, model.trunk.config.context) for comparison in held]
-    each = score_texts(model, [ranking.answers for ranking in rankings], words.pad_id)
+    rankings = [encode_ranking(comparison, tokenizer, model.trunk.config.context) for comparison in held]
+    each = score_texts(model, [ranking.answers for ranking in rankings], tokenizer.pad_id)
     for comparison, ranking, scores in zip(held, rankings, each, strict=True):
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
-        matched += length_matched(comparison, words)
+        matched += length_matched(comparison, tokenizer)
         for winner, loser in strict_pairs(ranking.ranks):
             right.append(preference(float(scores[winner]), float(scores[loser])))
             if panel:

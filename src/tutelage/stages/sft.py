@@ -82,13 +82,13 @@ def sft(
     with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos, "heldout": heldout}) as run:
         if run.finished:
             return
-        model, words = load_policy(base, run.device, frozen=config.adapted)
+        model, tokenizer = load_policy(base, run.device, frozen=config.adapted)
         # Adapters leave the embedding alone: a fresh marker would never be trained.
-        markers = [] if config.adapted else list(words.special.values())
+        markers = [] if config.adapted else list(tokenizer.special.values())
         renewed = renew_untrained(model, markers, run.generator("markers"))
         model = adapt(model, config, run.generator("adapter")).train()
         length = text_length(config.row, model.config.context, "--row")
-        examples, dropped = read_examples(demos, words, config, length, config.tokens, run.generator("demos"))
+        examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
         if not examples:
             raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
         if not any(learn for example in examples for learn in example.supervised):
@@ -97,11 +97,11 @@ def sft(
                 "change --min-answer or --max-answer"
             )
         enough = config.heldout_rows * length
-        unseen, _ = read_examples(heldout, words, config, length, enough, run.generator("heldout"))
+        unseen, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
-        results = train(run, model, words, rows, held, length)
-        save_tuned(out, model.eval(), words, base, config)
+        results = train(run, model, tokenizer, rows, held, length)
+        save_tuned(out, model.eval(), tokenizer, base, config)
         run.finish(
             results
             | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch}
@@ -110,7 +110,7 @@ def sft(
 
 
 def train(
-    run: Run, model: GPT, words: Tokenizer, rows: list[list[Example]], held: list[list[Example]], length: int
+    run: Run, model: GPT, tokenizer: Tokenizer, rows: list[list[Example]], held: list[list[Example]], length: int
 ) -> dict[str, float]:
     """The loop: next rows, loss on the assistant's tokens, gradient, step. Returns the last held-out loss."""
     config: SFTConfig = run.config  # type: ignore[assignment]
@@ -124,13 +124,13 @@ def train(
         set_learning_rate(optimizer, factor)
         seed_dropout(config, step)
         some = rows[step * config.batch : (step + 1) * config.batch]
-        loss = supervised_loss(model, pack(some, length, words.pad_id))
+        loss = supervised_loss(model, pack(some, length, tokenizer.pad_id))
         loss.backward()
         norm = clipped_step([optimizer], model.parameters(), config.clip)
         rate = (step + 1) * config.batch * length / run.seconds
         evaluated = {}
         if held and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            evaluated = results = {"heldout_loss": heldout_loss(model, words, held, length)}
+            evaluated = results = {"heldout_loss": heldout_loss(model, tokenizer, held, length)}
         run.log(step + 1, loss=loss.item(), lr=config.lr * factor, grad_norm=norm, tokens_per_second=rate, **evaluated)
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
         run.checkpoint(step + 1, partial(snapshot, model, [optimizer], results))
@@ -151,12 +151,12 @@ def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> to
 
 
 @torch.no_grad()
-def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]], length: int) -> float:
+def heldout_loss(model: GPT, tokenizer: Tokenizer, rows: list[list[Example]], length: int) -> float:
     """Token mean over held-out rows, without dropout."""
     nats, count, training = 0.0, 0, model.training
     model.eval()
     for i in range(0, len(rows), 16):
-        batch = pack(rows[i : i + 16], length, words.pad_id)
+        batch = pack(rows[i : i + 16], length, tokenizer.pad_id)
         nats += float(supervised_loss(model, batch, total=1.0))
         count += int(batch.supervised.sum())
     model.train(training)
@@ -165,7 +165,7 @@ def heldout_loss(model: GPT, words: Tokenizer, rows: list[list[Example]], length
 
 def read_examples(
     paths: Sequence[Path],
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     config: SFTConfig,
     length: int,
     needed: int,
@@ -182,10 +182,10 @@ def read_examples(
         if tokens >= needed:
             break
         demonstration = demonstrations[i]
-        pieces, lost = windows(demonstration.messages, lambda messages: encode_chat(words, messages), length)
+        pieces, lost = windows(demonstration.messages, lambda messages: encode_chat(tokenizer, messages), length)
         dropped += lost
         for piece in pieces:
-            encoded = encode_chat(words, piece)
+            encoded = encode_chat(tokenizer, piece)
             examples.append(Example(encoded.ids, answers_of(encoded.supervised, config.min_answer, config.max_answer)))
             tokens += len(encoded.ids)
     return examples, dropped

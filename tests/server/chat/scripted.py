@@ -15,8 +15,8 @@ from tutelage.text.tokenizer import Tokenizer
 class ScriptedEngine:
     """Gives the next of its answers to each request, a token every `pause` seconds, in a thread as the engine does."""
 
-    def __init__(self, words: Tokenizer, answers: Sequence[str], pause: float = 0.0):
-        self.words, self.pause = words, pause
+    def __init__(self, tokenizer: Tokenizer, answers: Sequence[str], pause: float = 0.0):
+        self.tokenizer, self.pause = tokenizer, pause
         self.answers = itertools.cycle(answers)
         self.asked: list[Request] = []
         self.running, self.most = 0, 256
@@ -26,7 +26,7 @@ class ScriptedEngine:
         self.asked.append(request)
         handle = SimpleNamespace(cancelled=False)
         handle.cancel = lambda: setattr(handle, "cancelled", True)
-        ids = self.words.encode(next(self.answers))[: request.max_new_tokens]
+        ids = self.tokenizer.encode(next(self.answers))[: request.max_new_tokens]
         self.running += 1
         threading.Thread(target=self._write, args=(request, ids, listener, handle), daemon=True).start()
         return handle
@@ -58,8 +58,8 @@ class Models:
         return SimpleNamespace(
             name=name,
             kind="policy",
-            words=engine.words,
-            table=engine.words.bytes_of_tokens(),
+            tokenizer=engine.tokenizer,
+            table=engine.tokenizer.bytes_of_tokens(),
             created=0,
             fingerprint=f"fp_{name}",
             engine=engine,

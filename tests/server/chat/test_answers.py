@@ -82,7 +82,7 @@ def test_a_kept_chat_is_read_from_the_store(keeping_site, heard) -> None:
         ("assistant", "second answer", "stop"),
     ]
     assert [m.parent_id for m in stored] == [None, *(m.id for m in stored[:-1])]
-    words = made.engine.words.decode(list(made.engine.asked[-1].prompt))
+    words = made.engine.tokenizer.decode(list(made.engine.asked[-1].prompt))
     assert "hello there" in words and "first answer" in words and "forged" not in words
     again = heard(person.ask("x", conversation=chat["id"], question=stored[2].id))
     assert again.text == "third answer" and len(rows(made, ChatMessage)) == 5
@@ -111,7 +111,7 @@ def test_what_identifies_a_person_is_not_kept(keeping_site, heard, tokenizer: To
     person.keep()
     system = "I am anna@example.com"
     one = heard(person.ask("邮箱zhang.san@example.com, 13812345678", keep=True, system=system))
-    assert "zhang.san@example.com" in made.engine.words.decode(list(made.engine.asked[-1].prompt))
+    assert "zhang.san@example.com" in made.engine.tokenizer.decode(list(made.engine.asked[-1].prompt))
     assert one.text == "write to li.si@example.com 你好"
     chat = one.start["conversation"]
     assert chat["title"] == "邮箱[EMAIL], [PHONE]"
@@ -120,7 +120,7 @@ def test_what_identifies_a_person_is_not_kept(keeping_site, heard, tokenizer: To
     assert (answer.content, answer.redacted) == ("write to [EMAIL] 你好", {"email": 1})
     assert answer.params["system"] == rows(made, Conversation)[0].system == "I am [EMAIL]"
     person.ask("and?", conversation=chat["id"], parent=answer.id)
-    assert "example.com" not in made.engine.words.decode(list(made.engine.asked[-1].prompt))
+    assert "example.com" not in made.engine.tokenizer.decode(list(made.engine.asked[-1].prompt))
     person.send("PATCH", f"/chat/conversations/{chat['id']}", {"title": "about li.si@example.com"})
     assert rows(made, Conversation)[0].title == "about [EMAIL]"
 
@@ -203,7 +203,7 @@ def test_a_blocked_question_stays_out_of_what_the_model_sees_later(keeping_site,
         person.ask(more, conversation=chat, parent=asked["answer"])
     else:
         person.ask("hello", "fine", bomb, "", more)
-    seen = made.engine.words.decode(list(made.engine.asked[-1].prompt))
+    seen = made.engine.tokenizer.decode(list(made.engine.asked[-1].prompt))
     assert "hello" in seen and more in seen and "bomb" not in seen
 
 

@@ -367,7 +367,7 @@ def test_settings_are_sent_and_remembered(visit) -> None:
     ask(page, "hi")
     asked = page.site.engine.asked[-1]
     assert asked.sampling.temperature == 0 and asked.max_new_tokens == 2
-    assert "be kind" in page.site.engine.words.decode(list(asked.prompt))
+    assert "be kind" in page.site.engine.tokenizer.decode(list(asked.prompt))
     expect(answer(page).locator(".note")).to_be_visible()  # cut off, and that is said
     page.reload()
     assert page.input_value("#system") == "be kind" and page.input_value("#max_tokens") == "2"

@@ -67,7 +67,7 @@ def test_a_better_answer_is_a_demonstration_and_goes_on(chat) -> None:
     answers = [m for m in rows(chat, ChatMessage) if m.role == "assistant"]
     assert [(m.content, m.selected) for m in answers] == [("first answer", False), ("the best one", True)]
     chat.someone.ask("and now?", conversation=chat.start["conversation"]["id"], parent=shown["id"])
-    assert "the best one" in chat.engine.words.decode(list(chat.engine.asked[-1].prompt))
+    assert "the best one" in chat.engine.tokenizer.decode(list(chat.engine.asked[-1].prompt))
     assert chat.someone.send("POST", path, {"text": "   "})[0] == 400
 
 

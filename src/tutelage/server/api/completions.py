@@ -43,7 +43,7 @@ class CompletionCall(Call):
         self.each = body.best_of or body.n or 1  # answers to each prompt
         super().__init__(request, body, caller, plan, "cmpl-", self.each * len(plan.prompts))
         self.head["object"] = "text_completion"
-        byte_level = plan.served.words.byte_level
+        byte_level = plan.served.tokenizer.byte_level
         self.echoes = [text_of(prompt, self.table, byte_level) for prompt in plan.prompts] if body.echo else []
         for answer in self.answers if not plan.requests and not plan.refused else []:
             answer.end = Ended("length", 0, 0, 0)  # nothing to write and nothing to score

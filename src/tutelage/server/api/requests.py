@@ -42,7 +42,7 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     """One prompt, n answers. Raises ApiError when it does not fit the model."""
     messages = [turn.message() for turn in body.messages]
     try:
-        prompt = tuple(encode_chat(served.words, messages, add_generation_prompt=True).ids)
+        prompt = tuple(encode_chat(served.tokenizer, messages, add_generation_prompt=True).ids)
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     if refused(moderator, [message["content"] for message in messages if message["role"] != "assistant"]):
@@ -58,8 +58,8 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
 def plan_completion(served: Served, body: CompletionRequest, owner: str, moderator: Moderator) -> Plan:
     """Each prompt's answers, one prompt after the other; best_of of each. Raises ApiError as `plan_chat` does."""
     longest = SHORT if body.max_tokens is None else body.max_tokens
-    prompts = prompts_of(served.words, body)
-    if refused(moderator, [served.words.decode(prompt) for prompt in prompts]):
+    prompts = prompts_of(served.tokenizer, body)
+    if refused(moderator, [served.tokenizer.decode(prompt) for prompt in prompts]):
         return Plan(served, prompts, [], refused=True)
     requests = []
     for prompt in prompts:
@@ -92,9 +92,9 @@ def request_of(
     return Request(
         prompt=prompt,
         max_new_tokens=longest,
-        sampling=distribution(body, served.words.vocab_size),
+        sampling=distribution(body, served.tokenizer.vocab_size),
         seed=seed,
-        stop_ids=frozenset({served.words.end_of_turn_id, served.words.end_of_text_id}),
+        stop_ids=frozenset({served.tokenizer.end_of_turn_id, served.tokenizer.end_of_text_id}),
         top_logprobs=top,
         prompt_logprobs=scored,
         owner=owner,

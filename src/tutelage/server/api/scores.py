@@ -38,7 +38,7 @@ async def scored(request: Request, model: str, conversations: list[Messages], ca
     assert caller.key
     state = request.app.state
     try:
-        tokens = await run_in_threadpool(count, state.registry.get(model).words, conversations)
+        tokens = await run_in_threadpool(count, state.registry.get(model).tokenizer, conversations)
         with state.limits.generation(caller.key, tokens) as spent:
             found = await to_thread.run_sync(state.registry.score, model, conversations, limiter=state.scoring)
             spent.tokens = tokens
@@ -50,5 +50,5 @@ async def scored(request: Request, model: str, conversations: list[Messages], ca
     return JSON({"object": "list", "model": model, "data": data})
 
 
-def count(words: Tokenizer, conversations: list[Messages]) -> int:
-    return sum(len(encode_answer(turns[:-1], turns[-1]["content"], words)) for turns in conversations)
+def count(tokenizer: Tokenizer, conversations: list[Messages]) -> int:
+    return sum(len(encode_answer(turns[:-1], turns[-1]["content"], tokenizer)) for turns in conversations)

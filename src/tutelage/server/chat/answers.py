@@ -159,13 +159,13 @@ class PageAnswer:
 
     def request(self) -> requests.Request:
         """The answer as the engine wants it asked for."""
-        wish, words = self.ask.settings, self.served.words
+        wish, tokenizer = self.ask.settings, self.served.tokenizer
         return requests.Request(
             prompt=self.prompt,
             max_new_tokens=self.longest,
             sampling=DistributionConfig(temperature=wish.temperature, top_p=wish.top_p),
             seed=seed_of(None if self.ask.compare else wish.seed, 0),
-            stop_ids=frozenset({words.end_of_turn_id, words.end_of_text_id}),
+            stop_ids=frozenset({tokenizer.end_of_turn_id, tokenizer.end_of_text_id}),
             owner=self.caller.user_id,
             adapter=self.served.adapter,
         )

@@ -34,7 +34,7 @@ def fitted(
         start = first[dropped] if dropped else 0
         kept = [message for place, message in enumerate(messages) if place >= start and place not in unseen]
         try:
-            return tuple(encode_chat(served.words, head + kept, add_generation_prompt=True).ids)
+            return tuple(encode_chat(served.tokenizer, head + kept, add_generation_prompt=True).ids)
         except InputError as error:
             raise ApiError(400, str(error), code="invalid_value") from None
 
