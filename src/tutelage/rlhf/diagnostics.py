@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from tutelage.rlhf.history import PATIENCE, WINDOW, Line, Seen, mean, significant
+from tutelage.rlhf.history import PATIENCE, WINDOW, History, Line, mean, significant
 
 Verdict = Literal["warn", "stop", "refuse"]
 
@@ -36,7 +36,7 @@ SURE = 3.0  # standard errors
 SCORERS = {"score": "reward model", "judge_score": "judge"}  # whose fault it is where these are not finite
 
 
-def not_finite(seen: Seen) -> str | None:
+def not_finite(seen: History) -> str | None:
     bad = [key for key, value in seen.recent[-1].items() if not math.isfinite(value)]
     if not bad:
         return None
@@ -49,7 +49,7 @@ def not_finite(seen: Seen) -> str | None:
     )
 
 
-def kl_at_start(seen: Seen) -> str | None:
+def kl_at_start(seen: History) -> str | None:
     if seen.iteration != 0:
         return None
     # k3 is half the squared log-ratio where that is small, so this is about its size; KL over length is its mean.
@@ -64,7 +64,7 @@ def kl_at_start(seen: Seen) -> str | None:
     )
 
 
-def sampler_gap(seen: Seen) -> str | None:
+def sampler_gap(seen: History) -> str | None:
     limit = SAMPLER_GAP[seen.limits.dtype]
     if not seen.now("sampler_gap") > limit:
         return None
@@ -75,7 +75,7 @@ def sampler_gap(seen: Seen) -> str | None:
     )
 
 
-def kl_negative(seen: Seen) -> str | None:
+def kl_negative(seen: History) -> str | None:
     kl = seen.last("kl")
     if not (seen.lasting(lambda x: x < 0, "kl") and mean(kl) < KL_BELOW_0):
         return None
@@ -86,7 +86,7 @@ def kl_negative(seen: Seen) -> str | None:
     )
 
 
-def kl_exploding(seen: Seen) -> str | None:
+def kl_exploding(seen: History) -> str | None:
     before, now = seen.last("kl", 2)[0], seen.now("kl")
     if not now - before > KL_JUMP:
         return None
@@ -96,7 +96,7 @@ def kl_exploding(seen: Seen) -> str | None:
     )
 
 
-def kl_far(seen: Seen) -> str | None:
+def kl_far(seen: History) -> str | None:
     if not seen.now("kl") > KL_FAR:
         return None
     return (
@@ -105,7 +105,7 @@ def kl_far(seen: Seen) -> str | None:
     )
 
 
-def objective_falling(seen: Seen) -> str | None:
+def objective_falling(seen: History) -> str | None:
     then, now = (mean(seen.objectives(lines)) for lines in (seen.opening, seen.recent[-PATIENCE:]))
     if not (now < then - seen.first("score_std") and mean(seen.last("kl")) > 1):
         return None
@@ -116,7 +116,7 @@ def objective_falling(seen: Seen) -> str | None:
     )
 
 
-def ends_rare(seen: Seen) -> str | None:
+def ends_rare(seen: History) -> str | None:
     if not seen.lasting(lambda x: x < ENDS_RARE, "end_of_turn_rate"):
         return None
     return (
@@ -126,7 +126,7 @@ def ends_rare(seen: Seen) -> str | None:
     )
 
 
-def ends_lost(seen: Seen) -> str | None:
+def ends_lost(seen: History) -> str | None:
     if not seen.throughout(lost_ends):
         return None
     return (
@@ -136,7 +136,7 @@ def ends_lost(seen: Seen) -> str | None:
     )
 
 
-def length_full(seen: Seen) -> str | None:
+def length_full(seen: History) -> str | None:
     limit = LENGTH_FULL * seen.limits.longest
     if not seen.lasting(lambda x: x >= limit, "length"):
         return None
@@ -146,7 +146,7 @@ def length_full(seen: Seen) -> str | None:
     )
 
 
-def length_gone(seen: Seen) -> str | None:
+def length_gone(seen: History) -> str | None:
     if not (seen.lasting(lambda x: x <= LENGTH_GONE, "length") and seen.first("length") > 2 * LENGTH_GONE):
         return None
     return (
@@ -156,7 +156,7 @@ def length_gone(seen: Seen) -> str | None:
     )
 
 
-def entropy_low(seen: Seen) -> str | None:
+def entropy_low(seen: History) -> str | None:
     if not seen.lasting(lambda x: x < ENTROPY_LOW * seen.first("entropy"), "entropy"):
         return None
     return (
@@ -165,7 +165,7 @@ def entropy_low(seen: Seen) -> str | None:
     )
 
 
-def entropy_gone(seen: Seen) -> str | None:
+def entropy_gone(seen: History) -> str | None:
     if not seen.throughout(lost_entropy):
         return None
     return (
@@ -174,7 +174,7 @@ def entropy_gone(seen: Seen) -> str | None:
     )
 
 
-def entropy_high(seen: Seen) -> str | None:
+def entropy_high(seen: History) -> str | None:
     if not seen.lasting(lambda x: x > ENTROPY_HIGH * seen.first("entropy"), "entropy"):
         return None
     return (
@@ -183,7 +183,7 @@ def entropy_high(seen: Seen) -> str | None:
     )
 
 
-def value_blind(seen: Seen) -> str | None:
+def value_blind(seen: History) -> str | None:
     settled = seen.iteration >= SETTLING
     if not (settled and seen.lasting(lambda x: x < 0, "explained_variance")):
         return None
@@ -194,7 +194,7 @@ def value_blind(seen: Seen) -> str | None:
     )
 
 
-def over_optimised(seen: Seen) -> str | None:
+def over_optimised(seen: History) -> str | None:
     judge = seen.last("judge_score", WINDOW)
     if not (significant(seen.last("score", WINDOW)) > SURE and significant(judge) < -SURE):
         return None
@@ -205,7 +205,7 @@ def over_optimised(seen: Seen) -> str | None:
     )
 
 
-def judge_lost(seen: Seen) -> str | None:
+def judge_lost(seen: History) -> str | None:
     if seen.iteration < WINDOW - 1:  # until then the first and the last iterations are the same ones
         return None
     score, judge = (
@@ -220,7 +220,7 @@ def judge_lost(seen: Seen) -> str | None:
     )
 
 
-def text_lost(seen: Seen) -> str | None:
+def text_lost(seen: History) -> str | None:
     then, now = mean([line["ptx_loss"] for line in seen.opening if "ptx_loss" in line]), mean(seen.last("ptx_loss"))
     if not now > then + TEXT_LOST:
         return None
@@ -230,7 +230,7 @@ def text_lost(seen: Seen) -> str | None:
     )
 
 
-def share_off(seen: Seen) -> str | None:
+def share_off(seen: History) -> str | None:
     low, high = seen.limits.share / SHARE_OFF, seen.limits.share * SHARE_OFF
     if not any(seen.lasting(off, "ptx_gradient_ratio") for off in (lambda x: x < low, lambda x: x > high)):
         return None
@@ -241,7 +241,7 @@ def share_off(seen: Seen) -> str | None:
     )
 
 
-def clipped_much(seen: Seen) -> str | None:
+def clipped_much(seen: History) -> str | None:
     if not seen.lasting(lambda x: x > CLIPPED, "clip_fraction"):
         return None
     return (
@@ -250,7 +250,7 @@ def clipped_much(seen: Seen) -> str | None:
     )
 
 
-def update_far(seen: Seen) -> str | None:
+def update_far(seen: History) -> str | None:
     if not seen.lasting(lambda x: x > UPDATE_FAR, "approx_kl"):
         return None
     return (
@@ -260,7 +260,7 @@ def update_far(seen: Seen) -> str | None:
     )
 
 
-def stands_still(seen: Seen) -> str | None:
+def stands_still(seen: History) -> str | None:
     # Not the clip alone: with one step a rollout the ratio is 1 and nothing is ever clipped; and only PPO has one.
     clipped = any(line.get("clip_fraction", 0.0) > 0 for line in seen.recent)
     if clipped or not seen.lasting(lambda x: x < STILL, "kl_k3", SETTLING):
@@ -271,7 +271,7 @@ def stands_still(seen: Seen) -> str | None:
     )
 
 
-def search_failing(seen: Seen) -> str | None:
+def search_failing(seen: History) -> str | None:
     if not seen.lasting(lambda x: x == 0, "step_share"):
         return None
     return (
@@ -280,7 +280,7 @@ def search_failing(seen: Seen) -> str | None:
     )
 
 
-def scores_alike(seen: Seen) -> str | None:
+def scores_alike(seen: History) -> str | None:
     if not seen.lasting(lambda x: x <= ALIKE * seen.first("score_std"), "score_std"):
         return None
     return (
@@ -299,7 +299,7 @@ def lost_entropy(first: Line, now: Line) -> bool:
 
 
 UNSOUND = (lost_ends, lost_entropy)
-CHECKS: tuple[tuple[str, Verdict, Callable[[Seen], str | None]], ...] = (
+CHECKS: tuple[tuple[str, Verdict, Callable[[History], str | None]], ...] = (
     ("not finite", "refuse", not_finite),
     ("KL not 0 at the start", "refuse", kl_at_start),
     ("sampler gap", "warn", sampler_gap),

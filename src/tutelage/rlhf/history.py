@@ -21,7 +21,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Seen:
+class History:
     """What has been measured so far, as far as a check may ask for it."""
 
     limits: Limits

@@ -14,7 +14,7 @@ from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.rlhf.diagnostics import CHECKS, UNSOUND, Verdict
-from tutelage.rlhf.history import PATIENCE, WINDOW, Limits, Line, Seen
+from tutelage.rlhf.history import PATIENCE, WINDOW, History, Limits, Line
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Watch:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.seen = Seen(limits, opening=[], recent=[], iteration=-1)
+        self.seen = History(limits, opening=[], recent=[], iteration=-1)
         self.findings: list[Finding] = []
 
     def look(self, iteration: int, measured: Line) -> list[Finding]:
@@ -52,13 +52,13 @@ class Watch:
         self.findings.append(Finding(iteration, name, words, "stop"))
         return self.findings[-1]
 
-    def _with(self, iteration: int, measured: Line) -> Seen:
+    def _with(self, iteration: int, measured: Line) -> History:
         opening, recent = list(self.seen.opening), list(self.seen.recent)
         if iteration == self.seen.iteration:
             measured = recent.pop() | measured
             opening = opening[:iteration] if iteration < PATIENCE else opening
         opening = opening if len(opening) == PATIENCE else [*opening, measured]
-        return Seen(self.limits, opening, [*recent, measured][-WINDOW:], iteration)
+        return History(self.limits, opening, [*recent, measured][-WINDOW:], iteration)
 
     @property
     def sound(self) -> bool:
@@ -78,7 +78,7 @@ class Watch:
         return seen | {"findings": [asdict(finding) for finding in self.findings]}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.seen = Seen(self.limits, state["opening"], state["recent"], state["iteration"])
+        self.seen = History(self.limits, state["opening"], state["recent"], state["iteration"])
         self.findings = [Finding(**finding) for finding in state["findings"]]
 
 
