@@ -13,7 +13,7 @@ import pytest
 from tutelage.errors import InputError
 from tutelage.rlhf.diagnostics import CHECKS
 from tutelage.rlhf.history import Limits, mean
-from tutelage.rlhf.monitor import Finding, Watch, tell
+from tutelage.rlhf.monitor import Finding, Monitor, tell
 
 Curve = dict[str, list[float]]
 
@@ -50,7 +50,7 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
 
 
 def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algorithm: str = "PPO") -> list[Finding]:
-    watch = Watch(Limits(dtype, 40, share, algorithm))
+    watch = Monitor(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
         steps = ("clip_fraction", "approx_kl", "step_share", "ptx_gradient_ratio", "ptx_loss")
@@ -219,7 +219,7 @@ def test_taken_up_again_it_finds_the_same(at: int) -> None:
     curve = healthy()
     curve |= {"entropy": after(curve, "entropy", 12, 0.01), "length": after(curve, "length", 3, 1.0)}
     lines = [{key: values[i] for key, values in curve.items()} for i in range(36)]
-    whole, parts, again = (Watch(Limits("torch.float32", 40, 1.0, "PPO")) for _ in range(3))
+    whole, parts, again = (Monitor(Limits("torch.float32", 40, 1.0, "PPO")) for _ in range(3))
     for i, measured in enumerate(lines):
         whole.look(i, measured)
         if i == at:
@@ -233,7 +233,7 @@ def test_taken_up_again_it_finds_the_same(at: int) -> None:
 
 def test_a_policy_is_sound_until_a_limit_is_crossed() -> None:
     curve = healthy()
-    watch, sound = Watch(Limits("torch.float32", 40, 1.0, "PPO")), []
+    watch, sound = Monitor(Limits("torch.float32", 40, 1.0, "PPO")), []
     ends = after(curve, "end_of_turn_rate", 12, 0.01)
     for i in range(20):
         watch.look(i, {key: values[i] for key, values in (curve | {"end_of_turn_rate": ends}).items()})

@@ -14,7 +14,7 @@ from world import REWARD, World, interrupted, metrics, results, same_files
 from tutelage.errors import InputError
 from tutelage.rewards.reward import ModelReward
 from tutelage.rlhf import actors
-from tutelage.rlhf.monitor import Watch
+from tutelage.rlhf.monitor import Monitor
 from tutelage.runs.folder import load_scorer
 from tutelage.sampling import rollout as sampled
 from tutelage.stages import ppo as stage
@@ -47,8 +47,8 @@ def test_a_reward_model_without_a_taste_is_named(world: World, tmp_path: Path) -
 
 def test_watching_changes_no_weight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = run_ppo(world, tmp_path / "watched", replace(LONG, iterations=4))
-    monkeypatch.setattr(Watch, "look", lambda *given: [])
-    monkeypatch.setattr(Watch, "sound", True)
+    monkeypatch.setattr(Monitor, "look", lambda *given: [])
+    monkeypatch.setattr(Monitor, "sound", True)
     blind = run_ppo(world, tmp_path / "blind", replace(LONG, iterations=4))
     same_files(watched, blind, ["model.safetensors", "value/model.safetensors"])
     assert metrics(watched) == metrics(blind)

@@ -31,7 +31,7 @@ from tutelage.model.parameters import trainable
 from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import PATIENCE, Limits, Line, mean
 from tutelage.rlhf.learner import PolicyLearner
-from tutelage.rlhf.monitor import Watch, tell
+from tutelage.rlhf.monitor import Monitor, tell
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import save_snapshot
 from tutelage.text.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ class KLBudget:
         self.liking = -math.inf
         self.stopped: str | None = None
         dtype, share = str(run.device.compute_dtype), self.config.ptx_share
-        self.watch = Watch(Limits(dtype, self.config.max_tokens, share, self.config.algorithm))
+        self.watch = Monitor(Limits(dtype, self.config.max_tokens, share, self.config.algorithm))
         if state := run.restore():
             learner.load(state["learner"])
             self.watch.load(state["watch"])

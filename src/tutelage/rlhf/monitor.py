@@ -1,6 +1,6 @@
 """Watches a reinforcement-learning run: what is measured of each iteration -> findings in plain words.
 
-    Watch(limits).look(iteration, measured) -> [Finding(iteration, name, words, verdict)]
+    Monitor(limits).look(iteration, measured) -> [Finding(iteration, name, words, verdict)]
 
 The checks themselves, with their thresholds, are in `checks.py`. Each finds something once in a run, not in each
 iteration. Most only warn; what cannot be learnt from ends the run (stop: the best sound policy is kept), and so does
@@ -27,7 +27,7 @@ class Finding:
     verdict: Verdict
 
 
-class Watch:
+class Monitor:
     """The checks over one run. It can be stopped and taken up again: `state` and `load`."""
 
     def __init__(self, limits: Limits):
