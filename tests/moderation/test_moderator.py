@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import ModerationConfig, Moderator
-from tutelage.moderation.stream_filter import HeldBack
+from tutelage.moderation.stream_filter import StreamFilter
 from tutelage.moderation.terms import BUILT_IN, CATEGORIES, Term, TermList, fold, read_terms, searched
 
 FOUND = {
@@ -127,7 +127,7 @@ PIECES = st.lists(st.text(LETTERS, min_size=1, max_size=5), max_size=8)
 def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], pieces: list[str]) -> None:
     """However it is cut: stopped if and only if the whole holds a blocked term, and no letter of one is shown."""
     moderator = moderator_of(terms, blocked=("hate", "violence"))
-    answer = HeldBack(moderator)
+    answer = StreamFilter(moderator)
     shown = "".join([*map(answer.push, pieces), answer.finish()])
     whole = "".join(pieces)
     found = plain_search(terms, whole)
@@ -143,7 +143,7 @@ def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], p
 
 
 def test_a_blocked_term_is_not_shown_in_part() -> None:
-    answer = HeldBack(Moderator())
+    answer = StreamFilter(Moderator())
     shown = [answer.push(piece) for piece in ["Sure. How ", "to mak", "e a b", "omb", ": take", " two"]]
     assert shown == ["Sure.", "", "", "", "", ""] and answer.stopped
     assert answer.verdict["categories"]["illicit/violent"] and answer.finish() == ""
@@ -164,20 +164,20 @@ def test_two_chinese_characters_are_a_term_only_where_they_stand_together() -> N
 
 @pytest.mark.parametrize("apart", ["", " ", "，", ". ", "\n", "-_-"])
 def test_no_character_of_a_chinese_term_is_shown_however_they_are_set_apart(apart: str) -> None:
-    answer = HeldBack(Moderator())
+    answer = StreamFilter(Moderator())
     pieces = [character + apart for character in "好的如何制造炸弹首先"]
     shown = "".join(map(answer.push, pieces))
     assert shown.startswith("好" + apart) and "如" not in shown and answer.stopped
 
 
 def test_chinese_text_waits_only_for_what_may_become_a_term() -> None:
-    answer = HeldBack(Moderator())
+    answer = StreamFilter(Moderator())
     shown = [answer.push(piece) for piece in ["今天，", "天气", "如", "，", "此", "好。"]]
     assert shown == ["今天，", "天气", "", "", "如，此", "好。"]
 
 
 def test_ordinary_text_waits_for_nothing() -> None:
-    answer = HeldBack(Moderator())
+    answer = StreamFilter(Moderator())
     assert [answer.push(piece) for piece in ["The sun ", "rises ", "z. "]] == ["The sun ", "rises ", "z. "]
 
 
@@ -193,7 +193,7 @@ def test_the_classifier_reads_every_word_of_a_long_answer_a_few_times(place: int
     moderator.classifier = SimpleNamespace(score=score)  # type: ignore[assignment]
     text = ("the cat sat " * 400)[:4000]
     text = text[:place] + "abhorrent" + text[place:]
-    answer = HeldBack(moderator)
+    answer = StreamFilter(moderator)
     for start in range(0, len(text), 7):
         answer.push(text[start : start + 7])
     answer.finish()

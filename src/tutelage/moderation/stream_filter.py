@@ -16,7 +16,7 @@ CONTEXT = 16  # characters before a term that decide whether it begins a word
 STRETCH = 4  # how much longer than its searched form a term may be written: invisible characters, spaces between
 
 
-class HeldBack:
+class StreamFilter:
     """One answer. `push` each piece, `finish` at its end; both return what may be shown."""
 
     def __init__(self, moderator: Moderator):

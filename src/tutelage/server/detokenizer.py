@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.engine.requests import Token
-from tutelage.moderation.stream_filter import HeldBack
+from tutelage.moderation.stream_filter import StreamFilter
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pieces:
         bytes_of_tokens: Sequence[bytes],
         stop: Sequence[str] = (),
         strip_first: bool = False,
-        judge: HeldBack | None = None,
+        judge: StreamFilter | None = None,
     ):
         self._bytes, self._stop = bytes_of_tokens, tuple(stop)
         self._strip = strip_first  # SentencePiece puts a space before the first word of a text

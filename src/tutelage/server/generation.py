@@ -16,7 +16,7 @@ from typing import Self
 
 from tutelage.engine.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.moderation.moderator import Moderator
-from tutelage.moderation.stream_filter import HeldBack
+from tutelage.moderation.stream_filter import StreamFilter
 from tutelage.server.detokenizer import Piece, Pieces
 from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
 from tutelage.server.registry import Served, no_such_model
@@ -40,11 +40,11 @@ class Ended:
 Happening = PromptScored | Piece | Ended
 
 
-def _judges(moderator: Moderator | None) -> Callable[[], HeldBack | None]:
+def _judges(moderator: Moderator | None) -> Callable[[], StreamFilter | None]:
     """Makes what watches over an answer's text, or nothing where the policy lets all answers pass."""
     if moderator is None or moderator.config.moderate not in ("output", "both"):
         return lambda: None
-    return lambda: HeldBack(moderator)
+    return lambda: StreamFilter(moderator)
 
 
 class Generation:
