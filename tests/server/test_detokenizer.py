@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tutelage.engine.requests import Token
 from tutelage.sampling.stops import cut
-from tutelage.server.detokenizer import Pieces, name_of
+from tutelage.server.detokenizer import Detokenizer, name_of
 
 TEXT = "héllo 世界 👍🏽! stop here, and 今天 again"
 
@@ -19,7 +19,7 @@ def spread(data: bytes, cuts: list[int]) -> list[bytes]:
 
 def fed(tokens: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], list[int], bool]:
     """(what was shown piece by piece, the ids of the entries, stopped)."""
-    pieces = Pieces(tokens, stop)
+    pieces = Detokenizer(tokens, stop)
     shown, ids = [], []
     for i in range(len(tokens)):
         piece = pieces.feed(Token(i, -1.0, []))
@@ -63,12 +63,12 @@ def test_stop_strings_across_token_borders(stop: tuple[str, ...], width: int) ->
 
 
 def test_only_what_may_become_a_stop_string_is_held() -> None:
-    pieces = Pieces([b"ab", b"a", b"c", b"abd"], ["abc"])
+    pieces = Detokenizer([b"ab", b"a", b"c", b"abd"], ["abc"])
     assert [pieces.feed(Token(i, 0.0, [])).text for i in range(4)] == ["", "ab", "ac", "abd"]
 
 
 def test_entries_come_with_the_text_they_begin_in() -> None:
-    pieces = Pieces(["世".encode()[:1], "世".encode()[1:], b"x", b""])
+    pieces = Detokenizer(["世".encode()[:1], "世".encode()[1:], b"x", b""])
     assert [len(pieces.feed(Token(i, 0.0, [])).entries) for i in range(3)] == [0, 2, 1]
     assert pieces.feed(Token(3, 0.0, [])).entries == ()
     assert [entry.offset for entry in pieces.finish().entries] == [2]
@@ -77,7 +77,7 @@ def test_entries_come_with_the_text_they_begin_in() -> None:
 def test_the_space_before_the_first_word_goes_only_where_asked() -> None:
     tokens = [b"", b" a", b" b"]
     for strip, text in ((True, "a b"), (False, " a b")):
-        pieces = Pieces(tokens, strip_first=strip)
+        pieces = Detokenizer(tokens, strip_first=strip)
         assert "".join(pieces.feed(Token(i, 0.0, [])).text for i in range(3)) == text
 
 

@@ -1,6 +1,6 @@
 """From tokens to the text that may be shown: never half a character, never the beginning of a stop string.
 
-    Pieces(...).feed(token)  ->  Piece(text, entries)   ...   .finish()  ->  the rest
+    Detokenizer(...).feed(token)  ->  TextDelta(text, entries)   ...   .finish()  ->  the rest
 
 A character may be spread over several tokens and a stop string over several more, so text is held back while it could
 still become part of one. The entries, a token each with its log-probability, are handed out with the text they begin
@@ -18,7 +18,7 @@ from tutelage.moderation.stream_filter import StreamFilter
 
 
 @dataclass(frozen=True)
-class Entry:
+class TokenEntry:
     """One token of an answer, with what OpenAI's `logprobs` say of it."""
 
     id: int
@@ -28,14 +28,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """Text that is certain, and the tokens that began in it."""
 
     text: str
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[TokenEntry, ...] = ()
 
 
-class Pieces:
+class Detokenizer:
     """The text of one answer as it grows. `judge` may hold text back for longer, or end the answer."""
 
     def __init__(
@@ -52,17 +52,17 @@ class Pieces:
         self._held = ""
         self._passed = 0  # code points that are no longer held
         self._shown = 0  # code points handed out
-        self._waiting: list[Entry] = []
+        self._waiting: list[TokenEntry] = []
         self.stopped = False
         self.tokens = 0
 
-    def feed(self, token: Token) -> Piece:
+    def feed(self, token: Token) -> TextDelta:
         """One more token; afterwards `stopped` says whether the text came to a stop string."""
         piece = self._bytes[token.id]
         if self._strip and piece:
             piece, self._strip = piece.removeprefix(b" "), False
         self.tokens += 1
-        self._waiting.append(Entry(token.id, token.logprob, token.top, self._passed + len(self._held)))
+        self._waiting.append(TokenEntry(token.id, token.logprob, token.top, self._passed + len(self._held)))
         self._held += self._decoder.decode(piece)
         return self._release(final=False)
 
@@ -76,14 +76,14 @@ class Pieces:
         """What the judge has found so far; empty without one."""
         return self._judge.verdict if self._judge else {}
 
-    def finish(self) -> Piece:
+    def finish(self) -> TextDelta:
         """What was held back, at the end of the answer; half a character becomes U+FFFD."""
         if self.stopped:
-            return Piece("")
+            return TextDelta("")
         self._held += self._decoder.decode(b"", True)
         return self._release(final=True)
 
-    def _release(self, final: bool) -> Piece:
+    def _release(self, final: bool) -> TextDelta:
         places = [place for string in self._stop if (place := self._held.find(string)) >= 0]
         if places:
             self.stopped = True
@@ -99,7 +99,7 @@ class Pieces:
         ready = math.inf if final and not self.stopped else self._shown
         entries = tuple(entry for entry in self._waiting if entry.offset < ready)
         self._waiting = self._waiting[len(entries) :]
-        return Piece(text, entries)
+        return TextDelta(text, entries)
 
     def _possible_stop(self) -> int:
         """The longest end of the held text that a stop string begins with."""

@@ -2,7 +2,7 @@
 
     async with Generation(served, requests, stop) as answers:  async for index, event in answers: ...
 
-Events of an answer: PromptScored, Piece (text that is certain) ..., Ended. Leaving the block cancels what still runs;
+Events of an answer: PromptScored, TextDelta (text that is certain) ..., Ended. Leaving the block cancels what still runs;
 so do a deadline, which ends answers as "length", the server's shutdown, and the end of the model.
 """
 
@@ -17,7 +17,7 @@ from typing import Self
 from tutelage.engine.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
 from tutelage.moderation.moderator import Moderator
 from tutelage.moderation.stream_filter import StreamFilter
-from tutelage.server.detokenizer import Piece, Pieces
+from tutelage.server.detokenizer import Detokenizer, TextDelta
 from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
 from tutelage.server.registry import Served, no_such_model
 from tutelage.web.errors import ApiError
@@ -37,7 +37,7 @@ class Ended:
     completion_tokens: int
 
 
-Happening = PromptScored | Piece | Ended
+Happening = PromptScored | TextDelta | Ended
 
 
 def _judges(moderator: Moderator | None) -> Callable[[], StreamFilter | None]:
@@ -62,7 +62,7 @@ class Generation:
         self._served, self._requests = served, requests
         strip = chat and not served.tokenizer.byte_level
         judge = _judges(moderator)
-        self._pieces = [Pieces(served.table, stop, strip, judge()) for _ in requests]
+        self._pieces = [Detokenizer(served.table, stop, strip, judge()) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
         self._stopping = self._late = False
@@ -137,7 +137,7 @@ class Generation:
                 yield index, pieces.finish()
                 yield index, self._end(event, pieces)
 
-    def _grow(self, index: int, token: Token) -> Piece:
+    def _grow(self, index: int, token: Token) -> TextDelta:
         now, last = time.monotonic(), self._last[index]
         if self._started is not None:
             TTFT.observe(now - self._started)
@@ -150,7 +150,7 @@ class Generation:
             self._handles[index].cancel()
         return piece
 
-    def _end(self, done: Done, pieces: Pieces) -> Ended:
+    def _end(self, done: Done, pieces: Detokenizer) -> Ended:
         if self._stopping:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if done.reason == "error":

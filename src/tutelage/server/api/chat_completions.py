@@ -16,7 +16,7 @@ from tutelage.server.api.choices import REFUSAL, chat_logprobs, usage
 from tutelage.server.api.requests import Plan, plan_chat
 from tutelage.server.api.schemas import DOCUMENTED, ChatRequest
 from tutelage.server.api.stored_completions import keep
-from tutelage.server.detokenizer import Piece
+from tutelage.server.detokenizer import TextDelta
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON
@@ -78,7 +78,7 @@ class ChatCall(Call):
                 yield self.chunk(index, {}, reason=answer.reason)
             async for index, happening in self.generation:
                 self.answers[index].add(happening)
-                if not isinstance(happening, Piece):
+                if not isinstance(happening, TextDelta):
                     yield self.chunk(index, {}, reason=self.answers[index].reason)
                 elif happening.text or (happening.entries and self.body.logprobs):
                     yield self.chunk(index, {"content": happening.text}, happening)
@@ -90,7 +90,9 @@ class ChatCall(Call):
     def chunk_head(self) -> dict[str, Any]:
         return {"object": "chat.completion.chunk", **self.head}
 
-    def chunk(self, index: int, delta: dict[str, Any], piece: Piece | None = None, reason: str | None = None) -> bytes:
+    def chunk(
+        self, index: int, delta: dict[str, Any], piece: TextDelta | None = None, reason: str | None = None
+    ) -> bytes:
         logprobs = chat_logprobs(piece.entries, self.table) if piece and self.body.logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event(self.chunk_head() | {"choices": [choice]} | ({"usage": None} if self.body.wants_usage else {}))

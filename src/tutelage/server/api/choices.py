@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.engine.requests import PromptScored
-from tutelage.server.detokenizer import Entry, Piece, name_of
+from tutelage.server.detokenizer import TextDelta, TokenEntry, name_of
 from tutelage.server.generation import Ended, Happening
 
 REFUSAL = "This request was stopped by the server's moderation policy."
@@ -18,12 +18,12 @@ class Answer:
     """One answer as it grows."""
 
     text: str = ""
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[TokenEntry] = field(default_factory=list)
     scored: PromptScored | None = None
     end: Ended | None = None
 
     def add(self, happening: Happening) -> None:
-        if isinstance(happening, Piece):
+        if isinstance(happening, TextDelta):
             self.text += happening.text
             self.entries += happening.entries
         elif isinstance(happening, PromptScored):
@@ -65,7 +65,7 @@ def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
 
 
-def chat_logprobs(entries: Sequence[Entry], table: Sequence[bytes]) -> dict[str, Any]:
+def chat_logprobs(entries: Sequence[TokenEntry], table: Sequence[bytes]) -> dict[str, Any]:
     """The shape of chat completions: exact bytes with each token."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class TokenList:
     top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
     text_offset: list[int] = field(default_factory=list)
 
-    def add(self, entry: Entry, table: Sequence[bytes], shift: int = 0) -> None:
+    def add(self, entry: TokenEntry, table: Sequence[bytes], shift: int = 0) -> None:
         """One token; the chosen one is always among the likely ones."""
         likely = {name_of(table[token]): finite(logprob) for token, logprob in entry.top}
         self.tokens.append(name_of(table[entry.id]))

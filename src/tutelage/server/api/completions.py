@@ -17,7 +17,7 @@ from tutelage.server.api.call import Call, planned
 from tutelage.server.api.choices import Answer, TokenList, usage
 from tutelage.server.api.requests import Plan, plan_completion, scored
 from tutelage.server.api.schemas import DOCUMENTED, CompletionRequest
-from tutelage.server.detokenizer import Entry, Piece, Pieces
+from tutelage.server.detokenizer import Detokenizer, TextDelta, TokenEntry
 from tutelage.server.generation import Ended
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
@@ -71,7 +71,7 @@ class CompletionCall(Call):
         logprobs = self.logprobs(prompt, answer.entries, answer.scored)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
 
-    def logprobs(self, prompt: int, entries: Sequence[Entry], score: PromptScored | None) -> dict[str, Any] | None:
+    def logprobs(self, prompt: int, entries: Sequence[TokenEntry], score: PromptScored | None) -> dict[str, Any] | None:
         """The prompt's tokens, if it was scored, then the answer's."""
         if self.body.logprobs is None:
             return None
@@ -111,7 +111,7 @@ class CompletionCall(Call):
         self,
         index: int,
         text: str = "",
-        piece: Piece | None = None,
+        piece: TextDelta | None = None,
         score: PromptScored | None = None,
         reason: str | None = None,
     ) -> bytes:
@@ -122,14 +122,14 @@ class CompletionCall(Call):
 
 def text_of(prompt: Sequence[int], table: Sequence[bytes], byte_level: bool) -> str:
     """The prompt's text, as its tokens spell it."""
-    pieces = Pieces(table, strip_first=not byte_level)
+    pieces = Detokenizer(table, strip_first=not byte_level)
     return "".join(pieces.feed(Token(token, 0.0, [])).text for token in prompt) + pieces.finish().text
 
 
-def prompt_entries(prompt: Sequence[int], table: Sequence[bytes], score: PromptScored) -> list[Entry]:
+def prompt_entries(prompt: Sequence[int], table: Sequence[bytes], score: PromptScored) -> list[TokenEntry]:
     """The prompt's tokens with their log-probabilities and places; the first one's is not used."""
-    pieces = Pieces(table)
-    entries: list[Entry] = []
+    pieces = Detokenizer(table)
+    entries: list[TokenEntry] = []
     for token, logprob, top in zip(prompt, score.logprobs, score.top, strict=True):
         entries += pieces.feed(Token(token, logprob or 0.0, top)).entries
     return [*entries, *pieces.finish().entries]

@@ -26,7 +26,7 @@ from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.chat.consent import must_keep
 from tutelage.server.chat.context import fitted, withheld
 from tutelage.server.chat.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
-from tutelage.server.detokenizer import Piece
+from tutelage.server.detokenizer import TextDelta
 from tutelage.server.generation import Ended, Generation, seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import find_model
@@ -145,7 +145,7 @@ class PageAnswer:
                 await run_in_threadpool(self.keep_turn)
                 yield self.start()
                 async for _, happening in generation:
-                    if isinstance(happening, Piece):
+                    if isinstance(happening, TextDelta):
                         self.ttft_ms = self.ttft_ms or round(1000 * (time.monotonic() - began))
                         self.tokens = generation.completion_tokens
                         for line in self.released(happening.text):
