@@ -17,13 +17,13 @@ from tutelage.engine.multi_lora import Adapters
 from tutelage.engine.next_token import alternatives, choose, own_logprobs
 from tutelage.engine.prefix_cache import Prefixes, common
 from tutelage.engine.requests import Done, Handle, Reason, Token
-from tutelage.engine.running import Row, shares
+from tutelage.engine.running import RunningRequest, shares
 from tutelage.engine.slot_cache import Slots
 from tutelage.model.gpt import GPT
 
 WORTH_WAITING = 32  # tokens: fewer are read twice rather than waited for
 
-Piece = tuple[Row, int]  # a row and how many of its tokens are run
+Piece = tuple[RunningRequest, int]  # a row and how many of its tokens are run
 
 
 class Batch:
@@ -33,17 +33,17 @@ class Batch:
         """`piece`: tokens of a pass, but for answers' next ones never fewer than a quarter for prompts."""
         self.model, self.slots, self.prefixes, self.adapters, self.piece = model, slots, prefixes, adapters, piece
         self.device = model.embedding.weight.device
-        self.rows: list[Row] = []  # the row in slot i stands at i
+        self.rows: list[RunningRequest] = []  # the row in slot i stands at i
 
     def admit(self, handle: Handle) -> None:
         """Give a request the next slot."""
-        row = Row(handle, len(self.rows), self.model.config.vocab_size, self.device)
+        row = RunningRequest(handle, len(self.rows), self.model.config.vocab_size, self.device)
         if not row.request.prompt_logprobs:  # there each token is looked at
             self._reuse(row)
             row.leader = self._leader(row)
         self.rows.append(row)
 
-    def _reuse(self, row: Row) -> None:
+    def _reuse(self, row: RunningRequest) -> None:
         """Begin with the longest text read that begins alike. The last token of the prompt is always run."""
         ids = row.ids[: row.prompt - 1]
         prefix, length = self.prefixes.find(row.request.adapter, ids)
@@ -55,7 +55,7 @@ class Batch:
             self.slots.put(row.slot, prefix.kv, length)
         row.done = row.cached = max(shared, length)
 
-    def _leader(self, row: Row) -> Piece | None:
+    def _leader(self, row: RunningRequest) -> Piece | None:
         """A row that is about to read much of what this one begins with, and how much of it."""
         ids = row.ids[: row.prompt - 1]
         ahead = [(common(other.ids[: other.known], ids), other) for other in self.rows if other.like(row)]
@@ -78,7 +78,7 @@ class Batch:
         if ready:
             self._write(ready, hidden[ends])
 
-    def _plan(self) -> tuple[list[Row], list[Piece]]:
+    def _plan(self) -> tuple[list[RunningRequest], list[Piece]]:
         """Which rows run one token, and which pieces of prompts run beside them."""
         for row in self.rows:
             if row.leader and not (row.leader[0] in self.rows and row.leader[0].done < row.leader[1]):
@@ -92,7 +92,7 @@ class Batch:
         return singles, [(row, count) for row, count in zip(reading, counts, strict=True) if count]
 
     @torch.inference_mode()
-    def _run(self, singles: Sequence[Row], pieces: Sequence[Piece]) -> Tensor:
+    def _run(self, singles: Sequence[RunningRequest], pieces: Sequence[Piece]) -> Tensor:
         """Hidden states (N, C) of the tokens of a pass."""
         self.slots.plan([(row.slot, row.done) for row in singles], [(row.slot, row.done, n) for row, n in pieces])
         plan = [*((row, 1) for row in singles), *pieces]
@@ -109,7 +109,7 @@ class Batch:
         return {name: torch.from_numpy((whose == name).nonzero()[0]).to(self.device) for name in sorted(names)}
 
     @torch.inference_mode()
-    def _score(self, row: Row, hidden: Tensor) -> None:
+    def _score(self, row: RunningRequest, hidden: Tensor) -> None:
         """How likely the tokens were that follow these in the prompt."""
         first = row.done + 1
         following = row.ids[first : min(first + len(hidden), row.prompt)]
@@ -121,7 +121,7 @@ class Batch:
             row.handle.tell(row.scored)
 
     @torch.inference_mode()
-    def _write(self, ready: Sequence[Row], hidden: Tensor) -> None:
+    def _write(self, ready: Sequence[RunningRequest], hidden: Tensor) -> None:
         """The next token of each row that has run all it knew; `hidden` (rows, C) are its last tokens'."""
         writing = [i for i, row in enumerate(ready) if row.request.max_new_tokens]
         for row in (row for row in ready if row.request.max_new_tokens == 0):
@@ -147,7 +147,7 @@ class Batch:
         for row in rows:
             row.handle.tell(Done("error", row.prompt, row.cached, detail))
 
-    def finish(self, row: Row, reason: Reason) -> None:
+    def finish(self, row: RunningRequest, reason: Reason) -> None:
         """Free a row's slot, and keep what it has read."""
         if row.done:
             size = self.slots.nbytes(row.done)

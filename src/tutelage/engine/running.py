@@ -13,7 +13,7 @@ from tutelage.sampling.distribution import Written
 from tutelage.sampling.sampler import uniforms
 
 
-class Row:
+class RunningRequest:
     """A request in a slot."""
 
     def __init__(self, handle: Handle, slot: int, vocab_size: int, device: torch.device):
@@ -23,7 +23,9 @@ class Row:
         self.ids = np.zeros(self.prompt + request.max_new_tokens, dtype=np.int64)
         self.ids[: self.prompt] = request.prompt
         self.known, self.done, self.cached = self.prompt, 0, 0
-        self.leader: tuple[Row, int] | None = None  # another row is about to read so many tokens that both begin with
+        self.leader: tuple[RunningRequest, int] | None = (
+            None  # another row is about to read so many tokens that both begin with
+        )
         self.chance = uniforms(request.seed, request.max_new_tokens)
         penalised = request.sampling.penalised
         self.said = Written([request.prompt], 1, vocab_size, device) if penalised else None
@@ -38,7 +40,7 @@ class Row:
     def written(self) -> int:
         return self.known - self.prompt
 
-    def like(self, other: "Row") -> bool:
+    def like(self, other: "RunningRequest") -> bool:
         """Whether the same tokens give both the same keys and values."""
         return self.request.adapter == other.request.adapter
 
