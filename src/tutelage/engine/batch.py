@@ -129,7 +129,7 @@ class Batch:
         if not writing:
             return
         rows, logits = [ready[i] for i in writing], self.model.logits(never_one(hidden[writing]))[: len(writing)]
-        tokens = choose(logits, [row.wish() for row in rows])
+        tokens = choose(logits, [row.choice() for row in rows])
         most = max(row.request.top_logprobs for row in rows)
         found = zip(rows, tokens.tolist(), own_logprobs(logits, tokens), alternatives(logits, most), strict=True)
         for row, token, logprob, top in found:

@@ -1,6 +1,6 @@
 """The next token of each request in a batch, each by its own settings, and how likely it was.
 
-    hidden states (n, C), one Wish per row -> tokens, their log-probabilities, the most likely alternatives
+    hidden states (n, C), one TokenChoice per row -> tokens, their log-probabilities, the most likely alternatives
 
 Rows with the same settings go through the filters together. What is reported is the model's own distribution:
 log-softmax of the logits in fp32, before penalties, bias, temperature and filters.
@@ -18,7 +18,7 @@ from tutelage.sampling.distribution import DistributionConfig, Written, draw, fi
 
 
 @dataclass(frozen=True)
-class Wish:
+class TokenChoice:
     """How one row's token is chosen."""
 
     sampling: DistributionConfig
@@ -26,24 +26,24 @@ class Wish:
     said: Written | None  # what was written so far, where that costs
 
 
-def choose(logits: Tensor, wishes: Sequence[Wish]) -> Tensor:
+def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
     """(n, V) logits -> (n,) tokens."""
     groups: dict[DistributionConfig, list[int]] = {}
-    for row, wish in enumerate(wishes):
-        groups.setdefault(wish.sampling, []).append(row)
-    tokens = torch.empty(len(wishes), dtype=torch.long, device=logits.device)
+    for row, choice in enumerate(choices):
+        groups.setdefault(choice.sampling, []).append(row)
+    tokens = torch.empty(len(choices), dtype=torch.long, device=logits.device)
     for sampling, rows in groups.items():
-        own = logits if len(rows) == len(wishes) else logits[rows]
+        own = logits if len(rows) == len(choices) else logits[rows]
         if sampling.penalised:
-            own = torch.cat([_penalised(own[i : i + 1], wishes[row]) for i, row in enumerate(rows)])
-        chance = torch.tensor([wishes[row].chance for row in rows], dtype=torch.float32, device=logits.device)
+            own = torch.cat([_penalised(own[i : i + 1], choices[row]) for i, row in enumerate(rows)])
+        chance = torch.tensor([choices[row].chance for row in rows], dtype=torch.float32, device=logits.device)
         tokens[rows] = draw(filtered_probabilities(own, sampling), chance)
     return tokens
 
 
-def _penalised(logits: Tensor, wish: Wish) -> Tensor:
-    assert wish.said is not None, "penalties without a count"
-    return wish.said.penalise(logits, wish.sampling)
+def _penalised(logits: Tensor, choice: TokenChoice) -> Tensor:
+    assert choice.said is not None, "penalties without a count"
+    return choice.said.penalise(logits, choice.sampling)
 
 
 def own_logprobs(logits: Tensor, tokens: Tensor) -> list[float]:

@@ -7,7 +7,7 @@ last known one gives the next.
 import numpy as np
 import torch
 
-from tutelage.engine.next_token import Wish
+from tutelage.engine.next_token import TokenChoice
 from tutelage.engine.requests import Handle, PromptScored
 from tutelage.sampling.distribution import Written
 from tutelage.sampling.sampler import uniforms
@@ -44,8 +44,8 @@ class RunningRequest:
         """Whether the same tokens give both the same keys and values."""
         return self.request.adapter == other.request.adapter
 
-    def wish(self) -> Wish:
-        return Wish(self.request.sampling, float(self.chance[self.written]), self.said)
+    def choice(self) -> TokenChoice:
+        return TokenChoice(self.request.sampling, float(self.chance[self.written]), self.said)
 
     def push(self, token: int) -> None:
         """One more token of the answer."""
