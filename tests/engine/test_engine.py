@@ -186,7 +186,7 @@ def test_requests_that_come_together_and_begin_alike_read_once(make_gpt: Any) ->
     asked = [ask(engine, *LONG, seed=seed, sampling=DistributionConfig())[0] for seed in range(4)]
     read = 0
     while engine.step():
-        read += sum(glance.tokens.stop - glance.tokens.start for glance in engine.batch.slots.glances)
+        read += sum(group.tokens.stop - group.tokens.start for group in engine.batch.slots.glances)
     assert [heard.done and heard.done.cached_tokens for heard in asked] == [0, 39, 39, 39]
     assert read <= 40 + 3 + 4 * 8
     alone = Engine(make_gpt(), EngineConfig(slots=1))

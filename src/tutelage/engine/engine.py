@@ -19,7 +19,7 @@ from tutelage.engine.fairness import Turns, Waiting
 from tutelage.engine.multi_lora import Adapters
 from tutelage.engine.prefix_cache import Prefixes
 from tutelage.engine.requests import Done, Gone, Handle, Listener, Request
-from tutelage.engine.slot_cache import Slots, bytes_per_token
+from tutelage.engine.slot_cache import SlotCache, bytes_per_token
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.sampling.sampler import inference_copy
@@ -60,7 +60,7 @@ class Engine:
         self.context = min(config.context or model.config.context, model.config.context)
         memory = config.memory * 2**20
         count = self._slots_within(memory)
-        slots = Slots(model.config, count, self.context, model.compute_dtype, model.embedding.weight.device)
+        slots = SlotCache(model.config, count, self.context, model.compute_dtype, model.embedding.weight.device)
         self.adapters = Adapters(model)
         self.prefixes = Prefixes(memory - count * slots.nbytes(self.context))
         self.batch = Batch(model, slots, self.prefixes, self.adapters, config.piece)

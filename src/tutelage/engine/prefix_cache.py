@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.engine.slot_cache import Kept
+from tutelage.engine.slot_cache import SavedKV
 
 Key = tuple[str, bytes]  # an adapter and the ids it has read, which sort as bytes as they do as numbers
 
@@ -24,12 +24,12 @@ class Prefix:
     """A text that was read."""
 
     ids: np.ndarray
-    kv: Kept
+    kv: SavedKV
     size: int  # in bytes
 
 
 class Prefixes:
-    """Kept texts, none of them the beginning of another."""
+    """SavedKV texts, none of them the beginning of another."""
 
     def __init__(self, memory: int):
         """At most so many bytes of keys and values."""
@@ -48,7 +48,7 @@ class Prefixes:
         self.kept.move_to_end(best)
         return self.kept[best], length
 
-    def keep(self, adapter: str, ids: np.ndarray, size: int, copy: Callable[[], Kept]) -> None:
+    def keep(self, adapter: str, ids: np.ndarray, size: int, copy: Callable[[], SavedKV]) -> None:
         """Keep what `copy` gives, of `size` bytes, in place of what it begins with. Nothing changes if it is there
         already, or too large."""
         key = _key(adapter, ids)

@@ -24,7 +24,7 @@ from tutelage.model.config import GPTConfig
 BLOCK = 128  # tokens of the first blocks; later ones are up to half as long as all before them
 PRODUCT = 300  # one more product costs about as much as looking at so many keys
 
-Kept = list[Tensor]  # a slot's first tokens by block: (layers, 2, kv_heads, tokens, D)
+SavedKV = list[Tensor]  # a slot's first tokens by block: (layers, 2, kv_heads, tokens, D)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Glance:
+class AttentionGroup:
     """Some tokens of a pass and the slots at whose keys they look together: one token each, or a piece at one slot."""
 
     tokens: slice
@@ -48,7 +48,7 @@ class Glance:
     banded: Tensor  # the same for banded layers
 
 
-class Slots:
+class SlotCache:
     """K and V of every layer for `count` requests of up to `context` tokens: a `Cache` for `GPT.trunk`.
 
     Banded layers keep everything, too: a prefix may be gone back to.
@@ -65,7 +65,7 @@ class Slots:
         self.kv = [_zeros(shape, dtype, device) for shape in shapes]
         self.tokens = 0  # how many are planned
         self.writes: list[Write] = []
-        self.glances: list[Glance] = []
+        self.glances: list[AttentionGroup] = []
 
     def blocks(self, tokens: int) -> int:
         """How many blocks hold so many tokens."""
@@ -75,15 +75,15 @@ class Slots:
         """What `take` takes."""
         return sum(part.nbytes for part in self._first(0, tokens))
 
-    def take(self, slot: int, tokens: int) -> Kept:
+    def take(self, slot: int, tokens: int) -> SavedKV:
         """A copy of a slot's first tokens."""
         return [part.clone() for part in self._first(slot, tokens)]
 
-    def put(self, slot: int, kept: Kept, tokens: int) -> None:
+    def put(self, slot: int, kept: SavedKV, tokens: int) -> None:
         for part, block in zip(self._first(slot, tokens), kept, strict=False):
             part.copy_(block[:, :, :, : part.shape[3]])
 
-    def _first(self, slot: int, tokens: int) -> Kept:
+    def _first(self, slot: int, tokens: int) -> SavedKV:
         """A slot's first tokens, block by block, where they stand."""
         parts = zip(self.kv[: self.blocks(tokens)], self.starts, strict=False)
         return [kv[:, :, slot, :, : tokens - start] for kv, start in parts]
@@ -102,10 +102,10 @@ class Slots:
         self.tokens = len(at)
         self.writes = self._writes(whose, at)
         runs = [(first, last + 1) for first, last in neighbours(slots, ends)]
-        self.glances = [self._glance(slice(*run), slots[run[0]], at[slice(*run), None]) for run in runs]
+        self.glances = [self._group(slice(*run), slots[run[0]], at[slice(*run), None]) for run in runs]
         token = len(slots)
         for slot, _, count in pieces:
-            self.glances.append(self._glance(slice(token, token + count), slot, at[None, token : token + count]))
+            self.glances.append(self._group(slice(token, token + count), slot, at[None, token : token + count]))
             token += count
 
     def _writes(self, slots: np.ndarray, at: np.ndarray) -> list[Write]:
@@ -117,7 +117,7 @@ class Slots:
             writes.append(Write(int(number), *(torch.from_numpy(x).to(self.device) for x in where)))
         return writes
 
-    def _glance(self, tokens: slice, slot: int, at: np.ndarray) -> Glance:
+    def _group(self, tokens: slice, slot: int, at: np.ndarray) -> AttentionGroup:
         """at (slots, L): the positions of the tokens in each slot, from `slot` on."""
         blocks = self.blocks(int(at.max()) + 1)
         keys = torch.arange(sum(kv.shape[4] for kv in self.kv[:blocks]), device=self.device)
@@ -127,7 +127,7 @@ class Slots:
             torch.zeros(back.shape, dtype=self.kv[0].dtype, device=self.device).masked_fill_(unseen, -1e9)
             for unseen in (hidden, hidden | (back >= band) if band else hidden)
         )
-        return Glance(tokens, slice(slot, slot + len(at)), blocks, near, banded)
+        return AttentionGroup(tokens, slice(slot, slot + len(at)), blocks, near, banded)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (1, H, N, D), k and v (1, kv_heads, N, D), what may be seen as planned -> (1, H, N, D)."""
@@ -136,21 +136,21 @@ class Slots:
             some = new[: self.tokens] if len(self.writes) == 1 else new[write.tokens]
             self.kv[write.block][layer, :, write.slots, :, write.at] = some
         queries = q[0].transpose(0, 1) * self.scale  # (N, H, D)
-        seen = [self._look(layer, glance, queries[glance.tokens]) for glance in self.glances]
+        seen = [self._look(layer, group, queries[group.tokens]) for group in self.glances]
         return torch.cat([*seen, torch.zeros_like(queries[self.tokens :])]).transpose(0, 1)[None]
 
-    def _look(self, layer: int, glance: Glance, queries: Tensor) -> Tensor:
+    def _look(self, layer: int, group: AttentionGroup, queries: Tensor) -> Tensor:
         """(tokens, H, D) -> (tokens, H, D)."""
-        count, L = glance.near.shape[0], glance.near.shape[3]
+        count, L = group.near.shape[0], group.near.shape[3]
         kv_heads, D = self.config.kv_heads, self.config.head_width
         keys, values = (
-            [kv[layer, which, glance.slots].view(count * kv_heads, -1, D) for kv in self.kv[: glance.blocks]]
+            [kv[layer, which, group.slots].view(count * kv_heads, -1, D) for kv in self.kv[: group.blocks]]
             for which in range(2)
         )
         queries = queries.view(count, L, kv_heads, self.groups, D).permute(0, 2, 3, 1, 4)
         queries = queries.reshape(count * kv_heads, self.groups * L, D)
         scores = torch.cat([torch.bmm(queries, block.mT) for block in keys], -1)
-        bias = glance.banded if self.config.bands[layer] else glance.near
+        bias = group.banded if self.config.bands[layer] else group.near
         scores.view(count, kv_heads, self.groups, L, -1).add_(bias)
         weights = scores.softmax(-1).split([block.shape[1] for block in values], -1)
         seen = torch.bmm(weights[0], values[0])
