@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.engine import prefix_cache
-from tutelage.engine.prefix_cache import Prefixes
+from tutelage.engine.prefix_cache import PrefixCache
 
 texts = st.lists(st.sampled_from([0, 1, 2, 255, 256, 65_536]), min_size=1, max_size=7).map(tuple)
 adapters = st.sampled_from(["", "a", "b"])
@@ -27,7 +27,7 @@ def alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 def test_the_longest_beginning_that_was_ever_read_is_found(
     read: list[tuple[str, tuple[int, ...]]], adapter: str, wanted: tuple[int, ...]
 ) -> None:
-    kept = Prefixes(10**6)
+    kept = PrefixCache(10**6)
     for by, text in read:
         kept.keep(by, array(text), len(text), lambda text=text: [text])  # type: ignore[arg-type, misc]
     found, length = kept.find(adapter, array(wanted))
@@ -42,7 +42,7 @@ def test_the_longest_beginning_that_was_ever_read_is_found(
 def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
     read: list[tuple[str, tuple[int, ...]]], memory: int, gone: str
 ) -> None:
-    kept = Prefixes(memory)
+    kept = PrefixCache(memory)
     for by, text in read:
         kept.keep(by, array(text), len(text), list)
         assert kept.bytes == sum(prefix.size for prefix in kept.kept.values()) <= memory
@@ -57,7 +57,7 @@ def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
-    kept = Prefixes(3)
+    kept = PrefixCache(3)
     for first in (1, 2, 3):
         kept.keep("", array((first, 9)), 1, list)
     kept.find("", array((1, 5)))
@@ -66,7 +66,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
 
 
 def test_thousands_are_not_looked_at_one_by_one(monkeypatch) -> None:
-    kept, looked = Prefixes(10**6), []
+    kept, looked = PrefixCache(10**6), []
     for number in range(5_000):
         kept.keep("", array((number, 7)), 1, list)
     whole = prefix_cache.common

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tutelage.engine.multi_lora import Adapters
 from tutelage.engine.next_token import alternatives, choose, own_logprobs
-from tutelage.engine.prefix_cache import Prefixes, common
+from tutelage.engine.prefix_cache import PrefixCache, common
 from tutelage.engine.requests import Done, Handle, Reason, Token
 from tutelage.engine.running import RunningRequest, shares
 from tutelage.engine.slot_cache import SlotCache
@@ -29,7 +29,7 @@ Piece = tuple[RunningRequest, int]  # a row and how many of its tokens are run
 class Batch:
     """Rows of one model. Not for more than one thread."""
 
-    def __init__(self, model: GPT, slots: SlotCache, prefixes: Prefixes, adapters: Adapters, piece: int):
+    def __init__(self, model: GPT, slots: SlotCache, prefixes: PrefixCache, adapters: Adapters, piece: int):
         """`piece`: tokens of a pass, but for answers' next ones never fewer than a quarter for prompts."""
         self.model, self.slots, self.prefixes, self.adapters, self.piece = model, slots, prefixes, adapters, piece
         self.device = model.embedding.weight.device

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tutelage.engine.batch import Batch
-from tutelage.engine.fairness import Turns, Waiting
+from tutelage.engine.fairness import FairLock, FairQueue
 from tutelage.engine.multi_lora import Adapters
-from tutelage.engine.prefix_cache import Prefixes
+from tutelage.engine.prefix_cache import PrefixCache
 from tutelage.engine.requests import Done, Gone, Handle, Listener, Request
 from tutelage.engine.slot_cache import SlotCache, bytes_per_token
 from tutelage.errors import InputError
@@ -53,7 +53,7 @@ class EngineConfig:
 class Engine:
     """Runs requests on one model, in a thread of its own (`start`) or step by step."""
 
-    def __init__(self, model: GPT, config: EngineConfig = EngineConfig(), turns: Turns | None = None):
+    def __init__(self, model: GPT, config: EngineConfig = EngineConfig(), turns: FairLock | None = None):
         """`turns` is shared by engines on the same processor. Raises InputError when memory holds not even one slot."""
         model = inference_copy(model)
         self.model, self.config = model, config
@@ -62,15 +62,15 @@ class Engine:
         count = self._slots_within(memory)
         slots = SlotCache(model.config, count, self.context, model.compute_dtype, model.embedding.weight.device)
         self.adapters = Adapters(model)
-        self.prefixes = Prefixes(memory - count * slots.nbytes(self.context))
+        self.prefixes = PrefixCache(memory - count * slots.nbytes(self.context))
         self.batch = Batch(model, slots, self.prefixes, self.adapters, config.piece)
         self.count = count
-        self.waiting: Waiting[Handle] = Waiting(config.queue)
+        self.waiting: FairQueue[Handle] = FairQueue(config.queue)
         self.most = (config.queue + 1) // 2  # of one owner's that can wait, where nobody else has any
         self.changed = threading.Condition()  # guards `waiting` and `closing`; `turns` guards all the rest
         self.closing = False
         self.failures, self.failed_at = 0, 0.0  # in a row, and when the last one was
-        self.turns = turns or Turns()
+        self.turns = turns or FairLock()
         self.thread: threading.Thread | None = None
 
     def _slots_within(self, memory: int) -> int:

@@ -1,6 +1,6 @@
 """Who is next: requests that wait, and engines that share one machine.
 
-Waiting: owners take turns, each with its own requests in order;  Turns: threads take turns, in the order they came
+FairQueue: owners take turns, each with its own requests in order;  FairLock: threads take turns, in the order they came
 """
 
 import threading
@@ -13,7 +13,7 @@ from tutelage.engine.requests import QueueFull
 Item = TypeVar("Item")
 
 
-class Waiting(Generic[Item]):
+class FairQueue(Generic[Item]):
     """A queue per owner, emptied round robin: who sends a hundred requests delays nobody else's first one."""
 
     def __init__(self, most: int):
@@ -53,7 +53,7 @@ class Waiting(Generic[Item]):
         return gone
 
 
-class Turns:
+class FairLock:
     """A lock that is given in the order in which it was asked for: of two engines none starves the other."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ class Prefix:
     size: int  # in bytes
 
 
-class Prefixes:
+class PrefixCache:
     """SavedKV texts, none of them the beginning of another."""
 
     def __init__(self, memory: int):

@@ -16,7 +16,7 @@ from typing import Literal
 
 from tutelage.data.records import Messages
 from tutelage.engine.engine import Engine, EngineConfig
-from tutelage.engine.fairness import Turns
+from tutelage.engine.fairness import FairLock
 from tutelage.errors import InputError
 from tutelage.model.lora import sharing
 from tutelage.rewards.open import load_frozen
@@ -55,7 +55,7 @@ class Registry:
 
     def __init__(self, device: Device, config: EngineConfig = EngineConfig()):
         self.device, self.config = device, config
-        self.turns = Turns()
+        self.turns = FairLock()
         self.changing = threading.Lock()  # one model is loaded or unloaded at a time
         self.served: dict[str, Served] = {}
         self.engines: dict[Path, tuple[Engine, Tokenizer]] = {}  # by the weights they hold
