@@ -8,7 +8,7 @@ import torch
 
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import Answer, generate
-from tutelage.sampling.trunk_cache import Lower
+from tutelage.sampling.trunk_cache import TrunkCache
 
 PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15]]
 SAMPLING = SamplingConfig(max_tokens=10)
@@ -24,7 +24,7 @@ def test_it_is_what_the_lowest_blocks_make_of_whole_texts(make_gpt: Any, family:
     model, seeds = make_gpt(family), list(range(4 * samples))
     free = generate(model, PROMPTS, seeds, -1, SAMPLING, samples)
     for end in (-1, free[0][0].ids[2], free[3][-1].ids[0]):
-        lower = Lower(1, 4 * samples, 17)
+        lower = TrunkCache(1, 4 * samples, 17)
         answers = generate(model, PROMPTS, seeds, end, SAMPLING, samples, lower=lower)
         assert ids_of(answers) == ids_of(generate(model, PROMPTS, seeds, end, SAMPLING, samples))
         texts = [prompt + answer.ids for prompt, some in zip(PROMPTS, answers, strict=True) for answer in some]
@@ -37,7 +37,7 @@ def test_it_is_what_the_lowest_blocks_make_of_whole_texts(make_gpt: Any, family:
 
 def test_it_can_be_learnt_through(make_gpt: Any) -> None:
     """What is made in inference mode can not."""
-    model, lower = make_gpt(), Lower(1, 1, 13)
+    model, lower = make_gpt(), TrunkCache(1, 1, 13)
     generate(model, PROMPTS[:1], [1], -1, SAMPLING, lower=lower)
     stream = lower.stream(8, model.embedding.weight)
     model.trunk(torch.zeros(1, 8, dtype=torch.long), stream=stream).sum().backward()
@@ -45,7 +45,7 @@ def test_it_can_be_learnt_through(make_gpt: Any) -> None:
 
 
 def test_what_it_kept_goes_with_the_copy(make_gpt: Any) -> None:
-    model, lower = make_gpt(), Lower(1, 4, 17)
+    model, lower = make_gpt(), TrunkCache(1, 4, 17)
     generate(model, PROMPTS, range(4), -1, SAMPLING, lower=lower)
     assert lower.x is not None and lower.x.shape == (4, 17, model.config.width)
     kept = weakref.ref(lower.x)
@@ -58,7 +58,7 @@ def test_what_it_kept_goes_with_the_copy(make_gpt: Any) -> None:
 def test_several_batches_are_as_one(make_gpt: Any, size: int, samples: int) -> None:
     """Each as wide as its own prompts are."""
     model, seeds = make_gpt(), list(range(4 * samples))
-    whole, split = Lower(1, 4 * samples, 17), Lower(1, 4 * samples, 17)
+    whole, split = TrunkCache(1, 4 * samples, 17), TrunkCache(1, 4 * samples, 17)
     expected = generate(model, PROMPTS, seeds, 290, SAMPLING, samples, lower=whole)
     answers = []
     for at in range(0, 4, size):

@@ -36,7 +36,7 @@ from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
 from tutelage.sampling.sampler import Answer, generate, inference_copy, rows_that_fit
-from tutelage.sampling.trunk_cache import Lower
+from tutelage.sampling.trunk_cache import TrunkCache
 from tutelage.text.tokenizer import Tokenizer
 
 STREAM_AT_MOST = 2**28  # bytes of the residual stream that are kept for a rollout
@@ -163,7 +163,7 @@ def roll_out(
     """
     hand_back_memory()  # what learning from the last rollout left in pieces
     tokenizer = actors.tokenizer
-    lower = lower_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
+    lower = trunk_cache_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
     answers = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, lower)
     hand_back_memory()  # the copy and its keys and values: what learning needs next has other sizes
     asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -181,7 +181,7 @@ def roll_out(
 
 def sample(
     actors: Actors, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: SamplingConfig, samples: int,
-    lower: Lower | None,
+    lower: TrunkCache | None,
 ) -> list[Answer]:  # fmt: skip
     """`samples` answers to each prompt, prompt by prompt: as many prompts at once as their keys and values fit for."""
     policy, end = inference_copy(actors.policy), actors.tokenizer.end_of_turn_id
@@ -195,13 +195,13 @@ def sample(
     return answers
 
 
-def lower_for(actors: Actors, rows: int, length: int) -> Lower | None:
+def trunk_cache_for(actors: Actors, rows: int, length: int) -> TrunkCache | None:
     """Where the layers that all have in common leave something to go on from; nothing where it would take too much
     memory: then each pass runs them again.
     """
     policy = actors.policy
     size = rows * length * policy.config.width * policy.compute_dtype.itemsize
-    return Lower(actors.shared_layers, rows, length) if actors.shared_layers and size <= STREAM_AT_MOST else None
+    return TrunkCache(actors.shared_layers, rows, length) if actors.shared_layers and size <= STREAM_AT_MOST else None
 
 
 def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:

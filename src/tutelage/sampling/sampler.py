@@ -24,7 +24,7 @@ from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
 from tutelage.sampling.prefill import last_hidden, prefill
 from tutelage.sampling.stops import Stopped
-from tutelage.sampling.trunk_cache import Lower
+from tutelage.sampling.trunk_cache import TrunkCache
 
 CACHE_AT_MOST = 2**28  # numbers of keys and values that a batch should hold: 512 MiB in bf16
 KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are still being written
@@ -70,7 +70,7 @@ class Decoding:
 
     def __init__(
         self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, config: SamplingConfig,
-        lower: Lower | None = None,
+        lower: TrunkCache | None = None,
     ):  # fmt: skip
         device = model.embedding.weight.device
         lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -117,7 +117,7 @@ def generate(
     config: SamplingConfig,
     samples: int = 1,
     stopped: Stopped | None = None,
-    lower: Lower | None = None,
+    lower: TrunkCache | None = None,
 ) -> list[list[Answer]]:
     """`samples` answers to each prompt: [prompt][sample]. `seeds` has one per answer, prompt by prompt.
 

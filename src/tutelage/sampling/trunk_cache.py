@@ -1,6 +1,6 @@
 """What leaves the blocks that nothing trains, kept from the sampler while it writes the answers of a rollout.
 
-    lower = Lower(layers, rows, length);  generate(..., lower=lower);  lower.stream(length, source) -> Stream
+    lower = TrunkCache(layers, rows, length);  generate(..., lower=lower);  lower.stream(length, source) -> Stream
 
 A rollout may be sampled in several batches, one after the other: then `generate` is called as often.
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tutelage.model.gpt import Stream
 
 
-class Lower:
+class TrunkCache:
     """The residual stream of prompts and answers as it leaves the lowest `layers` blocks."""
 
     def __init__(self, layers: int, rows: int, length: int):
