@@ -6,7 +6,7 @@ import torch
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
-from tutelage.model.shared_prefix import common_prefix, fork, score_texts
+from tutelage.model.shared_prefix import common_prefix, lay_out, score_texts
 
 PAD = 0
 GROUPS = [
@@ -39,7 +39,7 @@ def test_each_text_is_scored_as_if_alone(shape: dict[str, object]) -> None:
 
 
 def test_what_is_shared_stands_there_once() -> None:
-    rows = fork(GROUPS[:1], PAD)
+    rows = lay_out(GROUPS[:1], PAD)
     assert rows.ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6]]
     assert rows.branches.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3, 3, 3]]
@@ -56,5 +56,5 @@ def test_every_text_keeps_its_last_token() -> None:
 
 def test_a_row_of_fewer_texts_is_read_at_its_own_end() -> None:
     """What nobody asked for is read where the row ends: at 0 the topmost block could skip nothing for any row."""
-    rows = fork([[[1, 2, 3, 4], [1, 2, 5]], [[1, 2, 3, 6, 7]]], 0)
+    rows = lay_out([[[1, 2, 3, 4], [1, 2, 5]], [[1, 2, 3, 6, 7]]], 0)
     assert rows.last.tolist() == [[3, 4], [4, 4]]  # 1 2 | 3 4 | 5, and 1 2 3 6 | 7

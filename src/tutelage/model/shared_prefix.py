@@ -1,6 +1,6 @@
 """One prompt, several answers, one row: what a group of texts begins with is computed once.
 
-    groups of texts -> fork -> rows [prompt | answer 1 | answer 2 | ...] -> scores, one per text
+    groups of texts -> lay_out -> rows [prompt | answer 1 | answer 2 | ...] -> scores, one per text
 
 Every answer sees the prompt and itself, and its positions go on from the prompt's end, so that each score is what the
 text would get alone. A ranking of K answers then costs one prompt, not K.
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 8  # groups of like length in one forward pass: more would be pad
 
 
 @dataclass(frozen=True)
-class Forked:
+class SharedPrefixRows:
     """B rows: a prefix once, and behind it, side by side, up to K continuations that see it but not each other."""
 
     ids: Tensor  # (B, L)
@@ -40,13 +40,13 @@ class Forked:
         return torch.cat([torch.arange(shared), torch.arange(end - (length - shared), end)])
 
 
-def fork(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> Forked:
+def lay_out(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> SharedPrefixRows:
     """Lay out one row per group of sequences, what all of a group begin with standing there once.
 
     Every sequence keeps at least its last token to itself: that is where it is read.
     """
     shared = [common_prefix(group) for group in groups]
-    shape = (len(groups), max(map(forked_size, groups)))
+    shape = (len(groups), max(map(row_size, groups)))
     ids, positions = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
     branches = torch.full(shape, -1)
     last = torch.zeros(len(groups), max(len(group) for group in groups), dtype=torch.long)
@@ -61,7 +61,7 @@ def fork(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> Forked:
             branches[row, start:end] = k + 1
             last[row, k:] = end - 1
             start = end
-    return Forked(ids, positions, branches, last)
+    return SharedPrefixRows(ids, positions, branches, last)
 
 
 def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad: int) -> list[Tensor]:
@@ -72,7 +72,7 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
     device = model.score.weight.device
     scored: dict[Group, Tensor] = {}
     for some in alike(groups):
-        rows = fork(some, pad)
+        rows = lay_out(some, pad)
         ids, last, positions, mask = (x.to(device) for x in (rows.ids, rows.last, rows.positions, rows.mask()))
         scores = model.at(ids, last, positions, mask)
         scored |= {group: row[: len(group)] for group, row in zip(some, scores, strict=True)}
@@ -81,12 +81,12 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
 
 def alike(groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Group]]:
     """The different ones among these groups, those of like length together, as many at once as go into one pass."""
-    different = sorted(set(map(as_key, groups)), key=lambda group: (forked_size(group), group))
+    different = sorted(set(map(as_key, groups)), key=lambda group: (row_size(group), group))
     for at in range(0, len(different), ROWS_AT_ONCE):
         yield different[at : at + ROWS_AT_ONCE]
 
 
-def forked_size(group: Sequence[Sequence[int]]) -> int:
+def row_size(group: Sequence[Sequence[int]]) -> int:
     """Tokens of its row: what its sequences begin with counts once."""
     return sum(map(len, group)) - (len(group) - 1) * common_prefix(group)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.learning.head import head_logprobs
 from tutelage.model.gpt import GPT
-from tutelage.model.shared_prefix import Group, alike, as_key, fork
+from tutelage.model.shared_prefix import Group, alike, as_key, lay_out
 
 
 def answer_logprobs(
@@ -34,7 +34,7 @@ def answer_logprobs(
 def _row_logprobs(policy: GPT, groups: Sequence[Group], starts: Sequence[int], pad: int) -> Tensor:
     """The sums of all texts of all groups, one after the other, in one pass."""
     device = policy.embedding.weight.device
-    rows = fork(groups, pad)
+    rows = lay_out(groups, pad)
     paths, row = [], []
     for r, (group, start) in enumerate(zip(groups, starts, strict=True)):
         # From the prompt's last token, which predicts the answer's first one.
