@@ -18,7 +18,7 @@ from tutelage.evals.judging import Answers, another_prompt, figures, logprobs, m
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import choose_device
-from tutelage.sampling.sampler import Answer
+from tutelage.sampling.sampler import Response
 from tutelage.stages.ppo import PPOConfig, ppo
 
 transformers = pytest.importorskip("transformers")
@@ -168,7 +168,7 @@ SAID = [[[8, 9, 2], [8, 9, 2]], [[10, 2], [10, 12, 13, 2]], [[12, 13, 14], [2]]]
 
 
 def answers_of(said: list[list[list[int]]]) -> Answers:
-    return [[Answer(ids, [], True) for ids in some] for some in said]
+    return [[Response(ids, [], True) for ids in some] for some in said]
 
 
 def test_logprobs_by_hand() -> None:
@@ -198,8 +198,8 @@ def test_figures_by_hand() -> None:
     bench.panel = type("P", (), {"utility": staticmethod(lambda prompt, text: float(len(text)))})
     bench.prompts, bench.config = [type("Q", (), {"prompt": []})] * 2, replace(CONFIG, best_of=(2,))
 
-    def one(*ids: int, logprob: float) -> Answer:
-        return Answer(list(ids), [logprob] * len(ids), True)
+    def one(*ids: int, logprob: float) -> Response:
+        return Response(list(ids), [logprob] * len(ids), True)
 
     sft = Said(
         [one(1, logprob=-1.0), one(2, logprob=-2.0)],

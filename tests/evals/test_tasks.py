@@ -70,15 +70,15 @@ def test_written_answers_are_held_against_the_right_ones(
     make_gpt: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tutelage.evals import tasks as stage
-    from tutelage.sampling.sampler import Answer
+    from tutelage.sampling.sampler import Response
 
     pool = make_sums(6, 0)
     model = make_gpt("llama", context=4096)
 
     def says(texts: list[str]) -> Any:
-        def generate(model: Any, prompts: Any, seeds: Any, *rest: Any) -> list[list[Answer]]:
+        def generate(model: Any, prompts: Any, seeds: Any, *rest: Any) -> list[list[Response]]:
             samples = len(seeds) // len(prompts)
-            return [[Answer(tokenizer.encode(text), [], True)] * samples for text in texts]
+            return [[Response(tokenizer.encode(text), [], True)] * samples for text in texts]
 
         return generate
 

@@ -16,7 +16,7 @@ from tutelage.learning.optim import EMA, adamw, set_learning_rate
 from tutelage.rlhf.groups import improve
 from tutelage.rlhf.learner import PolicyLearner, policy_step
 from tutelage.sampling.rollout import Rollout, pad_responses, response_logprobs
-from tutelage.sampling.sampler import Answer
+from tutelage.sampling.sampler import Response
 from tutelage.stages import grpo as grpo_stage
 from tutelage.stages import rloo as rloo_stage
 from tutelage.stages.grpo import GRPO, GRPOConfig
@@ -33,7 +33,7 @@ AT_REFERENCE = torch.tensor([[-0.3175, 0.1845, 0.1330], [-0.08, -0.08, 0.16], [-
 def every_group(policy: Table, rewards: dict, samples: int) -> tuple[Rollout, torch.Tensor]:
     """All groups of `samples` responses as one rollout, and the probability of each group."""
     groups = list(product(RESPONSES, repeat=samples))
-    answers = [Answer(list(y), [0.0] * len(y), y[-1] == END) for group in groups for y in group]
+    answers = [Response(list(y), [0.0] * len(y), y[-1] == END) for group in groups for y in group]
     responses = pad_responses([[START]] * len(answers), answers, PAD, torch.device("cpu"))
     chance = {y: probability(policy.table.detach(), y) for y in RESPONSES}
     weights = torch.tensor([chance[group[0]] for group in groups])

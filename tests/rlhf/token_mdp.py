@@ -12,7 +12,7 @@ from torch import nn
 
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, response_logprobs, response_values
-from tutelage.sampling.sampler import Answer, generate
+from tutelage.sampling.sampler import Response, generate
 
 END, START, PAD = 2, 3, 4
 REFERENCE = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])  # states (), (0), (1)
@@ -87,7 +87,7 @@ def exact(table: torch.Tensor, rewards: dict, beta: float) -> tuple[float, float
 
 def every_response(policy: Table) -> tuple:
     """All seven responses as one batch, and their probabilities."""
-    answers = [Answer(list(y), [0.0] * len(y), y[-1] == END) for y in RESPONSES]
+    answers = [Response(list(y), [0.0] * len(y), y[-1] == END) for y in RESPONSES]
     responses = pad_responses([[START]] * len(answers), answers, PAD, torch.device("cpu"))
     weights = torch.tensor([probability(policy.table.detach(), y) for y in RESPONSES])
     return responses, weights

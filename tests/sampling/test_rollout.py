@@ -18,11 +18,11 @@ from tutelage.sampling.rollout import (
     response_values,
     score_rollout,
 )
-from tutelage.sampling.sampler import Answer
+from tutelage.sampling.sampler import Response
 
 PAD, END = 1, 5
 PROMPTS = [[17, 260], [33, 8, 120, 77, 201], [61, 62, 63]]
-ANSWERS = [Answer(ids, [0.0] * len(ids), ids[-1] == END) for ids in ([9, 45, 70, END], [END], [100, 3, 7])]
+ANSWERS = [Response(ids, [0.0] * len(ids), ids[-1] == END) for ids in ([9, 45, 70, END], [END], [100, 3, 7])]
 
 
 def batch() -> Responses:

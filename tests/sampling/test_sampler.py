@@ -13,7 +13,7 @@ from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.sampling import distribution
 from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities, nucleus
-from tutelage.sampling.sampler import Answer, generate, inference_copy, stream, uniforms
+from tutelage.sampling.sampler import Response, generate, inference_copy, stream, uniforms
 from tutelage.sampling.stops import cut, stop_at
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.2]]).log()
@@ -224,7 +224,9 @@ def naive(model: GPT, prompt: Sequence[int], seed: int, length: int, temperature
     return ids[len(prompt) :]
 
 
-def sampled(model: GPT, prompts: Any, seeds: list[int], end: int = NEVER, samples: int = 1, **how: Any) -> list[Answer]:
+def sampled(
+    model: GPT, prompts: Any, seeds: list[int], end: int = NEVER, samples: int = 1, **how: Any
+) -> list[Response]:
     config = SamplingConfig(**(dict(max_tokens=8) | how))
     return [answer for answers in generate(model, prompts, seeds, end, config, samples) for answer in answers]
 

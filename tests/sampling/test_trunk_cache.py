@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.sampler import Answer, generate
+from tutelage.sampling.sampler import Response, generate
 from tutelage.sampling.trunk_cache import TrunkCache
 
 PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15]]
 SAMPLING = SamplingConfig(max_tokens=10)
 
 
-def ids_of(answers: list[list[Answer]]) -> list[list[list[int]]]:
+def ids_of(answers: list[list[Response]]) -> list[list[list[int]]]:
     return [[answer.ids for answer in some] for some in answers]
 
 

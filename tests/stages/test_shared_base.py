@@ -22,7 +22,7 @@ from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, response_logprobs, response_values, score_rollout
-from tutelage.sampling.sampler import Answer, generate
+from tutelage.sampling.sampler import Response, generate
 
 SHARED = replace(CONFIG, lora_rank=4, lora_layers=1)
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
@@ -149,7 +149,7 @@ def test_a_rollout_of_more_keys_and_values_than_fit_is_sampled_in_batches(
     """A prompt's responses together, and the same numbers as of one batch."""
     actors, sizes = actors_of(policy, judge, tmp_path), []
 
-    def counting(model: GPT, prompts: Any, seeds: Any, *given: Any, **named: Any) -> list[list[Answer]]:
+    def counting(model: GPT, prompts: Any, seeds: Any, *given: Any, **named: Any) -> list[list[Response]]:
         sizes.append(len(seeds))
         return generate(model, prompts, seeds, *given, **named)
 

@@ -24,7 +24,7 @@ from tutelage.runs.device import Device, hand_back_memory
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.sampler import Answer, for_inference, generate, rows_that_fit
+from tutelage.sampling.sampler import Response, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -101,12 +101,12 @@ def lay_out(
 class Said:
     """What one model has answered, and how well it predicts unseen text."""
 
-    answers: list[Answer]  # one per prompt
-    candidates: list[list[Answer]]  # [prompt][sample], for best-of-n
+    answers: list[Response]  # one per prompt
+    candidates: list[list[Response]]  # [prompt][sample], for best-of-n
     bits_per_byte: float
 
     @property
-    def all(self) -> list[list[Answer]]:
+    def all(self) -> list[list[Response]]:
         """[prompt][the answer, then the candidates]."""
         return [[one, *some] for one, some in zip(self.answers, self.candidates, strict=True)]
 
@@ -116,8 +116,8 @@ class Said:
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> "Said":
-        answers = [Answer(**answer) for answer in state["answers"]]
-        candidates = [[Answer(**answer) for answer in some] for some in state["candidates"]]
+        answers = [Response(**answer) for answer in state["answers"]]
+        candidates = [[Response(**answer) for answer in some] for some in state["candidates"]]
         return cls(answers, candidates, state["bits_per_byte"])
 
 
@@ -130,9 +130,9 @@ def ask(bench: Bench, model: GPT, candidates: int = 0) -> Said:
     return Said(answers, more, bits)
 
 
-def sample(bench: Bench, model: GPT, count: int) -> list[list[Answer]]:
+def sample(bench: Bench, model: GPT, count: int) -> list[list[Response]]:
     """`count` answers to each prompt. The first one has the same chance numbers for every model and count."""
-    answers: dict[int, list[Answer]] = {}
+    answers: dict[int, list[Response]] = {}
     sampling = SamplingConfig(max_tokens=bench.config.max_tokens)
     order = sorted(range(len(bench.asked)), key=lambda i: len(bench.asked[i]))  # like lengths waste no padding
     size = max(1, rows_that_fit(model.config, bench.config.max_prompt + bench.config.max_tokens, ROWS) // count)

@@ -22,11 +22,11 @@ from tutelage.model.gpt import GPT
 from tutelage.rewards.reward import with_answer
 from tutelage.runs.run import seed_for
 from tutelage.sampling.likelihood import answer_logprobs
-from tutelage.sampling.sampler import Answer
+from tutelage.sampling.sampler import Response
 
 DISTINCT_TOKENS = 12  # of each answer, for distinct-n
 
-Answers = Sequence[Sequence[Answer]]  # [prompt][some]
+Answers = Sequence[Sequence[Response]]  # [prompt][some]
 Judged = dict[str, Tensor]  # by judge: (prompts, answers each), or two of these
 
 
@@ -62,9 +62,9 @@ JUDGES: dict[str, Callable[[Bench, dict[str, Said], Judged], Tensor]] = {
 }  # fmt: skip
 
 
-def compared(bench: Bench, said: dict[str, Said], judged: Judged) -> dict[str, Sequence[Answer]]:
+def compared(bench: Bench, said: dict[str, Said], judged: Judged) -> dict[str, Sequence[Response]]:
     """The rows of the table, one answer per prompt: each model's, and behind the SFT model's the best of n."""
-    rows: dict[str, Sequence[Answer]] = {}
+    rows: dict[str, Sequence[Response]] = {}
     for name, one in said.items():
         rows[name] = one.answers
         if any(one.candidates):
@@ -171,7 +171,7 @@ def figures(bench: Bench, said: dict[str, Said], judged: Judged) -> dict[str, di
     return rows
 
 
-def describe(bench: Bench, answers: Sequence[Answer]) -> dict[str, Any]:
+def describe(bench: Bench, answers: Sequence[Response]) -> dict[str, Any]:
     """One answer per prompt -> what it says, gold, length, diversity."""
     texts = [bench.tokenizer.decode(answer.ids) for answer in answers]
     ids = [answer.ids[:-1] if answer.ended else answer.ids for answer in answers]

@@ -39,7 +39,7 @@ from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import pad_responses, response_logprobs
-from tutelage.sampling.sampler import Answer, for_inference, generate
+from tutelage.sampling.sampler import Response, for_inference, generate
 from tutelage.sampling.stops import cut, stop_at
 from tutelage.text.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def choose(
 def choice_scores(model: GPT, tokenizer: Tokenizer, prompt: str, choices: Sequence[str]) -> torch.Tensor:
     """(n,): mean log-probability per token of each choice after the prompt and a space."""
     start = tokenizer.encode(prompt)
-    answers = [Answer(tokenizer.encode(f" {choice}"), [], True) for choice in choices]
+    answers = [Response(tokenizer.encode(f" {choice}"), [], True) for choice in choices]
     batch = pad_responses([start] * len(answers), answers, tokenizer.pad_id, model.embedding.weight.device)
     return response_logprobs(model, batch).sum(1) / batch.mask.sum(1)
 

@@ -35,7 +35,7 @@ from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
-from tutelage.sampling.sampler import Answer, generate, inference_copy, rows_that_fit
+from tutelage.sampling.sampler import Response, generate, inference_copy, rows_that_fit
 from tutelage.sampling.trunk_cache import TrunkCache
 from tutelage.text.tokenizer import Tokenizer
 
@@ -182,12 +182,12 @@ def roll_out(
 def sample(
     actors: Actors, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: SamplingConfig, samples: int,
     lower: TrunkCache | None,
-) -> list[Answer]:  # fmt: skip
+) -> list[Response]:  # fmt: skip
     """`samples` answers to each prompt, prompt by prompt: as many prompts at once as their keys and values fit for."""
     policy, end = inference_copy(actors.policy), actors.tokenizer.end_of_turn_id
     longest = max(map(len, prompts)) + sampling.max_tokens
     size = max(1, rows_that_fit(policy.config, longest, len(seeds)) // samples)
-    answers: list[Answer] = []
+    answers: list[Response] = []
     for at in range(0, len(prompts), size):
         some, chance = prompts[at : at + size], seeds[at * samples : (at + size) * samples]
         groups = generate(policy, some, chance, end, sampling, samples, lower=lower)
@@ -212,7 +212,7 @@ def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:
     return [seed_for(seed, f"ppo/{iteration}/{i}") for i in range(count)]
 
 
-def sampler_gap(answers: Sequence[Answer], rollout: Rollout) -> float:
+def sampler_gap(answers: Sequence[Response], rollout: Rollout) -> float:
     """Mean |log p of the sampler - log p of the training forward| over the response tokens."""
     mask = rollout.responses.mask
     sampled = torch.tensor([p for answer in answers for p in answer.logprobs], device=mask.device)

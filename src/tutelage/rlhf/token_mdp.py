@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tutelage.rlhf.actors import sampler_gap
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, response_scores, score_rollout
-from tutelage.sampling.sampler import Answer, generate
+from tutelage.sampling.sampler import Response, generate
 
 Response = tuple[int, ...]
 
@@ -165,7 +165,7 @@ def roll_out_table(
     sampling = SamplingConfig(max_tokens=problem.longest)
     answers = [a for (a,) in generate(policy, prompts, seeds, problem.end, sampling)]  # type: ignore[arg-type]
     # What is cut has a reward of its own here, not the price of a missing end.
-    whole = [Answer(a.ids, a.logprobs, True) for a in answers]
+    whole = [Response(a.ids, a.logprobs, True) for a in answers]
     responses = pad_responses(prompts, whole, problem.start + 1, torch.device("cpu"))
     reference = Table(problem, problem.reference_logits)
     scores = response_scores(Rewards(problem), responses)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from tutelage.learning.losses import masked_mean
 from tutelage.model.gpt import GPT, Stream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
-from tutelage.sampling.sampler import Answer
+from tutelage.sampling.sampler import Response
 
 ROWS_AT_ONCE = 16  # rows of like length in one forward pass
 
@@ -58,7 +58,7 @@ class Responses:
 
 
 def pad_responses(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Answer], pad: int, device: torch.device
+    prompts: Sequence[Sequence[int]], answers: Sequence[Response], pad: int, device: torch.device
 ) -> Responses:
     """Right-pad prompts with their answers into one batch."""
     whole = [torch.tensor([*p, *a.ids]) for p, a in zip(prompts, answers, strict=True)]

@@ -31,7 +31,7 @@ KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """One sampled response."""
 
     ids: list[int]  # up to and including end-of-turn, if it came
@@ -118,7 +118,7 @@ def generate(
     samples: int = 1,
     stopped: Stopped | None = None,
     lower: TrunkCache | None = None,
-) -> list[list[Answer]]:
+) -> list[list[Response]]:
     """`samples` answers to each prompt: [prompt][sample]. `seeds` has one per answer, prompt by prompt.
 
     `end` is the end-of-turn id; `stopped` is asked after each token whether an answer is over (`stops.py`); `lower`
@@ -160,13 +160,13 @@ def generate(
         if not lower:
             decoding.push(tokens)
     rows = zip(written.tolist(), logprobs.tolist(), lengths, strict=True)
-    answers = [_answer(ids[:length], scores, end) for ids, scores, length in rows]
+    answers = [_response(ids[:length], scores, end) for ids, scores, length in rows]
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
 
 
-def _answer(ids: list[int], logprobs: list[float], end: int) -> Answer:
+def _response(ids: list[int], logprobs: list[float], end: int) -> Response:
     length = ids.index(end) + 1 if end in ids else len(ids)
-    return Answer(ids[:length], logprobs[:length], end in ids)
+    return Response(ids[:length], logprobs[:length], end in ids)
 
 
 @torch.inference_mode()

@@ -2,8 +2,8 @@
 
     async with Generation(served, requests, stop) as answers:  async for index, event in answers: ...
 
-Events of an answer: PromptScored, TextDelta (text that is certain) ..., Ended. Leaving the block cancels what still runs;
-so do a deadline, which ends answers as "length", the server's shutdown, and the end of the model.
+Events of a response: PromptScored, TextDelta (text that will not change) ..., Ended. Leaving the block cancels what is
+still running. So do a deadline, which ends responses with "length", the server's shutdown, and unloading the model.
 """
 
 import asyncio

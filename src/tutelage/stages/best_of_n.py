@@ -26,7 +26,7 @@ from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.sampler import Answer, for_inference, generate, rows_that_fit
+from tutelage.sampling.sampler import Response, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
 ROWS = 256  # answers sampled at once
@@ -133,7 +133,7 @@ def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence
 
 
 def score_answers(
-    scorer: Reward, asked: Sequence[list[int]], groups: Sequence[Sequence[Answer]],
+    scorer: Reward, asked: Sequence[list[int]], groups: Sequence[Sequence[Response]],
     told: Sequence[Sequence[Messages]], missing_end: float,
 ) -> list[list[float]]:  # fmt: skip
     """[prompt][answer]: the reward's score; a model runs a prompt once for all its answers."""
