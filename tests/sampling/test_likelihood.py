@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tutelage.model.gpt import GPT
-from tutelage.sampling.likelihood import answer_logprobs
+from tutelage.sampling.likelihood import summed_logprobs
 
 PAD, END = 1, 5
 PROMPTS = [[17, 260, 33], [8, 120, 77, 201, 61, 9], [44]]
@@ -28,7 +28,7 @@ def alone(policy: GPT, prompt: list[int], answer: list[int]) -> torch.Tensor:
 def test_each_answer_is_as_likely_as_alone(make_gpt: Any, family: str) -> None:
     policy = make_gpt(family)
     with torch.no_grad():
-        found = answer_logprobs(policy, GROUPS, STARTS, PAD)
+        found = summed_logprobs(policy, GROUPS, STARTS, PAD)
         for prompt, answers, row in zip(PROMPTS, ANSWERS, found, strict=True):
             assert row.tolist() == pytest.approx([alone(policy, prompt, a).item() for a in answers], abs=1e-4)
 
@@ -38,8 +38,8 @@ def test_what_comes_beside_it_changes_nothing(make_gpt: Any) -> None:
     policy = make_gpt()
     long = [[17] + [30] * 50 + [END]]
     with torch.no_grad():
-        found = answer_logprobs(policy, GROUPS, STARTS, PAD)
-        again = answer_logprobs(policy, [long, *reversed(GROUPS), GROUPS[0]], [1, *reversed(STARTS), STARTS[0]], PAD)
+        found = summed_logprobs(policy, GROUPS, STARTS, PAD)
+        again = summed_logprobs(policy, [long, *reversed(GROUPS), GROUPS[0]], [1, *reversed(STARTS), STARTS[0]], PAD)
     assert again[3].tolist() == again[4].tolist()
     for first, second in zip(found, reversed(again[1:4]), strict=True):
         assert first.tolist() == pytest.approx(second.tolist(), abs=1e-5)
@@ -47,7 +47,7 @@ def test_what_comes_beside_it_changes_nothing(make_gpt: Any) -> None:
 
 def test_half_precision_is_summed_in_full(make_gpt: Any) -> None:
     policy = make_gpt(dtype=torch.bfloat16)
-    (row,) = answer_logprobs(policy, GROUPS[:1], STARTS[:1], PAD)
+    (row,) = summed_logprobs(policy, GROUPS[:1], STARTS[:1], PAD)
     assert row.dtype == torch.float32 and row.requires_grad
     exact = make_gpt()
     expected = [alone(exact, PROMPTS[0], a).item() for a in ANSWERS[0]]

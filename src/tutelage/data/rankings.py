@@ -41,17 +41,17 @@ def held_out(record: Comparison | Feedback, share: float) -> bool:
 
 def encode_ranking(comparison: Comparison, tokenizer: Tokenizer, context: int) -> Ranking:
     """Raises InputError when prompt and answer do not fit the context."""
-    answers = [encode_answer(comparison.prompt, response, tokenizer) for response in comparison.responses]
+    answers = [encode_response(comparison.prompt, response, tokenizer) for response in comparison.responses]
     check_fits(comparison, max(len(a) for a in answers), context)
     return Ranking(answers, comparison.ranks, len(encode_prompt(comparison.prompt, tokenizer)))
 
 
 def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
-    """Ids up to where the answer begins: every text of `encode_answer` with this prompt begins with them."""
+    """Ids up to where the answer begins: every text of `encode_response` with this prompt begins with them."""
     return encode_chat(tokenizer, prompt, add_generation_prompt=True).ids
 
 
-def encode_answer(prompt: Messages, answer: str, tokenizer: Tokenizer) -> list[int]:
+def encode_response(prompt: Messages, answer: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of prompt and answer that end exactly at the end-of-turn token, where the score is read."""
     encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
@@ -66,7 +66,7 @@ def check_fits(record: Comparison | Feedback, size: int, context: int) -> None:
         )
 
 
-def same_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """Rankings of the same answers by several annotators belong into one step: their answers are run once."""
     groups: dict[tuple[tuple[int, ...], ...], list[Ranking]] = {}
     for ranking in rankings:

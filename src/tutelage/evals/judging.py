@@ -19,9 +19,9 @@ from tutelage.evals.bench import Bench, Said, ask
 from tutelage.evals.text_statistics import distinct
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.gpt import GPT
-from tutelage.rewards.reward import with_answer
+from tutelage.rewards.reward import with_response
 from tutelage.runs.run import seed_for
-from tutelage.sampling.likelihood import answer_logprobs
+from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.sampling.sampler import Response
 
 DISTINCT_TOKENS = 12  # of each answer, for distinct-n
@@ -102,7 +102,7 @@ def rewards(bench: Bench, answers: Answers) -> Tensor:
             for asked, some in zip(bench.asked, different, strict=True)
         ]
         told = [
-            [with_answer(p.prompt, bench.tokenizer.decode(answer.ids)) for answer in some]
+            [with_response(p.prompt, bench.tokenizer.decode(answer.ids)) for answer in some]
             for p, some in zip(bench.prompts, different, strict=True)
         ]
         return bench.scorer.score_groups(texts, told)
@@ -116,7 +116,7 @@ def logprobs(bench: Bench, model: GPT, answers: Answers) -> Tensor:
 
     def judge(different: Answers) -> list[Tensor]:
         texts = [[[*asked, *one.ids] for one in some] for asked, some in zip(bench.asked, different, strict=True)]
-        return answer_logprobs(model, texts, [len(asked) for asked in bench.asked], bench.tokenizer.pad_id)
+        return summed_logprobs(model, texts, [len(asked) for asked in bench.asked], bench.tokenizer.pad_id)
 
     return each_once(judge, answers)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tutelage.data.rankings import encode_answer
+from tutelage.data.rankings import encode_response
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
@@ -50,7 +50,7 @@ class ModelReward:
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Messages]) -> Tensor:
-        texts = [encode_answer(messages[:-1], messages[-1]["content"], self.tokenizer) for messages in conversations]
+        texts = [encode_response(messages[:-1], messages[-1]["content"], self.tokenizer) for messages in conversations]
         room = self.model.trunk.config.context
         for messages, ids in zip(conversations, texts, strict=True):
             if len(ids) > room:
@@ -69,7 +69,7 @@ class ModelReward:
         return response_scores(self.model, responses)
 
 
-def with_answer(prompt: Messages, answer: str) -> Messages:
+def with_response(prompt: Messages, answer: str) -> Messages:
     """A conversation that ends with this answer."""
     return [*prompt, {"role": "assistant", "content": answer}]
 

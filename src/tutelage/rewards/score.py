@@ -20,13 +20,13 @@ import tyro
 from tutelage.atomic import atomic_write
 from tutelage.data.fields import check_text, kind_of, names_of, text_field
 from tutelage.data.prompts import latest_turns
-from tutelage.data.rankings import encode_answer, encode_prompt
+from tutelage.data.rankings import encode_prompt, encode_response
 from tutelage.data.records import Messages, demonstration_from, prompt_field, read_jsonl
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
 from tutelage.rewards.open import load_frozen, open_reward
-from tutelage.rewards.reward import ModelReward, with_answer
+from tutelage.rewards.reward import ModelReward, with_response
 from tutelage.runs.device import choose_device
 
 
@@ -107,7 +107,7 @@ def fitted(answers: list[Messages], models: Sequence[ModelReward]) -> list[Messa
     """
     asked = answers[0][:-1]
     for model in models:
-        size = max(len(encode_answer(asked, messages[-1]["content"], model.tokenizer)) for messages in answers)
+        size = max(len(encode_response(asked, messages[-1]["content"], model.tokenizer)) for messages in answers)
         context = model.model.trunk.config.context
         if size > context:
             room = context - (size - len(encode_prompt(asked, model.tokenizer)))
@@ -130,9 +130,9 @@ def answers_in(record: dict[str, Any], where: str) -> list[Messages]:
             raise InputError(f"{where}: ends with a {messages[-1]['role']} turn; end it with the answer to be scored")
         return [messages]
     if "responses" in record:
-        return [with_answer(prompt_field(record, where), text) for text in texts_field(record, where)]
+        return [with_response(prompt_field(record, where), text) for text in texts_field(record, where)]
     if "response" in record:
-        return [with_answer(prompt_field(record, where), text_field(record, "response", where))]
+        return [with_response(prompt_field(record, where), text_field(record, "response", where))]
     shapes = '"messages", or "prompt" with "response" or "responses"'
     raise InputError(f"{where}: holds no answer to score; give {shapes}, this one has {names_of(record)}")
 

@@ -27,7 +27,7 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import frozen_depth, without_adapters
 from tutelage.model.prepack import unpack
 from tutelage.rewards.open import first_run, frozen_beside, open_one, open_reward
-from tutelage.rewards.reward import ModelReward, Reward, with_answer
+from tutelage.rewards.reward import ModelReward, Reward, with_response
 from tutelage.rlhf.config import RLConfig
 from tutelage.runs.adapter import adapt, load_adapted_scorer
 from tutelage.runs.device import Device, hand_back_memory
@@ -170,7 +170,7 @@ def roll_out(
     responses = pad_responses([p.ids for p in asked], answers, tokenizer.pad_id, actors.policy.embedding.weight.device)
     if lower:
         responses = replace(responses, stream=lower.stream(responses.ids.shape[1], actors.policy.embedding.weight))
-    told = [with_answer(p.messages, tokenizer.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
+    told = [with_response(p.messages, tokenizer.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
     rollout = score_rollout(
         actors.policy, actors.reference, actors.value, actors.reward.score_responses(responses, told), responses,
         parts=parts, missing_end=missing_end, temperature=sampling.temperature,

@@ -16,7 +16,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.shared_prefix import Group, alike, as_key, lay_out
 
 
-def answer_logprobs(
+def summed_logprobs(
     policy: GPT, groups: Sequence[Sequence[Sequence[int]]], prompts: Sequence[int], pad: int
 ) -> list[Tensor]:
     """One (K,) per group of K texts: log pi(answer | prompt), the prompt being the first so many tokens of each.

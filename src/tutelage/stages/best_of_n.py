@@ -20,7 +20,7 @@ from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
-from tutelage.rewards.reward import Reward, with_answer
+from tutelage.rewards.reward import Reward, with_response
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
@@ -123,7 +123,7 @@ def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence
         seeds = [seed_for(config.seed, f"best-of-n/{i}/{k}") for i, k in which]
         groups = generate(model, asked, seeds, tokenizer.end_of_turn_id, sampling, config.samples)
         texts = [[tokenizer.decode(answer.ids) for answer in group] for group in groups]
-        told = [[with_answer(p.prompt, text) for text in some] for p, some in zip(batch, texts, strict=True)]
+        told = [[with_response(p.prompt, text) for text in some] for p, some in zip(batch, texts, strict=True)]
         scores = score_answers(scorer, asked, groups, told, config.missing_end)
         for prompt, some, group, row in zip(batch, texts, groups, scores, strict=True):
             done.append(Candidates(prompt, some, [a.ended for a in group], row))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_matched, same_answers, strict_pairs
+from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_matched, same_responses, strict_pairs
 from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
@@ -36,7 +36,7 @@ from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import SnapshotConfig, save_snapshot
-from tutelage.sampling.likelihood import answer_logprobs
+from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -105,7 +105,7 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
         kept = [c for c in told if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("dpo: no ranking with a strict order is left to train on; give more rankings")
-        prompts = same_answers([encode_ranking(c, tokenizer, model.config.context) for c in kept])
+        prompts = same_responses([encode_ranking(c, tokenizer, model.config.context) for c in kept])
         unseen = [encode_ranking(c, tokenizer, model.config.context) for c in held]
         state = run.restore()
         asked = [rankings[0] for rankings in prompts] + unseen
@@ -156,13 +156,13 @@ def reference_logprobs(model: GPT, rankings: Sequence[Ranking], config: DPOConfi
     if config.loss == "simpo":
         return torch.zeros(len(rankings), max(len(ranking.answers) for ranking in rankings))
     with adapters_off(model):
-        found = answer_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
+        found = summed_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
     return pad_sequence(found, batch_first=True).cpu()
 
 
 def judge(model: GPT, rankings: Sequence[Ranking], reference: Tensor, pad: int) -> Judged:
     """Run the policy over all answers of some rankings. reference (P, K or more), as `reference_logprobs` gives it."""
-    each = answer_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
+    each = summed_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
     logprobs = pad_sequence(each, batch_first=True)
     lengths = pad_sequence([torch.tensor([len(a) - r.prompt for a in r.answers]) for r in rankings], batch_first=True)
     ranks = pad_sequence([torch.tensor(r.ranks) for r in rankings], batch_first=True)

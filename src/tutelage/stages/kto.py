@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.data.rankings import check_fits, encode_answer, encode_prompt, held_out
+from tutelage.data.rankings import check_fits, encode_prompt, encode_response, held_out
 from tutelage.data.records import Feedback, read_feedback
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean
@@ -33,7 +33,7 @@ from tutelage.runs.base import find_base
 from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
-from tutelage.sampling.likelihood import answer_logprobs
+from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
 ADVISED = (1.0, 4 / 3)  # n_D lambda_D over n_U lambda_U, the responses of either kind times their weights: section 4.2
@@ -190,7 +190,7 @@ def describe(judged: Judged, config: KTOConfig) -> dict[str, Any]:
 
 def thumb_logprobs(model: GPT, thumbs: Sequence[Thumb], pad: int) -> Tensor:
     """(N,) log pi(response | prompt), summed over the response's tokens, its end of turn included."""
-    each = answer_logprobs(
+    each = summed_logprobs(
         model, [[thumb.prompt + thumb.response] for thumb in thumbs], [len(thumb.prompt) for thumb in thumbs], pad
     )
     return torch.cat(each) if each else torch.zeros(0, device=model.embedding.weight.device)
@@ -214,7 +214,7 @@ def encode(feedback: Feedback, tokenizer: Tokenizer, context: int) -> Thumb:
     """Raises InputError when prompt and response do not fit the context."""
     prompt, whole = (
         encode_prompt(feedback.prompt, tokenizer),
-        encode_answer(feedback.prompt, feedback.response, tokenizer),
+        encode_response(feedback.prompt, feedback.response, tokenizer),
     )
     check_fits(feedback, len(whole), context)
     return Thumb(prompt, whole[len(prompt) :], feedback.thumb > 0)

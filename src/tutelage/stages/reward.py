@@ -22,11 +22,11 @@ from tutelage.data.demonstrations import windows
 from tutelage.data.panel import Panel
 from tutelage.data.rankings import (
     Ranking,
-    encode_answer,
     encode_ranking,
+    encode_response,
     held_out,
     length_matched,
-    same_answers,
+    same_responses,
     strict_pairs,
 )
 from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
@@ -116,7 +116,7 @@ def reward(
 def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
     """The loop: next prompts with all their rankings, ranking loss, gradient, step."""
     config: RewardConfig = run.config  # type: ignore[assignment]
-    prompts = same_answers(rankings)
+    prompts = same_responses(rankings)
     optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
     generator = run.generator("order")
     order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
@@ -161,7 +161,7 @@ def demonstration_scores(
             break
         limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
         pieces, _ = windows(told[i].messages, lambda messages: encode_chat(tokenizer, messages), limit)
-        texts += [encode_answer(piece[:-1], piece[-1]["content"], tokenizer) for piece in pieces[:1]]
+        texts += [encode_response(piece[:-1], piece[-1]["content"], tokenizer) for piece in pieces[:1]]
     if not texts:
         raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
     return torch.cat(score_texts(model, [[text] for text in texts], tokenizer.pad_id))

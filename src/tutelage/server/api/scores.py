@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.data.rankings import encode_answer
+from tutelage.data.rankings import encode_response
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.server.api.schemas import DOCUMENTED, ScoreRequest
@@ -51,4 +51,4 @@ async def scored(request: Request, model: str, conversations: list[Messages], ca
 
 
 def count(tokenizer: Tokenizer, conversations: list[Messages]) -> int:
-    return sum(len(encode_answer(turns[:-1], turns[-1]["content"], tokenizer)) for turns in conversations)
+    return sum(len(encode_response(turns[:-1], turns[-1]["content"], tokenizer)) for turns in conversations)
