@@ -20,7 +20,7 @@ from tutelage.model.gpt import GPT
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_beside, open_reward
 from tutelage.rewards.reward import Reward
-from tutelage.runs.device import Device, hand_back_memory
+from tutelage.runs.device import Device, release_memory
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -75,7 +75,7 @@ class Bench:
 
     def load(self, folder: Path) -> GPT:
         """A model that samples and judges; nobody else holds it."""
-        hand_back_memory()  # what the one before it has left
+        release_memory()  # what the one before it has left
         return for_inference(load_policy(folder, self.device, frozen=True)[0])
 
 
@@ -137,7 +137,7 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Response]]:
     order = sorted(range(len(bench.asked)), key=lambda i: len(bench.asked[i]))  # like lengths waste no padding
     size = max(1, rows_that_fit(model.config, bench.config.max_prompt + bench.config.max_tokens, ROWS) // count)
     for at in range(0, len(order), size):
-        hand_back_memory()  # keys and values of the last batch, in other sizes
+        release_memory()  # keys and values of the last batch, in other sizes
         some = order[at : at + size]
         seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in some for k in range(count)]
         batch = [bench.asked[i] for i in some]

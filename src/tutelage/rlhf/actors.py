@@ -30,7 +30,7 @@ from tutelage.rewards.open import first_run, frozen_beside, open_one, open_rewar
 from tutelage.rewards.reward import ModelReward, Reward, with_response
 from tutelage.rlhf.config import RLConfig
 from tutelage.runs.adapter import adapt, load_adapted_scorer
-from tutelage.runs.device import Device, hand_back_memory
+from tutelage.runs.device import Device, release_memory
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer
 from tutelage.runs.run import Run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -161,11 +161,11 @@ def roll_out(
     Also returns the mean gap between the sampler's log-probabilities and the training forward's: a wrong sampler shows
     here, though not in the ratio.
     """
-    hand_back_memory()  # what learning from the last rollout left in pieces
+    release_memory()  # what learning from the last rollout left in pieces
     tokenizer = actors.tokenizer
     lower = trunk_cache_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
     answers = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, lower)
-    hand_back_memory()  # the copy and its keys and values: what learning needs next has other sizes
+    release_memory()  # the copy and its keys and values: what learning needs next has other sizes
     asked = [prompt for prompt in prompts for _ in range(samples)]
     responses = pad_responses([p.ids for p in asked], answers, tokenizer.pad_id, actors.policy.embedding.weight.device)
     if lower:

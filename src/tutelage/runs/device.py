@@ -93,7 +93,7 @@ def _use_cpu_well(spare: int) -> int:
     return threads
 
 
-def hand_back_memory() -> None:
+def release_memory() -> None:
     """Give freed pages back to the system: between two models or two iterations, not between steps."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -34,7 +34,7 @@ from tutelage.model.lora import merge_adapters
 from tutelage.model.peft import from_peft
 from tutelage.model.vocabulary import resized
 from tutelage.runs.base import find_base
-from tutelage.runs.device import Device, hand_back_memory
+from tutelage.runs.device import Device, release_memory
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
 from tutelage.runs.identity import find_adapter, hash_input, refuse_ring
 from tutelage.text.tokenizer import Tokenizer
@@ -242,7 +242,7 @@ def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    hand_back_memory()  # while they are copied, the weights are there twice
+    release_memory()  # while they are copied, the weights are there twice
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
         return read_safetensors(whole)
