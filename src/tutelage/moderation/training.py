@@ -26,7 +26,7 @@ from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold
 from tutelage.runs.run import Run, RunConfig
-from tutelage.store.consent import keeping
+from tutelage.store.consent import recording_of
 from tutelage.store.tables import ModerationFlag
 from tutelage.web.keys import open_store
 
@@ -103,7 +103,7 @@ def flags_of_server(data: Path, url: str, out: Path) -> Iterator[Path]:
             rows = [
                 row
                 for row in session.scalars(select(ModerationFlag).order_by(ModerationFlag.id))
-                if keeping(session, row.user_id).train
+                if recording_of(session, row.user_id).train
             ]
             write_jsonl(path, [{"text": row.text, "flags": row.categories, "annotator": row.user_id} for row in rows])
         yield path

@@ -1,6 +1,6 @@
 """Whether a person's chats may be recorded: the server's policy allows it and the person has consented.
 
-    policy (settings, set by an admin; off at first)  and  consents (the latest row of a kind counts)  ->  Keeping
+    policy (settings, set by an admin; off at first)  and  consents (the latest row of a kind counts)  ->  Recording
 
 Everything that is recorded names its source (`store/sources.py`) and the consent it rests on.
 """
@@ -18,7 +18,7 @@ POLICY = "recording"
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Recording:
     """What may be done with a person's chats."""
 
     allowed: bool  # by the server's policy
@@ -31,11 +31,11 @@ class Keeping:
         return self.allowed and self.record
 
 
-def keeping(session: Session, user_id: str) -> Keeping:
+def recording_of(session: Session, user_id: str) -> Recording:
     """What counts for this person now."""
     policy = session.get(Setting, POLICY)
     record, train = latest(session, user_id, "record"), latest(session, user_id, "train")
-    return Keeping(
+    return Recording(
         allowed=bool(policy and policy.value.get("allowed")),
         record=bool(record and record.granted),
         train=bool(record and record.granted and train and train.granted),

@@ -31,7 +31,7 @@ from tutelage.server.generation import Ended, Generation, seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import find_model
 from tutelage.server.sse import EventStream, event
-from tutelage.store.consent import keeping
+from tutelage.store.consent import recording_of
 from tutelage.store.database import Database
 from tutelage.store.tables import ChatMessage, Conversation
 from tutelage.text.chat import Message
@@ -203,7 +203,7 @@ class PageAnswer:
         with writing(self.database, self.caller.user_id) as session:
             if ask.conversation is not None:
                 chat = own(session, self.caller.user_id, ask.conversation)
-            elif keeping(session, self.caller.user_id).on:
+            elif recording_of(session, self.caller.user_id).on:
                 chat = begin(session, self.caller.user_id, said)
             else:
                 return

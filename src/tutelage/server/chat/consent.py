@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.store.consent import allow, forget_all, keeping
+from tutelage.store.consent import allow, forget_all, recording_of
 from tutelage.store.database import Database
 from tutelage.store.ids import new_id
 from tutelage.store.tables import Consent
@@ -39,7 +39,7 @@ class Wish(BaseModel):
 
 def must_keep(session: Session, user_id: str) -> None:
     """Raises ApiError unless policy and person let what is said now be kept."""
-    if not keeping(session, user_id).on:
+    if not recording_of(session, user_id).on:
         raise ApiError(403, "Chats are no longer kept here. Begin a new one to go on.", code="recording_off")
 
 
@@ -50,14 +50,14 @@ async def set_policy(wish: Policy, caller: Admin, database: Store) -> JSON:
     def change() -> dict[str, Any]:
         with database.write() as session:
             allow(session, wish.allowed)
-            return asdict(keeping(session, caller.user_id))
+            return asdict(recording_of(session, caller.user_id))
 
     return JSON(await run_in_threadpool(change))
 
 
 @router.put("/chat/consent")
 async def set_consent(wish: Wish, caller: Page, database: Store) -> JSON:
-    """Say yes or no; no to keeping also deletes what was kept."""
+    """Say yes or no; no to recording_of also deletes what was kept."""
     if wish.train and not wish.record:
         raise ApiError(400, "What is not kept cannot train a model.", param="train", code="invalid_value")
     return JSON(await run_in_threadpool(decide, database, caller.user_id, wish))
@@ -66,7 +66,7 @@ async def set_consent(wish: Wish, caller: Page, database: Store) -> JSON:
 def decide(database: Database, user_id: str, wish: Wish) -> dict[str, Any]:
     """Write down what a person decided. Raises ApiError where the policy keeps nothing."""
     with writing(database, user_id) as session:
-        before = keeping(session, user_id)
+        before = recording_of(session, user_id)
         if wish.record and not before.allowed:
             raise ApiError(403, "This server keeps no chats.", code="recording_off")
         for kind, granted in (("record", wish.record), ("train", wish.train)):
@@ -76,4 +76,4 @@ def decide(database: Database, user_id: str, wish: Wish) -> dict[str, Any]:
         if not wish.record:
             forget_all(session, user_id)
         session.flush()
-        return asdict(keeping(session, user_id))
+        return asdict(recording_of(session, user_id))

@@ -63,7 +63,7 @@ def page(request: Request, user_id: str, database: Database, conversation_id: st
             },
             "messages": shown(session, user_id, chat) if chat else [],
             "conversations": listed(session, user_id),
-            "recording": asdict(consent.keeping(session, user_id)), "person": user_id,
+            "recording": asdict(consent.recording_of(session, user_id)), "person": user_id,
         }  # fmt: skip
     data |= {"models": models_of(request), "defaults": DEFAULTS}
     return request.app.state.pages.render(request, "chat.html", page=data, strings=strings(say), reasons=reasons(say))
