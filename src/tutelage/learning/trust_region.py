@@ -40,7 +40,7 @@ def penalised_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, m
     return coef * mean_k3(old_logprobs, logprobs, mask) - surrogate(logprobs, old_logprobs, advantages, mask)
 
 
-def adapted(coef: float, kl: float, target: float) -> float:
+def adaptive_penalty_coef(coef: float, kl: float, target: float) -> float:
     """The penalty's next coefficient: half below two thirds of the target, twice above 1.5 times (2017, section 4)."""
     if kl < target / SLACK:
         coef /= 2

@@ -21,7 +21,7 @@ from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, response_scores, score_rollout
 from tutelage.sampling.sampler import Response, generate
 
-Response = tuple[int, ...]
+Tokens = tuple[int, ...]  # of one response
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TokenMDP:
     reference: tuple[tuple[float, ...], ...]  # (S, V) probabilities
     after: tuple[int, ...]  # (V,) the state that each token leads to
     longest: int  # tokens of a response
-    reward: Callable[[Response], float]
+    reward: Callable[[Tokens], float]
 
     @property
     def end(self) -> int:
@@ -45,7 +45,7 @@ class TokenMDP:
     def reference_logits(self) -> Tensor:
         return torch.tensor(self.reference).log()
 
-    def responses(self, begun: Response = ()) -> Iterator[Response]:
+    def responses(self, begun: Tokens = ()) -> Iterator[Tokens]:
         """Every response there is."""
         if len(begun) == self.longest or begun[-1:] == (self.end,):
             yield begun
@@ -53,7 +53,7 @@ class TokenMDP:
         for token in range(len(self.after)):
             yield from self.responses((*begun, token))
 
-    def logprob(self, logits: Tensor, response: Response) -> float:
+    def logprob(self, logits: Tensor, response: Tokens) -> float:
         """log pi(response) of a table (S, V), in double precision."""
         table = logits.double().log_softmax(-1)
         states = (0, *(self.after[token] for token in response))
@@ -81,7 +81,7 @@ class TokenMDP:
         return sum(math.exp(self.logprob(logits, response)) * len(response) for response in self.responses())
 
 
-def drift_reward(response: Response) -> float:
+def drift_reward(response: Tokens) -> float:
     """The table of rewards; an end at once is worth something, so that its loss is seen."""
     table = {(2,): 0.7, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0}
     return table[response]

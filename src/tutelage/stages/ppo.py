@@ -7,7 +7,7 @@ The value network starts as the reward model, the first of several, and has an o
 a model it starts as the policy with a head of zeros. `--no-ptx` is plain PPO. Where the paper is silent: lambda .95,
 score -1 without an end of turn, advantages whitened over the rollout; how the pretraining coefficient is found,
 `learning/ptx.py` says.
-`--update` has two others in the clip's place: an adapted price on the KL to the policy that sampled (Schulman et al.
+`--update` has two others in the clip's place: an adaptive_penalty_coef price on the KL to the policy that sampled (Schulman et al.
 2017, eq. 8), and TRPO's natural-gradient step (2015). All else is the same: rollouts, rewards, value network, leash.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
 policy stays within a budget of nats per response, and a gradient that is not finite ends the run. What else is wrong
@@ -28,7 +28,7 @@ from tutelage.learning.advantages import explained_variance, gae, shaped_rewards
 from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, clipped_step
-from tutelage.learning.trust_region import adapted, penalised_loss
+from tutelage.learning.trust_region import adaptive_penalty_coef, penalised_loss
 from tutelage.model.heads import ScalarGPT
 from tutelage.rewards.open import one_input, reward_inputs
 from tutelage.rewards.reward import Reward
@@ -80,7 +80,7 @@ class PPOConfig(RLConfig):
     lam: float = 0.95
     """GAE's lambda; not printed in the paper."""
     update: Literal["clip", "penalty", "trpo"] = "clip"
-    """clip; penalty, an adapted price on the KL to the policy that sampled; trpo, one natural step, without a rate."""
+    """clip; penalty, an adaptive_penalty_coef price on the KL to the policy that sampled; trpo, one natural step, without a rate."""
     update_kl: float = 0.01
     """Nats a token by which a rollout moves the policy: penalty's target (2017 paper: .003 to .03), trpo's limit."""
     clip: float = 0.2
@@ -247,7 +247,7 @@ def update_loss(
 def adapt_penalty(learner: Learner, rollout: Rollout, parts: Sequence[Tensor], config: PPOConfig) -> Line:
     """After an update: how far it has moved the policy, and the price that the next one pays for it."""
     kl, paid = update_kl(learner.policy, rollout, parts, config.temperature), learner.penalty
-    learner.penalty = adapted(paid, kl, config.update_kl)
+    learner.penalty = adaptive_penalty_coef(paid, kl, config.update_kl)
     return {"update_kl": kl, "penalty_coef": paid}
 
 
