@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tutelage.learning.kl import best_of_n_kl_bound, k1, k3, kl_per_response, mean_k3, steered
+from tutelage.learning.kl import adaptive_kl_coef, best_of_n_kl_bound, k1, k3, kl_per_response, mean_k3
 
 P, Q = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3]  # the policy and its reference
 EXACT = sum(p * math.log(p / q) for p, q in zip(P, Q))
@@ -55,20 +55,20 @@ def test_with_ties_best_of_n_stays_below_its_bound(n: int, nats: float) -> None:
 )
 def test_the_price_is_steered_to_the_target(kl: float, factor: float) -> None:
     """lm-human-preferences at a batch of 512: a gain of 512 / 10,000."""
-    assert steered(0.15, kl, 6.0, 0.0512) == pytest.approx(0.15 * factor, abs=1e-12)
+    assert adaptive_kl_coef(0.15, kl, 6.0, 0.0512) == pytest.approx(0.15 * factor, abs=1e-12)
 
 
 def test_a_price_that_falls_for_long_can_rise_again() -> None:
     """At a gain of 4.9 to a fiftieth in each iteration: after 200 of them it would be 0 by rounding, and stay it."""
     coef = 1.0
     for _ in range(300):
-        coef = steered(coef, 0.0, 6.0, 4.9)
+        coef = adaptive_kl_coef(coef, 0.0, 6.0, 4.9)
     assert 0 < coef < 1e-300
-    assert steered(coef, 9.0, 6.0, 4.9) == pytest.approx(1.98 * coef)
+    assert adaptive_kl_coef(coef, 9.0, 6.0, 4.9) == pytest.approx(1.98 * coef)
 
 
 def test_the_price_doubles_in_68_batches_at_the_fastest() -> None:
     coef, count = 1.0, 0
     while coef < 2.0:
-        coef, count = steered(coef, 1e9, 6.0, 0.0512), count + 1
+        coef, count = adaptive_kl_coef(coef, 1e9, 6.0, 0.0512), count + 1
     assert count == 69  # ln 2 / ln 1.01024 = 68.03

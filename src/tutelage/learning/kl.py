@@ -3,7 +3,7 @@
 With x drawn from pi and log r = log pi_ref(x) - log pi(x): k1 = -log r is unbiased and noisy, k3 = r - 1 - log r is
 never negative (Schulman 2020, "Approximating KL divergence"). As rewards we use k1, as InstructGPT does; k3 is logged
 beside it because k1 may come out negative on a batch.
-The price of drift may be steered to a KL that is wanted (Ziegler et al. 2019, section 2.2).
+The price of drift may be adaptive_kl_coef to a KL that is wanted (Ziegler et al. 2019, section 2.2).
 The KL of the best of n samples is at most log n - (n-1)/n (Stiennon et al. 2020).
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tutelage.learning.losses import masked_mean
 
-LARGEST_ERROR = 0.2  # of the KL, relative, that a steered price follows
+LARGEST_ERROR = 0.2  # of the KL, relative, that a adaptive_kl_coef price follows
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def mean_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(k3(logprobs, ref_logprobs), mask)
 
 
-def steered(coef: float, kl: float, target: float, gain: float) -> float:
+def adaptive_kl_coef(coef: float, kl: float, target: float, gain: float) -> float:
     """The next price of a nat: coef (1 + gain e), e = kl / target - 1 within -.2 and .2 (Ziegler et al. 2019).
 
     kl and target in nats per response. Their gain is .1; their code has episodes of a batch over 10,000. Below a gain

@@ -35,7 +35,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     kl_coef: float = 0.02
     """Price of one nat of drift from the SFT policy: beta in eq. 2 (InstructGPT: .02)."""
     kl_target: float = 0.0
-    """Nats per response to which --kl-coef is steered (Ziegler et al. 2019: 6); below --kl-budget; 0: it is fixed."""
+    """Nats per response to which --kl-coef is adaptive_kl_coef (Ziegler et al. 2019: 6); below --kl-budget; 0: it is fixed."""
     kl_gain: float = 0.1
     """How fast: its change an iteration is this times the KL's relative error, taken as .2 at most (theirs: .1)."""
     kl_budget: float = 8.0
@@ -83,7 +83,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
                 f"{target}; give .1"
             )
         if not self.kl_coef:
-            raise InputError(f"{target} --kl-coef 0: a price of 0 stays 0 however it is steered; give .02")
+            raise InputError(f"{target} --kl-coef 0: a price of 0 stays 0 however it is adaptive_kl_coef; give .02")
         if self.kl_target >= self.kl_budget:
             raise InputError(
                 f"{target}: the run would stop at --kl-budget {self.kl_budget:g} before it gets there; give a larger "

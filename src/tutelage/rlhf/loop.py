@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from tutelage.errors import TrainingError
-from tutelage.learning.kl import steered
+from tutelage.learning.kl import adaptive_kl_coef
 from tutelage.model.parameters import trainable
 from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import PATIENCE, Limits, Line, mean
@@ -109,7 +109,7 @@ class KLBudget:
         done = (iteration + 1) / self.config.iterations
         self.run.progress.update(done, score=measured["score"], kl=measured["kl"])
         if self.config.kl_target:
-            self.price = steered(self.price, measured["kl"], self.config.kl_target, self.config.kl_gain)
+            self.price = adaptive_kl_coef(self.price, measured["kl"], self.config.kl_target, self.config.kl_gain)
         self.run.checkpoint(iteration + 1, self.state)
 
     def _end(self, measured: Line, iteration: int) -> None:

@@ -7,7 +7,7 @@ The value network starts as the reward model, the first of several, and has an o
 a model it starts as the policy with a head of zeros. `--no-ptx` is plain PPO. Where the paper is silent: lambda .95,
 score -1 without an end of turn, advantages whitened over the rollout; how the pretraining coefficient is found,
 `learning/ptx.py` says.
-`--update` has two others in the clip's place: an adaptive_penalty_coef price on the KL to the policy that sampled (Schulman et al.
+`--update` has two others in the clip's place: an adapted price on the KL to the policy that sampled (Schulman et al.
 2017, eq. 8), and TRPO's natural-gradient step (2015). All else is the same: rollouts, rewards, value network, leash.
 Each rollout is checked before it is learnt from: the ratio of the first minibatch must be 1, the drift from the SFT
 policy stays within a budget of nats per response, and a gradient that is not finite ends the run. What else is wrong
@@ -80,7 +80,7 @@ class PPOConfig(RLConfig):
     lam: float = 0.95
     """GAE's lambda; not printed in the paper."""
     update: Literal["clip", "penalty", "trpo"] = "clip"
-    """clip; penalty, an adaptive_penalty_coef price on the KL to the policy that sampled; trpo, one natural step, without a rate."""
+    """clip; penalty, an adapted price on the KL to the policy that sampled; trpo, one natural step, without a rate."""
     update_kl: float = 0.01
     """Nats a token by which a rollout moves the policy: penalty's target (2017 paper: .003 to .03), trpo's limit."""
     clip: float = 0.2
