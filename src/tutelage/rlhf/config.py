@@ -35,7 +35,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     kl_coef: float = 0.02
     """Price of one nat of drift from the SFT policy: beta in eq. 2 (InstructGPT: .02)."""
     kl_target: float = 0.0
-    """Nats per response to which --kl-coef is adaptive_kl_coef (Ziegler et al. 2019: 6); below --kl-budget; 0: it is fixed."""
+    """Nats per response to which --kl-coef is steered (Ziegler et al. 2019: 6); below --kl-budget; 0: it is fixed."""
     kl_gain: float = 0.1
     """How fast: its change an iteration is this times the KL's relative error, taken as .2 at most (theirs: .1)."""
     kl_budget: float = 8.0
