@@ -116,7 +116,7 @@ def whitened(shift: bool) -> Callable[[Any], Any]:
 
 def kl_as_loss(term: str) -> Callable[[Any], Any]:
     """A KL term beside the policy's loss instead of in the reward."""
-    added = f"loss = loss + config.kl_coef * _kl_term(logprobs - some.ref_logprobs, mask)[{term!r}]"
+    added = f"loss = loss + config.kl_coef * _kl_term(logprobs - minibatch.ref_logprobs, mask)[{term!r}]"
 
     def terms(drift: Any, mask: Any) -> dict[str, Any]:
         found = {"k1": drift, "k2": 0.5 * drift.square(), "k3": (-drift).exp() - 1 + drift}

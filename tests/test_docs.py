@@ -48,7 +48,7 @@ def dict_keys(node: ast.AST, scope: FUNCTION, module: ast.Module) -> set[str]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return returned_keys(node.func.id, module, set())
     keys: set[str] = set()
-    if isinstance(node, ast.Name) and f"{node.id}: Line" in ast.unparse(scope.args):
+    if isinstance(node, ast.Name) and f"{node.id}: Metrics" in ast.unparse(scope.args):
         return measured_keys()
     if isinstance(node, ast.Name):
         for step in ast.walk(scope):
@@ -86,13 +86,15 @@ def written_keys(function: FUNCTION) -> set[str]:
 
 
 def measured_keys() -> set[str]:
-    """What reinforcement learning hands to `KLBudget` to log: the keys of functions that call it or give a Line.
+    """What reinforcement learning hands to `TrainingLoop` to log: the keys of functions that call it or give a Metrics.
 
     And of those that they call by their names.
     """
     functions = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, FUNCTION)]
     givers = [
-        f for f in functions if "Line" in ast.unparse(f.returns or ast.Constant("")) or ".holds(" in ast.unparse(f)
+        f
+        for f in functions
+        if "Metrics" in ast.unparse(f.returns or ast.Constant("")) or ".should_learn(" in ast.unparse(f)
     ]
     called = {getattr(node.func, "id", "") for f in givers for node in ast.walk(f) if isinstance(node, ast.Call)}
     modules = [tree for tree in TREES.values() if any(f in tree.body for f in givers)] + [tree_of(ROLLOUT)]
@@ -200,6 +202,7 @@ def flags_of(verb: str) -> set[str]:
         name = next((note.name for note in notes if getattr(note, "name", None)), name)  # tyro.conf.arg(name=...)
         if dataclasses.is_dataclass(kind):
             flags |= {field.name for field in dataclasses.fields(kind)}
+            flags |= {f"no_{field.name}" for field in dataclasses.fields(kind) if field.type is bool}
         elif name != "return":
             flags.add(name)
     return {"--" + flag.replace("_", "-") for flag in flags} | {"--help"}

@@ -10,6 +10,7 @@ Exit codes: 0 done; 2 the user's mistake, in one line; 130 Ctrl-C; 1 our bug, wi
 """
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import functools
@@ -183,12 +184,16 @@ def one_line(complaint: str) -> str:
 
 def refuse_empty_lists(verb: str, signature: inspect.Signature, arguments: inspect.BoundArguments) -> None:
     """A list the verb cannot do without must name something: `--corpus` alone is a mistake, not an empty corpus."""
-    for name, value in arguments.arguments.items():
-        if (
-            isinstance(value, (list, tuple))
-            and not value
-            and signature.parameters[name].default is inspect.Parameter.empty
-        ):
+    required = {
+        name: value
+        for name, value in arguments.arguments.items()
+        if signature.parameters[name].default is inspect.Parameter.empty
+    }
+    for group in [value for value in required.values() if dataclasses.is_dataclass(value)]:
+        fields = [field for field in dataclasses.fields(group) if field.default is dataclasses.MISSING]
+        required |= {field.name: getattr(group, field.name) for field in fields}
+    for name, value in required.items():
+        if isinstance(value, (list, tuple)) and not value:
             raise InputError(
                 f"tutelage {verb}: {name} names nothing; give at least one path (see tutelage {verb} --help)"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from world import World, interrupted, named, results
+from world import World, interrupted, named, results, rl_inputs
 
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
@@ -40,8 +40,8 @@ def policies(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         iterations=3, batch=8, minibatch=8, max_tokens=24, max_prompt=32, ptx_windows=2, lr=3e-3, kl_budget=1e9,
         dtype="fp32",
     )  # fmt: skip
-    ppo(world.sft, named(world.reward), (world.prompts,), folder / "ppo-ptx", (world.corpus,), config=config)
-    ppo(world.sft, named(world.reward), (world.prompts,), folder / "ppo", (), config=replace(config, ptx=False))
+    ppo(rl_inputs(world, folder / "ppo-ptx"), config)
+    ppo(replace(rl_inputs(world, folder / "ppo"), corpus=()), replace(config, ptx=False))
     return folder / "ppo", folder / "ppo-ptx"
 
 

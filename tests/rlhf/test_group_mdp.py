@@ -4,7 +4,6 @@ What runs is the stages' own code: sampler, log-probabilities, advantages, losse
 """
 
 import math
-from functools import partial
 from itertools import count, product
 
 import pytest
@@ -14,7 +13,7 @@ from token_mdp import END, OPTIMA, PAD, REFERENCE, RESPONSES, REWARDS, START, TH
 from tutelage.learning.groups import grpo_loss, reinforce_loss
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
 from tutelage.rlhf.groups import improve
-from tutelage.rlhf.learner import PolicyLearner, policy_step
+from tutelage.rlhf.learner import PolicyLearner
 from tutelage.sampling.rollout import Rollout, pad_responses, response_logprobs
 from tutelage.sampling.sampler import Response
 from tutelage.stages import grpo as grpo_stage
@@ -23,7 +22,7 @@ from tutelage.stages.grpo import GRPO, GRPOConfig
 from tutelage.stages.rloo import RLOO, RLOOConfig
 
 # Gradients of J in the logits, from exact differentiation: at THETA with beta .5 (MDP-A), and at the reference, where
-# the price of drift does not matter (MDP-B).
+# the KL penalty does not matter (MDP-B).
 AT_THETA = torch.tensor(
     [[-0.304896, 0.231744, 0.073152], [-0.059927, -0.127795, 0.187722], [-0.055245, 0.061063, -0.005818]]
 )
@@ -54,7 +53,7 @@ def as_expectation(advantages: torch.Tensor, weights: torch.Tensor, samples: int
 
 @pytest.mark.parametrize("samples", [2, 3])
 def test_the_expected_gradient_of_rloo_is_the_exact_gradient(samples: int) -> None:
-    """Over every group there is: the leave-one-out baseline costs no bias, price of drift included."""
+    """Over every group there is: the leave-one-out baseline costs no bias, KL penalty included."""
     policy = Table(THETA)
     rollout, weights = every_group(policy, REWARDS["A"], samples)
     config = RLOOConfig(batch=len(weights) * samples, samples=samples, kl_coef=0.5)
@@ -99,8 +98,9 @@ def test_a_step_of_grpo_is_that_of_its_rows(variant) -> None:
         policy=policy, optimizer=adamw(policy.named_parameters(), lr=0.0, weight_decay=0.0), average=EMA(policy, 0.0)
     )
     some = rollout.rows(torch.tensor(rows))
-    loss = partial(grpo_stage.loss, some=some, advantages=advantages[rows], config=config)
-    logged = policy_step(learner, some, loss, config, 0, first=True)
+    logprobs, _ = learner.logprobs(some, config, first=True)
+    loss, _ = grpo_stage.loss(logprobs, some, advantages[rows], config)
+    logged = learner.step(loss, 0, config)
     assert logged["policy_loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_rloo_reaches_every_optimum(mdp: str, beta: float) -> None:
 
 
 @pytest.mark.parametrize(("variant", "epochs"), [("grpo", 1), ("grpo", 2), ("dr-grpo", 1)])
-def test_grpo_without_a_price_finds_the_best_response(variant, epochs: int) -> None:
+def test_grpo_without_a_kl_penalty_finds_the_best_response(variant, epochs: int) -> None:
     """Its k3 has an optimum of its own, so beta is 0 here: the best response scores 2."""
     config = GRPOConfig(
         batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=0.0, grad_clip=1e9, variant=variant, epochs=epochs
@@ -145,7 +145,7 @@ def test_grpo_without_a_price_finds_the_best_response(variant, epochs: int) -> N
     assert reached > 1.95
 
 
-def test_the_price_of_drift_holds_grpo_near_the_reference() -> None:
+def test_the_kl_penalty_holds_grpo_near_the_reference() -> None:
     config = GRPOConfig(batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=5.0, grad_clip=1e9)
     _, drift = train(GRPO, config, REWARDS["B"], 200)
     assert 0 < drift < 0.3

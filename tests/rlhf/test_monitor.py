@@ -13,7 +13,7 @@ import pytest
 from tutelage.errors import InputError
 from tutelage.rlhf.diagnostics import CHECKS
 from tutelage.rlhf.history import Limits, mean
-from tutelage.rlhf.monitor import Finding, Monitor, tell
+from tutelage.rlhf.monitor import Finding, Monitor, report
 
 Curve = dict[str, list[float]]
 
@@ -50,14 +50,14 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
 
 
 def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algorithm: str = "PPO") -> list[Finding]:
-    watch = Monitor(Limits(dtype, 40, share, algorithm))
+    monitor = Monitor(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
         steps = ("clip_fraction", "approx_kl", "step_share", "ptx_gradient_ratio", "ptx_loss")
         learnt = {key: measured.pop(key) for key in steps if key in measured}
-        watch.look(i, measured)
-        watch.look(i, measured | learnt)
-    return watch.findings
+        monitor.record(i, measured)
+        monitor.record(i, measured | learnt)
+    return monitor.findings
 
 
 def names(curve: Curve, dtype: str = "torch.float32") -> set[str]:
@@ -193,8 +193,8 @@ def test_what_is_not_finite_is_laid_at_the_right_door(key: str, blamed: str) -> 
     assert ("reward model" in finding.words) == (key == "score")
 
 
-def test_a_price_that_is_steered_makes_no_objective_fall() -> None:
-    """What counts is the score less drift at the first price: at tenfold the price it is less in the log."""
+def test_an_adaptive_kl_coefficient_makes_no_objective_fall() -> None:
+    """The objective at the first coefficient counts; the logged one, at a larger coefficient, falls."""
     curve = healthy() | {"kl_coef": [0.02] * 5 + [0.5] * 31}
     steered = curve | {"objective": [s - b * k for s, b, k in zip(*(curve[x] for x in ("score", "kl_coef", "kl")))]}
     assert steered["objective"][-1] < -1 and watched(steered) == []
@@ -221,32 +221,32 @@ def test_taken_up_again_it_finds_the_same(at: int) -> None:
     lines = [{key: values[i] for key, values in curve.items()} for i in range(36)]
     whole, parts, again = (Monitor(Limits("torch.float32", 40, 1.0, "PPO")) for _ in range(3))
     for i, measured in enumerate(lines):
-        whole.look(i, measured)
+        whole.record(i, measured)
         if i == at:
             again.load(json.loads(json.dumps(parts.state())))
             assert again.state() == parts.state()
             parts = again
-        parts.look(i, measured)
+        parts.record(i, measured)
     assert parts.findings == whole.findings and len(whole.findings) == 3
     assert parts.state() == whole.state()
 
 
 def test_a_policy_is_sound_until_a_limit_is_crossed() -> None:
     curve = healthy()
-    watch, sound = Monitor(Limits("torch.float32", 40, 1.0, "PPO")), []
+    monitor, sound = Monitor(Limits("torch.float32", 40, 1.0, "PPO")), []
     ends = after(curve, "end_of_turn_rate", 12, 0.01)
     for i in range(20):
-        watch.look(i, {key: values[i] for key, values in (curve | {"end_of_turn_rate": ends}).items()})
-        sound.append(watch.sound)
+        monitor.record(i, {key: values[i] for key, values in (curve | {"end_of_turn_rate": ends}).items()})
+        sound.append(monitor.sound)
     assert sound == [True] * 12 + [False] * 8
 
 
 def test_what_is_told() -> None:
     said: list[str] = []
-    assert tell([Finding(3, "entropy low", "fell; likely x; do y", "warn")], said.append) is None
-    assert tell([Finding(9, "entropy collapsed", "is 0", "stop")], said.append) == "entropy collapsed at iteration 9"
+    assert report([Finding(3, "entropy low", "fell; likely x; do y", "warn")], said.append) is None
+    assert report([Finding(9, "entropy collapsed", "is 0", "stop")], said.append) == "entropy collapsed at iteration 9"
     assert said == [
         "found at iteration 3: entropy low: fell; likely x; do y", "stopped at iteration 9: entropy collapsed: is 0",
     ]  # fmt: skip
     with pytest.raises(InputError, match="iteration 0: KL not 0 at the start: differ"):
-        tell([Finding(0, "KL not 0 at the start", "differ", "refuse")], said.append)
+        report([Finding(0, "KL not 0 at the start", "differ", "refuse")], said.append)

@@ -15,14 +15,14 @@ from tutelage.stages.rloo import RLOOConfig
 
 TARGET = ["--kl-target", "6"]
 ALIKE = [
-    (["--ema", "1"], "--ema 1: must be below 1, or the policy that is saved never learns"),
+    (["--ema", "1"], "--ema 1: must be below 1; at 1 the saved policy would never change"),
     (["--ema", "9"], "--ema 9: must be below 1"),
     (["--temperature", "0"], "--temperature 0: must be at least 0.01"),
     (["--temperature", "1e-6"], "--temperature 1e-06: must be at least 0.01"),
-    ([*TARGET, "--kl-gain", "5"], "--kl-gain 5: must be above 0 and below 5 for the price of drift to follow"),
+    ([*TARGET, "--kl-gain", "5"], "--kl-gain 5: must be above 0 and below 5 for --kl-coef to follow"),
     ([*TARGET, "--kl-gain", "9"], "--kl-gain 9: must be above 0 and below 5"),
     ([*TARGET, "--kl-gain", "0"], "--kl-gain 0: must be above 0 and below 5"),
-    ([*TARGET, "--kl-coef", "0"], "--kl-target 6 --kl-coef 0: a price of 0 stays 0 however it is steered"),
+    ([*TARGET, "--kl-coef", "0"], "--kl-target 6 --kl-coef 0: a coefficient of 0 cannot be adapted"),
     (["--kl-target", "10"], "--kl-target 10: the run would stop at --kl-budget 8 before it gets there"),
     ([*TARGET, "--kl-budget", "6"], "--kl-target 6: the run would stop at --kl-budget 6 before it gets there"),
 ]

@@ -12,6 +12,7 @@ from test_reward import Theirs
 from world import World, named, user
 
 from tutelage.rlhf.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
+from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.stages.ppo import PPOConfig, make_learner, ppo
@@ -27,7 +28,7 @@ def run_ppo(world: World, out: Path, config: PPOConfig = CONFIG, **given: Any) -
     inputs = {"policy": world.sft, "reward": world.reward, "prompts": (world.prompts,)} | given
     if config.ptx:
         inputs.setdefault("corpus", (world.corpus,))
-    ppo(out=out, config=config, **inputs | {"reward": named(inputs["reward"])})
+    ppo(RLInputs(out=out, **inputs | {"reward": named(inputs["reward"])}), config)
     return out
 
 

@@ -334,7 +334,7 @@ def test_rates_warm_up_from_a_tenth(world: World, tmp_path: Path) -> None:
 # ---- it learns
 
 
-def test_the_price_of_drift_follows_the_kl(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kl_coefficient_follows_the_kl(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ziegler's rule, from one iteration to the next, an interruption in between; and it is what rewards pay."""
     paid: list[float] = []
     original = stage.shaped_rewards

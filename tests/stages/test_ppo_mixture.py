@@ -12,7 +12,7 @@ from world import World, metrics, results, same_files
 from tutelage.data.packing import Windows
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
-from tutelage.rlhf.pretraining_mix import PretrainingMix, read_mix
+from tutelage.rlhf.pretraining_mix import PretrainingMix, absent_specials, read_windows
 from tutelage.sampling.rollout import response_logprobs
 
 transformers = pytest.importorskip("transformers")
@@ -45,9 +45,8 @@ def add_pretraining_gradient(world: World, bench: Bench, ratios: list[float]) ->
 
 
 def mixture(world: World, bench: Bench) -> PretrainingMix:
-    return read_mix(
-        bench.tokenizer, (world.corpus,), 64, 16, 1.0, torch.Generator().manual_seed(0), torch.device("cpu")
-    )
+    windows = read_windows(bench.tokenizer, (world.corpus,), 64, 16, torch.Generator().manual_seed(0))
+    return PretrainingMix(windows, absent_specials(bench.tokenizer, windows), torch.device("cpu"), 1.0)
 
 
 def test_the_gradient_is_the_sum_of_both(world: World, bench: Bench) -> None:

@@ -13,7 +13,7 @@ from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage.errors import InputError
 from tutelage.rewards.reward import ModelReward
-from tutelage.rlhf import actors
+from tutelage.rlhf import actors, setup
 from tutelage.rlhf.monitor import Monitor
 from tutelage.runs.folder import load_scorer
 from tutelage.sampling import rollout as sampled
@@ -47,7 +47,7 @@ def test_a_reward_model_without_a_taste_is_named(world: World, tmp_path: Path) -
 
 def test_watching_changes_no_weight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = run_ppo(world, tmp_path / "watched", replace(LONG, iterations=4))
-    monkeypatch.setattr(Monitor, "look", lambda *given: [])
+    monkeypatch.setattr(Monitor, "record", lambda *given: [])
     monkeypatch.setattr(Monitor, "sound", True)
     blind = run_ppo(world, tmp_path / "blind", replace(LONG, iterations=4))
     same_files(watched, blind, ["model.safetensors", "value/model.safetensors"])
@@ -112,7 +112,7 @@ def test_a_lost_end_of_turn_ends_the_run(world: World, tmp_path: Path, monkeypat
     same_files(out, short, ["model.safetensors"])
 
 
-def test_a_judge_that_prefers_sft_ends_the_run_with_what_it_liked_best(
+def test_a_judge_that_prefers_sft_ends_the_run_with_the_policy_it_scored_best(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The score rises throughout. Over five rollouts the judge likes those up to the eighth best, then it turns."""
@@ -126,21 +126,21 @@ def test_a_judge_that_prefers_sft_ends_the_run_with_what_it_liked_best(
         return replace(rollout, scores=rollout.scores + calls[-1])
 
     monkeypatch.setattr(actors, "score_rollout", rising)
-    monkeypatch.setattr(stage, "judge_score", lambda *given: judged[calls[-1]])
+    monkeypatch.setattr(setup, "judge_score", lambda *given: judged[calls[-1]])
     interrupted(lambda: run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward)), monkeypatch, 9)
     out = run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward))
     assert results(out)["stopped"] == "judge below its start at iteration 11" and results(out)["kept_iteration"] == 7
-    assert "the policy of iteration 7 is kept, which the judge liked best" in capsys.readouterr().err
+    assert "keeping the policy of iteration 7, with the highest judge score" in capsys.readouterr().err
     calls.clear()
     short = run_ppo(world, tmp_path / "short", replace(LONG, iterations=7), judge=str(world.reward))
     same_files(out, short, ["model.safetensors"])
 
 
-def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
+def test_without_a_judge_a_stopped_run_keeps_the_policy_with_the_best_objective(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Over five rollouts the objective is best after the eighth, then it falls; at the twelfth the KL is too large."""
-    original = stage.describe
+    original = setup.describe
     score = [0.0, 0.1, 0.0, 0.1, 0.0, 1.0, 1.0, 0.2] + [-1.0] * 8
     calls: list[int] = []
 
@@ -149,25 +149,25 @@ def test_without_a_judge_a_stopped_run_keeps_what_had_the_best_score_less_drift(
         kl = {"kl": 100.0} if calls[-1] == 11 else {}
         return original(*given) | {"score": score[calls[-1]]} | kl
 
-    monkeypatch.setattr(stage, "describe", falling)
+    monkeypatch.setattr(setup, "describe", falling)
     config = replace(LONG, kl_budget=50.0)
     interrupted(lambda: run_ppo(world, tmp_path / "out", config), monkeypatch, 9)
     out = run_ppo(world, tmp_path / "out", config)
     assert results(out)["stopped"] == "KL 100.0 exceeded the budget of 50.0 nats at iteration 11"
     assert results(out)["kept_iteration"] == 7
-    assert "the policy of iteration 7 is kept, the best by score less drift" in capsys.readouterr().err
+    assert "keeping the policy of iteration 7, with the highest score - beta KL" in capsys.readouterr().err
     calls.clear()
     short = run_ppo(world, tmp_path / "short", replace(config, iterations=7))
     same_files(out, short, ["model.safetensors"])
 
 
-def test_where_the_price_is_steered_what_is_best_is_said_at_one_price(
+def test_with_an_adaptive_kl_coefficient_policies_are_compared_at_the_first_one(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Always five times the target, so that the price of a nat rises to four times its start; at the first price the
     policy gets better in every iteration, at each iteration's own the fifth would be the best.
     """
-    original, calls = stage.describe, []
+    original, calls = setup.describe, []
 
     def measured(rollout: Any, kl_coef: float) -> Any:
         calls.append(len(calls))
@@ -175,7 +175,7 @@ def test_where_the_price_is_steered_what_is_best_is_said_at_one_price(
         score = 0.5 * calls[-1]
         return original(rollout, kl_coef) | {"score": score, "kl": kl, "objective": score - kl_coef * kl}
 
-    monkeypatch.setattr(stage, "describe", measured)
+    monkeypatch.setattr(setup, "describe", measured)
     config = replace(LONG, kl_coef=0.5, kl_target=1.0, kl_gain=1.0, kl_budget=9.0)
     out = run_ppo(world, tmp_path / "out", config)
     lines = metrics(out)

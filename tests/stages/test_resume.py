@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import PRETRAIN, RANK, REWARD, SFT, World, interrupted, metrics, named, results, same_files
+from world import PRETRAIN, RANK, REWARD, SFT, World, interrupted, metrics, results, rl_inputs, same_files
 
 from tutelage.stages import rank as rank_stage
 from tutelage.stages.ppo import PPOConfig, ppo
@@ -36,7 +36,7 @@ def stages(world: World) -> dict[str, tuple[Any, int, list[str]]]:
             lambda out: reward(world.sft, (world.comparisons,), (world.demos,), out, world.panel, REWARD), 2, weights,
         ),
         "ppo-ptx": (
-            lambda out: ppo(world.sft, named(world.reward), (world.prompts,), out, (world.corpus,), config=PPO), 2,
+            lambda out: ppo(rl_inputs(world, out), PPO), 2,
             [*weights, "value/model.safetensors", "value/config.json"],
         ),
     }  # fmt: skip
@@ -120,7 +120,7 @@ def test_ppo_survives_a_real_signal(number: signal.Signals, world: World, tmp_pa
     config = PPOConfig(
         iterations=30, batch=8, minibatch=4, max_tokens=24, max_prompt=32, ptx_windows=2, kl_budget=1e9, dtype="fp32"
     )
-    ppo(world.sft, named(world.reward), (world.prompts,), whole, (world.corpus,), config=config)
+    ppo(rl_inputs(world, whole), config)
     process = subprocess.Popen(ppo_command(world, parts), stderr=subprocess.PIPE, text=True)
     wait_for_a_checkpoint(parts, process)
     process.send_signal(number)

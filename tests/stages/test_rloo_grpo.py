@@ -23,6 +23,7 @@ from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.kv_cache import KVCache
 from tutelage.rlhf import learner
 from tutelage.rlhf.actors import EncodedPrompt, load_actors, next_rollout
+from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
@@ -42,7 +43,7 @@ BOTH = pytest.mark.parametrize("config", [RLOO, GRPO], ids=["rloo", "grpo"])
 def run_groups(world: World, out: Path, config: RLOOConfig | GRPOConfig, **given: Any) -> Path:
     inputs = {"policy": world.sft, "reward": world.reward, "prompts": (world.prompts,)} | given
     stage: Callable[..., None] = rloo if isinstance(config, RLOOConfig) else grpo
-    stage(out=out, config=config, **inputs | {"reward": named(inputs["reward"])})
+    stage(RLInputs(out=out, **inputs | {"reward": named(inputs["reward"])}), config)
     return out
 
 
@@ -126,7 +127,7 @@ def test_a_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path, conf
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (["--samples", "1"], "--samples 1: a response is held against the others to its prompt; give 2 or more"),
+        (["--samples", "1"], "--samples 1: a response is compared with the others to its prompt; give 2 or more"),
         (["--samples", "5"], "--batch 64 --samples 5: responses come in groups of 5"),
         (["--lora-rank", "2", "--lora-dropout", "0.1"], "--lora-dropout would move the ratio off 1"),
     ],

@@ -16,7 +16,7 @@ from tutelage.model.families import copy_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
-from tutelage.rlhf.actors import Actors, EncodedPrompt, load_actors, lower_for, roll_out, rollout_seeds
+from tutelage.rlhf.actors import Actors, EncodedPrompt, load_actors, roll_out, rollout_seeds, trunk_cache_for
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
@@ -137,9 +137,9 @@ def test_what_is_kept_is_bounded_in_bytes(
     actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
     size = 18 * 19 * actors.policy.config.width * bytes_each
     monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", size)
-    assert lower_for(actors, 18, 19) is not None and lower_for(actors, 18, 20) is None
+    assert trunk_cache_for(actors, 18, 19) is not None and trunk_cache_for(actors, 18, 20) is None
     monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", size - 1)
-    assert lower_for(actors, 18, 19) is None
+    assert trunk_cache_for(actors, 18, 19) is None
 
 
 @pytest.mark.parametrize(("samples", "batches"), [(1, [7, 7, 4]), (3, [6, 6, 6]), (9, [9, 9])])

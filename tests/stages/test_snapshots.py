@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_rloo_grpo import GRPO, RLOO, run_groups
 from world import World, files_in, interrupted, metrics, same_files
 
-from tutelage.rlhf.loop import KLBudget
+from tutelage.rlhf.loop import TrainingLoop
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import hash_input
@@ -49,13 +49,13 @@ def test_a_snapshot_is_the_run_that_ends_there(
     make, config = RL[kind]
     kept = make(world, tmp_path / "kept", replace(config, snapshot_every=2))
     assert [folder.name for folder in sorted((kept / "snapshots").iterdir())] == ["00002"]
-    original: Callable[..., bool] = KLBudget.holds
+    original: Callable[..., bool] = TrainingLoop.should_learn
 
-    def holds(self: KLBudget, measured: dict[str, float], iteration: int) -> bool:
+    def should_learn(self: TrainingLoop, measured: dict[str, float], iteration: int) -> bool:
         return original(self, measured | ({"kl": 1e12} if iteration > 2 else {}), iteration)
 
     with monkeypatch.context() as patch:
-        patch.setattr(KLBudget, "holds", holds)
+        patch.setattr(TrainingLoop, "should_learn", should_learn)
         ended = make(world, tmp_path / "ended", config)
     torch.testing.assert_close(logits(kept / "snapshots/00002"), logits(ended), atol=1e-5, rtol=1e-5)
     assert (logits(kept / "snapshots/00002") - logits(kept)).abs().max() > 1e-3

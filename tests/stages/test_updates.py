@@ -177,13 +177,13 @@ def test_the_coefficient_follows_what_was_measured(world: World, tmp_path: Path)
     assert len({line["penalty_coef"] for line in lines}) > 1
 
 
-def test_a_high_price_keeps_the_policy_near(world: World, tmp_path: Path) -> None:
+def test_a_high_penalty_keeps_the_policy_near(world: World, tmp_path: Path) -> None:
     """The same rate, the same rollout: with a coefficient of 1,024 an iteration moves the policy much less."""
     far = []
     for name, coef in (("free", 1e-9), ("dear", 1024.0)):
         config = replace(PENALTY, batch=16, minibatch=16, epochs=8)
         bench = Bench(world, tmp_path / name, world.reward, config)
-        bench.learner.penalty = coef
+        bench.learner.penalty_coef = coef
         found = improve(bench.learner, bench.rollout, *estimate(bench.rollout, config), config, torch.Generator(), 9)
         far.append(found["update_kl"])
     assert far[1] < far[0] / 3
@@ -192,7 +192,7 @@ def test_a_high_price_keeps_the_policy_near(world: World, tmp_path: Path) -> Non
 def test_what_an_update_moved_is_measured_on_all_tokens(world: World, tmp_path: Path) -> None:
     bench = Bench(world, tmp_path / "bench", world.reward, PENALTY)
     assert adapt_penalty(bench.learner, bench.rollout, [torch.arange(8)], PENALTY)["update_kl"] == pytest.approx(0.0)
-    assert bench.learner.penalty == 0.5  # nothing moved: half the price
+    assert bench.learner.penalty_coef == 0.5  # nothing moved: half the coefficient
     before = every_logprob(bench, range(8))
     count = sum(w.numel() for w in trainable(bench.learner.policy).values())
     moved(bench.learner.policy, torch.randn(count, generator=torch.Generator().manual_seed(2)), 1e-2)
@@ -208,9 +208,9 @@ def test_what_an_update_moved_is_measured_on_all_tokens(world: World, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (["--update", "trpo"], "--update trpo: its step is one within the KL of a rollout, not of text; add --no-ptx"),
+        (["--update", "trpo"], "--update trpo: TRPO cannot mix in a pretraining loss; add --no-ptx"),
         (["--update", "trpo", "--no-ptx", "--epochs", "2"], "it takes one step a rollout; give --value-epochs"),
-        (["--update", "penalty", "--update-kl", "0"], "--update penalty --update-kl 0: the policy could never move"),
+        (["--update", "penalty", "--update-kl", "0"], "--update penalty --update-kl 0: the policy could not move"),
     ],
 )
 def test_settings_without_a_meaning(

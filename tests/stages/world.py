@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tutelage.data.panel import Panel
+from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.run import Interrupted, Run
 from tutelage.stages.pretrain import PretrainConfig, pretrain
 from tutelage.stages.rank import RankConfig, rank
@@ -101,6 +102,13 @@ class World:
 def named(reward: Any) -> tuple[str, ...]:
     """As the command line has it: one reward or several, by name."""
     return tuple(map(str, reward)) if isinstance(reward, tuple) else (str(reward),)
+
+
+def rl_inputs(world: World, out: Path) -> RLInputs:
+    """The world's own models and files, as PPO, RLOO and GRPO take them."""
+    return RLInputs(
+        policy=world.sft, reward=named(world.reward), prompts=(world.prompts,), out=out, corpus=(world.corpus,)
+    )
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

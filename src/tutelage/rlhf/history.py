@@ -1,66 +1,69 @@
-"""What has been measured of a reinforcement-learning run, as far as its checks may ask: its start and its end."""
+"""The metrics of a reinforcement-learning run that its checks read: those of its first and of its last iterations."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Line = dict[str, float]  # what is measured of one iteration: the keys of docs/metrics.md
+Metrics = dict[str, float]  # of one iteration; docs/metrics.md defines the keys
 
-PATIENCE = 5  # "several" iterations: one or two are noise at a batch of 64
+PATIENCE = 5  # iterations that a condition must last: one or two are noise at a batch of 64
 WINDOW = 2 * PATIENCE  # how far any check looks back
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the checks have to know of the run's settings."""
+    """The settings of a run that its checks depend on."""
 
     dtype: str  # torch's name of the precision
-    longest: int  # tokens of a response
-    share: float  # length that the pretraining gradient is to have, the policy gradient's being 1
-    algorithm: str  # as people say it: PPO, RLOO, GRPO, ...
+    max_tokens: int  # of a response
+    ptx_share: float  # norm of the pretraining gradient relative to the policy gradient's
+    algorithm: str  # its usual name: PPO, RLOO, GRPO, ...
 
 
 @dataclass(frozen=True)
 class History:
-    """What has been measured so far, as far as a check may ask for it."""
+    """The metrics so far that a check may read."""
 
     limits: Limits
-    opening: list[Line]  # the first PATIENCE iterations
-    recent: list[Line]  # the last WINDOW
+    opening: list[Metrics]  # the first PATIENCE iterations
+    recent: list[Metrics]  # the last WINDOW
     iteration: int
 
     @property
-    def rate(self) -> str:
+    def step_option(self) -> str:
         """The option that makes steps smaller."""
         return "--update-kl" if self.limits.algorithm == "TRPO" else "--lr"
 
     def now(self, key: str) -> float:
-        """NaN where it is not measured, which no comparison holds for."""
+        """The newest value; NaN if it was not measured, so that every comparison is false."""
         return self.recent[-1].get(key, math.nan)
 
     def first(self, key: str) -> float:
+        """The value of the first iteration; NaN if it was not measured."""
         return self.opening[0].get(key, math.nan)
 
     def last(self, key: str, count: int = PATIENCE) -> list[float]:
-        """The last `count` values; NaN if there have not been so many."""
+        """The last `count` values; [NaN] before there are so many."""
         values = [line.get(key, math.nan) for line in self.recent[-count:]]
         return values if len(values) == count else [math.nan]
 
-    def objectives(self, lines: Sequence[Line]) -> list[float]:
-        """Score less drift of PATIENCE lines, all at the price that the run began with: --kl-target moves it, and what
-        is worth more in one iteration would be worth less at the price of another. NaN for fewer lines.
+    def objectives(self, lines: Sequence[Metrics]) -> list[float]:
+        """score - beta KL of each iteration; [NaN] for fewer than PATIENCE.
+
+        beta is the KL coefficient that the run began with. With --kl-target it changes from iteration to iteration, and
+        objectives at different coefficients cannot be compared.
         """
         if len(lines) < PATIENCE:
             return [math.nan]
-        price = self.first("kl_coef")
-        return [line.get("score", math.nan) - price * line.get("kl", math.nan) for line in lines]
+        beta = self.first("kl_coef")
+        return [line.get("score", math.nan) - beta * line.get("kl", math.nan) for line in lines]
 
     def lasting(self, holds: Callable[[float], bool], key: str, count: int = PATIENCE) -> bool:
-        """Whether this has held for so long."""
+        """Whether a condition on a metric held in each of the last `count` iterations."""
         return all(holds(value) for value in self.last(key, count))
 
-    def throughout(self, unsound: Callable[[Line, Line], bool]) -> bool:
-        """Whether this has held, between the first iteration and each of the last ones."""
+    def throughout(self, unsound: Callable[[Metrics, Metrics], bool]) -> bool:
+        """Whether a condition on (first iteration, later iteration) held in each of the last PATIENCE iterations."""
         recent = self.recent[-PATIENCE:]
         return len(recent) == PATIENCE and all(unsound(self.opening[0], line) for line in recent)
 
@@ -70,7 +73,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def significant(values: Sequence[float]) -> float:
-    """By how many standard errors the second half lies above the first (Welch's t); NaN for fewer than four."""
+    """Welch's t: by how many standard errors the mean of the second half exceeds the first's; NaN below 4 values."""
     halves = values[: len(values) // 2], values[len(values) // 2 :]
     if len(halves[0]) < 2:
         return math.nan

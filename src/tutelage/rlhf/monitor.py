@@ -1,11 +1,11 @@
-"""Watches a reinforcement-learning run: what is measured of each iteration -> findings in plain words.
+"""Monitors a reinforcement-learning run: the metrics of each iteration -> findings in plain words.
 
-    Monitor(limits).look(iteration, measured) -> [Finding(iteration, name, words, verdict)]
+    Monitor(limits).record(iteration, metrics) -> [Finding(iteration, name, words, verdict)]
 
-The checks themselves, with their thresholds, are in `checks.py`. Each finds something once in a run, not in each
-iteration. Most only warn; what cannot be learnt from ends the run (stop: the best sound policy is kept), and so does
-what is broken outright, but that a run which has learnt nothing yet is refused. No tensors: a run's own measurements,
-and no number of the training.
+The checks and their thresholds are in `diagnostics.py`. Each reports once in a run, not in each iteration. The verdict
+`warn` only informs. `stop` ends a run that nothing more can be learned from and keeps its best policy. `refuse` does
+the same, but in the first iteration it refuses the run, because nothing has been learned yet. The monitor only reads
+numbers; it changes none of the training.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.rlhf.diagnostics import CHECKS, UNSOUND, Verdict
-from tutelage.rlhf.history import PATIENCE, WINDOW, History, Limits, Line
+from tutelage.rlhf.history import PATIENCE, WINDOW, History, Limits, Metrics
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: since when, its name, and the numbers, the likely cause and the next move in words."""
+    """One thing that is wrong: since when, its name, and in words the numbers, a likely cause and the next move."""
 
     iteration: int
     name: str
@@ -28,42 +28,42 @@ class Finding:
 
 
 class Monitor:
-    """The checks over one run. It can be stopped and taken up again: `state` and `load`."""
+    """Applies the checks to one run. `state` and `load` carry it through an interruption."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.seen = History(limits, opening=[], recent=[], iteration=-1)
+        self.history = History(limits, opening=[], recent=[], iteration=-1)
         self.findings: list[Finding] = []
 
-    def look(self, iteration: int, measured: Line) -> list[Finding]:
-        """What is wrong since this iteration. Call it as often as more is known of an iteration."""
-        self.seen = self._with(iteration, measured)
+    def record(self, iteration: int, metrics: Metrics) -> list[Finding]:
+        """Add an iteration's metrics, all at once or in several calls. Returns what is newly wrong."""
+        self.history = self._with(iteration, metrics)
         known = {finding.name for finding in self.findings}
-        found = [
+        new = [
             Finding(iteration, name, words, verdict)
             for name, verdict, check in CHECKS
-            if name not in known and (words := check(self.seen))
+            if name not in known and (words := check(self.history))
         ]
-        self.findings += found
-        return found
+        self.findings += new
+        return new
 
     def add(self, iteration: int, name: str, words: str) -> Finding:
-        """What was found elsewhere and ends the run."""
+        """A finding made elsewhere that ends the run."""
         self.findings.append(Finding(iteration, name, words, "stop"))
         return self.findings[-1]
 
-    def _with(self, iteration: int, measured: Line) -> History:
-        opening, recent = list(self.seen.opening), list(self.seen.recent)
-        if iteration == self.seen.iteration:
-            measured = recent.pop() | measured
+    def _with(self, iteration: int, metrics: Metrics) -> History:
+        opening, recent = list(self.history.opening), list(self.history.recent)
+        if iteration == self.history.iteration:
+            metrics = recent.pop() | metrics
             opening = opening[:iteration] if iteration < PATIENCE else opening
-        opening = opening if len(opening) == PATIENCE else [*opening, measured]
-        return History(self.limits, opening, [*recent, measured][-WINDOW:], iteration)
+        opening = opening if len(opening) == PATIENCE else [*opening, metrics]
+        return History(self.limits, opening, [*recent, metrics][-WINDOW:], iteration)
 
     @property
     def sound(self) -> bool:
-        """Whether the policy of the last rollout is worth keeping: no hard limit is crossed, if only for now."""
-        first, now = self.seen.opening[0], self.seen.recent[-1]
+        """Whether the policy of the last rollout is worth keeping: none of the hard limits is crossed at the moment."""
+        first, now = self.history.opening[0], self.history.recent[-1]
         return not any(unsound(first, now) for unsound in UNSOUND)
 
     def results(self) -> list[dict[str, Any]]:
@@ -74,22 +74,25 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         """All that later findings depend on."""
-        seen = {"opening": self.seen.opening, "recent": self.seen.recent, "iteration": self.seen.iteration}
-        return seen | {"findings": [asdict(finding) for finding in self.findings]}
+        history = {"opening": self.history.opening, "recent": self.history.recent, "iteration": self.history.iteration}
+        return history | {"findings": [asdict(finding) for finding in self.findings]}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.seen = History(self.limits, state["opening"], state["recent"], state["iteration"])
+        self.history = History(self.limits, state["opening"], state["recent"], state["iteration"])
         self.findings = [Finding(**finding) for finding in state["findings"]]
 
 
-def tell(findings: Sequence[Finding], say: Callable[[str], None]) -> str | None:
-    """One line for each; returns why the run has to end, if it has to. Raises InputError where it is refused."""
-    stopped = None
+def report(findings: Sequence[Finding], say: Callable[[str], None]) -> str | None:
+    """Say each finding in one line. Returns why the run has to end, or None.
+
+    Raises InputError where a finding refuses the run.
+    """
+    reason = None
     for finding in findings:
         line = f"iteration {finding.iteration}: {finding.name}: {finding.words}"
         if finding.verdict == "refuse" and finding.iteration == 0:
             raise InputError(f"policy: {line}")
         say(f"{'found' if finding.verdict == 'warn' else 'stopped'} at {line}")
         if finding.verdict != "warn":
-            stopped = f"{finding.name} at iteration {finding.iteration}"
-    return stopped
+            reason = f"{finding.name} at iteration {finding.iteration}"
+    return reason

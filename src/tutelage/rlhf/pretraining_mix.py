@@ -1,4 +1,4 @@
-"""The pretraining text that PPO-ptx mixes in (Ouyang et al. 2022, eq. 2): windows of it, and the policy's loss on them.
+"""The pretraining text that PPO-ptx mixes in (Ouyang et al. 2022, eq. 2), and the policy's loss on it.
 
 corpus -> as many windows as the run will use -> next-token loss -> its share of the gradient (`learning/ptx.py`)
 """
@@ -25,19 +25,19 @@ from tutelage.text.tokenizer import Tokenizer
 
 
 class PretrainingMix:
-    """Windows of text in a fixed random order, and how far a run has come in them."""
+    """Windows of text in a fixed random order, and how many of them the run has used."""
 
     def __init__(self, windows: Windows, absent: Tensor, device: torch.device, length: float):
         self.windows = windows
-        self.absent = absent.to(device)  # tokens that this text never holds
+        self.absent = absent.to(device)  # special tokens that never occur in this text
         self.used = 0
         self.share = PretrainingShare(length)
 
     def loss(self, policy: GPT, count: int) -> Tensor:
-        """GPT's next-token loss of the policy, a token mean, on the next `count` windows.
+        """Mean next-token loss of the policy on the next `count` windows.
 
-        Its softmax leaves out what such text never holds, the chat's markers: it would push them away at every step,
-        and the policy would forget to end its turns.
+        The softmax leaves out the chat's special tokens, which such text never holds. Otherwise every step would lower
+        their probability, and the policy would forget to end its turns.
         """
         batch = self.windows.batch(self.used, count).to(policy.embedding.weight.device)
         self.used += count
@@ -51,32 +51,31 @@ class PretrainingMix:
         self.used, self.share.ratios = state["used"], state["ratios"]
 
 
-def open_mix(run: Run, actors: Actors, corpus: Sequence[Path], steps: int) -> PretrainingMix:
-    """Enough windows for so many optimizer steps of a run, if the corpus has them."""
-    config: RLConfig = run.config  # type: ignore[assignment]
+def open_mix(run: Run, config: RLConfig, actors: Actors, corpus: Sequence[Path], steps: int) -> PretrainingMix:
+    """Enough windows for this many optimizer steps, if the corpus has them."""
     length = text_length(config.ptx_window, actors.policy.config.context, "--ptx-window")
-    used, generator = steps * config.ptx_windows, run.generator("mix")
-    return read_mix(actors.tokenizer, corpus, length, used, config.ptx_share, generator, run.device.torch_device)
+    count, generator = steps * config.ptx_windows, run.generator("mix")
+    windows = read_windows(actors.tokenizer, corpus, length, count, generator)
+    absent = absent_specials(actors.tokenizer, windows)
+    return PretrainingMix(windows, absent, run.device.torch_device, config.ptx_share)
 
 
-def read_mix(
-    tokenizer: Tokenizer, corpus: Sequence[Path], length: int, count: int, share: float, generator: torch.Generator,
-    device: torch.device,
-) -> PretrainingMix:  # fmt: skip
-    """Windows of `length` tokens, `count` of them or what there is; their gradient is to be `share` of the policy's.
+def read_windows(
+    tokenizer: Tokenizer, corpus: Sequence[Path], length: int, count: int, generator: torch.Generator
+) -> Windows:
+    """Windows of `length` tokens: `count` of them, or as many as the corpus fills.
 
     Raises InputError when the corpus fills none.
     """
     texts = [document.plain_text() for document in read_documents(corpus)]
     ids = encode_enough(tokenizer, texts, count * length + 1, generator)
-    found = window_count(ids, length)
-    if found == 0:
-        raise InputError(f"corpus: it has {len(ids)} tokens, a window takes {length + 1}; give more text")
-    windows = Windows(ids, length, torch.randperm(found, generator=generator).numpy())
-    return PretrainingMix(windows, absent_specials(tokenizer, windows), device, share)
+    available = window_count(ids, length)
+    if available == 0:
+        raise InputError(f"corpus: it has {len(ids)} tokens, and one window takes {length + 1}; give more text")
+    return Windows(ids, length, torch.randperm(available, generator=generator).numpy())
 
 
 def absent_specials(tokenizer: Tokenizer, windows: Windows) -> Tensor:
-    """(A,) the special tokens that do not come in the text at all."""
-    held = set(np.unique(windows.ids).tolist())
-    return torch.tensor(sorted(set(tokenizer.special.values()) - held), dtype=torch.long)
+    """(A,) the special tokens that never occur in the windows."""
+    present = set(np.unique(windows.ids).tolist())
+    return torch.tensor(sorted(set(tokenizer.special.values()) - present), dtype=torch.long)

@@ -20,7 +20,7 @@ from tutelage.learning.losses import masked_mean
 from tutelage.learning.trust_region import Product, fisher_product, flat, line_search, natural_step, surrogate
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
-from tutelage.rlhf.history import Line
+from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import PolicyLearner, check_ratio, ratio_error
 from tutelage.sampling.rollout import Responses, Rollout, in_parts, response_hidden, response_logprobs
 
@@ -33,7 +33,7 @@ FISHER_EVERY = 5  # responses: a fifth of them (openai/baselines); the search's 
 def trust_region_step(
     learner: PolicyLearner, rollout: Rollout, advantages: Tensor, parts: Sequence[Tensor], *, limit: float,
     temperature: float,
-) -> Line:  # fmt: skip
+) -> Metrics:  # fmt: skip
     """One step, `limit` nats a token at most. Log-probabilities are computed in `parts`, as the rollout's were.
 
     Raises TrainingError where the ratio is off 1 before it, or the gradient is not finite.
