@@ -9,7 +9,6 @@ from tutelage.data.records import Document, Messages
 from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAnswers
 from tutelage.data.splits import unit_hash
 
-# fmt: off
 NAMES = {
     "en": (
         "Abe Ada Adam Aida Alan Alba Alex Alma Amir Amy Ana Andy Anna Anya April Aria Arlo Asa Ash Ava Axel Ayla Bea "
@@ -26,7 +25,6 @@ NAMES = {
     ).split(),
     "zh": "小明 小红 小华 小丽 小军 小芳 小强 小燕 小刚 小梅 小东 小雪 小林 小云 小波 小玉 小海 小兰 小龙 小月".split(),
 }
-# fmt: on
 
 
 def from_conversation(conversation: Conversation, salt: str) -> Document:

@@ -47,7 +47,7 @@ def encode_enough(tokenizer: Tokenizer, texts: Sequence[str], needed: int, gener
 
 
 def window(ids: np.ndarray, rows: Sequence[int] | np.ndarray, length: int) -> Tensor:
-    """(B, length + 1): the windows with numbers `rows`. The last token of a window is the first of the next one."""
+    """(B, length + 1): windows `rows` of the stream. Window r starts at token r * length, the last of window r - 1."""
     return torch.from_numpy(np.stack([ids[r * length : (r + 1) * length + 1] for r in rows]).astype(np.int64))
 
 

@@ -3,8 +3,9 @@
     (prompt, response)  -> features -> utility   the gold score, without bias or noise
     (prompt, responses) -> annotate -> ranks     the ranking by annotator `simulated:1`, `simulated:2` or `simulated:3`
 
-The gold score is a weighted sum of the rubric's features (`rubric.py`). Each annotator has different weights and adds
-logistic noise, which depends only on annotator, prompt, response and seed. Small differences become ties.
+The gold score is the panel's noise-free opinion of a response: a weighted sum of the rubric's features (`rubric.py`).
+Each annotator has different weights and adds logistic noise, which depends only on annotator, prompt, response and
+seed. Small differences become ties.
 Weights and noise were calibrated once with benchmarks/calibrate_panel.py and are frozen. Of the pairs that two
 annotators both rank strictly, they order about 73 % alike, as InstructGPT's labelers did. Every result that depends on
 these constants records `constants_hash`.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from tutelage.errors import InputError
 
 PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "url": "[URL]"}
-PHONE_REGIONS = ("US", "CN")  # for numbers without a country code; those with one are found for any country
+PHONE_REGIONS = ("US", "CN")  # how to read numbers without a country code; those with one are found for any country
 
 # ASCII without space, quotes, < and >. A final full stop is not part of the address.
 _ADDRESS = r"[!#-;=?-~]*[0-9A-Za-z/_=#&~-]"
@@ -32,9 +32,8 @@ _EMAIL = re.compile(
 )
 _CN_MOBILE = re.compile(r"(?<![0-9A-Za-z])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![0-9A-Za-z])", re.ASCII)
 _SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")  # fewer are not a phone number: skip the slow search
-_SUSPECT = re.compile(
-    r"[@:]|\.[0-9A-Za-z]|" + _SEVEN_DIGITS.pattern
-)  # every match of the other patterns contains one of these
+# Every match of the other patterns contains one of these.
+_SUSPECT = re.compile(r"[@:]|\.[0-9A-Za-z]|" + _SEVEN_DIGITS.pattern)
 
 Span = tuple[int, int, str]
 

@@ -103,7 +103,7 @@ def check_room(context: int, max_prompt: int, max_tokens: int, model: object = "
 
 
 def text_length(requested: int, context: int, option: str) -> int:
-    """Tokens per row of text: `requested`, or if that is 0 the context, capped at 512 because memory grows with it.
+    """Tokens per row of text: `requested`, or if that is 0, the context but at most 512, because memory grows with it.
 
     Raises InputError if more than the context is requested.
     """

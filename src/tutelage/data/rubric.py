@@ -11,7 +11,7 @@ The rubric stands in for human rankings until there are some. It does not judge 
 never tuned to make a result look better.
 
 `fit` is a mean of pointwise mutual information: PMI = log(joint / expected), with SMOOTHING added to both counts.
-- SMOOTHING makes a pair that never met mild evidence against the response.
+- With SMOOTHING, a pair of words never seen together is only mild evidence against the response.
 - A word's mean PMI over all turns is subtracted. Words that go with everything earn nothing, and a sentence that is the
   same for all turns gets 0.
 - Words copied from the turn are left out, so parroting earns nothing.
@@ -32,7 +32,7 @@ MIN_PAIR_COUNT = 3  # number of turns in which a pair must occur; rarer pairs co
 SMOOTHING = 3.0
 NEUTRAL_PAIRS = 12
 FIT_SCALE = 0.06  # the smoothed mean PMI that gives a fit of 1
-FIT_NOTHING = -0.5  # for a response of function words only, which would suit any turn
+FIT_NOTHING = -0.5  # for a response of function words and copied words only, which would suit any turn
 
 FUNCTION_WORDS = frozenset(
     "a an the and or but if so as of to in on at by for with from about into than then that this these those there "

@@ -3,8 +3,8 @@
     texts -> train_bpe -> Tokenizer;  Tokenizer.encode(text) -> ids;  Tokenizer.decode(ids) -> text
 
 Byte-level BPE as in GPT-2 (Radford et al. 2019, section 2.2), trained and run by the library `tokenizers`. Where we
-differ: text is always encoded as ordinary text, even the string "<|user|>". Special tokens are added only by
-`text/chat.py` and when documents are packed. The saved files can be loaded by transformers.
+differ: text is always encoded as ordinary text, even the string "<|user|>". Special ids come only from
+`text/chat.py` and from packing documents. The saved files can be loaded by transformers.
 """
 
 import hashlib
