@@ -1,8 +1,8 @@
-"""Files that are either whole or absent.
+"""Atomic file writes: a file is complete or absent.
 
-A file is written under a temporary name in the same folder, forced to the disk, and renamed; the folder is forced
-too, so that neither kill -9 nor a full disk nor a power cut leaves half a file under the real name.
-Any room may import this file.
+A file is written under a temporary name in the same folder, synced to disk and renamed, and then the folder is synced.
+Thus kill -9, a full disk or a power cut never leaves a partial file under the final name.
+Any package may import this module.
 """
 
 import os
@@ -14,14 +14,14 @@ from typing import IO
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file that becomes `path` when the block ends well, and vanishes when it does not."""
+    """Open a temporary file. It replaces `path` when the block succeeds and is deleted when the block raises."""
     with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path, for libraries that open their file themselves; it becomes `path` when the block ends well."""
+    """Like `atomic_write`, but yield only the temporary path, for libraries that open the file themselves."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to the disk (a rename is only safe after this)."""
+    """Sync a folder's directory entries to disk. A rename is durable only after this."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,6 +44,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Force a file's content to the disk."""
+    """Sync a file's content to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

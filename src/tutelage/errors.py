@@ -1,13 +1,13 @@
-"""The exceptions a user should ever see.
+"""The exceptions meant for the user.
 
-Any room may import this file. The command line prints an `InputError` as a single line and exits with 2;
-every other exception is our bug and keeps its traceback (exit 1).
+Any package may import this module. The command line prints an `InputError` as one line and exits with status 2.
+Any other exception is a bug in tutelage: it keeps its traceback and exits with status 1.
 """
 
 
 class InputError(Exception):
-    """Something the user gave does not fit: the thing, the facts that disagree, the next move, in one line."""
+    """Invalid user input. The message is one line: the thing, the facts that disagree, the next move."""
 
 
 class TrainingError(InputError):
-    """A step that cannot be taken: whoever has something worth keeping by then may end with it instead."""
+    """A training step failed. A stage that already has a model worth keeping may catch this and end with that model."""

@@ -1,4 +1,4 @@
-"""Cleaning: cases worked by hand, and the law that cleaning twice is cleaning once."""
+"""Cleaning: cases worked by hand, and idempotence."""
 
 import pytest
 from hypothesis import given

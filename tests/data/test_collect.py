@@ -1,4 +1,4 @@
-"""The collect stage on the first conversations of the real packages: every file, and the promises between them."""
+"""The collect stage on the first conversations of the real packages: every file, and their consistency."""
 
 import importlib.util
 import json

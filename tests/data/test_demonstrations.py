@@ -1,4 +1,4 @@
-"""Windows of a conversation, counted with a tokenizer whose lengths are known: one token a letter, one a turn."""
+"""Windows of a conversation, with a tokenizer of known lengths: one token per letter and one per turn."""
 
 from dataclasses import dataclass
 

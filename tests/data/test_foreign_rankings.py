@@ -1,4 +1,4 @@
-"""Rankings from elsewhere, in the shapes people have, and the pairs in a ranking."""
+"""Rankings from other sources, in every accepted shape, and the pairs in a ranking."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_plain_text_prompt(tmp_path: Path):
         ("[]", "empty"),
         ("[{}", "not JSON"),
         ('[\n{"chosen": "a",\n"rejected": "b",\n"prompt": "c"},\n\n  3]', "line 6: must be a JSON object"),
-        ('[\n{"chosen": "a", "rejected": "b"}]', "line 2: a pair needs its context"),
+        ('[\n{"chosen": "a", "rejected": "b"}]', "line 2: a pair needs its prompt"),
         ('{"text": "x"}', "line 1: neither a ranking"),
         ('{"prompt": "x", "chosen": 1, "rejected": "b"}', "chosen"),
         ('{"conversations": [{"from": "cat", "value": "x"}], "chosen": "a", "rejected": "b"}', "human, gpt or system"),

@@ -1,4 +1,4 @@
-"""Packing: rows by hand, and packed conversations compute what they would compute alone (P1, P2, P4)."""
+"""Packing: rows by hand, and packed conversations give the same results as when computed alone."""
 
 from typing import Any
 
@@ -37,9 +37,9 @@ def gradients(model: GPT, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])  # learned positions see a wrong restart, rotary ones cannot
+@pytest.mark.parametrize("family", ["gpt2", "modern"])  # learned positions detect a wrong restart, rotary ones cannot
 def test_packed_equals_alone_in_loss_and_gradient(make_gpt: Any, family: str) -> None:
-    """P1, P4. The gradient is the sharp half: without the mask the loss is off by .006, the gradient by .12."""
+    """The gradient is the sensitive check: without the mask the loss is off by .006, the gradient by .12."""
     model = make_gpt(family)
     conversations = examples(7, 5, 9, 3)
     packed = pack([[conversations[0], conversations[1]], [conversations[2], conversations[3]]], 16, PAD)
@@ -51,8 +51,8 @@ def test_packed_equals_alone_in_loss_and_gradient(make_gpt: Any, family: str) ->
     assert int(packed.supervised.sum()) == sum(count for _, count in alone)
 
 
-def test_neighbours_do_not_see_each_other(make_gpt: Any) -> None:
-    """P2, bit for bit."""
+def test_packed_conversations_do_not_attend_to_each_other(make_gpt: Any) -> None:
+    """Bit for bit."""
     model = make_gpt("gpt2")
     a, b = examples(6, 7)
     other = Example([(i + 1) % 300 for i in a.ids], a.supervised)
@@ -68,17 +68,17 @@ def test_layout_by_hand() -> None:
     assert packed.ids.tolist() == [[11, 12, 13, 21, 22, PAD, PAD]]
     assert packed.positions.tolist()[0][:5] == [0, 1, 2, 0, 1]
     assert packed.segments.tolist() == [[0, 0, 0, 1, 1, -1, -1]]
-    # The first token of each conversation is never a target: 21 would be predicted from 13, a stranger.
+    # The first token of each conversation is never a target: 21 would be predicted from 13, of another conversation.
     assert packed.supervised.tolist() == [[False, False, True, False, True, False, False]]
-    looks = packed.mask()[0, 0]
-    assert looks[:5, :5].int().tolist() == [
+    mask = packed.mask()[0, 0]
+    assert mask[:5, :5].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
-    assert looks.any(-1).all()  # a pad sees itself, so that no softmax is empty
+    assert mask.any(-1).all()  # padding attends to itself, so that no softmax is empty
 
 
 @given(lengths=st.lists(st.integers(1, 20), max_size=30))
@@ -91,7 +91,7 @@ def test_every_example_is_in_exactly_one_row_that_holds_it(lengths: list[int]) -
 
 
 def test_an_example_longer_than_a_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="example 1 has 9 tokens, a row holds 8"):
+    with pytest.raises(ValueError, match="example 1 has 9 tokens, but a row has room for 8"):
         pack_rows([3, 9], 8)
 
 

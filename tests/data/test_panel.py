@@ -1,4 +1,4 @@
-"""The panel: PMI against its definition, what each feature rewards, and annotators who agree as much as people do."""
+"""The panel: PMI against its definition, what each feature rewards, and reproducible annotators."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def ask(text: str):
 
 
 def test_fit_is_the_mean_of_smoothed_pmi():
-    """The definition in plain Python: log of joint over expected, less the word's mean over all turns."""
+    """Against the definition in plain Python: log of joint over expected, minus the word's mean over all turns."""
     pairs = dialogues()
     counted = WordPairs.count(pairs)
     turns = [(set(rubric.content_words(t)), set(rubric.content_words(a))) for t, a in pairs]
@@ -64,15 +64,15 @@ def test_fit_is_the_mean_of_smoothed_pmi():
     turn, answer = (
         "my dog story",
         "the puppy needs cheese and oven, a nice story",
-    )  # "story" is copied, "needs" was never heard
+    )  # "story" is copied, "needs" is in no answer
     known = ["puppy", "cheese", "oven", "nice"]
     total = sum(pmi(w, v) - usual(v) for w in ("my", "dog", "story") for v in known)
     expected = total / (3 * 5 + rubric.NEUTRAL_PAIRS) / rubric.FIT_SCALE
     assert counted.fit(turn, answer) == pytest.approx(max(-1, min(1, expected)), abs=1e-4)
-    assert abs(expected) < 1  # or the test would see the bounds only
+    assert abs(expected) < 1  # otherwise the test would only check the bounds
 
 
-def test_on_topic_beats_off_topic_and_a_sentence_for_all_turns_comes_out_at_nothing(panel: Panel):
+def test_on_topic_beats_off_topic_and_a_sentence_for_all_turns_gets_no_fit(panel: Panel):
     assert panel.features(ask("my dog story"), "a puppy on a leash")["fit"] > 0.5
     assert panel.features(ask("my dog story"), "cheese from the oven")["fit"] < -0.5
     everywhere = [panel.features(ask(f"my {topic} story"), "sound nice")["fit"] for topic in TOPICS]
@@ -83,7 +83,7 @@ def test_parroting_earns_no_fit(panel: Panel):
     assert panel.features(ask("my dog story"), "dog dog dog")["fit"] == rubric.FIT_NOTHING
 
 
-def test_a_short_question_on_the_topic_beats_what_it_should(panel: Panel):
+def test_a_short_question_on_the_topic_beats_worse_responses(panel: Panel):
     prompt = ask("my dog story")
     good = panel.utility(prompt, "nice, does the puppy bark on a walk?")
     for worse in (
@@ -193,7 +193,7 @@ def test_annotators_are_the_same_in_every_process(panel: Panel, tmp_path: Path):
 
 
 def test_noise_is_logistic():
-    """Its quantiles: 0 in the middle, log 3 at three quarters."""
+    """The median is 0, and the upper quartile is log 3."""
     assert panel_module._logistic(0.5) == 0
     assert panel_module._logistic(0.75) == pytest.approx(math.log(3))
     assert math.isfinite(panel_module._logistic(0.0)) and math.isfinite(panel_module._logistic(1.0))
@@ -240,4 +240,4 @@ def test_fast_enough_for_thousands_of_samples(panel: Panel):
     start = time.process_time()
     for answer in answers:
         panel.utility(prompt, answer)
-    assert len(answers) / (time.process_time() - start) > 2000  # 9,000 a second alone on the machine it was written on
+    assert len(answers) / (time.process_time() - start) > 2000  # measured: 9,000 per second on an idle machine

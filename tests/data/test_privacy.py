@@ -1,4 +1,4 @@
-"""Redaction: each kind in English and right beside Chinese characters, and what must not be taken for it."""
+"""Redaction: each kind in English and next to Chinese characters, and texts that must be left alone."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Prompts: which turns become one, how they are cut to fit, and which are chosen."""
+"""Prompts: which turns become prompts, how prompts are cut to fit, and which are selected."""
 
 from tutelage.data import prompts
 from tutelage.data.records import Prompt
@@ -17,7 +17,13 @@ def test_every_user_turn_with_a_real_word():
     found = list(prompts.from_conversation(conversation, "test"))
     assert [p.prompt[-1]["content"] for p in found] == ["hi you", "今", "last one"]
     assert all(p.conversation == "c" and p.split == "test" for p in found)
-    assert [m["content"] for m in found[-1].prompt] == ["e5", "f", "今", "h", "last one"]  # five: six would open with d
+    assert [m["content"] for m in found[-1].prompt] == [
+        "e5",
+        "f",
+        "今",
+        "h",
+        "last one",
+    ]  # five: the sixth, d, is an assistant turn
 
 
 def length(tokenizer, messages) -> int:

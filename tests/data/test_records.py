@@ -1,4 +1,4 @@
-"""Readers: what is good comes back as it was, what is bad is one line with file, line number and the next move."""
+"""Readers: valid records round-trip, and invalid ones give a one-line error with file, line and the next move."""
 
 import json
 from pathlib import Path
@@ -71,14 +71,14 @@ def test_missing_file_and_folder(tmp_path: Path):
         ({"messages": [ASSISTANT]}, "no assistant turn"),
         ({"messages": [USER, {"role": "assistant", "content": "  "}]}, "no assistant turn"),
         ({"messages": []}, "an empty list"),
-        ({"messages": "hi"}, "a text"),
+        ({"messages": "hi"}, "a string"),
         ({"messages": [USER, "hi"]}, "message 2: must be an object"),
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, 'message 2: "role" must be one of'),
         ({"messages": [{"role": ["user"], "content": "x"}]}, '"role" must be one of'),
-        ({"messages": [USER, {"role": "assistant", "content": 3}]}, 'message 2: "content" must be a text'),
+        ({"messages": [USER, {"role": "assistant", "content": 3}]}, 'message 2: "content" must be a string'),
         ({"messages": [USER, {"role": "assistant"}]}, "it is missing"),
         ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, "half a surrogate pair"),
-        ({"messages": [USER, ASSISTANT], "source": 7}, '"source" must be a text'),
+        ({"messages": [USER, ASSISTANT], "source": 7}, '"source" must be a string'),
         ({"messages": [USER, ASSISTANT], "ratings": [1]}, '"ratings"'),
     ],
 )
@@ -98,10 +98,10 @@ def test_bad_demonstrations(record, says: str):
         ({"ranks": None}, "whole numbers"),
         ({"responses": ["a"], "ranks": [1]}, "2 to 9"),
         ({"responses": ["a"] * 10, "ranks": [1] * 10}, "2 to 9"),
-        ({"responses": ["a", "b", 3]}, "list of texts"),
+        ({"responses": ["a", "b", 3]}, "list of strings"),
         ({"responses": ["a", "b", "\udc00"]}, "surrogate"),
-        ({"prompt": [USER, ASSISTANT]}, "ends with a assistant turn"),
-        ({"prompt": "hi"}, "list of messages"),
+        ({"prompt": [USER, ASSISTANT]}, "ends with a turn of role assistant"),
+        ({"prompt": "hi"}, "list of at least one message"),
     ],
 )
 def test_bad_comparisons(change, says: str):
@@ -113,16 +113,16 @@ def test_bad_comparisons(change, says: str):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"thumb": 0}, '"thumb" must be 1 (up) or -1 (down), it is 0'),
+        ({"thumb": 0}, '"thumb" must be 1 (up) or -1 (down), but it is 0'),
         ({"thumb": 1.0}, "it is 1.0"),
         ({"thumb": True}, "it is true"),
         ({"thumb": "up"}, 'it is "up"'),
         ({"thumb": [1]}, "it is [1]"),
         ({"thumb": None}, "it is null"),
-        ({"response": ["a"]}, '"response" must be a text, it is a list'),
+        ({"response": ["a"]}, '"response" must be a string, but it is a list'),
         ({"response": "\udc00"}, "surrogate"),
-        ({"prompt": [USER, ASSISTANT]}, "ends with a assistant turn"),
-        ({"annotator": 3}, '"annotator" must be a text'),
+        ({"prompt": [USER, ASSISTANT]}, "ends with a turn of role assistant"),
+        ({"annotator": 3}, '"annotator" must be a string'),
     ],
 )
 def test_bad_feedback(change, says: str):
@@ -131,13 +131,13 @@ def test_bad_feedback(change, says: str):
     assert says in str(caught.value)
 
 
-def test_a_thumb_needs_no_label_but_itself():
-    found = records.feedback_from({"prompt": [USER], "response": "", "thumb": 1}, "f, line 2")
-    assert found == records.Feedback([USER], "", 1, "unknown", "unknown")
-    assert found.where == "f, line 2" and "where" not in found.to_record()
+def test_feedback_may_omit_annotator_and_source():
+    feedback = records.feedback_from({"prompt": [USER], "response": "", "thumb": 1}, "f, line 2")
+    assert feedback == records.Feedback([USER], "", 1, "unknown", "unknown")
+    assert feedback.where == "f, line 2" and "where" not in feedback.to_record()
 
 
-def test_a_byte_order_mark_is_no_character(tmp_path: Path):
+def test_a_byte_order_mark_is_ignored(tmp_path: Path):
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(PROMPT).encode() + b"\r\n")
     assert records.read_prompts([path])[0].prompt == [USER]
@@ -162,14 +162,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path):
     assert path.read_text() == '{"a": 1}\n' and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("given, asked", [("", "Add."), (None, "Add."), ("1, 2", "Add.\n\n1, 2")])
-def test_instruction_triples_are_demonstrations(given: str | None, asked: str) -> None:
-    found = records.demonstration_from({"instruction": "Add.", "input": given, "output": "3"}, "f, line 1")
-    assert found.messages == [{"role": "user", "content": asked}, {"role": "assistant", "content": "3"}]
+@pytest.mark.parametrize("context, question", [("", "Add."), (None, "Add."), ("1, 2", "Add.\n\n1, 2")])
+def test_instruction_records_are_demonstrations(context: str | None, question: str) -> None:
+    demonstration = records.demonstration_from({"instruction": "Add.", "input": context, "output": "3"}, "f, line 1")
+    assert demonstration.messages == [{"role": "user", "content": question}, {"role": "assistant", "content": "3"}]
     for broken in (
         {"instruction": "Add."},
         {"instruction": 1, "output": "3"},
         {"instruction": "a", "input": 2, "output": "b"},
     ):
-        with pytest.raises(InputError, match="f, line 1.*must be a text"):
+        with pytest.raises(InputError, match="f, line 1.*must be a string"):
             records.demonstration_from(broken, "f, line 1")

@@ -1,4 +1,4 @@
-"""Splits: nobody is in two of them, in any process; questions are what they are whatever their punctuation."""
+"""Splits: no person is in two of them, in any process, and questions are compared without punctuation."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from tutelage.data import splits
 
 
 def village(seed: int = 0) -> list[tuple[str, str]]:
-    """Conversations inside 60 families of 6, and some with one person everybody knows."""
+    """Conversations inside 60 families of 6 people, and some with one person who knows everybody."""
     rng = random.Random(seed)
     pairs = []
     for family in range(60):
@@ -45,7 +45,7 @@ def test_nobody_is_in_two_splits_of_any_graph(edges):
 
 
 def test_the_same_in_every_process():
-    """Python orders sets of texts by a seed of the process; the splits must not notice."""
+    """Python orders sets of strings by a seed of the process, which must not affect the splits."""
     pairs = village()
     code = "import json, sys; from tutelage.data.splits import split_people; print(split_people(json.load(sys.stdin)))"
     outputs = {

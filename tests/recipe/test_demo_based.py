@@ -50,7 +50,7 @@ def test_the_whole_recipe_from_a_base(base: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tutelage", "demo", "--preset", "toy", "--base", str(base), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "padding is <|pad|> now" in done.stdout
+    assert "set the padding token to <|pad|>" in done.stdout
     assert re.findall(r"^ ?\d/9 ([a-z-]+) +\d+:\d\d", done.stdout, re.MULTILINE) == STAGES
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["stages"]) == STAGES and summary["total_seconds"] > 0

@@ -93,7 +93,7 @@ def test_an_ensemble_and_a_file(world: World, tmp_path: Path, capsys: pytest.Cap
         ({"prompt": [user("a")]}, 'line 1: holds no answer to score; give "messages"'),
         ({"prompt": [user("a")], "responses": []}, '"responses" must be a list of texts, it is an empty list'),
         ({"prompt": [user("a")], "responses": ["b", 3]}, '"responses" must be a list of texts'),
-        ({"prompt": [user("a"), assistant("b")], "response": "c"}, "the prompt ends with a assistant turn"),
+        ({"prompt": [user("a"), assistant("b")], "response": "c"}, "the prompt ends with a turn of role assistant"),
         (
             {"messages": [user("cat " * 99), assistant("b")]},
             "in.jsonl, line 1: question and answer alone need more than the 64 tokens",

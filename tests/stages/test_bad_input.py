@@ -84,7 +84,7 @@ def not_json(path: Path, world: World) -> None:
 BAD_CORPUS: list[tuple[Callable[[Path, World], None], str]] = [
     (empty, "bad.jsonl: the file is empty"),
     (not_utf8, "bad.jsonl, line 2: not UTF-8 at byte 13 of the line"),
-    (not_an_object, "bad.jsonl, line 2: must be a JSON object, it is a list"),
+    (not_an_object, "bad.jsonl, line 2: must be a JSON object, but it is a list"),
     (not_json, "bad.jsonl, line 2: not JSON"),
 ]
 
@@ -142,7 +142,7 @@ def test_prompt_and_answer_longer_than_the_context(
         words = ["rank", "--out", str(tmp_path / "out.jsonl"), "--policy", str(world.sft), "--panel", str(world.panel)]
         words += ["--prompts", str(asked), *limits]
     line = refused(words, capsys)
-    assert "need 100, the model's context is 64; lower --max-prompt or --max-tokens" in line
+    assert "need 100 tokens, but the model's context is 64; lower --max-prompt or --max-tokens" in line
     nothing_made(tmp_path / "out")
 
 
@@ -173,7 +173,7 @@ def test_prompt_and_answer_longer_than_a_reward_models_context(
     if words[0] != "evaluate":
         words += ["--policy", str(policy)]
     line = refused(words, capsys)
-    assert f"answers of 10 need 42, {short}'s context is 40; lower --max-prompt or --max-tokens" in line
+    assert f"responses of 10 need 42 tokens, but {short}'s context is 40; lower --max-prompt or --max-tokens" in line
     nothing_made(out)
 
 

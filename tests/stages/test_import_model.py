@@ -55,7 +55,7 @@ def test_added_tokens_get_rows_and_that_is_said(
     assert encode_chat(tokenizer, chat).ids == encode_chat(old_words, chat).ids  # no text can forge it
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     assert theirs.convert_tokens_to_ids("<|image|>") == 301
-    with pytest.raises(InputError, match="'<|tool|>' is a token already".replace("|", r"\|")):
+    with pytest.raises(InputError, match="'<|tool|>' is already a token".replace("|", r"\|")):
         import_model(tmp_path / "run", tmp_path / "again", ImportConfig(add_tokens=("<|tool|>",)))
 
 

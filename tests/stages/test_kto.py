@@ -274,7 +274,7 @@ def told(question: str, response: str, thumb: Any) -> dict[str, Any]:
         ([told("hi", "a", -1)], "0 thumbs up and 1 down"),
         ([told("hi", "a", 1), told("hi", "b", -1)], "all 2 thumbs are for one prompt, z0 takes two"),
         ([told("hi", "a", 1), told("so", "b", 0)], 't.jsonl, line 2: "thumb" must be 1'),
-        ([told("hi", "cat " * 80, 1), told("so", "b", -1)], r"t.jsonl, line 1: prompt and answer need \d+ tokens"),
+        ([told("hi", "cat " * 80, 1), told("so", "b", -1)], r"t.jsonl, line 1: prompt and response need \d+ tokens"),
     ],
 )
 def test_bad_feedback(world: World, tmp_path: Path, records: list[dict[str, Any]], said: str) -> None:

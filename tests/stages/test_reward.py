@@ -264,7 +264,7 @@ def test_too_long_for_the_context(world: World, tmp_path: Path) -> None:
         tmp_path / "l.jsonl",
         [{"prompt": [user("hi"), assistant("cat " * 80), user("and?")], "responses": ["a", "b"], "ranks": [1, 2]}],
     )
-    with pytest.raises(InputError, match=r"need \d+ tokens, the model's context is 64; shorten the prompt .* 'and"):
+    with pytest.raises(InputError, match=r"need \d+ tokens, but the model's context is 64; shorten the prompt .* 'and"):
         reward(world.sft, (long,), (world.demos,), tmp_path / "out", config=replace(REWARD, heldout=0.0))
     assert not (tmp_path / "out" / "model.safetensors").exists()
 

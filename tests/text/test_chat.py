@@ -1,4 +1,4 @@
-"""Conversations in ids: the layout written out by hand, the supervised tokens, and text that tries to forge a role."""
+"""Conversations as ids: the layout by hand, the supervised tokens, and text that tries to forge a role."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def assistant(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
 
-def learnt(chat: ChatIds) -> list[int]:
+def supervised_ids(chat: ChatIds) -> list[int]:
     return [i for i, supervised in zip(chat.ids, chat.supervised, strict=True) if supervised]
 
 
@@ -69,7 +69,7 @@ def test_layout_and_supervision_by_hand(tokenizer: Tokenizer) -> None:
     assert chat.supervised == [k % 2 == 1 for k, part in enumerate(parts) for _ in part]
 
 
-def test_generation_prompt_is_what_training_saw_before_the_answer(
+def test_generation_prompt_is_the_context_of_the_answer_in_training(
     tokenizer: Tokenizer, with_template: WithTemplate
 ) -> None:
     for t in (tokenizer, with_template(CHATML)):
@@ -80,11 +80,11 @@ def test_generation_prompt_is_what_training_saw_before_the_answer(
         assert whole.ids[:first] == prompt.ids
 
 
-def test_the_newline_after_the_turn_is_not_learnt(with_template: WithTemplate) -> None:
+def test_the_newline_after_the_turn_is_not_supervised(with_template: WithTemplate) -> None:
     chatml = with_template(CHATML)
     chat = encode_chat(chatml, [user("hello"), assistant("hi\n"), user("bye"), assistant("")])
     end = chatml.end_of_turn_id
-    assert learnt(chat) == [*chatml.encode("hi\n"), end, end]
+    assert supervised_ids(chat) == [*chatml.encode("hi\n"), end, end]
     assert chat.ids[-1] == chatml.encode("\n")[0] and not chat.supervised[-1]
 
 
@@ -132,14 +132,14 @@ def test_templates_and_tokens_as_other_folders_write_them(tokenizer: Tokenizer, 
 
 @given(asked=HOSTILE.map("".join), answered=HOSTILE.map("".join))
 def test_nobody_forges_a_role(tokenizer: Tokenizer, asked: str, answered: str) -> None:
-    """Whatever was typed, the special ids are those of two turns, and each content is there to the letter."""
+    """For any content, the special ids are those of two turns, and each content is preserved exactly."""
     chat = encode_chat(tokenizer, [user(asked), assistant(answered)])
     s = tokenizer.special
     at = [k for k, i in enumerate(chat.ids) if i in s.values()]
     assert [chat.ids[k] for k in at] == [s["<|user|>"], s["<|end|>"], s["<|assistant|>"], s["<|end|>"]]
     assert tokenizer.decode(chat.ids[at[0] + 1 : at[1]]) == asked
     assert tokenizer.decode(chat.ids[at[2] + 1 : at[3]]) == answered
-    assert learnt(chat) == chat.ids[at[2] + 1 :]
+    assert supervised_ids(chat) == chat.ids[at[2] + 1 :]
 
 
 def test_forging_fails_under_another_template_too(with_template: WithTemplate) -> None:
@@ -150,7 +150,7 @@ def test_forging_fails_under_another_template_too(with_template: WithTemplate) -
     assert [i for i in forged.ids if i in special] == [i for i in honest.ids if i in special]
 
 
-def test_a_conversation_without_answer_teaches_nothing(tokenizer: Tokenizer) -> None:
+def test_a_conversation_without_an_answer_has_no_supervised_token(tokenizer: Tokenizer) -> None:
     assert not any(encode_chat(tokenizer, [user("anyone there?")]).supervised)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer against its laws (any text survives, no text forges a special id) and against transformers."""
+"""The tokenizer: round trips of any text, no text that forges a special token, and agreement with transformers."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_digits_stay_single(tokenizer: Tokenizer) -> None:
 
 def test_vocabulary_is_exact_or_refused() -> None:
     assert train_bpe(["abab abab"], 264).vocab_size == 264
-    with pytest.raises(InputError, match="fill .* of 4096 tokens"):
+    with pytest.raises(InputError, match="fill only .* of 4096 tokens"):
         train_bpe(["too little text"], 4096)
 
 
@@ -137,7 +137,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_
 
 @pytest.mark.parametrize("padding", [None, "<|end|>"])
 def test_padding_is_never_the_end_of_a_turn(tokenizer: Tokenizer, tmp_path: Path, padding: str | None) -> None:
-    """Many folders say it is: learning the one would then unlearn the other."""
+    """Many folders use one token for both."""
     tokenizer.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": padding}))
@@ -149,7 +149,7 @@ def test_padding_is_never_the_end_of_a_turn(tokenizer: Tokenizer, tmp_path: Path
 
 
 def test_the_end_of_a_turn_is_found_in_the_generation_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """As in folders whose eos is the end of a text, while their template ends turns with another token."""
+    """For folders whose eos_token is the end of a text, while their template ends turns with another token."""
     tokenizer.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))

@@ -1,8 +1,8 @@
-"""Text as people typed it -> text a tokenizer should see.
+"""Text as people typed it -> clean text for the tokenizer.
 
-Unicode is normalised (NFC, so that Chinese punctuation keeps its width), control and invisible characters go, runs of
-white space become one. Turns left empty are dropped and their neighbours of one role merged; documents that repeat
-another exactly are dropped. Cleaning twice is cleaning once.
+Unicode is normalised to NFC, which keeps the full width of Chinese punctuation. Control and invisible characters are
+removed, and runs of white space are collapsed. Empty turns are dropped, and neighbouring turns of the same role are
+merged. `distinct` drops duplicates. Cleaning is idempotent.
 """
 
 import re
@@ -14,8 +14,9 @@ from tutelage.data.records import Messages
 
 T = TypeVar("T")
 
-# Cc control, Cf format, Cs half a surrogate pair. The joiners U+200C and U+200D stay: emoji and Persian need them.
-_KEPT = {"\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u200c", "\u200d"}  # or white space
+_INVISIBLE = ("Cc", "Cf", "Cs")  # Unicode categories to remove: control, format, lone surrogate
+# Exceptions: white space, which is collapsed later, and the joiners U+200C and U+200D, which emoji and Persian need.
+_KEPT = {"\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u200c", "\u200d"}
 _BLANKS = re.compile(r"[^\S\n]+")
 _EDGES = re.compile(r" ?\n ?")
 _EMPTY_LINES = re.compile(r"\n{3,}")
@@ -23,20 +24,20 @@ _WHITE = re.compile(r"\s+")
 
 
 def clean_line(text: str) -> str:
-    """One chat turn: everything on one line."""
+    """Clean one chat turn and put it on one line."""
     if text.isascii() and text.isprintable() and "  " not in text and text == text.strip():
-        return text  # nearly every line of English chat
+        return text  # fast path: nearly every line of English chat
     return _WHITE.sub(" ", _visible(text)).strip()
 
 
 def clean_text(text: str) -> str:
-    """A document: lines stay lines, with at most one empty line between paragraphs."""
+    """Clean a document. Line breaks are kept, with at most one empty line between paragraphs."""
     lines = _visible(text).replace("\r\n", "\n").replace("\r", "\n")
     return _EMPTY_LINES.sub("\n\n", _EDGES.sub("\n", _BLANKS.sub(" ", lines))).strip()
 
 
 def clean_messages(messages: Messages) -> Messages:
-    """Clean every turn, drop the empty ones, and merge what then stands side by side in one role."""
+    """Clean every turn, drop empty turns, and merge neighbouring user or assistant turns of the same role."""
     merged: Messages = []
     for message in messages:
         content = clean_line(message["content"])
@@ -50,7 +51,7 @@ def clean_messages(messages: Messages) -> Messages:
 
 
 def distinct(items: Iterable[T], key: Callable[[T], str]) -> Iterator[T]:
-    """The first item of each key, in order."""
+    """Yield the first item with each key, in order."""
     seen: set[str] = set()
     for item in items:
         if key(item) not in seen:
@@ -59,5 +60,5 @@ def distinct(items: Iterable[T], key: Callable[[T], str]) -> Iterator[T]:
 
 
 def _visible(text: str) -> str:
-    kept = (c for c in text if c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    kept = (c for c in text if c in _KEPT or unicodedata.category(c) not in _INVISIBLE)
     return unicodedata.normalize("NFC", "".join(kept))

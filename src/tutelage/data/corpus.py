@@ -1,15 +1,14 @@
-"""Conversations and questions -> plain documents for pretraining.
+"""Conversations and question/answer entries -> plain documents for pretraining.
 
-A document is lines of `name: text`, like a script, without chat tokens: the base model shall learn language and
-turn-taking, and nothing of the chat format that supervised fine-tuning teaches. Names are pseudonyms, drawn by a hash
-of the conversation: stable, two different ones, and no clue to the people.
+A document consists of lines `name: text`, like a script, without chat tokens. The base model should learn language and
+turn-taking, but not the chat format, which supervised fine-tuning teaches. Names are two different pseudonyms, chosen
+by a hash of the conversation, so they are stable and reveal nothing about the people.
 """
 
 from tutelage.data.records import Document, Messages
 from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAnswers
 from tutelage.data.splits import unit_hash
 
-# fmt: off
 NAMES = {
     "en": (
         "Abe Ada Adam Aida Alan Alba Alex Alma Amir Amy Ana Andy Anna Anya April Aria Arlo Asa Ash Ava Axel Ayla Bea "
@@ -26,7 +25,6 @@ NAMES = {
     ).split(),
     "zh": "小明 小红 小华 小丽 小军 小芳 小强 小燕 小刚 小梅 小东 小雪 小林 小云 小波 小玉 小海 小兰 小龙 小月".split(),
 }
-# fmt: on
 
 
 def from_conversation(conversation: Conversation, salt: str) -> Document:
@@ -35,7 +33,7 @@ def from_conversation(conversation: Conversation, salt: str) -> Document:
 
 
 def from_questions(entry: QuestionAnswers, salt: str) -> list[Document]:
-    """One document for each answer: what follows an answer is not another answer."""
+    """One document per answer, so that no answer is followed by another one."""
     documents = []
     for answer in entry.answers:
         messages = [{"role": "user", "content": entry.question}, {"role": "assistant", "content": answer}]
@@ -45,7 +43,7 @@ def from_questions(entry: QuestionAnswers, salt: str) -> list[Document]:
 
 
 def pseudonyms(id: str, salt: str, lang: str) -> dict[str, str]:
-    """Two different names, for user and assistant."""
+    """Two different names, one for the user and one for the assistant."""
     names = NAMES[lang]
     first = int(unit_hash("name", salt, id, "user") * len(names))
     step = 1 + int(unit_hash("name", salt, id, "assistant") * (len(names) - 1))

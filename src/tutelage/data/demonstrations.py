@@ -1,8 +1,8 @@
-"""Conversations -> demonstrations for supervised fine-tuning, cut to pieces that fit the model's context.
+"""Conversations -> demonstrations for supervised fine-tuning, and windows that fit the model's context.
 
-A demonstration is a whole conversation from the first user turn to the last assistant turn; a question with several
-answers is one demonstration for each. Windows are cut later, when the tokenizer is known, between exchanges: an
-exchange is a user turn with the answer that follows it.
+A demonstration is a whole conversation from the first user turn to the last assistant turn. A question with several
+answers gives one demonstration per answer. Windows are cut later, when the tokenizer is known. They are cut between
+exchanges; an exchange is a user turn with the answer that follows it.
 """
 
 from collections.abc import Callable, Sized
@@ -13,14 +13,14 @@ from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAn
 
 
 class Encoded(Protocol):
-    """What `tutelage.text.chat.encode_chat` returns, as far as it is needed here."""
+    """The part of the result of `tutelage.text.chat.encode_chat` that this module needs."""
 
     @property
     def ids(self) -> Sized: ...
 
 
 def from_conversation(conversation: Conversation) -> Demonstration | None:
-    """None if nothing is left between the first user turn and the last assistant turn."""
+    """None if the conversation has no assistant turn after a user turn."""
     messages = trimmed(conversation.messages)
     if not messages:
         return None
@@ -38,7 +38,7 @@ def from_questions(entry: QuestionAnswers) -> list[Demonstration]:
 
 
 def trimmed(messages: Messages) -> Messages:
-    """The part that starts with a user turn and ends with an assistant turn, after a system turn if there is one."""
+    """The part from the first user turn to the last assistant turn, after the system turn if there is one."""
     system = messages[:1] if messages and messages[0]["role"] == "system" else []
     rest = messages[len(system) :]
     while rest and rest[0]["role"] != "user":
@@ -49,28 +49,28 @@ def trimmed(messages: Messages) -> Messages:
 
 
 def windows(messages: Messages, encode: Callable[[Messages], Encoded], max_tokens: int) -> tuple[list[Messages], int]:
-    """Cut a conversation into pieces of at most `max_tokens`, in order and without overlap.
+    """Cut a conversation into consecutive windows of at most `max_tokens` tokens, without overlap.
 
-    `encode` is `encode_chat` with its tokenizer filled in. Each piece starts with a user turn (after the system turn,
-    if there is one: every piece repeats it) and ends with an assistant turn. An exchange that does not fit by itself
-    is dropped, and no piece reaches across the gap it leaves. Returns the pieces and how many turns were dropped.
+    `encode` is `encode_chat` with the tokenizer bound. Each window starts with a user turn and ends with an assistant
+    turn; a system turn is repeated at the start of every window. An exchange that is too long on its own is dropped,
+    and no window spans the gap. Returns the windows and the number of dropped turns.
     """
     whole = trimmed(messages)
     system = whole[:1] if whole and whole[0]["role"] == "system" else []
     base = len(encode(system).ids) if system else 0
-    pieces: list[Messages] = []
-    piece: Messages = []
+    finished: list[Messages] = []
+    current: Messages = []
     room, dropped = max_tokens - base, 0
     for exchange in _exchanges(whole[len(system) :]):
-        size = len(encode(system + exchange).ids) - base  # templates only append, so sizes add up
-        if piece and size > room:
-            pieces.append(system + piece)
-            piece, room = [], max_tokens - base
+        size = len(encode(system + exchange).ids) - base  # chat templates only append, so sizes add up
+        if current and size > room:
+            finished.append(system + current)
+            current, room = [], max_tokens - base
         if size > room:
             dropped += len(exchange)
         else:
-            piece, room = piece + exchange, room - size
-    return (pieces + [system + piece] if piece else pieces), dropped
+            current, room = current + exchange, room - size
+    return (finished + [system + current] if current else finished), dropped
 
 
 def _exchanges(messages: Messages) -> list[Messages]:

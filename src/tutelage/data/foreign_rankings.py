@@ -1,7 +1,7 @@
-"""Rankings made elsewhere -> comparisons.
+"""Rankings from other sources -> comparisons.
 
-Three shapes are understood, as JSONL or as one JSON array: our own ranking; a conversation in ShareGPT's style with a
-`chosen` and a `rejected` answer; the same with `messages` or a plain text `prompt`. A pair is a ranking with K = 2.
+The file is JSONL or one JSON array. Three shapes are accepted: our own comparison; a ShareGPT conversation with a
+`chosen` and a `rejected` response; and such a pair with `messages` or a `prompt`. A pair is a ranking with K = 2.
 """
 
 import json
@@ -25,22 +25,22 @@ _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assista
 
 
 def read_rankings(path: Path) -> list[Comparison]:
-    """Read `tutelage rank --from FILE`."""
+    """Read the file given to `tutelage rank --from FILE`."""
     return [ranking_from(record, where) for record, where in _records(path)]
 
 
 def ranking_from(record: dict[str, Any], where: str) -> Comparison:
-    """One record of any of the shapes."""
+    """Convert one record of any accepted shape. Raises InputError if it has none of them."""
     if "responses" in record or "ranks" in record:
         return comparison_from(record, where)
     if "chosen" not in record or "rejected" not in record:
         raise InputError(
             f'{where}: neither a ranking ("prompt", "responses", "ranks") nor a pair ("chosen", "rejected"); '
-            f"it has {', '.join(record) or 'no field at all'}"
+            f"its fields: {', '.join(record) or 'none'}"
         )
-    responses = [_answer(record[name], name, where) for name in ("chosen", "rejected")]
+    responses = [_response(record[name], name, where) for name in ("chosen", "rejected")]
     labels: dict[str, Any] = {name: record[name] for name in ("annotator", "source", "conversation") if name in record}
-    pair = {"prompt": _context(record, where), "responses": responses, "ranks": [1, 2]}
+    pair = {"prompt": _prompt(record, where), "responses": responses, "ranks": [1, 2]}
     return comparison_from({**pair, **labels}, where)
 
 
@@ -49,51 +49,51 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     if not text.lstrip().startswith("["):
         yield from ((record, f"{path}, line {number}") for number, record in read_jsonl(path))
         return
-    parse_json(text, str(path))  # so that a broken file is refused before its first record is used
-    decoder, at, line, seen = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    parse_json(text, str(path))  # refuse a broken file before its first record is used
+    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0  # newlines are counted up to `counted`
     while (at := _skip(text, at)) < len(text) and text[at] != "]":
-        line, seen = line + text.count("\n", seen, at), at
+        line, counted = line + text.count("\n", counted, at), at
         record, at = decoder.raw_decode(text, at)
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {line}: must be a JSON object; give an array of objects")
         yield record, f"{path}, line {line}"
-    if not seen:
+    if not counted:
         raise InputError(f"{path}: the list is empty; give a file with at least one record")
 
 
 def _skip(text: str, at: int) -> int:
-    """To the next value of an array that is known to be sound."""
+    """The position of the next value, or of the closing bracket, in a valid JSON array."""
     while at < len(text) and text[at] in ", \t\r\n":
         at += 1
     return at
 
 
-def _context(record: dict[str, Any], where: str) -> Messages:
-    """The turns before the two answers, in our roles."""
+def _prompt(record: dict[str, Any], where: str) -> Messages:
+    """The turns before the two responses, with our role names."""
     name = next((n for n in ("conversations", "messages", "prompt") if n in record), None)
     turns = record[name] if name else None
     if isinstance(turns, str):
         return prompt_field({"prompt": [{"role": "user", "content": check_text(turns, where)}]}, where)
     if not isinstance(turns, list):
-        raise InputError(f'{where}: a pair needs its context as "conversations", "messages" or "prompt"')
+        raise InputError(f'{where}: a pair needs its prompt as "conversations", "messages" or "prompt"')
     return prompt_field({"prompt": [_message(turn, where) for turn in turns]}, where)
 
 
 def _message(turn: Any, where: str) -> Any:
     if not isinstance(turn, dict) or "from" not in turn:
-        return turn  # our own form, or something prompt_field explains
+        return turn  # our own format; prompt_field reports anything else
     role = _SHAREGPT_ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if role is None:
-        raise InputError(f'{where}: "from" must be human, gpt or system, it is {json.dumps(turn["from"])}')
+        raise InputError(f'{where}: "from" must be human, gpt or system, but it is {json.dumps(turn["from"])}')
     return {"role": role, "content": turn.get("value")}
 
 
-def _answer(answer: Any, name: str, where: str) -> str:
-    """A text, or a message of either style, or a list that holds just one."""
-    if isinstance(answer, list) and len(answer) == 1:
-        answer = answer[0]
-    if isinstance(answer, dict):
-        answer = answer.get("value", answer.get("content"))
-    if not isinstance(answer, str):
-        raise InputError(f'{where}: "{name}" must be a text or one message')
-    return answer
+def _response(response: Any, name: str, where: str) -> str:
+    """The text of a response given as a string, as a message in either format, or as a list with one of these."""
+    if isinstance(response, list) and len(response) == 1:
+        response = response[0]
+    if isinstance(response, dict):
+        response = response.get("value", response.get("content"))
+    if not isinstance(response, str):
+        raise InputError(f'{where}: "{name}" must be a string or one message')
+    return response

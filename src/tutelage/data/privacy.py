@@ -1,10 +1,10 @@
-"""What identifies a person -> a placeholder: [EMAIL], [PHONE], [URL], with counts.
+"""Redact personal data: text -> text with [EMAIL], [PHONE] and [URL], and counts.
 
-English and Chinese alike. A word boundary (backslash b) is no use next to Chinese characters, which count as letters;
-what may stand beside a match is said in ASCII instead. Full-width digits and letters are read as their plain twins,
-character by character, so that places in the text stay the same. Phone numbers beyond the Chinese mobile pattern
-are recognised by the library `phonenumbers`, which knows each country's numbering plan.
-Names, addresses and identity numbers are not looked for yet.
+Works for English and Chinese. A word boundary (backslash b) does not work next to Chinese characters, which count as
+letters, so the patterns say in ASCII which characters may stand next to a match. Full-width letters and digits are
+matched as their ASCII equivalents, one character for one, so positions in the text do not change. Apart from Chinese
+mobile numbers, phone numbers are found by the library `phonenumbers`, which knows every country's numbering plan.
+Names, addresses and identity numbers are not detected yet.
 """
 
 import re
@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from tutelage.errors import InputError
 
 PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "url": "[URL]"}
-PHONE_REGIONS = ("US", "CN")  # how to read a number without a country code; with one, any country's is found
+PHONE_REGIONS = ("US", "CN")  # how to read numbers without a country code; those with one are found for any country
 
-_ADDRESS = r"[!#-;=?-~]*[0-9A-Za-z/_=#&~-]"  # ASCII without space, quotes and < >; a full stop at the end is the text's
+# ASCII without space, quotes, < and >. A final full stop is not part of the address.
+_ADDRESS = r"[!#-;=?-~]*[0-9A-Za-z/_=#&~-]"
 _URL = re.compile(
     rf"(?<![0-9A-Za-z])(?:https?://|ftp://|www\.(?=[0-9a-z-]+\.[a-z])){_ADDRESS}",
     re.IGNORECASE,
@@ -30,14 +31,15 @@ _EMAIL = re.compile(
     r"(?<![0-9A-Za-z._%+-])[0-9A-Za-z][0-9A-Za-z._%+-]*@(?:[0-9A-Za-z-]+\.)+[A-Za-z]{2,}(?![0-9A-Za-z])"
 )
 _CN_MOBILE = re.compile(r"(?<![0-9A-Za-z])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![0-9A-Za-z])", re.ASCII)
-_SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")  # with fewer it is no number worth the slower look
-_SUSPECT = re.compile(r"[@:]|\.[0-9A-Za-z]|" + _SEVEN_DIGITS.pattern)  # every match of the others holds one of these
+_SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")  # fewer are not a phone number: skip the slow search
+# Every match of the other patterns contains one of these.
+_SUSPECT = re.compile(r"[@:]|\.[0-9A-Za-z]|" + _SEVEN_DIGITS.pattern)
 
 Span = tuple[int, int, str]
 
 
 def redact(text: str) -> tuple[str, Counter[str]]:
-    """Replace what identifies a person. Returns the text and how often each kind was found."""
+    """Replace personal data by placeholders. Returns the text and how often each kind was found."""
     spans, parts, done = find(text), [], 0
     for start, end, kind in spans:
         parts += [text[done:start], PLACEHOLDERS[kind]]
@@ -46,20 +48,21 @@ def redact(text: str) -> tuple[str, Counter[str]]:
 
 
 def find(text: str) -> list[Span]:
-    """Spans (start, end, kind) in order, none touching another."""
+    """Spans (start, end, kind) in order, without overlap."""
     if text.isascii() and not _SUSPECT.search(text):
-        return []  # nearly every line of chat
+        return []  # fast path: nearly every line of chat
     plain = text if text.isascii() else "".join(_plain(c) for c in text)
     spans: list[Span] = []
     claimed = bytearray(len(text))
     for start, end, kind in _candidates(plain):
-        if not any(claimed[start:end]):  # the first recogniser to claim a character keeps it
+        if not any(claimed[start:end]):  # the first pattern to claim a character keeps it
             claimed[start:end] = b"\1" * (end - start)
             spans.append((start, end, kind))
     return sorted(spans)
 
 
 def _candidates(text: str) -> Iterator[Span]:
+    """Spans that may overlap; the earlier one takes precedence."""
     for kind, pattern in (("url", _URL), ("email", _EMAIL), ("url", _DOMAIN), ("phone", _CN_MOBILE)):
         if kind == "email" and "@" not in text:
             continue
@@ -80,5 +83,6 @@ def _phone_numbers(text: str) -> Iterator[Span]:
 
 
 def _plain(character: str) -> str:
+    """The NFKC form of a character if that is one character, so that positions do not change."""
     plain = unicodedata.normalize("NFKC", character)
     return plain if len(plain) == 1 else character

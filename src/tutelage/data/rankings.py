@@ -1,9 +1,9 @@
-"""What people judged -> token ids to learn from, and which of it is kept from training.
+"""Preferences -> token ids to train on, and the held-out set.
 
-    Comparison -> Ranking: K texts of prompt, answer and end of turn, with their ranks
+    Comparison -> Ranking: K token sequences (prompt, response, end of turn) and their ranks
 
-The reward model and the stages that learn from preferences directly share this, the held-out prompts included: their
-accuracies are on the same pairs.
+The reward model and the stages that train on preferences directly share this module, and thus the held-out set, so
+their accuracies are measured on the same pairs.
 """
 
 from collections.abc import Sequence
@@ -16,58 +16,59 @@ from tutelage.errors import InputError
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-MATCHED = 0.1  # answers whose lengths differ by at most this share count as length-matched
+MATCHED = 0.1  # responses are length-matched if their lengths differ by at most this share of the longer
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """One comparison, encoded."""
+    """A comparison as token ids."""
 
-    answers: list[list[int]]  # K times prompt, answer, end-of-turn
+    answers: list[list[int]]  # K sequences: prompt, response, end-of-turn token
     ranks: list[int]
-    prompt: int  # tokens of the prompt, which all of them begin with
+    prompt: int  # number of tokens in the prompt, with which every sequence starts
 
 
 def strict_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """(winner, loser) positions of all pairs that are not tied: K(K-1)/2 of them if nothing is."""
+    """(winner, loser) indices of all pairs that are not tied: K(K-1)/2 pairs if there are no ties."""
     pairs = [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2)]
     return [(winner, loser) for winner, loser in pairs if ranks[winner] != ranks[loser]]
 
 
 def held_out(record: Comparison | Feedback, share: float) -> bool:
-    """Decided by the conversation, so that no conversation is on both sides."""
+    """Whether a record is held out. A hash of its conversation decides, so no conversation is in both sets."""
     return unit_hash("reward", record.conversation or record.prompt[-1]["content"]) < share
 
 
 def encode_ranking(comparison: Comparison, tokenizer: Tokenizer, context: int) -> Ranking:
-    """Raises InputError when prompt and answer do not fit the context."""
-    answers = [encode_response(comparison.prompt, response, tokenizer) for response in comparison.responses]
-    check_fits(comparison, max(len(a) for a in answers), context)
-    return Ranking(answers, comparison.ranks, len(encode_prompt(comparison.prompt, tokenizer)))
+    """Raises InputError if the prompt and a response do not fit the context."""
+    sequences = [encode_response(comparison.prompt, response, tokenizer) for response in comparison.responses]
+    check_fits(comparison, max(len(sequence) for sequence in sequences), context)
+    return Ranking(sequences, comparison.ranks, len(encode_prompt(comparison.prompt, tokenizer)))
 
 
 def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
-    """Ids up to where the answer begins: every text of `encode_response` with this prompt begins with them."""
+    """Ids up to where the response begins. Every `encode_response` for this prompt starts with them."""
     return encode_chat(tokenizer, prompt, add_generation_prompt=True).ids
 
 
-def encode_response(prompt: Messages, answer: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of prompt and answer that end exactly at the end-of-turn token, where the score is read."""
-    encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+def encode_response(prompt: Messages, response: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of prompt and response. The last one is the end-of-turn token, at which the score is read."""
+    encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": response}])
     last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
     return encoded.ids[: last + 1]
 
 
 def check_fits(record: Comparison | Feedback, size: int, context: int) -> None:
+    """Raises InputError if `size` tokens of prompt and response exceed the context."""
     if size > context:
         raise InputError(
-            f"{record.where}: prompt and answer need {size} tokens, the model's context is {context}; "
+            f"{record.where}: prompt and response need {size} tokens, but the model's context is {context}; "
             f"shorten the prompt that ends {record.prompt[-1]['content'][-40:]!r}"
         )
 
 
 def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
-    """Rankings of the same answers by several annotators belong into one step: their answers are run once."""
+    """Group rankings of the same responses by different annotators, so that each response is computed only once."""
     groups: dict[tuple[tuple[int, ...], ...], list[Ranking]] = {}
     for ranking in rankings:
         groups.setdefault(tuple(map(tuple, ranking.answers)), []).append(ranking)
@@ -75,7 +76,7 @@ def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
 
 
 def length_matched(comparison: Comparison, tokenizer: Tokenizer) -> list[bool]:
-    """For each of its strict pairs whether the answers are of like length: longer is not better there."""
+    """For each strict pair: whether its responses are of similar length, so that length does not decide."""
     sizes = [len(tokenizer.encode(response)) for response in comparison.responses]
     pairs = strict_pairs(comparison.ranks)
     return [abs(sizes[winner] - sizes[loser]) <= MATCHED * max(sizes[winner], sizes[loser]) for winner, loser in pairs]

@@ -1,10 +1,10 @@
-"""The records that travel between stages, one JSON object a line, and their readers and writers.
+"""The records passed between stages as JSONL files, with their readers and writers.
 
-    a JSONL file -> Document, Demonstration, Comparison, Feedback or Prompt, checked field by field
-    records      -> a JSONL file, whole or absent
+    a JSONL file -> Document, Demonstration, Comparison, Feedback or Prompt, each field checked
+    records      -> a JSONL file, written atomically
 
-The shapes are those of files, database export and API alike. Unknown fields are ignored, so that other people's files
-can be read; whatever is missing or wrongly typed is an `InputError` that names file, line and the next move.
+Files, database exports and the API use the same shapes. Unknown fields are ignored, so that files from other sources
+can be read. A missing field or a wrong type is an `InputError` that names the file, the line and the next move.
 """
 
 import json
@@ -17,24 +17,25 @@ from tutelage.atomic import atomic_write
 from tutelage.data.fields import check_text, is_number, kind_of, labels, names_of, optional_fields, text_field
 from tutelage.errors import InputError
 
-Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
+Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": str}
 
 ROLES = ("system", "user", "assistant")
-MIN_RESPONSES, MAX_RESPONSES = 2, 9  # InstructGPT ranks 4 to 9 answers; 2 is the classical pair
+MIN_RESPONSES, MAX_RESPONSES = 2, 9  # InstructGPT ranks 4 to 9 responses; 2 is the usual pair
 
 Record = TypeVar("Record")
 
 
 class _Record:
-    """What the records share: a record's JSON object leaves out where it stood, and the fields that are None."""
+    """Base class of the records."""
 
     def to_record(self) -> dict[str, Any]:
+        """The JSON object of this record, without `where` and without fields that are None."""
         return {name: value for name, value in vars(self).items() if value is not None and name != "where"}
 
 
 @dataclass(frozen=True)
 class Document(_Record):
-    """Text to pretrain on: either plain `text` or the `messages` of a conversation."""
+    """Text for pretraining: either plain `text` or the `messages` of a conversation."""
 
     text: str | None
     messages: Messages | None
@@ -43,7 +44,7 @@ class Document(_Record):
     conversation: str | None = None
 
     def plain_text(self) -> str:
-        """The text to pretrain on; a conversation becomes lines of `role: text`."""
+        """The text for pretraining. A conversation becomes lines `role: text`."""
         if self.text is not None:
             return self.text
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages or [])
@@ -51,19 +52,19 @@ class Document(_Record):
 
 @dataclass(frozen=True)
 class Demonstration(_Record):
-    """A conversation whose assistant turns are to be imitated."""
+    """A conversation whose assistant turns the model learns to imitate."""
 
     messages: Messages
     source: str
     annotator: str | None = None
     lang: str | None = None
     conversation: str | None = None
-    ratings: dict[str, float] | None = None  # what people said of the whole conversation, if anybody did
+    ratings: dict[str, float] | None = None  # people's ratings of the whole conversation
 
 
 @dataclass(frozen=True)
 class Comparison(_Record):
-    """One annotator's whole ranking of the K responses to one prompt."""
+    """One annotator's ranking of all K responses to one prompt."""
 
     prompt: Messages
     responses: list[str]
@@ -76,7 +77,7 @@ class Comparison(_Record):
 
 @dataclass(frozen=True)
 class Feedback(_Record):
-    """One annotator's thumb for one response."""
+    """One annotator's thumb up or down for one response."""
 
     prompt: Messages
     response: str
@@ -89,7 +90,7 @@ class Feedback(_Record):
 
 @dataclass(frozen=True)
 class Prompt(_Record):
-    """What an assistant is to answer: a context that ends with a user turn."""
+    """A conversation that ends with a user turn, for the assistant to respond to."""
 
     prompt: Messages
     source: str
@@ -99,7 +100,7 @@ class Prompt(_Record):
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for each line that is not blank. A file without a single one is refused."""
+    """Yield (line number, object) for each line that is not blank. Raises InputError if all lines are blank."""
     empty = True
     for number, line in _lines(path):
         if line.strip():
@@ -110,7 +111,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write one object a line, whole or not at all. Returns how many."""
+    """Write one object per line, atomically. Returns the number of records."""
     count = 0
     with atomic_write(path) as file:
         for record in records:
@@ -140,23 +141,23 @@ def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
 
 
 def document_from(record: dict[str, Any], where: str) -> Document:
-    """Check one corpus record; `where` (file and line) opens the error message."""
+    """Check one corpus record. `where` (file and line) starts the error message, here and in the functions below."""
     if "text" in record:
         text, messages = text_field(record, "text", where), None
     elif "messages" in record:
         text, messages = None, messages_field(record, "messages", where)
     else:
-        raise InputError(f'{where}: a document needs "text" or "messages", this one has {names_of(record)}')
+        raise InputError(f'{where}: a document needs "text" or "messages", but this one has {names_of(record)}')
     (source,) = labels(record, where, "source")
     return Document(text, messages, source, **optional_fields(record, where, "lang", "conversation"))
 
 
 def instruction_messages(record: dict[str, Any], where: str) -> Messages:
-    """An instruction triple (Wang et al. 2023, Self-Instruct): the input, if there is one, follows the instruction."""
-    asked = text_field(record, "instruction", where)
-    given = text_field(record, "input", where) if record.get("input") else ""
+    """An instruction record (Wang et al. 2023, Self-Instruct) as two turns. An input follows the instruction."""
+    instruction = text_field(record, "instruction", where)
+    context = text_field(record, "input", where) if record.get("input") else ""
     answer = text_field(record, "output", where)
-    question = f"{asked}\n\n{given}" if given else asked
+    question = f"{instruction}\n\n{context}" if context else instruction
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
@@ -164,10 +165,10 @@ def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
     messages = (
         instruction_messages(record, where) if "instruction" in record else messages_field(record, "messages", where)
     )
-    asked = False
+    user_spoke = False
     for message in messages:
-        asked = asked or message["role"] == "user"
-        if asked and message["role"] == "assistant" and message["content"].strip():
+        user_spoke = user_spoke or message["role"] == "user"
+        if user_spoke and message["role"] == "assistant" and message["content"].strip():
             break
     else:
         raise InputError(
@@ -176,7 +177,7 @@ def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
         )
     ratings = record.get("ratings")
     if ratings is not None and not (isinstance(ratings, dict) and all(is_number(v) for v in ratings.values())):
-        raise InputError(f'{where}: "ratings" must be an object of numbers, it is {kind_of(ratings)}')
+        raise InputError(f'{where}: "ratings" must be an object of numbers, but it is {kind_of(ratings)}')
     (source,) = labels(record, where, "source")
     others = optional_fields(record, where, "annotator", "lang", "conversation")
     return Demonstration(messages=messages, source=source, ratings=ratings, **others)
@@ -186,15 +187,17 @@ def comparison_from(record: dict[str, Any], where: str) -> Comparison:
     prompt = prompt_field(record, where)
     responses, ranks = record.get("responses"), record.get("ranks")
     if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
-        raise InputError(f'{where}: "responses" must be a list of texts, it is {kind_of(responses)}')
+        raise InputError(f'{where}: "responses" must be a list of strings, but it is {kind_of(responses)}')
     for response in responses:
         check_text(response, where)
     if not MIN_RESPONSES <= len(responses) <= MAX_RESPONSES:
         raise InputError(
-            f"{where}: a ranking holds {MIN_RESPONSES} to {MAX_RESPONSES} responses, this one {len(responses)}"
+            f"{where}: a ranking has {MIN_RESPONSES} to {MAX_RESPONSES} responses, but this one has {len(responses)}"
         )
     if not isinstance(ranks, list) or not all(type(r) is int and r >= 1 for r in ranks):
-        raise InputError(f'{where}: "ranks" must be a list of whole numbers from 1 (best), it is {json.dumps(ranks)}')
+        raise InputError(
+            f'{where}: "ranks" must be a list of whole numbers from 1 (best), but it is {json.dumps(ranks)}'
+        )
     if len(ranks) != len(responses):
         raise InputError(f"{where}: {len(responses)} responses but {len(ranks)} ranks; give each response one rank")
     annotator, source = labels(record, where, "annotator", "source")
@@ -206,7 +209,7 @@ def feedback_from(record: dict[str, Any], where: str) -> Feedback:
     prompt, response = prompt_field(record, where), text_field(record, "response", where)
     thumb = record.get("thumb")
     if type(thumb) is not int or thumb not in (1, -1):
-        raise InputError(f'{where}: "thumb" must be 1 (up) or -1 (down), it is {json.dumps(thumb)}')
+        raise InputError(f'{where}: "thumb" must be 1 (up) or -1 (down), but it is {json.dumps(thumb)}')
     annotator, source = labels(record, where, "annotator", "source")
     conversation = optional_fields(record, where, "conversation").get("conversation")
     return Feedback(prompt, response, thumb, annotator, source, conversation, where)
@@ -221,21 +224,21 @@ def prompt_from(record: dict[str, Any], where: str) -> Prompt:
 def prompt_field(record: dict[str, Any], where: str) -> Messages:
     prompt = messages_field(record, "prompt", where)
     if prompt[-1]["role"] != "user":
-        raise InputError(f"{where}: the prompt ends with a {prompt[-1]['role']} turn; end it with the user's")
+        raise InputError(f"{where}: the prompt ends with a turn of role {prompt[-1]['role']}; end it with a user turn")
     return prompt
 
 
 def messages_field(record: dict[str, Any], name: str, where: str) -> Messages:
     messages = record.get(name)
     if not isinstance(messages, list) or not messages:
-        raise InputError(f'{where}: "{name}" must be a list of messages with at least one, it is {kind_of(messages)}')
+        raise InputError(f'{where}: "{name}" must be a list of at least one message, but it is {kind_of(messages)}')
     for turn, message in enumerate(messages, start=1):
         spot = f"{where}, message {turn}"
         if not isinstance(message, dict):
-            raise InputError(f'{spot}: must be an object with "role" and "content", it is {kind_of(message)}')
+            raise InputError(f'{spot}: must be an object with "role" and "content", but it is {kind_of(message)}')
         if message.get("role") not in ROLES:
-            given = json.dumps(message.get("role"))
-            raise InputError(f'{spot}: "role" must be one of {", ".join(ROLES)}, it is {given}')
+            role = json.dumps(message.get("role"))
+            raise InputError(f'{spot}: "role" must be one of {", ".join(ROLES)}, but it is {role}')
         text_field(message, "content", spot)
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
@@ -244,16 +247,16 @@ def parse_json(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}); write one JSON object a line") from None
+        raise InputError(f"{where}: not JSON ({error}); write one JSON object per line") from None
 
 
 def read_text(path: Path) -> str:
-    """A whole file as text, with the line of the first byte that is not UTF-8 in the error."""
+    """The text of a file. The error names the line of the first byte that is not UTF-8."""
     return "".join(line for _, line in _lines(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Decoded line by line, so that the error can name the line; bytes split at \n only, as JSONL wants it.
+    # Decode line by line, so that the error can name the line. Reading bytes splits at \n only, as JSONL requires.
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -270,7 +273,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _parse(line: str, where: str) -> dict[str, Any]:
     record = parse_json(line, where)
     if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, it is {kind_of(record)}; write one object a line")
+        raise InputError(f"{where}: must be a JSON object, but it is {kind_of(record)}; write one object per line")
     return record
 
 

@@ -1,9 +1,10 @@
-"""Packages with real conversations -> conversations with two speakers, and questions with answers.
+"""Python packages with dialogues -> conversations between two people, and questions with answers.
 
-`chitchat-dataset` (MIT): 7,168 conversations between strangers, with ratings by the people themselves. Only those in
-which two people speak are kept; what one person wrote in a row is one turn; who opens is the user, the partner the
-assistant. `chatterbot-corpus` (BSD): questions and answers; an entry with more than two items is one question with
-alternative answers. Both packages are the extra [demo], imported only when asked for; nothing is downloaded.
+`chitchat-dataset` (MIT): 7,168 conversations between strangers, with the speakers' own ratings. Only conversations
+between two people are kept. Consecutive messages of one person are one turn. The person who opens is the user, the
+partner the assistant. `chatterbot-corpus` (BSD): questions and answers. An entry with more than two items is one
+question with alternative answers.
+Both packages are in the extra [demo] and are needed only for reading. Nothing is downloaded.
 """
 
 import importlib.util
@@ -26,16 +27,18 @@ LANGUAGES = {"english": "en", "chinese": "zh"}
 
 @dataclass(frozen=True)
 class Conversation:
-    """Two people talking."""
+    """A conversation between two people."""
 
     id: str
-    people: tuple[str, str]  # the opener, the partner
-    messages: Messages  # user and assistant in turn, cleaned, beginning with the user
+    people: tuple[str, str]  # the person who opens, the partner
+    messages: Messages  # cleaned; user and assistant alternate, starting with the user
     ratings: dict[str, float] | None
 
 
 @dataclass(frozen=True)
 class QuestionAnswers:
+    """A question with one or more alternative answers."""
+
     question: str
     answers: tuple[str, ...]
     lang: str
@@ -50,7 +53,7 @@ def chatterbot_files(language: str) -> list[Path]:
 
 
 def read_chitchat(limit: int = 0) -> tuple[list[Conversation], Counter[str]]:
-    """The conversations with two speakers, the first `limit` of them if that is not 0, and what was dropped why."""
+    """The first `limit` conversations with two speakers (0: all), and counts of what was dropped and why."""
     raw = json.loads(chitchat_file().read_text(encoding="utf-8"))
     conversations: list[Conversation] = []
     counts: Counter[str] = Counter()
@@ -70,10 +73,10 @@ def read_chitchat(limit: int = 0) -> tuple[list[Conversation], Counter[str]]:
 
 
 def read_chatterbot(limit: int = 0) -> tuple[list[QuestionAnswers], Counter[str]]:
-    """English, then Chinese; the first `limit` entries of each language if that is not 0."""
+    """The first `limit` entries of each language (0: all), English before Chinese, and counts."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster, where it was built in
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if built in, is ten times faster
     counts: Counter[str] = Counter()
     entries: list[QuestionAnswers] = []
     for language, lang in LANGUAGES.items():
@@ -87,7 +90,7 @@ def read_chatterbot(limit: int = 0) -> tuple[list[QuestionAnswers], Counter[str]
 
 
 def _turns(messages: Iterable[dict[str, Any]]) -> tuple[list[str], Messages]:
-    """Speakers in the order of their first word, and the messages with each run of one speaker joined to one turn."""
+    """Speakers in order of their first message, and the turns: consecutive messages of one speaker are joined."""
     people: list[str] = []
     runs: list[tuple[str, list[str]]] = []
     for message in messages:
@@ -107,7 +110,7 @@ def _turns(messages: Iterable[dict[str, Any]]) -> tuple[list[str], Messages]:
 
 
 def _entry(entry: Any, lang: str, counts: Counter[str]) -> list[str]:
-    """Question and answers, or nothing if either is missing."""
+    """The question followed by its answers; empty if the entry has fewer than two texts or an empty one."""
     texts = [clean_line(text) for text in _texts(entry, lang, counts)]
     counts[f"{lang}.entries"] += 1
     if len(texts) < 2 or not all(texts):
@@ -117,24 +120,24 @@ def _entry(entry: Any, lang: str, counts: Counter[str]) -> list[str]:
 
 
 def _merged(entries: Iterable[list[str]], lang: str, counts: Counter[str]) -> list[QuestionAnswers]:
-    """One entry for each question: some stand in the files more than a hundred times, answer and all."""
+    """One entry per question. Some question/answer pairs are in the files more than a hundred times."""
     questions: dict[str, str] = {}
     answers: dict[str, dict[str, None]] = {}
-    given = 0
+    pairs = 0
     for question, *alternatives in filter(None, entries):
-        same = normalised(question)
-        questions.setdefault(same, question)
-        answers.setdefault(same, {}).update(dict.fromkeys(alternatives))
-        given += len(alternatives)
-    merged = [QuestionAnswers(question, tuple(answers[same]), lang) for same, question in questions.items()]
+        key = normalised(question)
+        questions.setdefault(key, question)
+        answers.setdefault(key, {}).update(dict.fromkeys(alternatives))
+        pairs += len(alternatives)
+    merged = [QuestionAnswers(question, tuple(answers[key]), lang) for key, question in questions.items()]
     counts[f"{lang}.questions"] = len(merged)
     counts[f"{lang}.pairs"] = sum(len(entry.answers) for entry in merged)
-    counts[f"{lang}.duplicate_pairs"] = given - counts[f"{lang}.pairs"]
+    counts[f"{lang}.duplicate_pairs"] = pairs - counts[f"{lang}.pairs"]
     return merged
 
 
 def _texts(entry: Any, lang: str, counts: Counter[str]) -> Iterator[str]:
-    # YAML reads an unquoted 1984, Yes or "a: b" as number, truth value or mapping.
+    # YAML parses an unquoted 1984, Yes or "a: b" as a number, a boolean or a mapping.
     for item in entry if isinstance(entry, list) else []:
         if isinstance(item, str):
             yield item
@@ -152,7 +155,7 @@ def _texts(entry: Any, lang: str, counts: Counter[str]) -> Iterator[str]:
 
 
 def _package(name: str) -> Path:
-    """Where a package lies; finding it does not run it."""
+    """The folder of a package, found without importing the package."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise InputError(f'the package {name.replace("_", "-")} is not installed; run: pip install "tutelage[demo]"')

@@ -1,10 +1,10 @@
-"""A tokenizer in the terms of GGUF, the format of llama.cpp.
+"""Tokenizers in GGUF, the file format of llama.cpp.
 
     Tokenizer <-> metadata {tokenizer.*: value}
 
-A GGUF names its rule for cutting text into words; only the byte-level rules whose exact form is known here are read.
-A rule of our own has no such name: it is written as the nearest one, so that llama.cpp may cut some texts otherwise,
-and beside it stands the whole tokenizer.json, under the key that the format has for it.
+A GGUF file refers to its pre-tokenizer, the rule that splits text into words, by name. We read the byte-level rules in
+`RULES`. A pre-tokenizer without a name is written under the name of the nearest rule, so llama.cpp may split some texts
+differently. The file then also contains the whole tokenizer.json, under the key that GGUF defines for it.
 """
 
 import json
@@ -17,9 +17,9 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tutelage.errors import InputError
 from tutelage.text.tokenizer import Tokenizer
 
-WHOLE = "tokenizer.huggingface.json"
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
-NEAREST = "qwen2"  # differs from our own rule in a colon's space and in runs of empty lines
+HUGGING_FACE_JSON = "tokenizer.huggingface.json"
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types
+NEAREST = "qwen2"  # differs from our own rule in the space after a colon and in runs of empty lines
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -52,23 +52,23 @@ RULES: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer. Raises InputError for a kind that is not read."""
-    kind, rule = str(metadata.get("tokenizer.ggml.model")), str(metadata.get("tokenizer.ggml.pre", "default"))
-    if kind != "gpt2" or rule not in RULES:
+    """Read a tokenizer from GGUF metadata. Raises InputError if its type is not supported or the data is invalid."""
+    model, rule = str(metadata.get("tokenizer.ggml.model")), str(metadata.get("tokenizer.ggml.pre", "default"))
+    if model != "gpt2" or rule not in RULES:
         raise InputError(
-            f"gguf: a tokenizer of the kind {kind!r} with the rule {rule!r} is not read, byte-level BPE with "
-            f"{', '.join(RULES)} is; use the model's Hugging Face folder"
+            f"gguf: tokenizer {model!r} with pre-tokenizer {rule!r} is not supported; byte-level BPE ('gpt2') with "
+            f"{', '.join(RULES)} is. Use the model's Hugging Face folder instead"
         )
     try:
-        tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-        used = len(tokens) - next((i for i, kind in enumerate(reversed(kinds)) if kind != UNUSED), len(kinds))
-        tokens, kinds = tokens[:used], kinds[:used]  # behind them stand names for spare rows of the embedding
+        tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+        used = len(tokens) - next((i for i, kind in enumerate(reversed(types)) if kind != UNUSED), len(types))
+        tokens, types = tokens[:used], types[:used]  # the unused tokens at the end fill up the rows of the embedding
         merges = [(left, right) for left, right in (m.split(" ") for m in metadata["tokenizer.ggml.merges"])]
-        whole = metadata.get(WHOLE)
-        backend = BackendTokenizer.from_str(whole) if whole else _backend(tokens, kinds, merges, rule)
+        complete = metadata.get(HUGGING_FACE_JSON)
+        backend = BackendTokenizer.from_str(complete) if complete else _backend(tokens, types, merges, rule)
         tokenizer = Tokenizer(backend, _settings(metadata, tokens))
         if tokenizer.tokens() != tokens:
-            raise ValueError(f"its {WHOLE} has other tokens")
+            raise ValueError(f"its {HUGGING_FACE_JSON} has other tokens")
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
@@ -77,30 +77,31 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _backend(
-    tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[tuple[str, str]], rule: str
+    tokens: Sequence[str], types: Sequence[int], merges: Sequence[tuple[str, str]], rule: str
 ) -> BackendTokenizer:
+    """A byte-level BPE tokenizer of the `tokenizers` library with the named pre-tokenizer."""
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens, {len(vocabulary)} different ones, {len(kinds)} kinds")
+    if len(vocabulary) != len(tokens) or len(types) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, of which {len(vocabulary)} are distinct, but {len(types)} token types")
     backend = BackendTokenizer(models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe"))
     if rule == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = RULES[rule]()
     backend.decoder = decoders.ByteLevel()
-    of_kind = {
-        kind: [AddedToken(t, special=kind == CONTROL, normalized=False) for t, k in zip(tokens, kinds) if k == kind]
+    added = {
+        kind: [AddedToken(t, special=kind == CONTROL, normalized=False) for t, k in zip(tokens, types) if k == kind]
         for kind in (CONTROL, USER_DEFINED)
     }
-    backend.add_special_tokens(of_kind[CONTROL])
-    backend.add_tokens(of_kind[USER_DEFINED])
+    backend.add_special_tokens(added[CONTROL])
+    backend.add_tokens(added[USER_DEFINED])
     return backend
 
 
 def _settings(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
-    """What tokenizer_config.json holds."""
+    """The content of tokenizer_config.json."""
     template = metadata.get("tokenizer.chat_template")
     if not template:
-        raise InputError("gguf: it has no chat template; a chat model needs one")
+        raise InputError("gguf: the file has no chat template; give a chat model, which has one")
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     named = {
         ours: tokens[metadata[f"tokenizer.ggml.{theirs}_token_id"]]
@@ -116,19 +117,21 @@ def _settings(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, A
 
 
 def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
-    """tokenizer.* metadata for an embedding of `rows`, and whether llama.cpp cuts text by exactly our rule.
+    """The tokenizer.* metadata for an embedding of `rows` rows, and whether llama.cpp splits text exactly as we do.
 
-    Raises InputError for a tokenizer that is no byte-level BPE.
+    Raises InputError if the tokenizer is not a byte-level BPE.
     """
     state = json.loads(tokenizer.to_json())
     model = state["model"]
     if model["type"] != "BPE" or not tokenizer.byte_level:
-        raise InputError("export: only byte-level BPE is written as GGUF, this tokenizer is of another kind; use hf")
+        raise InputError(
+            "export: GGUF supports only byte-level BPE tokenizers, and this is another type; use --format hf"
+        )
     tokens = tokenizer.tokens()
     added = {token["content"]: CONTROL if token["special"] else USER_DEFINED for token in state["added_tokens"]}
-    kinds = [added.get(token, NORMAL) for token in tokens]
+    types = [added.get(token, NORMAL) for token in tokens]
     merges = [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
-    rule = next((name for name in RULES if _cuts_alike(state, _backend(tokens, kinds, merges, name))), None)
+    rule = next((name for name in RULES if _splits_alike(state, _backend(tokens, types, merges, name))), None)
     spare = [f"[PAD{i}]" for i in range(len(tokens), rows)]
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {
@@ -140,17 +143,17 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": rule or NEAREST,
         "tokenizer.ggml.tokens": [*tokens, *spare],
-        "tokenizer.ggml.token_type": [*kinds, *[UNUSED] * len(spare)],
+        "tokenizer.ggml.token_type": [*types, *[UNUSED] * len(spare)],
         "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": tokenizer.chat_template,
         **ids,
-        **({} if rule else {WHOLE: tokenizer.to_json()}),
+        **({} if rule else {HUGGING_FACE_JSON: tokenizer.to_json()}),
     }, rule is not None
 
 
-def _cuts_alike(state: dict[str, Any], other: BackendTokenizer) -> bool:
-    """Whether two tokenizers of one vocabulary prepare and merge text alike."""
+def _splits_alike(state: dict[str, Any], other: BackendTokenizer) -> bool:
+    """Whether two tokenizers with the same vocabulary normalise, split and merge text in the same way."""
     theirs = json.loads(other.to_str())
     parts = ("normalizer", "pre_tokenizer")
     same = all(_without_offsets(state.get(part)) == _without_offsets(theirs.get(part)) for part in parts)
@@ -159,7 +162,7 @@ def _cuts_alike(state: dict[str, Any], other: BackendTokenizer) -> bool:
 
 
 def _without_offsets(state: Any) -> Any:
-    """A pre-tokenizer's settings without those that move no token."""
+    """A pre-tokenizer's settings without `trim_offsets`, which does not change the tokens."""
     if isinstance(state, dict):
         return {name: _without_offsets(value) for name, value in state.items() if name != "trim_offsets"}
     return [_without_offsets(value) for value in state] if isinstance(state, list) else state

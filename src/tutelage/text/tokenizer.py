@@ -1,10 +1,10 @@
-"""Text to token ids and back: a byte-level BPE whose special tokens no text can forge.
+"""Text -> token ids and back, with special tokens that no text can forge.
 
     texts -> train_bpe -> Tokenizer;  Tokenizer.encode(text) -> ids;  Tokenizer.decode(ids) -> text
 
-Byte-level BPE as in GPT-2 (Radford et al. 2019, section 2.2), trained and run by the library `tokenizers`. Ours: what
-stands in a text is always ordinary text, even the letters "<|user|>"; special ids enter only through `text/chat.py`
-and the packing of documents. The files written are the ones that transformers reads.
+Byte-level BPE as in GPT-2 (Radford et al. 2019, section 2.2), trained and run by the library `tokenizers`. Where we
+differ: text is always encoded as ordinary text, even the string "<|user|>". Special ids come only from
+`text/chat.py` and from packing documents. The saved files can be loaded by transformers.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ END_OF_TEXT, PAD, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
 TEMPLATE_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
-# GPT-4's pattern, but numbers are split into single digits, since a small vocabulary cannot afford 1,000 three-digit
-# tokens, and a colon takes the space after it: what follows a name in `name: text` then begins with the same tokens as
-# what follows a role marker in a chat, so that fine-tuning finds the words that pretraining has learnt.
+# GPT-4's pattern with two changes. Numbers are split into single digits, because a small vocabulary cannot afford 1,000
+# three-digit tokens. A colon takes the space after it, so that the text after a name in `name: text` starts with the
+# same tokens as the text after a role marker in a chat. Fine-tuning can then reuse the words learned in pretraining.
 SPLIT_PATTERN = (
     r": (?=\S)|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -40,15 +40,16 @@ CHAT_TEMPLATE = (
 
 
 class Tokenizer:
-    """A trained tokenizer with its chat template. Equal ids for equal text, whatever the text says."""
+    """A trained tokenizer with its chat template."""
 
     def __init__(self, backend: BackendTokenizer, settings: dict[str, Any]):
-        backend.encode_special_tokens = True  # "<|end|>" typed by a user is seven letters, never the special id
-        backend.no_truncation()  # some folders carry the settings of somebody's training
+        backend.encode_special_tokens = True  # "<|end|>" typed by a user is ordinary text, not the special token
+        backend.no_truncation()  # some folders have truncation and padding set from training
         backend.no_padding()
         self._backend = backend
         self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
-        self.settings, self.chosen = _with_padding(settings, self.special)  # chosen: what was decided, in words
+        # `chosen` is a message for the user if a padding token had to be chosen, else None.
+        self.settings, self.chosen = _with_padding(settings, self.special)
         self.chat_template: str = settings["chat_template"]
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special)) + ")")
         self.pad_id = self._id_of("pad_token")
@@ -57,17 +58,17 @@ class Tokenizer:
 
     @property
     def named_specials(self) -> tuple[tuple[str, str], ...]:
-        """(role, token) of what a chat template may name: bos_token, eos_token, pad_token, unk_token."""
-        return tuple((role, name) for role in TEMPLATE_NAMES if (name := _token_name(self.settings.get(role))))
+        """(name, token) for the names a chat template may use: bos_token, eos_token, pad_token, unk_token."""
+        return tuple((name, token) for name in TEMPLATE_NAMES if (token := _token_text(self.settings.get(name))))
 
-    def _id_of(self, role: str) -> int:
-        name = _token_name(self.settings.get(role))
-        if name not in self.special:
+    def _id_of(self, name: str) -> int:
+        token = _token_text(self.settings.get(name))
+        if token not in self.special:
             raise InputError(
-                f"tokenizer: its configuration names {name!r} as {role}, its special tokens are "
+                f"tokenizer: the configuration sets {name} to {token!r}, which is not among the special tokens "
                 f"{sorted(self.special)}; use the tokenizer folder that the model was trained with"
             )
-        return self.special[name]
+        return self.special[token]
 
     @property
     def vocab_size(self) -> int:
@@ -75,16 +76,16 @@ class Tokenizer:
 
     @property
     def vocabulary_sha256(self) -> str:
-        """The same for two tokenizers exactly when each id is the same token in both."""
+        """SHA-256 of the vocabulary. Equal for two tokenizers if and only if every id is the same token in both."""
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; never a special id."""
+        """Ids of ordinary text, never of a special token."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_template(self, text: str) -> list[int]:
-        """Ids of what a chat template wrote: here, and only here, special tokens are recognised."""
+        """Ids of text from a chat template. Only this method recognises special tokens."""
         ids: list[int] = []
         for part in self._special_pattern.split(text):
             if part in self.special:
@@ -94,52 +95,52 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same as `[encode(t) for t in texts]`, on all cores."""
+        """Equivalent to `[encode(t) for t in texts]`, on all cores."""
         return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of ids; bytes that are no valid UTF-8 become U+FFFD."""
+        """Text of ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_bytes(self) -> list[int]:
-        """How many bytes of text each id stands for; 0 for special tokens."""
-        if self.byte_level:  # one character of a token is one byte
+        """Number of bytes of text that each id stands for; 0 for special tokens."""
+        if self.byte_level:  # each character of a token stands for one byte
             return [0 if token in self.special else len(token) for token in self.tokens()]
-        return [0 if token in self.special else _sentencepiece_bytes(token) for token in self.tokens()]
+        return [0 if token in self.special else len(_sentencepiece_bytes(token)) for token in self.tokens()]
 
     def bytes_of_tokens(self) -> list[bytes]:
-        """The bytes of text each id stands for, in the middle of a text; none for special tokens."""
+        """The bytes of text that each id stands for in the middle of a text; empty for special tokens."""
         if self.byte_level:
             byte = {character: value for value, character in _characters_of_bytes().items()}
             return [b"" if t in self.special else bytes(byte[c] for c in t) for t in self.tokens()]
-        return [b"" if t in self.special else _sentencepiece_text(t) for t in self.tokens()]
+        return [b"" if t in self.special else _sentencepiece_bytes(t) for t in self.tokens()]
 
     @cached_property
     def byte_level(self) -> bool:
-        """Whether tokens are bytes written as characters (GPT-2 and after), not pieces of text (SentencePiece).
+        """Whether tokens are bytes written as characters (GPT-2 and later), not substrings of text (SentencePiece).
 
-        Only the library's JSON tells, which takes .1 s for 49,152 tokens: too long for each request of a server.
+        Cached, because it is read from the library's JSON. That takes 0.1 s for 49,152 tokens, too long per request.
         """
         return "ByteLevel" in json.dumps(json.loads(self.to_json())["decoder"])
 
     def with_specials(self, names: Sequence[str]) -> "Tokenizer":
-        """The same tokenizer with further special tokens, behind the others. Raises InputError for one it has."""
+        """A copy with more special tokens, which get the next ids. Raises InputError if a token already exists."""
         backend = BackendTokenizer.from_str(self.to_json())
         if known := [name for name in names if backend.token_to_id(name) is not None]:
-            raise InputError(f"tokenizer: {known[0]!r} is a token already; leave it out")
+            raise InputError(f"tokenizer: {known[0]!r} is already a token; leave it out")
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return Tokenizer(backend, self.settings)
 
     def tokens(self) -> list[str]:
-        """Every token by its id, as the library writes it: one character per byte, special tokens as they are."""
+        """All tokens in id order, as the library writes them: one character per byte if byte-level."""
         return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
 
     def to_json(self) -> str:
-        """tokenizer.json."""
+        """The content of tokenizer.json."""
         return self._backend.to_str(pretty=True)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads as they are."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer can load."""
         with atomic_write(folder / "tokenizer.json") as file:
             file.write(self.to_json())
         with atomic_write(folder / "tokenizer_config.json") as file:
@@ -147,19 +148,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, make_chat: bool = False) -> "Tokenizer":
-        """Read a tokenizer folder. Raises InputError if a file is missing, broken or without a chat template.
+        """Read a tokenizer folder. Raises InputError if a file is missing or broken, or if there is no chat template.
 
-        With `make_chat` it gets our template, and its markers as special tokens behind its own.
+        With `make_chat` the tokenizer gets our chat template, and the template's markers as additional special tokens.
         """
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (folder / name).is_file():
-                raise InputError(f"{folder}: no {name} here; point at a run directory that holds a tokenizer")
+                raise InputError(f"{folder}: no {name} here; give a run directory that contains a tokenizer")
         try:
             backend = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise InputError(
-                f"{folder}: the tokenizer files cannot be read ({error}); make or copy them again"
+                f"{folder}: the tokenizer files cannot be read ({error}); create or copy them again"
             ) from None
         template = _chat_template(folder, settings)
         if make_chat:
@@ -167,72 +168,74 @@ class Tokenizer:
             settings, template = settings | {"eos_token": END_OF_TURN, "pad_token": PAD}, CHAT_TEMPLATE
         if template is None:
             raise InputError(
-                f"{folder}: tokenizer_config.json has no chat_template; give a base model one with "
+                f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
                 "`tutelage import-model --make-chat`"
             )
-        return cls(backend, _with_end(folder, backend, settings | {"chat_template": template}))
+        return cls(backend, _with_end_of_turn(folder, backend, settings | {"chat_template": template}))
 
 
-def _with_end(folder: Path, backend: BackendTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
-    """Some folders name the end of a text as eos, and the end of a turn only in their generation_config.json."""
+def _with_end_of_turn(folder: Path, backend: BackendTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
+    """Make eos_token the end-of-turn token of the chat template.
+
+    In some folders eos_token is the end of a text, and only generation_config.json names the end of a turn.
+    """
     template, path = settings["chat_template"], folder / "generation_config.json"
-    eos = _token_name(settings.get("eos_token"))
+    eos = _token_text(settings.get("eos_token"))
     if (eos and eos in template) or "eos_token" in template or not path.is_file():
         return settings
     try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); copy the model again") from None
-    ends = [backend.id_to_token(i) for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)]
-    found = next((end for end in ends if end and end in template), None)
-    return settings | {"eos_token": found} if found else settings
+    tokens = [backend.id_to_token(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+    end_of_turn = next((token for token in tokens if token and token in template), None)
+    return settings | {"eos_token": end_of_turn} if end_of_turn else settings
 
 
 def _with_padding(settings: dict[str, Any], special: dict[str, int]) -> tuple[dict[str, Any], str | None]:
-    """Padding must not be the end of a turn, as it is in many folders: then a special token that is not in use is it.
+    """Ensure that the padding token is not the end-of-turn token, as it is in many folders.
 
-    One with "pad" in its name comes first, then the one with the smallest id.
+    If it is, or if there is no padding token, use an unused special token: one with "pad" in its name if there is one,
+    otherwise the one with the smallest id. Returns the settings and a message for the user, None if nothing changed.
     """
-    taken = {_token_name(settings.get(role)) for role in TEMPLATE_NAMES if role != "pad_token"} | {END_OF_TEXT}
-    if _token_name(settings.get("pad_token")) not in (None, _token_name(settings.get("eos_token"))):
+    used = {_token_text(settings.get(name)) for name in TEMPLATE_NAMES if name != "pad_token"} | {END_OF_TEXT}
+    if _token_text(settings.get("pad_token")) not in (None, _token_text(settings.get("eos_token"))):
         return settings, None
     in_order = sorted(special, key=lambda token: ("pad" not in token.lower(), special[token]))
-    free = [token for token in in_order if token not in taken and token not in settings["chat_template"]]
-    if not free:
+    unused = [token for token in in_order if token not in used and token not in settings["chat_template"]]
+    if not unused:
         raise InputError(
-            "tokenizer: padding is the end of a turn, and no special token is free to be padding; add one to the folder"
+            "tokenizer: there is no padding token other than the end of a turn, and no unused special token to replace "
+            "it; add one to the folder"
         )
-    return settings | {"pad_token": free[0]}, f"padding is {free[0]} now: it was the end of a turn, or nothing"
+    pad = unused[0]
+    return settings | {"pad_token": pad}, f"set the padding token to {pad}, because it was missing or the end of a turn"
 
 
-def _sentencepiece_bytes(token: str) -> int:
-    """A byte written as <0x0A>, or text in which a low line above the base stands for a space."""
-    return len(_sentencepiece_text(token))
-
-
-def _sentencepiece_text(token: str) -> bytes:
+def _sentencepiece_bytes(token: str) -> bytes:
+    """The bytes of a SentencePiece token: a byte written as <0x0A>, or text in which U+2581 stands for a space."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return bytes([int(token[3:5], 16)])
     return token.replace("\u2581", " ").encode()
 
 
 def _characters_of_bytes() -> dict[int, str]:
-    """GPT-2's alphabet (Radford et al. 2019): printable bytes are themselves, the others follow from U+0100."""
+    """GPT-2's alphabet (Radford et al. 2019): printable bytes stand for themselves, the others start at U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}
 
 
-def _token_name(token: Any) -> str | None:
-    """A special token stands in the settings as its text, or as an object that has it as content."""
+def _token_text(token: Any) -> str | None:
+    """The text of a special token in the settings, where it is a string or an object with the field `content`."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """From a file of its own, as newer folders have it, or the settings: a text, or the default of several by name."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
+    """The template in chat_template.jinja (newer folders) or in the settings: a string, or the "default" of a list."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -240,9 +243,9 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE of exactly `vocab_size` tokens, special tokens included.
+    """Train a byte-level BPE with exactly `vocab_size` tokens, including special tokens.
 
-    Raises InputError when the texts are too few to fill the vocabulary.
+    Raises InputError if the texts are too few to fill the vocabulary.
     """
     backend = BackendTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -261,8 +264,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() != vocab_size:
         raise InputError(
-            f"tokenizer: the texts fill {backend.get_vocab_size()} of {vocab_size} tokens; "
-            "give more text or ask for a smaller --vocab-size"
+            f"tokenizer: the texts fill only {backend.get_vocab_size()} of {vocab_size} tokens; "
+            "give more text or a smaller --vocab-size"
         )
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
