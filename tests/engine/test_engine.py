@@ -186,7 +186,7 @@ def test_requests_that_come_together_and_begin_alike_read_once(make_gpt: Any) ->
     asked = [ask(engine, *LONG, seed=seed, sampling=DistributionConfig())[0] for seed in range(4)]
     read = 0
     while engine.step():
-        read += sum(group.tokens.stop - group.tokens.start for group in engine.batch.slots.glances)
+        read += sum(group.tokens.stop - group.tokens.start for group in engine.batch.slots.attention)
     assert [heard.done and heard.done.cached_tokens for heard in asked] == [0, 39, 39, 39]
     assert read <= 40 + 3 + 4 * 8
     alone = Engine(make_gpt(), EngineConfig(slots=1))
@@ -254,7 +254,7 @@ def test_owners_take_turns(make_gpt: Any) -> None:
     for owner in ("a", "a", "a", "a", "b", "c"):
         request = Request((1, 2), 1, GREEDY, 0, owner=owner)
         engine.submit(request, lambda event, owner=owner: order.append(owner) if isinstance(event, Done) else None)
-    with pytest.raises(QueueFull, match="6 requests are waiting, 4 of this owner, and 8 may"):
+    with pytest.raises(QueueFull, match="6 of 8 places in the queue are taken, 4 by this owner"):
         ask(engine, 1, 2, owner="a")
     ask(engine, 1, 2, owner="d")  # there is room for everybody else
     finish(engine)
@@ -279,11 +279,11 @@ def test_memory_is_bounded(make_gpt: Any) -> None:
     for first in range(12):
         answer(engine, first, *LONG, max_new_tokens=4)
     held = sum(kv.nbytes for kv in engine.batch.slots.kv) + sum(
-        block.nbytes for prefix in engine.prefixes.kept.values() for block in prefix.kv
+        block.nbytes for prefix in engine.prefixes.entries.values() for block in prefix.kv
     )
-    assert held <= 2**20 and len(engine.prefixes.kept) == 11  # of 44 tokens each
-    assert [int(prefix.ids[0]) for prefix in engine.prefixes.kept.values()] == [*range(1, 12)]
-    with pytest.raises(InputError, match="memory 1 MiB: one request of 4096 tokens takes 2 MiB"):
+    assert held <= 2**20 and len(engine.prefixes.entries) == 11  # of 44 tokens each
+    assert [int(prefix.ids[0]) for prefix in engine.prefixes.entries.values()] == [*range(1, 12)]
+    with pytest.raises(InputError, match="--memory 1: one request of 4096 tokens needs 2 MiB"):
         Engine(make_gpt("gpt2", context=4096), EngineConfig(memory=1, context=0))
 
 
@@ -334,11 +334,11 @@ def generator(seed: int) -> torch.Generator:
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (dict(prompt=()), "has a prompt"),
-        (dict(max_new_tokens=63), "exceed the context of 64"),
+        (dict(prompt=()), "needs a prompt"),
+        (dict(max_new_tokens=63), "exceed the context of 64 tokens"),
         (dict(prompt=(5, 300)), "token 300"),
         (dict(sampling=DistributionConfig(logit_bias=((-1, 1.0),))), "token -1"),
-        (dict(seed=-1), "neither its seed"),
+        (dict(seed=-1), "seed >= 0"),
     ],
 )
 def test_requests_that_cannot_be_answered_are_refused(make_gpt: Any, asked: dict[str, Any], why: str) -> None:
@@ -388,7 +388,7 @@ def test_a_kept_text_takes_no_more_memory_than_its_tokens(make_gpt: Any, monkeyp
     config = engine.model.config
     each = config.layers * 2 * config.kv_heads * config.head_width * 4
     assert engine.prefixes.bytes == read * each
-    kept = [tensor for prefix in engine.prefixes.kept.values() for tensor in prefix.kv]
+    kept = [tensor for prefix in engine.prefixes.entries.values() for tensor in prefix.kv]
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == read * each
 
 

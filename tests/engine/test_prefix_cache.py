@@ -45,15 +45,15 @@ def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
     kept = PrefixCache(memory)
     for by, text in read:
         kept.keep(by, array(text), len(text), list)
-        assert kept.bytes == sum(prefix.size for prefix in kept.kept.values()) <= memory
-        assert sorted(kept.kept) == kept.sorted
-        held = [(key[0], tuple(prefix.ids)) for key, prefix in kept.kept.items()]
+        assert kept.bytes == sum(prefix.size for prefix in kept.entries.values()) <= memory
+        assert sorted(kept.entries) == kept.sorted_keys
+        held = [(key[0], tuple(prefix.ids)) for key, prefix in kept.entries.items()]
         for one, other in ((a, b) for a in held for b in held if a != b and a[0] == b[0]):
             assert other[1][: len(one[1])] != one[1]
         if len(text) <= memory:
             assert any(name == by and other[: len(text)] == text for name, other in held)
     kept.forget(gone)
-    assert not [key for key in kept.kept if key[0] == gone]
+    assert not [key for key in kept.entries if key[0] == gone]
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
@@ -62,15 +62,15 @@ def test_what_was_used_longest_ago_goes_first() -> None:
         kept.keep("", array((first, 9)), 1, list)
     kept.find("", array((1, 5)))
     kept.keep("", array((4, 9)), 1, list)
-    assert [int(prefix.ids[0]) for prefix in kept.kept.values()] == [3, 1, 4]
+    assert [int(prefix.ids[0]) for prefix in kept.entries.values()] == [3, 1, 4]
 
 
 def test_thousands_are_not_looked_at_one_by_one(monkeypatch) -> None:
     kept, looked = PrefixCache(10**6), []
     for number in range(5_000):
         kept.keep("", array((number, 7)), 1, list)
-    whole = prefix_cache.common
-    monkeypatch.setattr(prefix_cache, "common", lambda *pair: looked.append(pair) or whole(*pair))
+    whole = prefix_cache.common_prefix
+    monkeypatch.setattr(prefix_cache, "common_prefix", lambda *pair: looked.append(pair) or whole(*pair))
     assert kept.find("", array((4_321, 7, 8)))[1] == 2
     kept.keep("", array((4_321, 7, 8)), 1, list)
     assert len(looked) <= 4

@@ -8,7 +8,7 @@ import torch
 
 from tutelage.sampling import prefill as module
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.prefill import PASS_COST, like_lengths, prefill
+from tutelage.sampling.prefill import PASS_COST, group_by_length, prefill
 from tutelage.sampling.sampler import generate
 
 PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15], [9, 9, 4], [7] * 20]
@@ -31,21 +31,21 @@ def test_the_groups_take_least(lengths: list[int]) -> None:
         for cuts in combinations(range(1, len(order)), count):
             ends = [0, *cuts, len(order)]
             every.append(taken([order[a:b] for a, b in zip(ends, ends[1:], strict=False)], lengths))
-    groups = like_lengths(lengths)
+    groups = group_by_length(lengths)
     assert sorted(row for rows in groups for row in rows) == list(range(len(lengths)))
     assert taken(groups, lengths) == min(every)
 
 
 def test_alike_is_one_pass_and_unlike_is_more() -> None:
-    assert len(like_lengths([40] * 64)) == 1
-    assert len(like_lengths([10] * 64 + [90] * 64)) == 2
+    assert len(group_by_length([40] * 64)) == 1
+    assert len(group_by_length([10] * 64 + [90] * 64)) == 2
 
 
 @pytest.fixture(params=[1, PASS_COST], ids=["apart", "together"])
 def groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many groups the prompts are read in."""
     monkeypatch.setattr(module, "PASS_COST", request.param)
-    return len(like_lengths([len(prompt) for prompt in PROMPTS]))
+    return len(group_by_length([len(prompt) for prompt in PROMPTS]))
 
 
 def test_every_prompt_is_read_as_if_alone(make_gpt: Any, family: str, groups: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.sampling import distribution
-from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities, nucleus
+from tutelage.sampling.distribution import SamplingConfig, TokenHistory, draw, filtered_probabilities, nucleus
 from tutelage.sampling.sampler import Response, generate, inference_copy, stream, uniforms
 from tutelage.sampling.stops import cut, stop_at
 
@@ -104,7 +104,7 @@ def test_the_filters_are_transformers(how: dict[str, Any]) -> None:
     logits = 3 * torch.randn(4, 50, generator=generator)
     prompts = [[1, 2, 3], [4, 4, 4], [5], [6, 7]]
     written = torch.randint(50, (4, 6), generator=generator)
-    said = Written(prompts, 1, 50, torch.device("cpu"))
+    said = TokenHistory(prompts, 1, 50, torch.device("cpu"))
     for tokens in written.T:
         said.add(tokens)
     config = SamplingConfig(max_tokens=1, **how)
@@ -127,7 +127,7 @@ def test_the_filters_are_transformers(how: dict[str, Any]) -> None:
 
 def test_frequency_and_presence_by_hand() -> None:
     """OpenAI's formula: logit - count * frequency - [count > 0] * presence; the prompt does not count."""
-    said = Written([[0, 1]], 1, 4, torch.device("cpu"))
+    said = TokenHistory([[0, 1]], 1, 4, torch.device("cpu"))
     for token in (1, 2, 2):
         said.add(torch.tensor([token]))
     config = SamplingConfig(max_tokens=1, frequency_penalty=0.5, presence_penalty=0.25)
@@ -168,9 +168,17 @@ def test_an_answer_stops_at_a_string(make_gpt: Any, tokenizer: Any) -> None:
     assert len(stopped[1][0].ids) < len(free[1].ids)
 
 
-@pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(top_p=1.5), dict(min_p=-0.1), dict(repetition_penalty=0)])
-def test_values_without_a_meaning_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="must be from"):
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (dict(temperature=-1), "temperature -1: must be at least 0"),
+        (dict(top_p=1.5), "top_p 1.5: must be between 0 and 1"),
+        (dict(min_p=-0.1), "min_p -0.1: must be between 0 and 1"),
+        (dict(repetition_penalty=0), "repetition_penalty 0: must be at least 1e-06"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(wrong: dict[str, float], line: str) -> None:
+    with pytest.raises(InputError, match=line):
         SamplingConfig(max_tokens=1, **wrong)  # type: ignore[arg-type]
 
 
