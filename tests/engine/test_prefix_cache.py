@@ -1,4 +1,4 @@
-"""What is kept for requests that begin alike, against a search through everything that was ever kept."""
+"""The prefix cache, against a search through everything that was ever added."""
 
 import numpy as np
 from hypothesis import given
@@ -16,7 +16,7 @@ def array(text: tuple[int, ...]) -> np.ndarray:
 
 
 def alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many tokens both begin with, counted one by one."""
+    """The length of the common prefix, counted token by token."""
     count = 0
     while count < min(len(first), len(second)) and first[count] == second[count]:
         count += 1
@@ -24,7 +24,7 @@ def alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 @given(st.lists(st.tuples(adapters, texts), max_size=30), adapters, texts)
-def test_the_longest_beginning_that_was_ever_read_is_found(
+def test_the_longest_common_prefix_is_found(
     read: list[tuple[str, tuple[int, ...]]], adapter: str, wanted: tuple[int, ...]
 ) -> None:
     kept = PrefixCache(10**6)
@@ -39,7 +39,7 @@ def test_the_longest_beginning_that_was_ever_read_is_found(
 
 
 @given(st.lists(st.tuples(adapters, texts), max_size=30), st.integers(1, 40), adapters)
-def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
+def test_memory_is_counted_and_no_entry_is_a_prefix_of_another(
     read: list[tuple[str, tuple[int, ...]]], memory: int, gone: str
 ) -> None:
     kept = PrefixCache(memory)
@@ -56,7 +56,7 @@ def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
     assert not [key for key in kept.entries if key[0] == gone]
 
 
-def test_what_was_used_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     kept = PrefixCache(3)
     for first in (1, 2, 3):
         kept.keep("", array((first, 9)), 1, list)
@@ -65,7 +65,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     assert [int(prefix.ids[0]) for prefix in kept.entries.values()] == [3, 1, 4]
 
 
-def test_thousands_are_not_looked_at_one_by_one(monkeypatch) -> None:
+def test_thousands_of_entries_are_not_compared_one_by_one(monkeypatch) -> None:
     kept, looked = PrefixCache(10**6), []
     for number in range(5_000):
         kept.keep("", array((number, 7)), 1, list)

@@ -31,7 +31,7 @@ class Batch:
     """The running requests of one model. Not thread-safe."""
 
     def __init__(self, model: GPT, slots: SlotCache, prefixes: PrefixCache, adapters: Adapters, budget: int):
-        """`budget`: tokens per pass. Prefill gets what decoding leaves, but never less than a quarter of it."""
+        """`budget`: tokens per pass. Prefill gets what decoding leaves, but never less than a quarter of the budget."""
         self.model, self.slots, self.prefixes, self.adapters, self.budget = model, slots, prefixes, adapters, budget
         self.device = model.embedding.weight.device
         self.rows: list[RunningRequest] = []  # the request in slot i is rows[i]

@@ -25,8 +25,8 @@ from tutelage.model.gpt import GPT
 from tutelage.sampling.sampler import inference_copy
 
 log = logging.getLogger(__name__)
-FAILURES = 3  # failed passes in a row that mean the engine is failing; one alone may be its requests' fault
-FAILING_SECONDS = 60.0  # this long after the last failure the engine may be tried again
+FAILURES = 3  # the engine is failing after so many failed passes in a row; one alone may be a request's fault
+FAILING_SECONDS = 60.0  # after the last failure; then the engine may be tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class EngineConfig:
     """How many requests run at once, and how much memory they may use."""
 
     slots: int = 32
-    """Maximum number of requests that run at once, less if the memory holds fewer. Further requests wait."""
+    """Maximum number of requests that run at once, fewer if --memory is too small. Further requests wait."""
     context: int = 2048
     """Maximum length of prompt plus answer, in tokens. 0 uses the model's context, which is also the upper limit."""
     memory: int = 2048
@@ -42,7 +42,7 @@ class EngineConfig:
     piece: int = 128
     """Token budget of a step: one for every answer in progress, the rest (at least a quarter) for chunks of prompts."""
     queue: int = 512
-    """Maximum number of waiting requests. An owner is refused who has as many waiting as there are free places."""
+    """Places for waiting requests. A request is refused if its owner has as many waiting as there are free places."""
 
     def __post_init__(self) -> None:
         for name, least in {"slots": 1, "context": 0, "memory": 1, "piece": 1, "queue": 1}.items():

@@ -64,7 +64,9 @@ def run_padded(
     positions, mask = (columns - pads[:, None]).clamp(min=0), None
     if pads.any():
         visible = (columns <= columns[:, None]) & (columns >= pads[:, None])[:, None, :]
-        visible |= torch.eye(width, dtype=torch.bool, device=device)  # a pad attends to itself: no softmax of nothing
+        visible |= torch.eye(
+            width, dtype=torch.bool, device=device
+        )  # a pad attends to itself, so that its softmax is not empty
         mask = visible[:, None]
     return last_hidden(model, ids, positions, mask, cache, layers)
 
