@@ -25,8 +25,8 @@ NEVER = 10**6
 LONG = tuple(7 * i % 290 + 3 for i in range(40))
 
 
-class Heard:
-    """A listener that remembers."""
+class Recorder:
+    """A listener that records the events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -48,8 +48,8 @@ class Heard:
         return self.events[-1] if self.events and isinstance(self.events[-1], Done) else None
 
 
-def ask(engine: Engine, *prompt: int, **asked: Any) -> tuple[Heard, Handle]:
-    heard = Heard()
+def ask(engine: Engine, *prompt: int, **asked: Any) -> tuple[Recorder, Handle]:
+    heard = Recorder()
     wanted: dict[str, Any] = dict(max_new_tokens=8, sampling=GREEDY, seed=0) | asked
     return heard, engine.submit(Request(prompt=tuple(prompt), **wanted), heard)
 
@@ -61,7 +61,7 @@ def finish(engine: Engine) -> None:
     raise AssertionError("the engine does not come to an end")
 
 
-def answer(engine: Engine, *prompt: int, **asked: Any) -> Heard:
+def answer(engine: Engine, *prompt: int, **asked: Any) -> Recorder:
     heard, _ = ask(engine, *prompt, **asked)
     finish(engine)
     assert heard.done
@@ -86,7 +86,7 @@ arrivals = st.lists(
 def test_whoever_joins_and_leaves_each_answer_is_the_samplers(
     make_gpt: Any, family: str, small: dict[str, int], asked: list[tuple[int, list[int], int, float]]
 ) -> None:
-    """Requests arrive some steps apart, share slots and pieces, and end at different times."""
+    """Requests arrive some steps apart, share slots and steps, and end at different times."""
     model = make_gpt(family)
     engine, heard = Engine(model, EngineConfig(**small)), []
     for seed, (wait, prompt, length, temperature) in enumerate(asked):
@@ -134,15 +134,15 @@ def test_a_prompt_is_scored_alone_where_nothing_is_to_be_written(make_gpt: Any) 
     answer(engine, *LONG)
     heard = answer(engine, *LONG, max_new_tokens=0, prompt_logprobs=True)
     assert [type(event) for event in heard.events] == [PromptScored, Done]
-    assert heard.done == Done("length", 40, 0)  # nothing that was there already is used: each token is looked at
+    assert heard.done == Done("length", 40, 0)  # no cached prefix is used: every token's hidden state is needed
 
 
 def test_a_seed_gives_its_answer_alone_and_among_others_in_bf16(make_gpt: Any, small_blocks: None) -> None:
-    """Bit for bit, and in bf16, where another rounding would soon be another token."""
+    """Bit for bit, in bf16, where another rounding would soon give another token."""
     model = make_gpt("llama", dtype=torch.bfloat16, width=64, head_width=16, hidden=1536, context=256)
     how = DistributionConfig(temperature=1.2, top_p=0.97)
 
-    def one(engine: Engine, seed: int) -> Heard:
+    def one(engine: Engine, seed: int) -> Recorder:
         return ask(engine, *LONG[: 5 + 4 * seed], max_new_tokens=60, sampling=how, seed=seed, top_logprobs=3)[0]
 
     alone = []
@@ -157,14 +157,16 @@ def test_a_seed_gives_its_answer_alone_and_among_others_in_bf16(make_gpt: Any, s
         for _ in range(seed):
             engine.step()
     finish(engine)
-    again = [one(engine, seed) for seed in range(8)]  # their prompts are known by now
+    again = [one(engine, seed) for seed in range(8)]  # their prompts are in the prefix cache by now
     finish(engine)
     for first, second, third in zip(alone, together, again, strict=True):
         assert first.tokens == second.tokens == third.tokens
     assert sum(heard.done.cached_tokens for heard in again if heard.done) > 100
 
 
-def test_what_was_read_is_not_read_again_and_nothing_changes(make_gpt: Any, family: str, small_blocks: None) -> None:
+def test_a_cached_prefix_is_not_computed_again_and_nothing_changes(
+    make_gpt: Any, family: str, small_blocks: None
+) -> None:
     """A conversation's second turn, and another conversation with the same system prompt."""
     model, asked = make_gpt(family), dict(top_logprobs=5, max_new_tokens=6)
     fresh, engine = (Engine(model, EngineConfig(slots=2, piece=16)) for _ in range(2))
@@ -181,19 +183,19 @@ def test_what_was_read_is_not_read_again_and_nothing_changes(make_gpt: Any, fami
             assert [p for _, p in one.top] == pytest.approx([p for _, p in two.top], abs=1e-5)
 
 
-def test_requests_that_come_together_and_begin_alike_read_once(make_gpt: Any) -> None:
+def test_simultaneous_requests_compute_their_common_prefix_once(make_gpt: Any) -> None:
     engine = Engine(make_gpt(), EngineConfig(slots=4, piece=8))
     asked = [ask(engine, *LONG, seed=seed, sampling=DistributionConfig())[0] for seed in range(4)]
     read = 0
     while engine.step():
-        read += sum(group.tokens.stop - group.tokens.start for group in engine.batch.slots.glances)
+        read += sum(group.tokens.stop - group.tokens.start for group in engine.batch.slots.attention)
     assert [heard.done and heard.done.cached_tokens for heard in asked] == [0, 39, 39, 39]
     assert read <= 40 + 3 + 4 * 8
     alone = Engine(make_gpt(), EngineConfig(slots=1))
     assert asked[2].ids == answer(alone, *LONG, seed=2, sampling=DistributionConfig()).ids
 
 
-def test_while_a_long_prompt_is_read_others_write_on(make_gpt: Any) -> None:
+def test_a_long_prompt_does_not_hold_up_decoding(make_gpt: Any) -> None:
     engine = Engine(make_gpt(), EngineConfig(slots=3, piece=8))
     writer, _ = ask(engine, 4, 5, max_new_tokens=40)
     engine.step()
@@ -202,11 +204,11 @@ def test_while_a_long_prompt_is_read_others_write_on(make_gpt: Any) -> None:
     while not long.ids:
         engine.step()
     steps = len(writer.ids) - before
-    assert steps >= 40 // 8  # one token in each of the passes that the prompt took
+    assert steps >= 40 // 8  # one token in each pass of the long prompt
     brief, _ = ask(engine, 60, 61, 62)
     assert not brief.ids
     engine.step()
-    assert brief.ids  # and a short prompt is read at once
+    assert brief.ids  # and a short prompt is processed at once
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(make_gpt: Any) -> None:
@@ -254,7 +256,7 @@ def test_owners_take_turns(make_gpt: Any) -> None:
     for owner in ("a", "a", "a", "a", "b", "c"):
         request = Request((1, 2), 1, GREEDY, 0, owner=owner)
         engine.submit(request, lambda event, owner=owner: order.append(owner) if isinstance(event, Done) else None)
-    with pytest.raises(QueueFull, match="6 requests are waiting, 4 of this owner, and 8 may"):
+    with pytest.raises(QueueFull, match="6 of 8 places in the queue are taken, 4 by this owner"):
         ask(engine, 1, 2, owner="a")
     ask(engine, 1, 2, owner="d")  # there is room for everybody else
     finish(engine)
@@ -279,16 +281,16 @@ def test_memory_is_bounded(make_gpt: Any) -> None:
     for first in range(12):
         answer(engine, first, *LONG, max_new_tokens=4)
     held = sum(kv.nbytes for kv in engine.batch.slots.kv) + sum(
-        block.nbytes for prefix in engine.prefixes.kept.values() for block in prefix.kv
+        block.nbytes for prefix in engine.prefixes.entries.values() for block in prefix.kv
     )
-    assert held <= 2**20 and len(engine.prefixes.kept) == 11  # of 44 tokens each
-    assert [int(prefix.ids[0]) for prefix in engine.prefixes.kept.values()] == [*range(1, 12)]
-    with pytest.raises(InputError, match="memory 1 MiB: one request of 4096 tokens takes 2 MiB"):
+    assert held <= 2**20 and len(engine.prefixes.entries) == 11  # of 44 tokens each
+    assert [int(prefix.ids[0]) for prefix in engine.prefixes.entries.values()] == [*range(1, 12)]
+    with pytest.raises(InputError, match="--memory 1: one request of 4096 tokens needs 2 MiB"):
         Engine(make_gpt("gpt2", context=4096), EngineConfig(memory=1, context=0))
 
 
 def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer is that of the base with this adapter merged, whoever else is in the pass."""
+    """Each response is that of the base with this adapter merged, whatever else is in the pass."""
     base, merged = make_gpt(family), {"": make_gpt(family)}
     engine = Engine(base, EngineConfig(slots=6, piece=16))
     for seed, name in enumerate(["red", "blue"]):
@@ -310,7 +312,7 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeyp
     assert again.ids == answers["blue", 0] and again.done and again.done.cached_tokens == 11
     ask(engine, *LONG[20:], adapter="red")
     engine.step()
-    beside, _ = ask(engine, *LONG[20:], adapter="blue")  # the same prompt is there, but as another adapter reads it
+    beside, _ = ask(engine, *LONG[20:], adapter="blue")  # the same prompt is cached, but for another adapter
     finish(engine)
     assert beside.done and beside.done.cached_tokens == 0
     assert beside.ids == answer(Engine(merged["blue"]), *LONG[20:]).ids
@@ -321,7 +323,7 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeyp
         ask(engine, 1, adapter="red")
     beside, _ = ask(engine, *LONG[:12], adapter="blue")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_check", lambda request: None)  # it was removed just after this had looked
+        patch.setattr(engine, "_check", lambda request: None)  # the adapter is removed just after the check
         late, _ = ask(engine, 9, 9, adapter="red")
     finish(engine)
     assert late.done and late.done.reason == "cancelled" and beside.ids == answers["blue", 0]
@@ -334,17 +336,17 @@ def generator(seed: int) -> torch.Generator:
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (dict(prompt=()), "has a prompt"),
-        (dict(max_new_tokens=63), "exceed the context of 64"),
+        (dict(prompt=()), "needs a prompt"),
+        (dict(max_new_tokens=63), "exceed the context of 64 tokens"),
         (dict(prompt=(5, 300)), "token 300"),
         (dict(sampling=DistributionConfig(logit_bias=((-1, 1.0),))), "token -1"),
-        (dict(seed=-1), "neither its seed"),
+        (dict(seed=-1), "seed >= 0"),
     ],
 )
 def test_requests_that_cannot_be_answered_are_refused(make_gpt: Any, asked: dict[str, Any], why: str) -> None:
     wanted: dict[str, Any] = dict(prompt=(1, 2), max_new_tokens=3, sampling=GREEDY, seed=0) | asked
     with pytest.raises(ValueError, match=why):
-        Engine(make_gpt()).submit(Request(**wanted), Heard())
+        Engine(make_gpt()).submit(Request(**wanted), Recorder())
 
 
 def test_a_failing_pass_or_listener_harms_nobody_else(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,19 +370,21 @@ def test_a_failing_pass_or_listener_harms_nobody_else(make_gpt: Any, monkeypatch
         patch.setattr(engine.batch, "_reuse", lambda row: 1 / 0)
         hit, _ = ask(engine, 5, 6)
         engine.step()
-    assert hit.done and hit.done.reason == "error" and not beside.done  # it had not begun: nobody else is touched
+    assert (
+        hit.done and hit.done.reason == "error" and not beside.done
+    )  # it had not been admitted: the others are not affected
     finish(engine)
     assert beside.ids == answer(engine, 3, 4).ids == fine.ids
     hit, handle = ask(engine, 3, 4)
     engine.step()
     handle.cancel()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.prefixes, "keep", lambda *_: 1 / 0)  # no memory is left to copy to
+        patch.setattr(engine.prefixes, "keep", lambda *_: 1 / 0)  # no memory is left for the copy
         engine.step()
     assert hit.done and hit.done.reason == "error" and engine.load() == (0, 0)
 
 
-def test_a_kept_text_takes_no_more_memory_than_its_tokens(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_prefix_takes_no_more_memory_than_its_tokens(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_cache, "BLOCK", 8)
     engine, read = Engine(make_gpt()), 0
     for prompt in ((1, 2), LONG[:8], LONG[20:]):
@@ -388,11 +392,11 @@ def test_a_kept_text_takes_no_more_memory_than_its_tokens(make_gpt: Any, monkeyp
     config = engine.model.config
     each = config.layers * 2 * config.kv_heads * config.head_width * 4
     assert engine.prefixes.bytes == read * each
-    kept = [tensor for prefix in engine.prefixes.kept.values() for tensor in prefix.kv]
+    kept = [tensor for prefix in engine.prefixes.entries.values() for tensor in prefix.kv]
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == read * each
 
 
-def test_it_says_when_all_its_passes_fail(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_failing_when_all_passes_fail(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(make_gpt())
     works = engine.model.trunk
 
@@ -410,11 +414,11 @@ def test_it_says_when_all_its_passes_fail(make_gpt: Any, monkeypatch: pytest.Mon
     assert not asked(1, works)
     assert asked(3, broken)
     engine.failed_at -= 61
-    assert not engine.failing  # somebody should try it again
+    assert not engine.failing  # it may be tried again
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_thread_is_no_working_engine(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_whose_thread_died_is_failing(make_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(make_gpt())
     go = threading.Event()
 
@@ -433,7 +437,7 @@ def test_a_dead_thread_is_no_working_engine(make_gpt: Any, monkeypatch: pytest.M
 def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
     engine, ended = Engine(make_gpt()), threading.Event()
     engine.start()
-    heard = Heard()
+    heard = Recorder()
 
     def listener(event: Event) -> None:
         heard(event)
@@ -452,7 +456,7 @@ def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 900)), min_size=1, max_size=9))
 def test_the_cut_into_runs_is_the_cheapest(rows: list[tuple[bool, int]]) -> None:
-    """Against every way to cut; True: a slot is left out before this row."""
+    """Against every way to split; True: a slot is skipped before this row."""
     lengths = [length for _, length in rows]
     taken = list(itertools.accumulate(1 + gap for gap, _ in rows))
 

@@ -1,4 +1,4 @@
-"""What is kept for requests that begin alike, against a search through everything that was ever kept."""
+"""The prefix cache, against a search through everything that was ever added."""
 
 import numpy as np
 from hypothesis import given
@@ -16,7 +16,7 @@ def array(text: tuple[int, ...]) -> np.ndarray:
 
 
 def alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many tokens both begin with, counted one by one."""
+    """The length of the common prefix, counted token by token."""
     count = 0
     while count < min(len(first), len(second)) and first[count] == second[count]:
         count += 1
@@ -24,7 +24,7 @@ def alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 @given(st.lists(st.tuples(adapters, texts), max_size=30), adapters, texts)
-def test_the_longest_beginning_that_was_ever_read_is_found(
+def test_the_longest_common_prefix_is_found(
     read: list[tuple[str, tuple[int, ...]]], adapter: str, wanted: tuple[int, ...]
 ) -> None:
     kept = PrefixCache(10**6)
@@ -39,38 +39,38 @@ def test_the_longest_beginning_that_was_ever_read_is_found(
 
 
 @given(st.lists(st.tuples(adapters, texts), max_size=30), st.integers(1, 40), adapters)
-def test_memory_is_counted_and_no_text_is_kept_beside_a_longer_one(
+def test_memory_is_counted_and_no_entry_is_a_prefix_of_another(
     read: list[tuple[str, tuple[int, ...]]], memory: int, gone: str
 ) -> None:
     kept = PrefixCache(memory)
     for by, text in read:
         kept.keep(by, array(text), len(text), list)
-        assert kept.bytes == sum(prefix.size for prefix in kept.kept.values()) <= memory
-        assert sorted(kept.kept) == kept.sorted
-        held = [(key[0], tuple(prefix.ids)) for key, prefix in kept.kept.items()]
+        assert kept.bytes == sum(prefix.size for prefix in kept.entries.values()) <= memory
+        assert sorted(kept.entries) == kept.sorted_keys
+        held = [(key[0], tuple(prefix.ids)) for key, prefix in kept.entries.items()]
         for one, other in ((a, b) for a in held for b in held if a != b and a[0] == b[0]):
             assert other[1][: len(one[1])] != one[1]
         if len(text) <= memory:
             assert any(name == by and other[: len(text)] == text for name, other in held)
     kept.forget(gone)
-    assert not [key for key in kept.kept if key[0] == gone]
+    assert not [key for key in kept.entries if key[0] == gone]
 
 
-def test_what_was_used_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     kept = PrefixCache(3)
     for first in (1, 2, 3):
         kept.keep("", array((first, 9)), 1, list)
     kept.find("", array((1, 5)))
     kept.keep("", array((4, 9)), 1, list)
-    assert [int(prefix.ids[0]) for prefix in kept.kept.values()] == [3, 1, 4]
+    assert [int(prefix.ids[0]) for prefix in kept.entries.values()] == [3, 1, 4]
 
 
-def test_thousands_are_not_looked_at_one_by_one(monkeypatch) -> None:
+def test_thousands_of_entries_are_not_compared_one_by_one(monkeypatch) -> None:
     kept, looked = PrefixCache(10**6), []
     for number in range(5_000):
         kept.keep("", array((number, 7)), 1, list)
-    whole = prefix_cache.common
-    monkeypatch.setattr(prefix_cache, "common", lambda *pair: looked.append(pair) or whole(*pair))
+    whole = prefix_cache.common_prefix
+    monkeypatch.setattr(prefix_cache, "common_prefix", lambda *pair: looked.append(pair) or whole(*pair))
     assert kept.find("", array((4_321, 7, 8)))[1] == 2
     kept.keep("", array((4_321, 7, 8)), 1, list)
     assert len(looked) <= 4

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import InputError
-from tutelage.sampling.remote import ContextFullError, Server
+from tutelage.sampling.remote import ContextFullError, RemoteModel
 from tutelage.terminal.chat import chat
 from tutelage.terminal.conversation import ChatConfig
 
@@ -19,7 +19,7 @@ KEY = "sk-right"
 
 
 def event(content: str) -> bytes:
-    """As the API sends it: one line of JSON, an empty line; text as it is, not escaped."""
+    """As the API sends it: one line of JSON and an empty line. Text is not escaped."""
     return ("data: " + json.dumps({"choices": [{"delta": {"content": content}}]}, ensure_ascii=False) + "\n\n").encode()
 
 
@@ -27,7 +27,7 @@ class Api(BaseHTTPRequestHandler):
     """Repeats the last message, letter by letter; at most three messages fit."""
 
     protocol_version = "HTTP/1.1"
-    asked: list[dict] = []
+    requests: list[dict] = []
     sent: list[float] = []
 
     def do_GET(self) -> None:
@@ -38,7 +38,7 @@ class Api(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append(body)
+        self.requests.append(body)
         said = body["messages"][-1]["content"]
         if self.headers["authorization"] != f"Bearer {KEY}":
             return self._json(401, {"error": {"message": "Incorrect API key", "code": "invalid_api_key"}})
@@ -88,59 +88,59 @@ class Api(BaseHTTPRequestHandler):
 def address() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Api.asked.clear()
+    Api.requests.clear()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def ask(server: Server, *contents: str) -> Iterator[str]:
+def ask(server: RemoteModel, *contents: str) -> Iterator[str]:
     return server.answer({"messages": [{"role": "user", "content": content} for content in contents]})
 
 
 def test_the_stream_is_read_piece_by_piece(address: str) -> None:
-    server = Server(address + "/v1/", KEY)
+    server = RemoteModel(address + "/v1/", KEY)
     assert list(ask(server, "日本 ok")) == ["", *"日本 ok", ""]
-    assert Api.asked[-1]["model"] == "tiny" and Api.asked[-1]["stream"] is True
+    assert Api.requests[-1]["model"] == "tiny" and Api.requests[-1]["stream"] is True
 
 
 def test_refusals_say_what_the_server_says(address: str) -> None:
     with pytest.raises(InputError, match="401 Incorrect API key; give the key with --key-file"):
-        list(ask(Server(address), "x"))
+        list(ask(RemoteModel(address), "x"))
     with pytest.raises(ContextFullError):
-        list(ask(Server(address, KEY), *"abcd"))
+        list(ask(RemoteModel(address, KEY), *"abcd"))
     with pytest.raises(InputError, match="engine lost"):
-        list(ask(Server(address, KEY), "break"))
+        list(ask(RemoteModel(address, KEY), "break"))
     with pytest.raises(InputError, match="is the server running there"):
-        Server("http://127.0.0.1:9")
+        RemoteModel("http://127.0.0.1:9")
     with pytest.raises(InputError, match="not the address"):
-        Server("http:/typo")
+        RemoteModel("http:/typo")
 
 
 @pytest.mark.parametrize("end", ["hang up", "die"])
 def test_an_answer_that_breaks_off_is_no_answer(address: str, end: str) -> None:
     with pytest.raises(InputError, match="broke off"):
-        list(ask(Server(address, KEY), end))
+        list(ask(RemoteModel(address, KEY), end))
 
 
 def test_a_server_of_another_kind_is_told_apart(address: str) -> None:
     with pytest.raises(InputError, match="not an OpenAI-compatible API"):
-        Server(address + "/page")
+        RemoteModel(address + "/page")
 
 
 def test_the_first_model_that_writes_is_taken(address: str) -> None:
-    assert Server(address).model == "tiny"
+    assert RemoteModel(address).model == "tiny"
 
 
 def test_a_chat_with_a_server(address: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text(KEY + "\n", encoding="utf-8")
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/top-k 5\nbreak\nhang up\nthree\n"))
     chat(address, ChatConfig(key_file=tmp_path / "key", model="other", temperature=0.5))
-    told = capsys.readouterr().out
-    assert [told.count(f"gpt> {word}") for word in ("one", "two", "three")] == [1, 1, 1]
-    assert "(the server stopped: engine lost)" in told
-    assert "(the context is full: the model no longer sees 'one')" in told
-    first, last = Api.asked[0], Api.asked[-1]
+    printed = capsys.readouterr().out
+    assert [printed.count(f"gpt> {word}") for word in ("one", "two", "three")] == [1, 1, 1]
+    assert "(the server stopped with an error: engine lost)" in printed
+    assert "(the context is full: the model no longer sees 'one')" in printed
+    first, last = Api.requests[0], Api.requests[-1]
     assert first["model"] == "other" and first["temperature"] == 0.5 and "top_k" not in first
     assert last["top_k"] == 5 and last["seed"] != first["seed"]
     assert [message["content"] for message in last["messages"]] == ["two", "two", "three"]

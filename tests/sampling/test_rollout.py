@@ -80,7 +80,9 @@ def test_values_stand_before_each_token(make_gpt: Any) -> None:
     actual = response_values(value, batch())
     for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
         ids = torch.tensor([prompt + answer.ids])
-        states = value.trunk.trunk(ids)[0, len(prompt) - 1 : -1]  # the last one, after the end, is nobody's prefix
+        states = value.trunk.trunk(ids)[
+            0, len(prompt) - 1 : -1
+        ]  # without the state after end-of-turn: it predicts no token
         expected = (states @ value.score.weight[0] - 0.3).tolist()
         assert actual[row].tolist() == pytest.approx(expected + [0.0] * (4 - len(expected)), abs=1e-5)
 
@@ -98,7 +100,7 @@ def test_gradients_flow_through_responses_only(make_gpt: Any) -> None:
 
 
 def test_wider_padding_and_other_rows_change_nothing(make_gpt: Any) -> None:
-    """P-f, P-g, P-j."""
+    """Neither more padding nor a subset of the rows."""
     policy, responses = make_gpt("gpt2"), batch()
     whole = response_logprobs(policy, responses)
     pad = torch.full((3, 4), PAD)
@@ -143,8 +145,8 @@ def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any)
     assert not any(x.requires_grad for x in (rollout.logprobs, rollout.ref_logprobs, rollout.values, rollout.scores))
 
 
-def test_the_stream_of_some_rows_is_theirs_and_not_copied_before_it_is_used(make_gpt: Any) -> None:
-    """Rows of rows, too: a rollout's parts are cut once more into rows of like length."""
+def test_a_subset_of_rows_has_its_own_rows_of_the_stream_and_does_not_copy_it(make_gpt: Any) -> None:
+    """Also for a subset of a subset: a rollout's parts are divided once more into rows of similar length."""
     model, x = make_gpt(), torch.randn(3, 9, 4)
     whole = replace(batch(), stream=Stream(x, 1, model.embedding.weight))
     assert torch.equal(whole.stream_for(model).x, x[:, :6])

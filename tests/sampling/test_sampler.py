@@ -1,4 +1,4 @@
-"""The sampler: its filters at known points, its draws by chi-square, and batches against one answer at a time."""
+"""The sampler: filters at known points, draws by chi-square, and batches against one response at a time."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from torch import Tensor
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.sampling import distribution
-from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities, nucleus
+from tutelage.sampling.distribution import SamplingConfig, TokenHistory, draw, filtered_probabilities, nucleus
 from tutelage.sampling.sampler import Response, generate, inference_copy, stream, uniforms
 from tutelage.sampling.stops import cut, stop_at
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.2]]).log()
 PROMPTS = [[5, 17, 260], [33, 8, 120, 77, 201, 9, 45], [61], [2, 2, 290, 14, 15]]
 SEEDS = [11, 12, 13, 14]
-NEVER = 10**6  # no token has this id: an end of turn that never comes
+NEVER = 10**6  # no token has this id, so the end-of-turn never comes
 
 
 def after(**filters: Any) -> list[float]:
@@ -53,8 +53,8 @@ def test_temperature(temperature: float, expected: list[float]) -> None:
         (dict(top_k=1), [1, 0, 0]),
         (dict(top_k=3), [0.5, 0.3, 0.2]),
         (dict(top_k=9), [0.5, 0.3, 0.2]),
-        (dict(top_k=2, top_p=0.6), [1, 0, 0]),  # top-p sees what top-k left: .625 has crossed already
-        (dict(temperature=0.5, top_p=0.6), [1, 0, 0]),  # and what the temperature made: .657895
+        (dict(top_k=2, top_p=0.6), [1, 0, 0]),  # top-p runs after top-k, where .625 has crossed .6 already
+        (dict(temperature=0.5, top_p=0.6), [1, 0, 0]),  # and after the temperature, which makes .657895
         (dict(temperature=2.0, top_p=0.7), [0.415446 / 0.737249, 0.321803 / 0.737249, 0]),
     ],
 )
@@ -67,7 +67,7 @@ def test_filters_and_their_order(filters: dict[str, Any], expected: list[float])
 def test_the_nucleus_is_the_same_however_few_tokens_are_tried_first(
     monkeypatch: pytest.MonkeyPatch, candidates: tuple[int, ...], p: float
 ) -> None:
-    """Sorted whole by Python, whose sort is stable: many tokens are exactly as likely as others, as in bf16."""
+    """Against Python's stable sort of all tokens. Many tokens are exactly as likely as others, as in bf16."""
     monkeypatch.setattr(distribution, "CANDIDATES", candidates)
     steps = torch.randint(-2, 3, (30, 20), generator=torch.Generator().manual_seed(5)) * 0.75
     probabilities = torch.cat([steps, torch.zeros(2, 20), steps * 9]).softmax(-1)
@@ -99,16 +99,16 @@ def test_a_bias_adds_to_single_logits() -> None:
     ids=str,
 )  # fmt: skip
 def test_the_filters_are_transformers(how: dict[str, Any]) -> None:
-    """Theirs in the order of their own generate: penalty, temperature, top-k, top-p, min-p."""
+    """transformers' filters, in the order of its `generate`: penalty, temperature, top-k, top-p, min-p."""
     generator = torch.Generator().manual_seed(3)
     logits = 3 * torch.randn(4, 50, generator=generator)
     prompts = [[1, 2, 3], [4, 4, 4], [5], [6, 7]]
     written = torch.randint(50, (4, 6), generator=generator)
-    said = Written(prompts, 1, 50, torch.device("cpu"))
+    history = TokenHistory(prompts, 1, 50, torch.device("cpu"))
     for tokens in written.T:
-        said.add(tokens)
+        history.add(tokens)
     config = SamplingConfig(max_tokens=1, **how)
-    ours = filtered_probabilities(said.penalise(logits, config), config)
+    ours = filtered_probabilities(history.penalise(logits, config), config)
     theirs = []
     for row, prompt in enumerate(prompts):
         ids, scores = torch.tensor([[*prompt, *written[row].tolist()]]), logits[row : row + 1].clone()
@@ -127,15 +127,15 @@ def test_the_filters_are_transformers(how: dict[str, Any]) -> None:
 
 def test_frequency_and_presence_by_hand() -> None:
     """OpenAI's formula: logit - count * frequency - [count > 0] * presence; the prompt does not count."""
-    said = Written([[0, 1]], 1, 4, torch.device("cpu"))
+    history = TokenHistory([[0, 1]], 1, 4, torch.device("cpu"))
     for token in (1, 2, 2):
-        said.add(torch.tensor([token]))
+        history.add(torch.tensor([token]))
     config = SamplingConfig(max_tokens=1, frequency_penalty=0.5, presence_penalty=0.25)
-    assert said.penalise(torch.tensor([[1.0, 1.0, 1.0, 1.0]]), config)[0].tolist() == [1.0, 0.25, -0.25, 1.0]
+    assert history.penalise(torch.tensor([[1.0, 1.0, 1.0, 1.0]]), config)[0].tolist() == [1.0, 0.25, -0.25, 1.0]
 
 
 def test_penalties_count_each_row_apart_in_a_batch(make_gpt: Any) -> None:
-    """Also when rows have left it; and a stream writes the same."""
+    """Also after rows have left the batch; `stream` gives the same."""
     model, how = make_gpt(), dict(repetition_penalty=1.4, frequency_penalty=0.6, presence_penalty=0.3, max_tokens=10)
     free = sampled(model, PROMPTS, SEEDS, max_tokens=10)
     end = free[0].ids[2]
@@ -150,7 +150,7 @@ def test_penalties_count_each_row_apart_in_a_batch(make_gpt: Any) -> None:
 
 
 def test_an_answer_stops_at_a_string(make_gpt: Any, tokenizer: Any) -> None:
-    """As soon as its text holds it, whichever tokens it is spread over; the others go on."""
+    """As soon as its text contains it, whichever tokens it spans; the other responses continue."""
     model = make_gpt()
     free, end = sampled(model, PROMPTS, SEEDS, tokenizer.end_of_turn_id, max_tokens=30), tokenizer.end_of_turn_id
     texts = [tokenizer.decode(answer.ids) for answer in free]
@@ -168,9 +168,17 @@ def test_an_answer_stops_at_a_string(make_gpt: Any, tokenizer: Any) -> None:
     assert len(stopped[1][0].ids) < len(free[1].ids)
 
 
-@pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(top_p=1.5), dict(min_p=-0.1), dict(repetition_penalty=0)])
-def test_values_without_a_meaning_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="must be from"):
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (dict(temperature=-1), "temperature -1: must be at least 0"),
+        (dict(top_p=1.5), "top_p 1.5: must be between 0 and 1"),
+        (dict(min_p=-0.1), "min_p -0.1: must be between 0 and 1"),
+        (dict(repetition_penalty=0), "repetition_penalty 0: must be at least 1e-06"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(wrong: dict[str, float], line: str) -> None:
+    with pytest.raises(InputError, match=line):
         SamplingConfig(max_tokens=1, **wrong)  # type: ignore[arg-type]
 
 
@@ -209,7 +217,7 @@ def test_a_token_without_mass_is_never_drawn() -> None:
 
 
 def naive(model: GPT, prompt: Sequence[int], seed: int, length: int, temperature: float = 1.0) -> list[int]:
-    """No cache, no batch: the whole text again for each token, the distribution walked in plain Python."""
+    """No cache and no batch: the whole text again for each token, and the draw in plain Python."""
     ids = list(prompt)
     for number in uniforms(seed, length).tolist():
         logits = model(torch.tensor([ids]))[0, -1].tolist()
@@ -233,7 +241,7 @@ def sampled(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 def test_a_ragged_batch_writes_what_each_prompt_alone_would(make_gpt: Any, family: str, temperature: float) -> None:
-    """Cached = uncached, left padding invisible, and the seed alone decides: not who else is in the batch."""
+    """Caching and left padding change nothing, and only the seed matters, not the rest of the batch."""
     model = make_gpt(family)
     answers = sampled(model, PROMPTS, SEEDS, temperature=temperature)
     with torch.no_grad():
@@ -263,7 +271,7 @@ def test_samples_of_one_prompt_are_answers_like_any_other(make_gpt: Any) -> None
 
 
 def test_the_end_of_turn_only_cuts(make_gpt: Any, family: str) -> None:
-    """Answers that end early leave the batch; the others go on as if nothing had happened."""
+    """Responses that end early leave the batch; the others are unchanged."""
     model, seeds = make_gpt(family, vocab_size=12), list(range(16))
     prompts = [[i % 12, *range(i % 5)] for i in range(16)]
     endless = [a.ids for a in sampled(model, prompts, seeds, max_tokens=30)]
@@ -272,7 +280,7 @@ def test_the_end_of_turn_only_cuts(make_gpt: Any, family: str) -> None:
         answers = sampled(model, prompts, seeds, end, max_tokens=30)
         assert [(a.ids, a.ended) for a in answers] == expected
         assert all(len(a.logprobs) == len(a.ids) for a in answers)
-        assert len({len(a.ids) for a in answers}) > 3  # or the test would show little
+        assert len({len(a.ids) for a in answers}) > 3  # otherwise the test would show little
 
 
 def test_an_answer_may_end_on_its_last_token(make_gpt: Any) -> None:

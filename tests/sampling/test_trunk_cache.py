@@ -1,4 +1,4 @@
-"""What the sampler keeps of the lowest blocks, against these blocks run on each whole text alone."""
+"""The trunk cache that the sampler fills, against the lowest blocks run on each whole text alone."""
 
 import weakref
 from typing import Any
@@ -19,8 +19,8 @@ def ids_of(answers: list[list[Response]]) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_it_is_what_the_lowest_blocks_make_of_whole_texts(make_gpt: Any, family: str, samples: int) -> None:
-    """Prompts of different lengths; answers that end early, leave the batch, or are cut: their last tokens, too."""
+def test_it_holds_what_the_lowest_blocks_compute_for_whole_texts(make_gpt: Any, family: str, samples: int) -> None:
+    """Prompts of different lengths; responses that end early, leave the batch or are cut, with their last tokens."""
     model, seeds = make_gpt(family), list(range(4 * samples))
     free = generate(model, PROMPTS, seeds, -1, SAMPLING, samples)
     for end in (-1, free[0][0].ids[2], free[3][-1].ids[0]):
@@ -35,8 +35,8 @@ def test_it_is_what_the_lowest_blocks_make_of_whole_texts(make_gpt: Any, family:
             torch.testing.assert_close(stream.x[row, : len(text)], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_it_can_be_learnt_through(make_gpt: Any) -> None:
-    """What is made in inference mode can not."""
+def test_gradients_flow_through_its_stream(make_gpt: Any) -> None:
+    """They could not flow through inference-mode tensors."""
     model, lower = make_gpt(), TrunkCache(1, 1, 13)
     generate(model, PROMPTS[:1], [1], -1, SAMPLING, lower=lower)
     stream = lower.stream(8, model.embedding.weight)
@@ -44,7 +44,7 @@ def test_it_can_be_learnt_through(make_gpt: Any) -> None:
     assert model.blocks[-1].mlp.down.weight.grad is not None and model.embedding.weight.grad is None
 
 
-def test_what_it_kept_goes_with_the_copy(make_gpt: Any) -> None:
+def test_the_original_is_freed_when_the_stream_is_taken(make_gpt: Any) -> None:
     model, lower = make_gpt(), TrunkCache(1, 4, 17)
     generate(model, PROMPTS, range(4), -1, SAMPLING, lower=lower)
     assert lower.x is not None and lower.x.shape == (4, 17, model.config.width)
@@ -55,8 +55,8 @@ def test_what_it_kept_goes_with_the_copy(make_gpt: Any) -> None:
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_several_batches_are_as_one(make_gpt: Any, size: int, samples: int) -> None:
-    """Each as wide as its own prompts are."""
+def test_several_batches_give_the_same_as_one(make_gpt: Any, size: int, samples: int) -> None:
+    """Each batch is as wide as its own prompts."""
     model, seeds = make_gpt(), list(range(4 * samples))
     whole, split = TrunkCache(1, 4 * samples, 17), TrunkCache(1, 4 * samples, 17)
     expected = generate(model, PROMPTS, seeds, 290, SAMPLING, samples, lower=whole)

@@ -1,4 +1,4 @@
-"""The terminal chat: whole characters only, old turns forgotten in pairs, control characters never printed."""
+"""The terminal chat: whole characters only, old turns dropped in pairs, control characters never printed."""
 
 import io
 from pathlib import Path
@@ -12,8 +12,8 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.runs.folder import save_policy
 from tutelage.sampling.remote import ContextFullError
-from tutelage.terminal.chat import chat, printable, take, words, write
-from tutelage.terminal.conversation import ChatConfig, Conversation, obey
+from tutelage.terminal.chat import chat, decoded, print_answer, printable, take_turn
+from tutelage.terminal.conversation import ChatConfig, Conversation, handle_line
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 
@@ -42,13 +42,13 @@ def run(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("text", ["plain words", "naïve café", "你好，世界", "a 🙂 b"])
 def test_characters_are_never_cut(tokenizer: Tokenizer, text: str) -> None:
-    pieces = list(words(tokenizer, tokenizer.encode(text)))
+    pieces = list(decoded(tokenizer, tokenizer.encode(text)))
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-class Counting:
-    """Answers with what it was shown, if that is at most `room` messages."""
+class Echo:
+    """Answers with the prompt's messages; the context holds `room` of them."""
 
     def __init__(self, room: int):
         self.room = room
@@ -59,24 +59,24 @@ class Counting:
         yield f"{turn}:" + " ".join(message["content"] for message in messages)
 
 
-def say(talk: Conversation, speaker: Counting, *typed: str) -> None:
+def say(talk: Conversation, model: Echo, *typed: str) -> None:
     for line in typed:
-        take(line, speaker, talk)
+        take_turn(line, model, talk)
 
 
-def test_the_oldest_exchange_is_forgotten_first_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_oldest_exchange_is_dropped_first_and_the_user_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     talk = Conversation(ChatConfig(system="S"))
-    say(talk, Counting(room=4), "a", "b", "c")
+    say(talk, Echo(room=4), "a", "b", "c")
     assert talk.messages[-1]["content"] == "2:S b 1:S a 0:S a b c"
     assert [m["content"] for m in talk.messages[::2]] == ["a", "b", "c"]
     assert "(the context is full: the model no longer sees 'a')" in capsys.readouterr().out
     with pytest.raises(InputError, match="too long"):
-        say(talk, Counting(room=1), "d")
+        say(talk, Echo(room=1), "d")
     assert "sees 'b')" in capsys.readouterr().out and len(talk.messages) == 6
 
 
 class Failing:
-    """A server that has gone away."""
+    """A server that is down."""
 
     def answer(self, messages, config, turn):
         raise InputError("no answer")
@@ -84,24 +84,24 @@ class Failing:
 
 def test_an_answer_that_fails_leaves_the_conversation_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     talk = Conversation(ChatConfig())
-    say(talk, Counting(room=9), "a", "b")
+    say(talk, Echo(room=9), "a", "b")
     before = list(talk.messages)
     for line in ("c", "/again"):
         with pytest.raises(InputError, match="no answer"):
             say(talk, Failing(), line)
         assert talk.messages == before
-    say(talk, Counting(room=2), "/again")
-    assert talk.messages[-1]["content"] == "2:b" and talk.unseen == 2
+    say(talk, Echo(room=2), "/again")
+    assert talk.messages[-1]["content"] == "2:b" and talk.dropped == 2
 
 
 def test_commands_change_the_conversation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    talk, speaker = Conversation(ChatConfig()), Counting(room=9)
-    say(talk, speaker, "a", "/again", "/temperature 0.25", "/max-tokens 7", "/system Be kind.", "b", "/undo", "b")
+    talk, model = Conversation(ChatConfig()), Echo(room=9)
+    say(talk, model, "a", "/again", "/temperature 0.25", "/max-tokens 7", "/system Be kind.", "b", "/undo", "b")
     assert [m["content"] for m in talk.messages] == ["a", "1:a", "b", "3:Be kind. a 1:a b"]
     assert (talk.config.temperature, talk.config.max_tokens) == (0.25, 7)
-    say(talk, speaker, "/settings", f"/save {tmp_path}/talk.jsonl", f"/save {tmp_path}/talk.jsonl", "/new", "/help")
-    told = capsys.readouterr().out
-    assert "/temperature 0.25\n" in told and "/system Be kind.\n" in told and "/device" not in told
+    say(talk, model, "/settings", f"/save {tmp_path}/talk.jsonl", f"/save {tmp_path}/talk.jsonl", "/new", "/help")
+    printed = capsys.readouterr().out
+    assert "/temperature 0.25\n" in printed and "/system Be kind.\n" in printed and "/device" not in printed
     saved = read_demonstrations([tmp_path / "talk.jsonl"])
     assert [d.messages for d in saved] == [[{"role": "system", "content": "Be kind."}, *TALK]] * 2
     assert talk.messages == []
@@ -116,20 +116,21 @@ TALK = [
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("/temprature 1", "/temprature is no command"),
-        ("/device cuda", "/device is no command"),
+        ("/temprature 1", "/temprature: unknown command"),
+        ("/device cuda", "/device: unknown command"),
         ("/temperature hot", "/temperature hot: not a number"),
         ("/max-tokens 1.5", "not a whole number"),
         ("/max-tokens 0", "must be at least 1"),
-        ("/top-p 2", "must be from 0 to 1"),
+        ("/top-p 2", "must be between 0 and 1"),
         ("/again", "no question"),
-        ("/save x.jsonl", "once there is one"),
+        ("/save x.jsonl", "the conversation is empty"),
+        ("/save", "name a file"),
     ],
 )
 def test_a_faulty_command_changes_nothing(line: str, complaint: str) -> None:
     talk = Conversation(ChatConfig())
     with pytest.raises(InputError, match=complaint):
-        obey(line, talk)
+        handle_line(line, talk)
     assert talk.config == ChatConfig() and talk.messages == []
 
 
@@ -143,8 +144,8 @@ def test_a_conversation_repeats_under_its_seed(run: Path, capsys, monkeypatch: p
     first = talk(1)
     assert first == talk(1) != talk(2)
     assert first.count("gpt> ") == 2
-    assert "(too long: there is no room left for an answer of 8 tokens)" in first
-    assert "(/nonsense is no command; /help lists them)" in first
+    assert "(too long: no room is left for an answer of 8 tokens; shorten the question or lower /max-tokens)" in first
+    assert "(/nonsense: unknown command; /help lists the commands)" in first
 
 
 def test_an_answer_must_fit_the_context(run: Path) -> None:
@@ -157,7 +158,7 @@ def test_ctrl_c_ends_the_answer_not_the_chat(capsys) -> None:
         yield "half an "
         raise KeyboardInterrupt
 
-    assert write(pieces()) == "half an"
+    assert print_answer(pieces()) == "half an"
     assert capsys.readouterr().out == "gpt> half an \n"
 
 

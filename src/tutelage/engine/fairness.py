@@ -1,6 +1,6 @@
-"""Who is next: requests that wait, and engines that share one machine.
+"""Fair scheduling of waiting requests, and of engines that share one machine.
 
-FairQueue: owners take turns, each with its own requests in order;  FairLock: threads take turns, in the order they came
+FairQueue: owners take turns, and each owner's requests stay in order;  FairLock: threads get it in order of arrival
 """
 
 import threading
@@ -14,11 +14,11 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """A queue per owner, emptied round robin: who sends a hundred requests delays nobody else's first one."""
+    """One queue per owner, served round robin: an owner with a hundred requests does not delay another's first one."""
 
-    def __init__(self, most: int):
-        self.most = most
-        self.queues: OrderedDict[str, deque[Item]] = OrderedDict()  # whose turn it is stands first
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.queues: OrderedDict[str, deque[Item]] = OrderedDict()  # the owner whose turn it is comes first
 
     def __len__(self) -> int:
         return sum(map(len, self.queues.values()))
@@ -27,14 +27,18 @@ class FairQueue(Generic[Item]):
         return (item for queue in self.queues.values() for item in queue)
 
     def add(self, owner: str, item: Item) -> None:
-        """Raises QueueFull where as many of the owner's wait as there are places left: nobody takes them all."""
+        """Add an item at the end of its owner's queue.
+
+        Raises QueueFull when the owner has as many items waiting as there are free places, so that no owner can take
+        all places.
+        """
         waiting, own = len(self), len(self.queues.get(owner, ()))
-        if own >= self.most - waiting:
-            raise QueueFull(f"{waiting} requests are waiting, {own} of this owner, and {self.most} may")
+        if own >= self.capacity - waiting:
+            raise QueueFull(f"{waiting} of {self.capacity} places in the queue are taken, {own} by this owner")
         self.queues.setdefault(owner, deque()).append(item)
 
     def next(self) -> Item:
-        """The first of the owner whose turn it is; the owner's next turn comes after everybody else's."""
+        """Remove and return the next item of the owner whose turn it is; that owner then goes to the end."""
         owner, queue = self.queues.popitem(last=False)
         item = queue.popleft()
         if queue:
@@ -42,31 +46,31 @@ class FairQueue(Generic[Item]):
         return item
 
     def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
-        """Take out all that are no longer wanted."""
-        gone = [item for item in self if unwanted(item)]
+        """Remove and return all unwanted items."""
+        removed = [item for item in self if unwanted(item)]
         for owner, queue in list(self.queues.items()):
             left = deque(item for item in queue if not unwanted(item))
             if left:
                 self.queues[owner] = left
             else:
                 del self.queues[owner]
-        return gone
+        return removed
 
 
 class FairLock:
-    """A lock that is given in the order in which it was asked for: of two engines none starves the other."""
+    """A ticket lock: threads get it in the order in which they asked, so that no engine starves another."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.asked = self.served = 0
+        self.next_ticket = self.serving = 0
 
     def __enter__(self) -> None:
         with self.changed:
-            mine = self.asked
-            self.asked += 1
-            self.changed.wait_for(lambda: self.served == mine)
+            ticket = self.next_ticket
+            self.next_ticket += 1
+            self.changed.wait_for(lambda: self.serving == ticket)
 
     def __exit__(self, *error: object) -> None:
         with self.changed:
-            self.served += 1
+            self.serving += 1
             self.changed.notify_all()

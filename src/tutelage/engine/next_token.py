@@ -1,9 +1,9 @@
-"""The next token of each request in a batch, each by its own settings, and how likely it was.
+"""Choose the next token of each request in a batch, each with its own settings, and report its log-probability.
 
-    hidden states (n, C), one TokenChoice per row -> tokens, their log-probabilities, the most likely alternatives
+    logits (n, V), one TokenChoice per row -> tokens, their log-probabilities, the most likely alternatives
 
-Rows with the same settings go through the filters together. What is reported is the model's own distribution:
-log-softmax of the logits in fp32, before penalties, bias, temperature and filters.
+Rows with the same settings go through the filters together. The reported log-probabilities are those of the model's own
+distribution: log-softmax of the logits in fp32, before penalties, bias, temperature and filters.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tutelage.engine.requests import Top
-from tutelage.sampling.distribution import DistributionConfig, Written, draw, filtered_probabilities
+from tutelage.sampling.distribution import DistributionConfig, TokenHistory, draw, filtered_probabilities
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class TokenChoice:
     """How one row's token is chosen."""
 
     sampling: DistributionConfig
-    chance: float  # the uniform number that decides
-    said: Written | None  # what was written so far, where that costs
+    chance: float  # uniform in [0, 1)
+    history: TokenHistory | None  # needed if the settings have penalties
 
 
 def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
@@ -42,20 +42,20 @@ def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
 
 
 def _penalised(logits: Tensor, choice: TokenChoice) -> Tensor:
-    assert choice.said is not None, "penalties without a count"
-    return choice.said.penalise(logits, choice.sampling)
+    assert choice.history is not None, "penalties need a token history"
+    return choice.history.penalise(logits, choice.sampling)
 
 
 def own_logprobs(logits: Tensor, tokens: Tensor) -> list[float]:
-    """log p of each row's token, fp32."""
+    """(n, V) logits, (n,) tokens -> each token's log-probability under the model's own distribution, in fp32."""
     return (-F.cross_entropy(logits.float(), tokens, reduction="none")).tolist()
 
 
 def alternatives(logits: Tensor, count: int) -> list[Top]:
-    """Each row's `count` most likely tokens."""
+    """The `count` most likely tokens of each row of (n, V) logits, with their log-probabilities."""
     if count == 0:
         return [[] for _ in range(len(logits))]
     logits = logits.float()
-    found = logits.topk(min(count, logits.shape[-1]))
-    logprobs = found.values - logits.logsumexp(-1, keepdim=True)
-    return [list(zip(ids, values)) for ids, values in zip(found.indices.tolist(), logprobs.tolist())]
+    best = logits.topk(min(count, logits.shape[-1]))
+    logprobs = best.values - logits.logsumexp(-1, keepdim=True)
+    return [list(zip(ids, values)) for ids, values in zip(best.indices.tolist(), logprobs.tolist())]

@@ -1,10 +1,11 @@
-"""Keys and values of what was read before, for the next request that begins alike.
+"""The prefix cache: keys and values of token sequences, for later requests that begin with the same tokens.
 
-    keep(ids, ...) when a request ends;  find(ids) -> the kept one with the longest common prefix, and how long that is
+    keep(ids, ...) when a request ends;  find(ids) -> the entry with the longest common prefix, and that prefix's length
 
-A conversation comes back with every turn, and a system prompt with every conversation. Memory is bounded: what was
-used longest ago goes first, and what a longer text begins with is not kept beside it. In the order of the dictionary
-what begins alike stands side by side, so that neither takes longer when thousands are kept (a tiny model's are small).
+Every turn of a conversation begins with the earlier ones, and many conversations begin with the same system prompt.
+Memory is bounded: the least recently used entry is evicted first, and an entry that is a prefix of a new one is
+replaced by it. Keys are sorted, so that entries with a common prefix are neighbours and both operations stay fast with
+thousands of entries (a tiny model's are small).
 """
 
 import bisect
@@ -16,12 +17,12 @@ import numpy as np
 
 from tutelage.engine.slot_cache import SavedKV
 
-Key = tuple[str, bytes]  # an adapter and the ids it has read, which sort as bytes as they do as numbers
+Key = tuple[str, bytes]  # adapter, and ids as big-endian bytes, which sort like the numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A text that was read."""
+    """A cached token sequence."""
 
     ids: np.ndarray
     kv: SavedKV
@@ -29,61 +30,63 @@ class Prefix:
 
 
 class PrefixCache:
-    """SavedKV texts, none of them the beginning of another."""
+    """Token sequences with their keys and values. None is a prefix of another with the same adapter."""
 
     def __init__(self, memory: int):
-        """At most so many bytes of keys and values."""
+        """`memory` is the limit in bytes."""
         self.memory, self.bytes = memory, 0
-        self.kept: OrderedDict[Key, Prefix] = OrderedDict()  # the most recently used last
-        self.sorted: list[Key] = []
+        self.entries: OrderedDict[Key, Prefix] = OrderedDict()  # the most recently used last
+        self.sorted_keys: list[Key] = []
 
     def find(self, adapter: str, ids: np.ndarray) -> tuple[Prefix | None, int]:
-        """The best of them, and how many tokens it has in common with `ids`; (None, 0) if none begins alike."""
-        at = bisect.bisect(self.sorted, _key(adapter, ids))
-        beside = [key for key in self.sorted[max(0, at - 1) : at + 1] if key[0] == adapter]
-        alike = [(common(self.kept[key].ids, ids), key) for key in beside]
-        length, best = max(alike, default=(0, None))
+        """The entry that shares the longest prefix with `ids`, and that prefix's length; (None, 0) if none does."""
+        at = bisect.bisect(self.sorted_keys, _key(adapter, ids))
+        neighbours = [key for key in self.sorted_keys[max(0, at - 1) : at + 1] if key[0] == adapter]
+        lengths = [(common_prefix(self.entries[key].ids, ids), key) for key in neighbours]
+        length, best = max(lengths, default=(0, None))
         if best is None or length == 0:
             return None, 0
-        self.kept.move_to_end(best)
-        return self.kept[best], length
+        self.entries.move_to_end(best)
+        return self.entries[best], length
 
     def keep(self, adapter: str, ids: np.ndarray, size: int, copy: Callable[[], SavedKV]) -> None:
-        """Keep what `copy` gives, of `size` bytes, in place of what it begins with. Nothing changes if it is there
-        already, or too large."""
+        """Add an entry with the keys and values that `copy` returns, `size` bytes.
+
+        Does nothing if the entry is too large, or equal to or a prefix of another one.
+        """
         key = _key(adapter, ids)
-        at = bisect.bisect_left(self.sorted, key)
-        if size > self.memory or (at < len(self.sorted) and begins(self.sorted[at], key)):
+        at = bisect.bisect_left(self.sorted_keys, key)
+        if size > self.memory or (at < len(self.sorted_keys) and begins_with(self.sorted_keys[at], key)):
             return
-        if at > 0 and begins(key, self.sorted[at - 1]):
-            self._drop(self.sorted[at - 1])
+        if at > 0 and begins_with(key, self.sorted_keys[at - 1]):
+            self._drop(self.sorted_keys[at - 1])
         while self.bytes + size > self.memory:
-            self._drop(next(iter(self.kept)))
-        self.kept[key] = Prefix(ids, copy(), size)
-        bisect.insort(self.sorted, key)
+            self._drop(next(iter(self.entries)))
+        self.entries[key] = Prefix(ids, copy(), size)
+        bisect.insort(self.sorted_keys, key)
         self.bytes += size
 
     def forget(self, adapter: str) -> None:
-        """Everything that this adapter has read."""
-        for key in [key for key in self.sorted if key[0] == adapter]:
+        """Drop all entries of an adapter."""
+        for key in [key for key in self.sorted_keys if key[0] == adapter]:
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
-        self.bytes -= self.kept.pop(key).size
-        del self.sorted[bisect.bisect_left(self.sorted, key)]
+        self.bytes -= self.entries.pop(key).size
+        del self.sorted_keys[bisect.bisect_left(self.sorted_keys, key)]
 
 
 def _key(adapter: str, ids: np.ndarray) -> Key:
     return adapter, ids.astype(">u4").tobytes()
 
 
-def begins(longer: Key, shorter: Key) -> bool:
-    """Whether a text begins with another, or is the same, and one adapter has read both."""
+def begins_with(longer: Key, shorter: Key) -> bool:
+    """Whether one sequence begins with or equals the other, for the same adapter."""
     return longer[0] == shorter[0] and longer[1].startswith(shorter[1])
 
 
-def common(first: np.ndarray | Sequence[int], second: np.ndarray | Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
+def common_prefix(first: np.ndarray | Sequence[int], second: np.ndarray | Sequence[int]) -> int:
+    """The length of the longest common prefix of two token sequences."""
     shorter = min(len(first), len(second))
     same = np.asarray(first[:shorter]) == np.asarray(second[:shorter])
     return shorter if same.all() else int(same.argmin())

@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it reports: ids and numbers, no text.
+"""The engine's input and output: requests and events, in token ids rather than text.
 
 Request -> [PromptScored] Token* Done
 """
@@ -16,31 +16,33 @@ Top = list[tuple[int, float]]  # tokens and their log-probabilities, most likely
 
 
 class QueueFull(Exception):
-    """As many requests wait as may."""
+    """The queue has no place for this owner's request."""
 
 
 class Gone(Exception):
-    """The model is no longer served."""
+    """The model or adapter is no longer served."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to one prompt."""
+    """One response to one prompt."""
 
     prompt: tuple[int, ...]
-    max_new_tokens: int  # 0: the prompt is only scored
+    max_new_tokens: int  # 0: only score the prompt
     sampling: DistributionConfig
-    seed: int  # the same seed gives the same answer, whatever else runs
-    stop_ids: frozenset[int] = frozenset()  # end the answer and are not part of it
-    top_logprobs: int = 0  # how many alternatives are reported with each token
+    seed: int  # the same seed gives the same response, whatever else runs
+    stop_ids: frozenset[int] = frozenset()  # tokens that end the response and are not part of it
+    top_logprobs: int = 0  # number of alternatives reported with each token
     prompt_logprobs: bool = False
-    owner: str = ""  # the waiting requests of each owner take turns with those of the others
-    adapter: str = ""  # which of the engine's adapters answers; "" is the base
+    owner: str = ""  # owners take turns in the queue
+    adapter: str = ""  # name of one of the engine's adapters; "" is the base model
 
 
 @dataclass(frozen=True)
 class PromptScored:
-    """How likely the prompt was: one entry per token of it; the first has no prefix, and is None and []."""
+    """Log-probabilities of the prompt's tokens, one entry each. The first token has no prefix: its entries are None
+    and [].
+    """
 
     logprobs: list[float | None]
     top: list[Top]
@@ -48,10 +50,10 @@ class PromptScored:
 
 @dataclass(frozen=True)
 class Token:
-    """One more token. Its log-probability is the model's own, before penalties, bias, temperature and filters."""
+    """One more token of the response."""
 
     id: int
-    logprob: float
+    logprob: float  # under the model's own distribution, before penalties, bias, temperature and filters
     top: Top
 
 
@@ -61,7 +63,7 @@ class Done:
 
     reason: Reason
     prompt_tokens: int
-    cached_tokens: int  # of the prompt, whose keys and values were there already
+    cached_tokens: int  # prompt tokens whose keys and values did not have to be computed
     detail: str = ""
 
 
@@ -70,24 +72,24 @@ Listener = Callable[[Event], None]
 
 
 class Handle:
-    """A request that was submitted, in order of arrival."""
+    """A submitted request."""
 
     numbers = itertools.count()
 
     def __init__(self, request: Request, listener: Listener, wake: Callable[[], None]):
         self.request, self.listener, self.wake = request, listener, wake
-        self.number = next(self.numbers)
+        self.number = next(self.numbers)  # ascending in order of arrival
         self.cancelled = False
 
     def cancel(self) -> None:
-        """The request ends before the next step; `Done("cancelled")` follows."""
+        """End the request before the next step; `Done("cancelled")` follows."""
         self.cancelled = True
         self.wake()
 
-    def tell(self, event: Event) -> None:
-        """Report. A listener that fails loses its own request and nobody else's."""
+    def emit(self, event: Event) -> None:
+        """Pass an event to the listener. A listener that raises gets its own request cancelled and no other."""
         try:
             self.listener(event)
         except Exception:
-            logging.getLogger(__name__).exception("a listener failed, its request is cancelled")
+            logging.getLogger(__name__).exception("the request's listener raised; the request is cancelled")
             self.cancelled = True

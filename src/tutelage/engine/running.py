@@ -1,7 +1,7 @@
-"""One request that is running: what it has read, and what it has written.
+"""A running request: its token ids, and how many of them the model has processed.
 
-A row's ids are its prompt and then its answer. `done` of them have keys and values in its slot; the pass that runs the
-last known one gives the next.
+`ids` holds the prompt and then the response; `known` tokens of it are filled in. The first `done` tokens have keys and
+values in the request's slot. The forward pass that processes the last known token gives the next one.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 from tutelage.engine.next_token import TokenChoice
 from tutelage.engine.requests import Handle, PromptScored
-from tutelage.sampling.distribution import Written
+from tutelage.sampling.distribution import TokenHistory
 from tutelage.sampling.sampler import uniforms
 
 
@@ -23,49 +23,51 @@ class RunningRequest:
         self.ids = np.zeros(self.prompt + request.max_new_tokens, dtype=np.int64)
         self.ids[: self.prompt] = request.prompt
         self.known, self.done, self.cached = self.prompt, 0, 0
-        self.leader: tuple[RunningRequest, int] | None = (
-            None  # another row is about to read so many tokens that both begin with
-        )
+        # Another request with the same prefix, and how many of its tokens this one waits for.
+        self.leader: tuple[RunningRequest, int] | None = None
         self.chance = uniforms(request.seed, request.max_new_tokens)
         penalised = request.sampling.penalised
-        self.said = Written([request.prompt], 1, vocab_size, device) if penalised else None
+        self.history = TokenHistory([request.prompt], 1, vocab_size, device) if penalised else None
         self.scored = PromptScored([None], [[]])
 
     @property
     def left(self) -> int:
-        """Known tokens that have not been run."""
+        """Number of known tokens that have not been processed."""
         return self.known - self.done
 
     @property
     def written(self) -> int:
+        """Length of the response so far."""
         return self.known - self.prompt
 
-    def like(self, other: "RunningRequest") -> bool:
-        """Whether the same tokens give both the same keys and values."""
+    def shares_kv_with(self, other: "RunningRequest") -> bool:
+        """Whether equal tokens have equal keys and values in both: both use the same adapter."""
         return self.request.adapter == other.request.adapter
 
     def choice(self) -> TokenChoice:
-        return TokenChoice(self.request.sampling, float(self.chance[self.written]), self.said)
+        """How the next token is sampled."""
+        return TokenChoice(self.request.sampling, float(self.chance[self.written]), self.history)
 
     def push(self, token: int) -> None:
-        """One more token of the answer."""
+        """Append a token to the response."""
         self.ids[self.known] = token
         self.known += 1
-        if self.said:
-            self.said.add(torch.tensor([token], device=self.said.counts.device))
+        if self.history:
+            self.history.add(torch.tensor([token], device=self.history.counts.device))
 
 
 def shares(left: list[int], budget: int) -> list[int]:
-    """How many tokens of each prompt, given in order of arrival, are read in one pass of `budget` tokens.
+    """How a pass of `budget` tokens is divided among prompts: the size of each one's prefill chunk.
 
-    Half is the oldest prompt's, so that it gets on; the rest goes to the shortest, which need not wait for long ones.
+    `left` has each prompt's unprocessed tokens, in order of arrival. Half of the budget goes to the oldest prompt, so
+    that it advances. The rest goes to the prompts with fewest tokens left, so that short ones do not wait.
     """
-    given = [0] * len(left)
+    counts = [0] * len(left)
     if left:
-        given[0] = min(left[0], budget - budget // 2)
-    rest = budget - sum(given)
-    for i in sorted(range(len(left)), key=lambda i: left[i] - given[i]):
-        more = min(left[i] - given[i], rest)
-        given[i] += more
+        counts[0] = min(left[0], budget - budget // 2)
+    rest = budget - sum(counts)
+    for i in sorted(range(len(left)), key=lambda i: left[i] - counts[i]):
+        more = min(left[i] - counts[i], rest)
+        counts[i] += more
         rest -= more
-    return given
+    return counts

@@ -1,15 +1,16 @@
-"""Keys and values of requests that come and go: one slot each, and one forward pass for whatever they need next.
+"""The KV cache for continuous batching: one slot per request, and one forward pass for all requests.
 
-    plan(singles, pieces) -> trunk(ids (1, N), positions (1, N), cache=slots) -> hidden (1, N, C)
+    plan(decoding, chunks) -> trunk(ids (1, N), positions (1, N), cache=slots) -> hidden (1, N, C)
 
-The N tokens of a pass stand in one row: first those of requests that need one token (decoding), then pieces of
-prompts. Linear maps see one matrix; only attention, here, knows whose token is whose. Neighbouring slots of like length
-look at their keys in one product (`neighbours`); a piece of a prompt looks at its own slot. Both take the same steps in
-the same order, so that a token's numbers depend neither on how its prompt was cut into pieces nor on who else is in the
-pass: bit for bit where the products are so (bf16 on CPU; LOG.md).
+The N tokens of a pass form one row: first one token of each decoding request, then prefill chunks. Linear maps see one
+matrix; only attention, in this module, knows which token belongs to which request. Neighbouring slots of similar length
+attend in one product (`neighbours`); a prefill chunk attends to its own slot. Both do the same operations in the same
+order, so a token's numbers depend neither on how its prompt was cut into chunks nor on the other requests in the pass.
+This holds bit for bit if the matrix products have that property (bf16 on CPU; LOG.md).
 
-A slot is stored in blocks, the first blocks of all slots side by side, then the second ones: what neighbours look at is
-then one dense tensor per block. A product over a part of something larger copies it first (half of the time).
+A slot is stored in blocks: the first blocks of all slots lie side by side in one tensor, the second blocks in another,
+and so on. Neighbouring slots then form one dense tensor per block. A product over a slice of a larger tensor would copy
+it first, which took half of the time.
 """
 
 from collections.abc import Sequence
@@ -21,40 +22,40 @@ from torch import Tensor
 
 from tutelage.model.config import GPTConfig
 
-BLOCK = 128  # tokens of the first blocks; later ones are up to half as long as all before them
-PRODUCT = 300  # one more product costs about as much as looking at so many keys
+BLOCK = 128  # tokens in the first blocks; a later block is up to half as long as all before it together
+PRODUCT = 300  # cost of one more matrix product, in keys attended to (approximate)
 
 SavedKV = list[Tensor]  # a slot's first tokens by block: (layers, 2, kv_heads, tokens, D)
 
 
 @dataclass(frozen=True)
 class Write:
-    """Tokens of a pass whose keys and values go to one block."""
+    """The tokens of a pass whose keys and values go into one block."""
 
     block: int
-    tokens: Tensor  # which of the N
+    tokens: Tensor  # indices among the N
     slots: Tensor
-    at: Tensor  # where in the block
+    at: Tensor  # positions in the block
 
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Some tokens of a pass and the slots at whose keys they look together: one token each, or a piece at one slot."""
+    """Tokens of a pass that attend in one product: one for each of several slots, or a prefill chunk of one slot."""
 
     tokens: slice
     slots: slice
-    blocks: int  # how many of each slot are looked at
-    near: Tensor  # (slots, 1, 1, L, keys): 0 where a key may be seen, -1e9 where it must not
-    banded: Tensor  # the same for banded layers
+    blocks: int  # number of blocks per slot that are attended to
+    causal: Tensor  # (slots, 1, 1, L, keys) added to the scores: 0 if the key is visible, else -1e9
+    banded: Tensor  # the same for banded (sliding-window) layers
 
 
 class SlotCache:
-    """K and V of every layer for `count` requests of up to `context` tokens: a `Cache` for `GPT.trunk`.
+    """Keys and values of every layer for `count` requests of up to `context` tokens: a `Cache` for `GPT.trunk`.
 
-    Banded layers keep everything, too: a prefix may be gone back to.
+    Banded layers keep all tokens, too, because a request may start from any prefix of a slot.
     """
 
-    length = 0  # each request has its own, in the plan
+    length = 0  # unused: the plan has each request's own length
 
     def __init__(self, config: GPTConfig, count: int, context: int, dtype: torch.dtype, device: torch.device):
         self.config, self.device = config, device
@@ -63,52 +64,57 @@ class SlotCache:
         sizes = np.diff([*self.starts, context])
         shapes = [(config.layers, 2, count, config.kv_heads, int(size), config.head_width) for size in sizes]
         self.kv = [_zeros(shape, dtype, device) for shape in shapes]
-        self.tokens = 0  # how many are planned
+        self.tokens = 0  # number of planned tokens
         self.writes: list[Write] = []
-        self.glances: list[AttentionGroup] = []
+        self.attention: list[AttentionGroup] = []
 
     def blocks(self, tokens: int) -> int:
-        """How many blocks hold so many tokens."""
+        """The number of blocks that hold a slot's first `tokens` tokens."""
         return int(np.searchsorted(self.starts, tokens))
 
     def nbytes(self, tokens: int) -> int:
-        """What `take` takes."""
+        """The size in bytes of what `take` returns for `tokens` tokens."""
         return sum(part.nbytes for part in self._first(0, tokens))
 
     def take(self, slot: int, tokens: int) -> SavedKV:
-        """A copy of a slot's first tokens."""
+        """A copy of the keys and values of a slot's first tokens."""
         return [part.clone() for part in self._first(slot, tokens)]
 
-    def put(self, slot: int, kept: SavedKV, tokens: int) -> None:
-        for part, block in zip(self._first(slot, tokens), kept, strict=False):
+    def put(self, slot: int, saved: SavedKV, tokens: int) -> None:
+        """Write the first tokens of `saved` into a slot."""
+        for part, block in zip(self._first(slot, tokens), saved, strict=False):
             part.copy_(block[:, :, :, : part.shape[3]])
 
     def _first(self, slot: int, tokens: int) -> SavedKV:
-        """A slot's first tokens, block by block, where they stand."""
+        """Views of a slot's first tokens, block by block."""
         parts = zip(self.kv[: self.blocks(tokens)], self.starts, strict=False)
         return [kv[:, :, slot, :, : tokens - start] for kv, start in parts]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first tokens of one slot into another."""
         self.put(target, [kv[:, :, source] for kv in self.kv], tokens)
 
-    def plan(self, singles: Sequence[tuple[int, int]], pieces: Sequence[tuple[int, int, int]]) -> None:
-        """The next pass: (slot, position) of single tokens by ascending slot, then (slot, start, count) of pieces.
+    def plan(self, decoding: Sequence[tuple[int, int]], chunks: Sequence[tuple[int, int, int]]) -> None:
+        """Plan the next pass: (slot, position) of decoding tokens, slots ascending; (slot, start, count) of chunks.
 
-        Tokens of the pass beyond these belong to nobody: nothing is kept of them, and they see nothing.
+        If the pass has more tokens than these, the others are padding: they are not stored and attend to nothing.
         """
-        slots, ends = [slot for slot, _ in singles], [at + 1 for _, at in singles]
-        whose = np.repeat([*slots, *(slot for slot, _, _ in pieces)], [*(1 for _ in slots), *(n for _, _, n in pieces)])
-        at = np.concatenate([np.array(ends, dtype=np.int64) - 1, *(np.arange(s, s + n) for _, s, n in pieces)])
+        slots, ends = [slot for slot, _ in decoding], [at + 1 for _, at in decoding]
+        owners = np.repeat(
+            [*slots, *(slot for slot, _, _ in chunks)], [*(1 for _ in slots), *(n for _, _, n in chunks)]
+        )
+        at = np.concatenate([np.array(ends, dtype=np.int64) - 1, *(np.arange(s, s + n) for _, s, n in chunks)])
         self.tokens = len(at)
-        self.writes = self._writes(whose, at)
+        self.writes = self._writes(owners, at)
         runs = [(first, last + 1) for first, last in neighbours(slots, ends)]
-        self.glances = [self._group(slice(*run), slots[run[0]], at[slice(*run), None]) for run in runs]
+        self.attention = [self._group(slice(*run), slots[run[0]], at[slice(*run), None]) for run in runs]
         token = len(slots)
-        for slot, _, count in pieces:
-            self.glances.append(self._group(slice(token, token + count), slot, at[None, token : token + count]))
+        for slot, _, count in chunks:
+            self.attention.append(self._group(slice(token, token + count), slot, at[None, token : token + count]))
             token += count
 
     def _writes(self, slots: np.ndarray, at: np.ndarray) -> list[Write]:
+        """slots (N,) and positions at (N,) of the tokens -> one `Write` per block."""
         block = np.searchsorted(self.starts, at, side="right") - 1
         writes = []
         for number in np.unique(block):
@@ -118,30 +124,30 @@ class SlotCache:
         return writes
 
     def _group(self, tokens: slice, slot: int, at: np.ndarray) -> AttentionGroup:
-        """at (slots, L): the positions of the tokens in each slot, from `slot` on."""
+        """at (slots, L): positions of the tokens in each of the slots, which are consecutive and begin at `slot`."""
         blocks = self.blocks(int(at.max()) + 1)
         keys = torch.arange(sum(kv.shape[4] for kv in self.kv[:blocks]), device=self.device)
         back = (torch.from_numpy(at).to(self.device)[..., None] - keys)[:, None, None]
-        hidden, band = back < 0, self.config.band
-        near, banded = (
-            torch.zeros(back.shape, dtype=self.kv[0].dtype, device=self.device).masked_fill_(unseen, -1e9)
-            for unseen in (hidden, hidden | (back >= band) if band else hidden)
+        future, band = back < 0, self.config.band
+        causal, banded = (
+            torch.zeros(back.shape, dtype=self.kv[0].dtype, device=self.device).masked_fill_(invisible, -1e9)
+            for invisible in (future, future | (back >= band) if band else future)
         )
-        return AttentionGroup(tokens, slice(slot, slot + len(at)), blocks, near, banded)
+        return AttentionGroup(tokens, slice(slot, slot + len(at)), blocks, causal, banded)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q (1, H, N, D), k and v (1, kv_heads, N, D), what may be seen as planned -> (1, H, N, D)."""
+        """Store k, v (1, kv_heads, N, D) and let q (1, H, N, D) attend as planned: (1, H, N, D). `mask` is unused."""
         new = torch.stack([k[0].transpose(0, 1), v[0].transpose(0, 1)], 1)  # (N, 2, kv_heads, D)
         for write in self.writes:
-            some = new[: self.tokens] if len(self.writes) == 1 else new[write.tokens]
-            self.kv[write.block][layer, :, write.slots, :, write.at] = some
+            chosen = new[: self.tokens] if len(self.writes) == 1 else new[write.tokens]
+            self.kv[write.block][layer, :, write.slots, :, write.at] = chosen
         queries = q[0].transpose(0, 1) * self.scale  # (N, H, D)
-        seen = [self._look(layer, group, queries[group.tokens]) for group in self.glances]
-        return torch.cat([*seen, torch.zeros_like(queries[self.tokens :])]).transpose(0, 1)[None]
+        outputs = [self._attend_group(layer, group, queries[group.tokens]) for group in self.attention]
+        return torch.cat([*outputs, torch.zeros_like(queries[self.tokens :])]).transpose(0, 1)[None]
 
-    def _look(self, layer: int, group: AttentionGroup, queries: Tensor) -> Tensor:
-        """(tokens, H, D) -> (tokens, H, D)."""
-        count, L = group.near.shape[0], group.near.shape[3]
+    def _attend_group(self, layer: int, group: AttentionGroup, queries: Tensor) -> Tensor:
+        """Attention of one group: scaled queries (tokens, H, D) -> (tokens, H, D)."""
+        count, L = group.causal.shape[0], group.causal.shape[3]
         kv_heads, D = self.config.kv_heads, self.config.head_width
         keys, values = (
             [kv[layer, which, group.slots].view(count * kv_heads, -1, D) for kv in self.kv[: group.blocks]]
@@ -150,27 +156,27 @@ class SlotCache:
         queries = queries.view(count, L, kv_heads, self.groups, D).permute(0, 2, 3, 1, 4)
         queries = queries.reshape(count * kv_heads, self.groups * L, D)
         scores = torch.cat([torch.bmm(queries, block.mT) for block in keys], -1)
-        bias = group.banded if self.config.bands[layer] else group.near
+        bias = group.banded if self.config.bands[layer] else group.causal
         scores.view(count, kv_heads, self.groups, L, -1).add_(bias)
         weights = scores.softmax(-1).split([block.shape[1] for block in values], -1)
-        seen = torch.bmm(weights[0], values[0])
-        if len(values) > 1:  # sums in fp32, in the order of the text: blocks behind a row's end add exact zeros
-            total = seen.float()
-            for some, block in zip(weights[1:], values[1:], strict=True):
-                total += torch.bmm(some, block)
-            seen = total.to(seen.dtype)
-        seen = seen.view(count, kv_heads, self.groups, L, D).permute(0, 3, 1, 2, 4)
-        return seen.reshape(count * L, kv_heads * self.groups, D)
+        output = torch.bmm(weights[0], values[0])
+        if len(values) > 1:  # sums in fp32, in the order of the text; blocks past a row's end add exact zeros
+            total = output.float()
+            for block_weights, block in zip(weights[1:], values[1:], strict=True):
+                total += torch.bmm(block_weights, block)
+            output = total.to(output.dtype)
+        output = output.view(count, kv_heads, self.groups, L, D).permute(0, 3, 1, 2, 4)
+        return output.reshape(count * L, kv_heads * self.groups, D)
 
     def banded(self, tokens: int, mask: Tensor | None) -> None:
-        """Which keys are too far is in the plan."""
+        """Returns no mask: the plan says which keys are outside the band."""
 
     def advance(self, tokens: int) -> None:
-        """Each request counts its own."""
+        """Does nothing: each request counts its own tokens."""
 
 
 def block_starts(context: int) -> list[int]:
-    """Where the blocks of a slot begin."""
+    """The positions at which the blocks of a slot begin."""
     starts = [0]
     while (end := starts[-1] + max(BLOCK, starts[-1] // 2 // BLOCK * BLOCK)) < context:
         starts.append(end)
@@ -178,7 +184,7 @@ def block_starts(context: int) -> list[int]:
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the CPU memory that is taken page by page when it is written: most slots stay shorter than they may be."""
+    """On the CPU, pages of this memory are taken when first written: most slots never reach their full length."""
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
     size = torch.empty(0, dtype=dtype).element_size()
@@ -186,16 +192,17 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 
 def bytes_per_token(config: GPTConfig, dtype: torch.dtype) -> int:
-    """K and V of one token in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     return config.layers * 2 * config.kv_heads * config.head_width * torch.empty(0, dtype=dtype).element_size()
 
 
 def neighbours(slots: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut slots, ascending, into runs (first, last index) of neighbours that look at their keys together.
+    """Split ascending slots into runs (first, last index) of neighbours that attend in one product.
 
-    A run costs its slots times its longest length, and PRODUCT; the cut is the cheapest of all (dynamic programming).
+    A run costs its number of slots times its longest length, plus PRODUCT. The split is the cheapest one
+    (dynamic programming).
     """
-    cost, cut = [0.0], [0]  # of the first i slots: the cheapest, and where its last run begins
+    cost, cut = [0.0], [0]  # for the first i slots: the least cost, and where the last run begins
     for end in range(len(slots)):
         best, longest = (float("inf"), 0), 0
         for first in range(end, -1, -1):

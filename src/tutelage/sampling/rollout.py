@@ -1,10 +1,10 @@
-"""Prompts to scored responses: everything PPO, RLOO and GRPO need to know about what the policy did.
+"""From sampled responses to a scored rollout: all that PPO, RLOO and GRPO need to know about them.
 
-    prompts -> generate -> Responses -> log-probabilities, values, score -> Rollout
+    prompts -> generate -> Responses -> log-probabilities, values, scores -> Rollout
 
-The log-probabilities used for learning are recomputed with the training forward, so that the ratio is 1 before the
-first step; the sampler's own are never used. A response that was cut at the limit has no end-of-turn: its score is
-replaced (default -1, Huang et al. 2024), for demonstrations score 0 on average.
+Learning uses log-probabilities that are recomputed with the training forward pass, never the sampler's own, so that the
+ratio is 1 before the first step. A response that was cut at the limit has no end-of-turn; its score is replaced by a
+constant (default -1, Huang et al. 2024; demonstrations score 0 on average).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,136 +22,142 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Response
 
-ROWS_AT_ONCE = 16  # rows of like length in one forward pass
+ROWS_AT_ONCE = 16  # rows of similar length in one forward pass
 
 
 @dataclass(frozen=True)
 class Responses:
-    """B prompts with one response each; L tokens in all, T of a response."""
+    """B prompts with one response each: L tokens in the longest row, T in the longest response."""
 
-    ids: Tensor  # (B, L) prompt, response, then PAD: plain causal attention needs no mask
+    ids: Tensor  # (B, L) prompt, response, padding; right-padded rows need no mask beyond the causal one
     starts: Tensor  # (B,) index of the first response token
     tokens: Tensor  # (B, T) response ids, right-padded
     mask: Tensor  # (B, T) True up to and including end-of-turn
-    ended: Tensor  # (B,) True where the end-of-turn came
-    stream: Stream | None = None  # the whole rollout's tokens as they leave the blocks that nothing trains
-    numbers: Tensor | None = None  # (B,) which of the stream's rows these are; None: all, in order
+    ended: Tensor  # (B,) True if the response has an end-of-turn
+    stream: Stream | None = None  # residual stream of the whole rollout after the frozen lowest blocks
+    stream_rows: Tensor | None = None  # (B,) the stream's row for each row here; None: all, in order
 
     @property
     def last(self) -> Tensor:
-        """(B,): index in `ids` of each response's last token."""
+        """(B,) index in `ids` of each response's last token."""
         return self.starts + self.mask.sum(1) - 1
 
     def rows(self, chosen: Tensor) -> "Responses":
-        """Some of the rows, the padding cut to what they need. The stream, which is large, is not copied."""
-        longest, widest = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
-        ids, tokens, mask = self.ids[chosen, :longest], self.tokens[chosen, :widest], self.mask[chosen, :widest]
-        numbers = chosen if self.numbers is None else self.numbers[chosen]
-        return Responses(ids, self.starts[chosen], tokens, mask, self.ended[chosen], self.stream, numbers)
+        """A subset of the rows, with no more padding than they need. The stream is large and is not copied."""
+        length, width = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
+        return Responses(
+            ids=self.ids[chosen, :length],
+            starts=self.starts[chosen],
+            tokens=self.tokens[chosen, :width],
+            mask=self.mask[chosen, :width],
+            ended=self.ended[chosen],
+            stream=self.stream,
+            stream_rows=chosen if self.stream_rows is None else self.stream_rows[chosen],
+        )
 
     def stream_for(self, model: GPT) -> Stream | None:
-        """What this model may go on from in these rows: nothing if the stream is another model's."""
+        """The stream of these rows, for this model to continue from; None if it comes from another model's blocks."""
         if not self.stream or self.stream.source is not model.embedding.weight:
             return None
-        rows = slice(None) if self.numbers is None else self.numbers
+        rows = slice(None) if self.stream_rows is None else self.stream_rows
         return self.stream._replace(x=self.stream.x[rows, : self.ids.shape[1]])
 
 
 def pad_responses(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Response], pad: int, device: torch.device
+    prompts: Sequence[Sequence[int]], responses: Sequence[Response], pad: int, device: torch.device
 ) -> Responses:
-    """Right-pad prompts with their answers into one batch."""
-    whole = [torch.tensor([*p, *a.ids]) for p, a in zip(prompts, answers, strict=True)]
-    tokens = pad_sequence([torch.tensor(a.ids) for a in answers], batch_first=True, padding_value=pad)
-    lengths = torch.tensor([len(a.ids) for a in answers])
+    """Join each prompt with its response, and right-pad all into one batch."""
+    whole = [torch.tensor([*p, *r.ids]) for p, r in zip(prompts, responses, strict=True)]
+    tokens = pad_sequence([torch.tensor(r.ids) for r in responses], batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(r.ids) for r in responses])
     return Responses(
         ids=pad_sequence(whole, batch_first=True, padding_value=pad).to(device),
         starts=torch.tensor([len(p) for p in prompts], device=device),
         tokens=tokens.to(device),
         mask=(torch.arange(tokens.shape[1]) < lengths[:, None]).to(device),
-        ended=torch.tensor([a.ended for a in answers], device=device),
+        ended=torch.tensor([r.ended for r in responses], device=device),
     )
 
 
 def response_positions(responses: Responses) -> tuple[Tensor, Tensor]:
-    """Rows and columns of `ids` whose hidden state predicts each response token, in the order of mask.nonzero()."""
+    """Rows (N,) and columns (N,) of `ids` that predict the response tokens, in the order of mask.nonzero()."""
     rows, steps = responses.mask.nonzero(as_tuple=True)
     return rows, responses.starts[rows] - 1 + steps
 
 
 def at_responses(forward: Callable[[Responses, int], Tensor], responses: Responses) -> Tensor:
-    """forward(rows, first) -> (B, L - first, ...) of the tokens from `first` on, as no response begins earlier. Picked
-    where each response token is predicted, in the order of mask.nonzero(). Every row has a prompt.
+    """(N, ...): the outputs of `forward` that belong to the response tokens, in the order of mask.nonzero().
 
-    Rows of like length are run together, so that short ones do not pay for the padding of long ones.
+    forward(rows, first) -> (B, L - first, ...) gets rows of similar length, so that short ones are padded little. Its
+    output begins at column `first`, which predicts the earliest response token of these rows. A token's output is taken
+    where the token is predicted, so every row needs a prompt.
     """
-    number = responses.mask.flatten().cumsum(0).view(responses.mask.shape) - 1
-    picked, numbers = [], []
+    index = responses.mask.flatten().cumsum(0).view(responses.mask.shape) - 1  # of each response token among the N
+    outputs, indices = [], []
     for rows in by_length(responses):
-        some = responses.rows(rows)
-        first = int(some.starts.min()) - 1
-        row, column = response_positions(some)
-        picked.append(forward(some, first)[row, column - first])
-        numbers.append(number[rows, : some.mask.shape[1]][some.mask])
-    return torch.cat(picked)[torch.cat(numbers).argsort()]
+        group = responses.rows(rows)
+        first = int(group.starts.min()) - 1
+        row, column = response_positions(group)
+        outputs.append(forward(group, first)[row, column - first])
+        indices.append(index[rows, : group.mask.shape[1]][group.mask])
+    return torch.cat(outputs)[torch.cat(indices).argsort()]
 
 
 def by_length(responses: Responses) -> Sequence[Tensor]:
-    """Row numbers in groups of like length, the longest first."""
+    """Row numbers in groups of similar length, the longest first."""
     return responses.last.argsort(descending=True, stable=True).split(ROWS_AT_ONCE)
 
 
 def response_hidden(policy: GPT, responses: Responses) -> Tensor:
     """(N, C): the hidden states that predict the response tokens, in the order of mask.nonzero()."""
-    return at_responses(
-        lambda some, first: policy.trunk(some.ids, stream=some.stream_for(policy), first=first), responses
-    )
+
+    def forward(rows: Responses, first: int) -> Tensor:
+        return policy.trunk(rows.ids, stream=rows.stream_for(policy), first=first)
+
+    return at_responses(forward, responses)
 
 
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
-    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask.
-
-    The head runs on responses only.
-    """
+    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on these tokens only."""
     hidden = response_hidden(policy, responses)
     logprobs = head_logprobs(hidden, policy.head_weight, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 
 def response_values(value: ScalarGPT, responses: Responses) -> Tensor:
-    """(B, T): V(prefix) just before each response token, 0 outside the mask."""
-    values = at_responses(lambda some, first: value(some.ids, some.stream_for(value.trunk), first), responses)
+    """(B, T): V(prefix), the value just before each response token, 0 outside the mask."""
+    values = at_responses(lambda rows, first: value(rows.ids, rows.stream_for(value.trunk), first), responses)
     return torch.zeros(responses.mask.shape, device=values.device).masked_scatter(responses.mask, values)
 
 
 def response_scores(reward: ScalarGPT, responses: Responses) -> Tensor:
-    """(B,): the reward model's score of each whole response."""
+    """(B,): the reward model's score of each response."""
     groups = by_length(responses)
-    some = map(responses.rows, groups)
-    scores = [reward.at(few.ids, few.last, stream=few.stream_for(reward.trunk)) for few in some]
+    batches = map(responses.rows, groups)
+    scores = [reward.at(batch.ids, batch.last, stream=batch.stream_for(reward.trunk)) for batch in batches]
     return torch.cat(scores)[torch.cat(list(groups)).argsort()]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one iteration learns from. (B, T) like the responses' tokens."""
+    """What one iteration learns from. B and T are those of `Responses`."""
 
     responses: Responses
-    logprobs: Tensor  # (B, T) log pi_old(token | prefix): the policy that sampled
-    ref_logprobs: Tensor  # (B, T) log pi_SFT(token | prefix)
+    logprobs: Tensor  # (B, T) log pi_old(token | prefix), of the policy that sampled
+    ref_logprobs: Tensor  # (B, T) log pi_SFT(token | prefix), of the reference
     values: Tensor | None  # (B, T) V(prefix); None without a value network
-    scores: Tensor  # (B,) reward, one per whole response; missing_end where it has no end
-    conversations: Sequence[list[dict[str, str]]] = ()  # each prompt with its response, in words
+    scores: Tensor  # (B,) one per response; missing_end if it has no end-of-turn
+    conversations: Sequence[list[dict[str, str]]] = ()  # each prompt with its response, as messages
 
     def rows(self, chosen: Tensor) -> "Rollout":
-        """Some of the rows, the padding cut to what they need."""
+        """A subset of the rows, with no more padding than they need."""
         responses = self.responses.rows(chosen)
-        wide = responses.mask.shape[1]
+        width = responses.mask.shape[1]
         return Rollout(
             responses=responses,
-            logprobs=self.logprobs[chosen, :wide],
-            ref_logprobs=self.ref_logprobs[chosen, :wide],
-            values=None if self.values is None else self.values[chosen, :wide],
+            logprobs=self.logprobs[chosen, :width],
+            ref_logprobs=self.ref_logprobs[chosen, :width],
+            values=None if self.values is None else self.values[chosen, :width],
             scores=self.scores[chosen],
             conversations=[self.conversations[row] for row in chosen.tolist()] if self.conversations else (),
         )
@@ -159,18 +165,25 @@ class Rollout:
 
 @torch.no_grad()
 def score_rollout(
-    policy: GPT, reference: GPT | None, value: ScalarGPT | None, scores: Tensor, responses: Responses, *,
-    parts: Sequence[Tensor], missing_end: float, temperature: float,
-) -> Rollout:  # fmt: skip
-    """Run the models over sampled responses, whose scores (B,) are known. Without a reference it is the policy with
-    its adapters off.
+    policy: GPT,
+    reference: GPT | None,
+    value: ScalarGPT | None,
+    scores: Tensor,
+    responses: Responses,
+    *,
+    parts: Sequence[Tensor],
+    missing_end: float,
+    temperature: float,
+) -> Rollout:
+    """Run policy, reference and value network over sampled responses, whose scores (B,) are given.
 
-    What is compared with the training forward is computed in `parts`, the rows of each minibatch: in bf16 a product of
-    another shape is rounded otherwise, and the first ratio would not be 1.
+    Without a `reference` model, the reference is the policy with its adapters off. `parts` are the rows of each
+    minibatch. Each model runs part by part, in the shapes of the training forward pass: in bf16 a product of another
+    shape rounds differently, and the first ratio would not be 1.
     """
 
     def logprobs_by(model: GPT) -> Tensor:
-        return in_parts(lambda some: response_logprobs(model, some, temperature), responses, parts)
+        return in_parts(lambda rows: response_logprobs(model, rows, temperature), responses, parts)
 
     if reference:
         ref_logprobs = logprobs_by(reference)
@@ -181,23 +194,23 @@ def score_rollout(
         responses=responses,
         logprobs=logprobs_by(policy),
         ref_logprobs=ref_logprobs,
-        values=in_parts(lambda some: response_values(value, some), responses, parts) if value else None,
+        values=in_parts(lambda rows: response_values(value, rows), responses, parts) if value else None,
         scores=torch.where(responses.ended, scores, missing_end),
     )
 
 
 def in_parts(forward: Callable[[Responses], Tensor], responses: Responses, parts: Sequence[Tensor]) -> Tensor:
-    """(B, T): forward(rows) of each part, put together."""
+    """(B, T): the outputs of `forward` on each part's rows, put together, 0 in rows of no part."""
     whole = torch.zeros(responses.mask.shape, device=responses.ids.device)
     for part in parts:
         rows = part.to(whole.device)
-        found = forward(responses.rows(rows))
-        whole[rows, : found.shape[1]] = found
+        output = forward(responses.rows(rows))
+        whole[rows, : output.shape[1]] = output
     return whole
 
 
 def describe(rollout: Rollout, kl_coef: float) -> dict[str, float]:
-    """What one rollout says about the policy that made it."""
+    """Metrics of one rollout, as docs/metrics.md defines them."""
     mask = rollout.responses.mask
     score = float(rollout.scores.mean())
     kl = float(kl_per_response(rollout.logprobs, rollout.ref_logprobs, mask).mean())

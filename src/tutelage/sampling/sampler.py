@@ -1,13 +1,14 @@
-"""A model and prompts in, answers out: the one sampler of PPO, evaluation, ranking and chat.
+"""The sampler: a model and prompts in, responses out. PPO, evaluation, ranking and chat all use it.
 
-    prompts (ids) -> prefill -> one token per row and step -> answers that end at end-of-turn, or are cut at the limit
+    prompts (ids) -> prefill -> one token per row and step -> responses, each ended by end-of-turn or cut at the limit
 
-Prompts of like length are read together (`prefill.py`). In the cache they are left-padded, each row keeps its own
-positions, and finished rows leave the batch. Several answers to one prompt share its prefill. Chance: every answer has
-a seed, from which one uniform number per token is drawn before the first step (Philox, counter-based); the token is
-where that number falls in the cumulative distribution. So an answer does not depend on what else is in the batch. The
-server's engine (`engine.py`) draws from the same numbers: the same answer for a seed, rounding aside.
-How a distribution becomes a token is in `distribution.py`.
+Prompts of similar length are prefilled together (`prefill.py`), and several responses to one prompt share its prefill.
+Rows are left-padded in the KV cache, have positions that ignore the padding, and leave the batch when finished.
+
+Randomness: each response has a seed, from which one uniform number per token is drawn in advance (Philox, a
+counter-based generator). `distribution.py` turns the model's logits and that number into a token. A response therefore
+does not depend on what else is in the batch. The server's engine (`engine/`) draws the same numbers and gives the same
+response for a seed, apart from rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,13 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import merge_adapters, sharing
 from tutelage.model.prepack import prepack
-from tutelage.sampling.distribution import SamplingConfig, Written, draw, filtered_probabilities
+from tutelage.sampling.distribution import SamplingConfig, TokenHistory, draw, filtered_probabilities
 from tutelage.sampling.prefill import last_hidden, prefill
 from tutelage.sampling.stops import Stopped
 from tutelage.sampling.trunk_cache import TrunkCache
 
-CACHE_AT_MOST = 2**28  # numbers of keys and values that a batch should hold: 512 MiB in bf16
-KEEP_WHEN_ALIVE = 0.75  # compact the batch when fewer of its rows than this are still being written
+CACHE_AT_MOST = 2**28  # numbers in the KV cache of one batch: 512 MiB in bf16
+COMPACT_BELOW = 0.75  # drop finished rows from the batch once fewer than this share of its rows are unfinished
 
 
 @dataclass(frozen=True)
@@ -36,76 +37,117 @@ class Response:
 
     ids: list[int]  # up to and including end-of-turn, if it came
     logprobs: list[float]  # of each token under the filtered distribution it was drawn from
-    ended: bool  # False: cut at max_tokens
+    ended: bool  # False: it ended without end-of-turn, at max_tokens or at a stop string
 
 
 def rows_that_fit(config: GPTConfig, tokens: int, most: int) -> int:
-    """How many answers to write at once, at most `most`, when prompt and answer take so many tokens."""
+    """How many responses, at most `most`, can be sampled at once if prompt and response take `tokens` tokens."""
     row = 2 * tokens * config.layers * config.kv_heads * config.head_width
     return max(1, min(most, CACHE_AT_MOST // row))
 
 
 def inference_copy(model: GPT) -> GPT:
-    """A frozen copy in the compute precision, its adapters merged: no cast and no detour per step.
+    """A frozen copy in the compute precision with its adapters merged, so that no step casts or runs an adapter.
 
-    What the model itself keeps frozen in that precision is shared with it, not copied.
+    Weights that are already frozen in that precision are shared with the model, not copied.
     """
     return for_inference(sharing(model))
 
 
 def for_inference(model: GPT) -> GPT:
-    """The same without a copy: the model itself, for whoever needs its fp32 weights no more."""
+    """Like `inference_copy`, but converts the model in place. Use it when the fp32 weights are no longer needed."""
     frozen = merge_adapters(model.eval().requires_grad_(False)).to(model.compute_dtype)
     prepack(frozen, frozen.head_weight)
     return frozen
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
-    """The numbers of one answer: the same for a seed wherever and whenever it is drawn."""
+    """(count,) numbers in [0, 1) that decide a response's tokens. They depend on the seed only."""
     return np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32)
 
 
 class Decoding:
-    """A batch of answers being written. Rows are the prompts, each repeated `samples` times, in order."""
+    """A batch of responses that is being sampled. Rows are the prompts, each repeated `samples` times, in order."""
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Sequence[int]], samples: int, config: SamplingConfig,
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        config: SamplingConfig,
         lower: TrunkCache | None = None,
-    ):  # fmt: skip
+    ):
         device = model.embedding.weight.device
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.model, self.config, self.layers = model, config, lower.layers if lower else 0
-        self.said = Written(prompts, samples, model.config.vocab_size, device) if config.penalised else None
-        self.cache, hidden, low = prefill(model, prompts, config.max_tokens, self.layers)
+        self.history = TokenHistory(prompts, samples, model.config.vocab_size, device) if config.penalised else None
+        self.cache, hidden, residual = prefill(model, prompts, config.max_tokens, self.layers)
         self.cache.repeat(samples)
         self.pads = (self.cache.length - lengths).repeat_interleave(samples)
-        self.real = torch.arange(self.cache.length, device=device) >= self.pads[:, None]
+        self.real = torch.arange(self.cache.length, device=device) >= self.pads[:, None]  # False: padding
         self.hidden = hidden.repeat_interleave(samples, 0)
         if lower:
-            assert low is not None
-            lower.begin(low, self.pads, samples)
+            assert residual is not None
+            lower.begin(residual, self.pads, samples)
 
     def probabilities(self) -> Tensor:
-        """(rows, V): what may come next."""
+        """(rows, V): the distribution of each row's next token."""
         logits = self.model.logits(self.hidden)
-        return filtered_probabilities(self.said.penalise(logits, self.config) if self.said else logits, self.config)
+        if self.history:
+            logits = self.history.penalise(logits, self.config)
+        return filtered_probabilities(logits, self.config)
 
     def push(self, tokens: Tensor) -> Tensor | None:
-        """Append one token to every row. Returns (rows, 1, C) as it leaves the lowest blocks, if that is wanted."""
-        if self.said:
-            self.said.add(tokens)
+        """Append one token to every row. Returns their residual stream (rows, 1, C) if there is a trunk cache."""
+        if self.history:
+            self.history.add(tokens)
         self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], dim=1)
         positions = self.cache.length - self.pads[:, None]
         mask = self.real[:, None, None] if self.pads.any() else None
-        self.hidden, low = last_hidden(self.model, tokens[:, None], positions, mask, self.cache, self.layers)
-        return low
+        self.hidden, residual = last_hidden(self.model, tokens[:, None], positions, mask, self.cache, self.layers)
+        return residual
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row but these."""
-        if self.said:
-            self.said.keep(rows)
+        """Drop all rows but these."""
+        if self.history:
+            self.history.keep(rows)
         self.cache.keep(rows)
         self.real, self.pads, self.hidden = self.real[rows], self.pads[rows], self.hidden[rows]
+
+
+class Transcript:
+    """What N responses contain so far."""
+
+    def __init__(self, count: int, end: int, max_tokens: int, device: torch.device):
+        self.end = end
+        self.ids = torch.full((count, max_tokens), end, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(self.ids.shape, device=device)
+        self.done = torch.zeros(count, dtype=torch.bool, device=device)
+        self.lengths = [max_tokens] * count  # shorter if a stop string came
+
+    def add(self, rows: Tensor, step: int, tokens: Tensor, probabilities: Tensor) -> Tensor:
+        """Record one token per row, drawn from (R, V) probabilities. Returns the tokens, with `end` in rows that were
+        done."""
+        self.logprobs[rows, step] = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
+        tokens = torch.where(self.done[rows], self.end, tokens)
+        self.ids[rows, step] = tokens
+        self.done[rows] |= tokens == self.end
+        return tokens
+
+    def stop(self, rows: Tensor, step: int, stopped: Stopped) -> None:
+        """Mark the rows that contain a stop string after this step as done."""
+        for row in rows[~self.done[rows]].tolist():
+            if stopped(self.ids[row, : step + 1].tolist()):
+                self.done[row], self.lengths[row] = True, step + 1
+
+    def responses(self) -> list[Response]:
+        rows = zip(self.ids.tolist(), self.logprobs.tolist(), self.lengths, strict=True)
+        return [_response(ids[:length], logprobs, self.end) for ids, logprobs, length in rows]
+
+
+def _response(ids: list[int], logprobs: list[float], end: int) -> Response:
+    length = ids.index(end) + 1 if end in ids else len(ids)
+    return Response(ids[:length], logprobs[:length], end in ids)
 
 
 @torch.inference_mode()
@@ -119,59 +161,44 @@ def generate(
     stopped: Stopped | None = None,
     lower: TrunkCache | None = None,
 ) -> list[list[Response]]:
-    """`samples` answers to each prompt: [prompt][sample]. `seeds` has one per answer, prompt by prompt.
+    """Sample `samples` responses to each prompt; returns them as [prompt][sample].
 
-    `end` is the end-of-turn id; `stopped` is asked after each token whether an answer is over (`stops.py`); `lower`
-    keeps what leaves the lowest blocks.
-    Raises ValueError when prompt and answer together exceed the model's context.
+    `seeds` has one seed per response, prompt by prompt; `end` is the end-of-turn id. `stopped` is called after each
+    token and says whether a stop string has come (`stops.py`). `lower` stores the residual stream after the lowest
+    blocks. Raises ValueError when prompt plus response exceed the model's context.
     """
     longest = max(len(p) for p in prompts) + config.max_tokens
     if longest > model.config.context:
-        raise ValueError(f"prompt and answer need {longest} tokens, the model's context is {model.config.context}")
+        raise ValueError(f"prompt and response need {longest} tokens, the model's context is {model.config.context}")
     decoding = Decoding(model, prompts, samples, config, lower)
     device = model.embedding.weight.device
     chance = torch.from_numpy(np.stack([uniforms(seed, config.max_tokens) for seed in seeds])).to(device)
-    written = torch.full((len(seeds), config.max_tokens), end, dtype=torch.long, device=device)
-    logprobs = torch.zeros(written.shape, device=device)
-    alive = torch.arange(len(seeds), device=device)  # which answer each row of the decoding batch writes
-    done = torch.zeros(len(seeds), dtype=torch.bool, device=device)
-    lengths = [config.max_tokens] * len(seeds)  # where a stop string came, the rest was never written
+    transcript = Transcript(len(seeds), end, config.max_tokens, device)
+    rows = torch.arange(len(seeds), device=device)  # which response each row of the decoding batch belongs to
     for step in range(config.max_tokens):
         probabilities = decoding.probabilities()
-        tokens = draw(probabilities, chance[alive, step])
-        logprobs[alive, step] = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
-        tokens = torch.where(done[alive], end, tokens)
-        written[alive, step] = tokens
-        done[alive] |= tokens == end
+        tokens = transcript.add(rows, step, draw(probabilities, chance[rows, step]), probabilities)
         if stopped:
-            for row in alive[~done[alive]].tolist():
-                if stopped(written[row, : step + 1].tolist()):
-                    done[row], lengths[row] = True, step + 1
-        if lower:  # the last tokens, too
-            low = decoding.push(tokens)
-            assert low is not None
-            lower.add(alive, step, low)
-        open_rows = (~done[alive]).nonzero().squeeze(1)
-        if len(open_rows) == 0 or step + 1 == config.max_tokens:
+            transcript.stop(rows, step, stopped)
+        if lower:  # before the loop may end, because the cache also needs the last tokens
+            residual = decoding.push(tokens)
+            assert residual is not None
+            lower.add(rows, step, residual)
+        unfinished = (~transcript.done[rows]).nonzero().squeeze(1)
+        if len(unfinished) == 0 or step + 1 == config.max_tokens:
             break
-        if len(open_rows) < KEEP_WHEN_ALIVE * len(alive):
-            decoding.keep(open_rows)
-            alive, tokens = alive[open_rows], tokens[open_rows]
+        if len(unfinished) < COMPACT_BELOW * len(rows):
+            decoding.keep(unfinished)
+            rows, tokens = rows[unfinished], tokens[unfinished]
         if not lower:
             decoding.push(tokens)
-    rows = zip(written.tolist(), logprobs.tolist(), lengths, strict=True)
-    answers = [_response(ids[:length], scores, end) for ids, scores, length in rows]
-    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
-
-
-def _response(ids: list[int], logprobs: list[float], end: int) -> Response:
-    length = ids.index(end) + 1 if end in ids else len(ids)
-    return Response(ids[:length], logprobs[:length], end in ids)
+    responses = transcript.responses()
+    return [responses[i : i + samples] for i in range(0, len(responses), samples)]
 
 
 @torch.inference_mode()
 def stream(model: GPT, prompt: Sequence[int], seed: int, end: int, config: SamplingConfig) -> Iterator[int]:
-    """Yield the tokens of one answer as they are chosen, without the end-of-turn."""
+    """Yield the tokens of one response as they are sampled, without the end-of-turn."""
     decoding = Decoding(model, [prompt], 1, config)
     for number in uniforms(seed, config.max_tokens):
         token = draw(decoding.probabilities(), torch.tensor([number], device=decoding.hidden.device))

@@ -1,8 +1,8 @@
-"""Strings that end an answer.
+"""Stop strings: strings that end a response.
 
-    stop strings -> has this answer come to one?  and its text without it
+    stop strings -> stop_at: does this response contain one?  cut: the text before the first one
 
-A string may be spread over several tokens, and a token over the end of it: so the text is searched, not the ids.
+A stop string may span several tokens and end in the middle of one, so the text is searched, not the ids.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ Stopped = Callable[[Sequence[int]], bool]
 
 
 def stop_at(strings: Sequence[str], decode: Decode) -> Stopped:
-    """Whether the ids' text holds one of the strings, asked after each token.
+    """A function that says whether the text of the ids contains a stop string. Call it after each new token.
 
-    Only the tail is decoded: a token is one byte at least, so the longest string cannot reach further back.
+    It decodes only the tail: a token is at least one byte, so no stop string reaches back further than its length.
     """
     longest = max((len(string.encode()) for string in strings), default=0)
 
@@ -26,6 +26,6 @@ def stop_at(strings: Sequence[str], decode: Decode) -> Stopped:
 
 
 def cut(text: str, strings: Sequence[str]) -> str:
-    """The text up to the first of the strings."""
+    """The text before the first stop string."""
     places = [text.find(string) for string in strings]
     return text[: min((place for place in places if place >= 0), default=len(text))]

@@ -1,10 +1,9 @@
-"""`tutelage chat`: a conversation in the terminal, with a run or with a server.
+"""`tutelage chat`: a conversation in the terminal with a run or a server.
 
-    run directory or http://address, lines from the keyboard  ->  answers, written as they are sampled
+    run directory or http://address, lines from the keyboard  ->  answers, printed as they are sampled
 
-The whole conversation is the prompt. When it no longer fits the model's context beside an answer, the oldest turns are
-forgotten, always a question together with its answer, and that is said. Lines that begin with / are commands
-(`conversation.py`): settings are shown and changed with them.
+The prompt is the whole conversation. When prompt and answer no longer fit the model's context, the oldest question and
+its answer are dropped from the prompt, and the user is told. Lines that begin with / are commands (`conversation.py`).
 """
 
 import contextlib
@@ -24,46 +23,49 @@ from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.remote import ContextFullError, Server
+from tutelage.sampling.remote import ContextFullError, RemoteModel
 from tutelage.sampling.sampler import for_inference, stream
-from tutelage.terminal.conversation import HELP, ChatConfig, Conversation, Message, obey
+from tutelage.terminal.conversation import HELP, ChatConfig, Conversation, Message, handle_line
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 HISTORY_LINES = 2_000
+DEFAULTS = vars(SamplingConfig(max_tokens=1))
 
 
-class Speaker(Protocol):
-    """Who answers."""
+class ChatModel(Protocol):
+    """What answers: a model in this process or on a server."""
 
     def answer(self, messages: list[Message], config: ChatConfig, turn: int) -> Iterator[str]:
-        """The pieces of one answer. Raises ContextFullError when the messages leave no room for it."""
+        """Yield one answer piece by piece. Raises ContextFullError when the messages leave no room for it."""
 
 
 def chat(run: Positional[str], config: ChatConfig = ChatConfig()) -> None:
-    """Talk in this terminal to a run, or to a server by its address. The answer appears as it is sampled.
+    """Chat in this terminal with a run, or with a server given by its address. Answers appear as they are sampled.
 
     Example: tutelage chat runs/demo/ppo-ptx --temperature 0.7
     """
-    speaker: Speaker
+    model: ChatModel
     if str(run).startswith(("http://", "https://")):
-        speaker = ServedModel(run, config)
-        print(f"{speaker.server.model} at {speaker.server.base}. {HELP}.")
+        model = ServedModel(run, config)
+        print(f"{model.remote.model} at {model.remote.base}. {HELP}.")
     else:
-        speaker = LoadedModel(Path(run), config)
-        size, context = parameter_count(speaker.model) / 1e6, speaker.model.config.context
+        model = LoadedModel(Path(run), config)
+        size, context = parameter_count(model.model) / 1e6, model.model.config.context
         print(f"{run}: {size:.1f}M parameters, context {context} tokens. {HELP}.")
-    converse(speaker, config)
+    converse(model, config)
 
 
 class LoadedModel:
-    """A run's model in this process."""
+    """A run's model, loaded in this process."""
 
     def __init__(self, run: Path, config: ChatConfig):
+        """Raises InputError when the run cannot be loaded or its context is too short for one answer."""
         model, self.tokenizer = load_policy(find_base(run), choose_device(config.device, config.dtype), frozen=True)
-        if model.config.context <= config.max_tokens:
+        context = model.config.context
+        if context <= config.max_tokens:
             raise InputError(
-                f"--max-tokens {config.max_tokens}: {run} has a context of {model.config.context} tokens; ask for fewer"
+                f"--max-tokens {config.max_tokens}: {run} has a context of {context} tokens; use a smaller value"
             )
         self.model = for_inference(model)
 
@@ -72,69 +74,71 @@ class LoadedModel:
         if len(prompt) + config.max_tokens > self.model.config.context:
             raise ContextFullError
         seed = seed_for(config.seed, f"chat/{turn}")
-        return words(self.tokenizer, stream(self.model, prompt, seed, self.tokenizer.end_of_turn_id, config.sampling()))
+        ids = stream(self.model, prompt, seed, self.tokenizer.end_of_turn_id, config.sampling())
+        return decoded(self.tokenizer, ids)
 
 
 class ServedModel:
     """A model behind an OpenAI-compatible API."""
 
     def __init__(self, address: str, config: ChatConfig):
+        """Raises InputError when the key file cannot be read or the server cannot be used."""
         try:
             key = config.key_file.read_text(encoding="utf-8").strip() if config.key_file else ""
         except OSError as error:
             raise InputError(f"--key-file {config.key_file}: cannot be read ({error.strerror})") from None
-        self.server = Server(address, key, config.model)
+        self.remote = RemoteModel(address, key, config.model)
 
     def answer(self, messages: list[Message], config: ChatConfig, turn: int) -> Iterator[str]:
-        settings = {name: value for name, value in vars(config.sampling()).items() if value != UNSET.get(name)}
+        # Settings at their defaults are left out, because OpenAI's API does not know all of them.
+        settings = {name: value for name, value in vars(config.sampling()).items() if value != DEFAULTS.get(name)}
         seed = seed_for(config.seed, f"chat/{turn}")
-        return self.server.answer({"messages": messages, "seed": seed} | settings)
+        return self.remote.answer({"messages": messages, "seed": seed} | settings)
 
 
-UNSET = vars(SamplingConfig(max_tokens=1))  # what OpenAI's API does not know is sent only where it says something
-
-
-def converse(speaker: Speaker, config: ChatConfig) -> None:
-    """The conversation itself, until the person leaves."""
-    talk = Conversation(config)
-    with remembered(config.history.expanduser()):
-        for line in lines():
+def converse(model: ChatModel, config: ChatConfig) -> None:
+    """Read lines and answer them until the user leaves."""
+    conversation = Conversation(config)
+    with line_history(config.history.expanduser()):
+        for line in typed_lines():
             try:
-                take(line, speaker, talk)
+                take_turn(line, model, conversation)
             except InputError as error:
                 print(printable(f"({error})"))
 
 
-def take(line: str, speaker: Speaker, talk: Conversation) -> None:
-    """Obey or answer one line. Raises InputError when that does not go; the conversation is then as it was before."""
-    before = list(talk.messages), talk.unseen
+def take_turn(line: str, model: ChatModel, conversation: Conversation) -> None:
+    """Answer one line or run its command. If that raises InputError, the conversation is unchanged."""
+    before = list(conversation.messages), conversation.dropped
     try:
-        if obey(line, talk):
-            respond(speaker, talk)
+        if handle_line(line, conversation):
+            answer_question(model, conversation)
     except InputError:
-        talk.messages, talk.unseen = before
+        conversation.messages, conversation.dropped = before
         raise
 
 
-def respond(speaker: Speaker, talk: Conversation) -> None:
-    """Have the last question answered; turns that no longer fit are forgotten first."""
+def answer_question(model: ChatModel, conversation: Conversation) -> None:
+    """Answer the last question. Drops the oldest questions from the prompt until the answer fits."""
     while True:
         try:
-            return talk.answered(write(speaker.answer(talk.prompt(), talk.config, talk.answers)))
+            pieces = model.answer(conversation.prompt(), conversation.config, conversation.answers)
+            return conversation.answered(print_answer(pieces))
         except ContextFullError:
-            print(f"(the context is full: the model no longer sees {talk.forget()!r})")
+            question = conversation.drop_oldest()
+            print(f"(the context is full: the model no longer sees {question!r})")
 
 
-def lines() -> Iterator[str]:
-    """What the person types, line by line, until /quit or Ctrl-D. Works in a pipe, too."""
+def typed_lines() -> Iterator[str]:
+    """The lines that the user types, until /quit or Ctrl-D. Standard input may also be a pipe."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no text become a sign, not a traceback
-    typed = sys.stdin.isatty()
+        sys.stdin.reconfigure(errors="replace")  # bytes that are not text become a replacement character, not an error
+    interactive = sys.stdin.isatty()
     while True:
         try:
-            line = input("\nyou> " if typed else "").strip()
+            line = input("\nyou> " if interactive else "").strip()
         except KeyboardInterrupt:
-            if not typed:
+            if not interactive:
                 return
             print("\n(/quit or Ctrl-D leaves)", end="")
             continue
@@ -148,8 +152,8 @@ def lines() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def remembered(path: Path) -> Iterator[None]:
-    """Editing keys for the lines typed in between, and those of earlier chats; readable by their owner alone."""
+def line_history(path: Path) -> Iterator[None]:
+    """Line editing and history for the lines typed inside this context; only the owner can read the history file."""
     try:
         import readline
     except ImportError:
@@ -167,23 +171,23 @@ def remembered(path: Path) -> Iterator[None]:
                 readline.write_history_file(path)
 
 
-def words(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Text as soon as it is certain: a character may be spread over several tokens, and half of one is no character."""
-    seen: list[int] = []
+def decoded(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Decode ids into pieces of text. A character may span several tokens; it is yielded only when complete."""
+    received: list[int] = []
     shown = ""
     for token in ids:
-        seen.append(token)
-        text = tokenizer.decode(seen)
+        received.append(token)
+        text = tokenizer.decode(received)
         if text.startswith(shown) and not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
-    rest = tokenizer.decode(seen)
-    if rest.startswith(shown):
-        yield rest[len(shown) :]
+    text = tokenizer.decode(received)
+    if text.startswith(shown):
+        yield text[len(shown) :]
 
 
-def write(pieces: Iterable[str]) -> str:
-    """Print an answer piece by piece and return it; Ctrl-C ends it where it is."""
+def print_answer(pieces: Iterable[str]) -> str:
+    """Print an answer piece by piece and return it. Ctrl-C ends it early."""
     answer, opening = "", "gpt> "
     try:
         for piece in pieces:
@@ -199,5 +203,5 @@ def write(pieces: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Without control characters: a model may say anything, and a terminal obeys escape sequences."""
+    """Without control characters, because a terminal would obey escape sequences that the model writes."""
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
