@@ -183,8 +183,8 @@ def test_dropout_is_on_the_adapters_input_and_only_in_training() -> None:
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(targets=("query",)), "'query' is no map"),
-        (dict(targets=()), "adapts nothing"),
+        (dict(targets=("query",)), "'query' is not a linear map"),
+        (dict(targets=()), "for 0 maps: both must be at least 1"),
         (dict(rank=0), "rank 0"),
         (dict(dropout=1.0), "dropout"),
     ],

@@ -57,7 +57,9 @@ def test_gpt3_has_a_band_in_every_second_layer_and_the_others_none() -> None:
 @pytest.mark.parametrize(("width", "heads", "head_width"), [(2048, 24, 128), (5140, 40, 128)])
 def test_rows_of_the_gpt3_table_that_do_not_add_up_are_refused(width: int, heads: int, head_width: int) -> None:
     """Brown et al. 2020, table 2.1 prints 24 heads of 128 for a width of 2,048, and 40 of 128 for 5,140."""
-    with pytest.raises(ValueError, match=f"{heads} heads of {head_width} make {heads * head_width}, not {width}"):
+    with pytest.raises(
+        ValueError, match=f"{heads} heads of {head_width} channels make {heads * head_width}, not the width of {width}"
+    ):
         gpt(24, width, heads, head_width=head_width)
 
 
