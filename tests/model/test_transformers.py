@@ -117,14 +117,14 @@ def test_older_folders(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ("bloom", {}, "family 'bloom' is not read"),
+    ("bloom", {}, "family 'bloom' is not supported"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
     ("llama", {"attention_bias": True}, "attention_bias is True"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}}, "type 'yarn'"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window is True"),
     ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-    ("gpt_neo", {"attention_types": [[["global"], 4]]}, "not GPT-3's dense and banded"),
+    ("gpt_neo", {"attention_types": [[["global"], 4]]}, "does not alternate dense and banded layers"),
     ("qwen3", {"num_key_value_heads": 3}, "does not describe a qwen3 decoder"),
     ("qwen3", {"hidden_size": None}, "does not describe a qwen3 decoder"),
 ]
