@@ -1,4 +1,4 @@
-"""Adapters to and from PEFT: the library's own function on the same weights is the expectation (L8)."""
+"""Adapters to and from PEFT, compared with the library's own model on the same weights."""
 
 import json
 from pathlib import Path
@@ -44,10 +44,10 @@ def shaken(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("case", THEIR_TARGETS)
 def test_an_adapter_of_theirs_gives_their_logits(case: str, stabilised: bool, tmp_path: Path) -> None:
     theirs, ours = base_of(case, tmp_path / "base")
-    apart = {name: 5 for name in ("v_proj", "c_fc") if name in str(THEIR_TARGETS[case])}
+    patterns = {name: 5 for name in ("v_proj", "c_fc") if name in str(THEIR_TARGETS[case])}
     settings = peft.LoraConfig(
         r=3, lora_alpha=7, target_modules=THEIR_TARGETS[case], use_rslora=stabilised, task_type="CAUSAL_LM",
-        rank_pattern=apart, alpha_pattern=apart, fan_in_fan_out=case in ("gpt1", "gpt2"),
+        rank_pattern=patterns, alpha_pattern=patterns, fan_in_fan_out=case in ("gpt1", "gpt2"),
     )  # fmt: skip
     adapted = peft.get_peft_model(theirs, settings).eval()
     shaken(adapted)
