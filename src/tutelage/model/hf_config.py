@@ -41,7 +41,9 @@ def to_hf_config(config: GPTConfig) -> dict[str, Any]:
     written = WRITERS[kind](config)
     for name, value in written.pop("derived", {}).items():
         if value != getattr(config, name):
-            raise NoClassError(f"model: {name} is {getattr(config, name)}, {kind} has {value}; no class fits the model")
+            raise NoClassError(
+                f"model: {name} is {getattr(config, name)}, {kind} needs {value}; no class fits the model"
+            )
     architecture = ARCHITECTURES[kind]
     common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}
     return {"architectures": [architecture], "model_type": kind, **common, **written, **PRECISION}

@@ -2,7 +2,7 @@
 
     attend(layer, q, k, v, mask) stores k and v and attends to all stored ones;  advance(n) after the last layer
 
-All rows of the batch are of the same length; for requests that join and leave at any time see `engine/slot_cache.py`.
+All rows of a batch grow together; for requests that join and leave at any time see `engine/slot_cache.py`.
 Dense layers allocate memory once, for the longest text; a banded layer stores no more than its band. `keep` drops the
 rows that are finished.
 """

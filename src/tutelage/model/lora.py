@@ -101,7 +101,7 @@ class Adapter(nn.Module):
         return torch.block_diag(*blocks)
 
     def forward(self, x: Tensor, mapped: Tensor) -> Tensor:
-        """x (..., k) and its image under W0, `mapped` (..., d) -> (..., d). Adds to `mapped` in place."""
+        """x (..., k) and `mapped` = W0 x (..., d) -> (..., d), added in place: do not use `mapped` afterwards."""
         up = (self.spread_up() * self.config.scale).to(x.dtype)
         return AddThin.apply(mapped, F.dropout(x, self.config.dropout, self.training), self.down.to(x.dtype), up)
 
