@@ -1,4 +1,4 @@
-"""Shaped rewards, GAE and whitening: vectors of RLAX and of the specification, and the paper's sum in Python."""
+"""Shaped rewards, GAE and whitening, against RLAX's test values, worked examples and the paper's sum in Python."""
 
 import math
 
@@ -10,7 +10,7 @@ from tutelage.learning.advantages import gae, shaped_rewards, whiten
 
 
 def gae_by_definition(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
-    """The double sum of GAE eq. 16, in Python floats. Slow and obvious on purpose."""
+    """The double sum of GAE, eq. 16, in Python floats."""
     T = len(rewards)
     delta = [rewards[t] + gamma * (values[t + 1] if t + 1 < T else 0.0) - values[t] for t in range(T)]
     return [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, T)) for t in range(T)]
@@ -36,7 +36,7 @@ def test_worked_example(lam: float, expected: list[float]) -> None:
     ],
 )
 def test_example_of_rlax(lam: float, expected: list[float]) -> None:
-    """RLAX bootstraps from V_5 = -1; ours ends there, so .99 * V_5 is part of the last reward."""
+    """RLAX bootstraps from V_5 = -1. Ours ends there, so 0.99 * V_5 is added to the last reward."""
     rewards = torch.tensor([[0.0, 0.0, 1.0, 0.0, -0.5 + 0.99 * -1.0]])
     advantages, _ = gae(rewards, torch.tensor([[1.0, 4, -3, -2, -1]]), torch.ones(1, 5), gamma=0.99, lam=lam)
     assert advantages[0].tolist() == pytest.approx(expected, abs=1e-3)
@@ -46,7 +46,7 @@ def test_example_of_rlax(lam: float, expected: list[float]) -> None:
     ("lam", "expected"), [(1.0, [3.0, 2, 1, 0]), (0.7, [2.2899, 1.73, 1, 0]), (0.4, [1.725, 1.46, 1, 0])]
 )
 def test_example_of_rlax_with_an_end_inside(lam: float, expected: list[float]) -> None:
-    """Its discount 0 at the fourth step ends an episode: here two rows, the second of one token, beside garbage."""
+    """RLAX ends an episode by a discount of 0 at the fourth step. Ours has a second row: one token, then garbage."""
     rewards = torch.tensor([[0.0, 0, 0, 0], [1 + 0.9 * -1, math.nan, 7, 7]])
     values = torch.tensor([[-3.0, -2, -1, 0], [5, 9, math.nan, 9]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
@@ -72,7 +72,7 @@ def test_ragged_rows_by_definition() -> None:
 
 
 def test_exact_values_leave_no_advantage_on_average() -> None:
-    """From s0 a fair coin pays 3 or 1 at the next and last step: V = 2 before the coin, 3 or 1 after it."""
+    """A fair coin pays 3 or 1 at the last step: V = 2 before the coin, 3 or 1 after it."""
     rewards, values = torch.tensor([[0.0, 3.0], [0.0, 1.0]]), torch.tensor([[2.0, 3.0], [2.0, 1.0]])
     for lam in (0.0, 0.5, 1.0):
         advantages, _ = gae(rewards, values, torch.ones(2, 2), gamma=1.0, lam=lam)
@@ -80,7 +80,7 @@ def test_exact_values_leave_no_advantage_on_average() -> None:
 
 
 def test_rewards_sum_to_the_objective() -> None:
-    """The sum over a response is r - beta (log pi - log pi_SFT), its score standing on the last token."""
+    """The sum over a response is r - beta (log pi - log pi_SFT), with the score at the last token."""
     generator = torch.Generator().manual_seed(0)
     logprobs = torch.randn(2, 4, generator=generator).requires_grad_()
     reference = torch.randn(2, 4, generator=generator)
@@ -93,14 +93,14 @@ def test_rewards_sum_to_the_objective() -> None:
     assert not rewards.requires_grad
 
 
-def test_without_drift_only_the_score_is_paid() -> None:
+def test_without_kl_the_reward_is_the_score() -> None:
     logprobs = torch.tensor([[-1.0, -2.0, -3.0]])
     rewards = shaped_rewards(torch.tensor([0.7]), logprobs, logprobs, torch.ones(1, 3), kl_coef=5.0)
     assert rewards[0].tolist() == pytest.approx([0, 0, 0.7])
 
 
 def test_whitening_example() -> None:
-    """N implementation details: 1.2 becomes .05080678 while the mean, 1.6, stays; ours takes the mean away."""
+    """The example of "The N implementation details of RLHF with PPO", which keeps the mean of 1.6; ours removes it."""
     x = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     expected = [0.05080678 - 1.6, 0.43810508 - 1.6, 0.82540339 - 1.6]
     assert whiten(x, torch.ones(3, 3))[0].tolist() == pytest.approx(expected, abs=1e-5)

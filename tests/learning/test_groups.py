@@ -1,4 +1,4 @@
-"""Advantages and losses of groups of responses: by hand, by definition in plain Python, and by the laws they keep."""
+"""Advantages and losses of groups of responses: by hand, by definition in plain Python, and by their properties."""
 
 import math
 
@@ -17,12 +17,12 @@ def test_leave_one_out_by_hand() -> None:
 
 
 def test_group_relative_by_hand() -> None:
-    """The population's deviation, .5, not the sample's, .577; without it Dr. GRPO."""
+    """The standard deviation is the population's, 0.5, not the sample's, 0.577. Unscaled is Dr. GRPO."""
     assert group_relative(REWARDS, scaled=True)[0].tolist() == pytest.approx([1, -1, -1, 1], abs=1e-3)
     assert group_relative(REWARDS, scaled=False)[0].tolist() == pytest.approx([0.5, -0.5, -0.5, 0.5])
 
 
-def test_laws_of_the_advantages() -> None:
+def test_properties_of_the_advantages() -> None:
     rloo, grpo = leave_one_out(REWARDS), group_relative(REWARDS, scaled=True)
     for advantages in (rloo, grpo):
         torch.testing.assert_close(advantages.sum(1), torch.zeros(2), atol=1e-5, rtol=0)
@@ -96,7 +96,7 @@ def test_what_grpo_reports() -> None:
 
 
 def test_the_gradient_of_k3() -> None:
-    """1 - pi_ref / pi of each token, over its response's length and the number of responses."""
+    """beta (1 - pi_ref / pi) per token, divided by the response's length and the number of responses."""
     given = ragged()
     given["logprobs"].requires_grad_()
     loss, _, _ = grpo_loss(advantages=torch.zeros(3), clip=0.2, kl_coef=0.3, divisor=None, **given)
@@ -108,8 +108,8 @@ def test_the_gradient_of_k3() -> None:
             assert given["logprobs"].grad[i, t].item() == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_expected_gradient_of_k3_is_the_forward_divergences() -> None:
-    """On samples of pi the gradient of k3 is that of KL(pi_ref || pi): sum of -pi_ref log pi, here by autograd."""
+def test_the_expected_gradient_of_k3_is_that_of_the_forward_kl() -> None:
+    """On samples of pi the gradient of k3 is that of KL(pi_ref || pi), the cross entropy -sum pi_ref log pi."""
     logits = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
     logprobs = logits.log_softmax(0)[:, None]

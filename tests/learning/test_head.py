@@ -18,7 +18,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(params=[1, 3, 10, 512])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many rows of logits are made at once."""
+    """Number of rows of logits per chunk."""
     monkeypatch.setattr(head, "rows_at_once", lambda weight: request.param)
     return request.param
 
@@ -50,7 +50,7 @@ def test_without_gradients_the_loss_is_the_same() -> None:
 
 @pytest.mark.usefixtures("rows")
 def test_absent_tokens_are_no_part_of_the_vocabulary() -> None:
-    """The same as a head without their rows, and those rows have no gradient."""
+    """The result is that of a head without their rows, and these rows have no gradient."""
     hidden, weight = random(10, 6).requires_grad_(), random(17, 6, seed=1).requires_grad_()
     absent, targets = torch.tensor([0, 5, 16]), torch.arange(10) + 6
     present = torch.tensor([i for i in range(17) if i not in (0, 5, 16)])
@@ -84,7 +84,7 @@ def test_nothing_to_learn_is_a_loss_of_zero() -> None:
 
 
 def test_small_batches_give_the_gradient_of_one_large(make_gpt: Any) -> None:
-    """G3 with rows of 5, 9 and 3 tokens: the step's total normalises, not each batch's mean."""
+    """Rows of 5, 9 and 3 tokens: losses are divided by the step's total, not averaged per batch."""
     model = make_gpt()
     rows = [torch.randint(300, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 9, 3)]
     total = sum(len(row) - 1 for row in rows)
@@ -99,12 +99,12 @@ def test_small_batches_give_the_gradient_of_one_large(make_gpt: Any) -> None:
 
 
 def test_completion_and_prompt_add_up(make_gpt: Any) -> None:
-    """S3; and S2: when the end of turn alone counts, the loss is minus its log-probability."""
+    """If only the end of turn counts, the loss is minus its log-probability."""
     model = make_gpt()
     ids = torch.randint(300, (12,), generator=torch.Generator().manual_seed(0))
     hidden, targets = model.trunk(ids[None])[0, :-1], ids[1:]
-    answer = torch.arange(11) >= 6
-    parts = [next_token_loss(hidden[m], model.head_weight, targets[m], total=11) for m in (answer, ~answer)]
+    completion = torch.arange(11) >= 6
+    parts = [next_token_loss(hidden[m], model.head_weight, targets[m], total=11) for m in (completion, ~completion)]
     expected = F.cross_entropy(model(ids[None])[0, :-1], targets)
     torch.testing.assert_close(parts[0] + parts[1], expected, atol=1e-5, rtol=1e-5)
     end = next_token_loss(hidden[-1:], model.head_weight, targets[-1:])
@@ -112,7 +112,6 @@ def test_completion_and_prompt_add_up(make_gpt: Any) -> None:
 
 
 def test_logprobs_are_negative_cross_entropy() -> None:
-    """G4, G5."""
     logits, ids = 4 * random(3, 5, 17), torch.arange(15).view(3, 5)
     expected = -F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
     torch.testing.assert_close(token_logprobs(logits, ids), expected)
@@ -133,20 +132,20 @@ def test_logprobs_of_bf16_logits_are_computed_in_fp32() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("learns", [True, False])
 def test_head_logprobs_and_their_gradients(learns: bool, temperature: float) -> None:
-    """With an own weight for each row, against autograd through torch's cross entropy."""
+    """Against autograd through torch's cross entropy, with a different weight for each row."""
     hidden, weight, ids = random(10, 6).requires_grad_(), random(17, 6, seed=1).requires_grad_(learns), torch.arange(10)
     ours = head_logprobs(hidden, weight, ids, temperature)
     theirs = -F.cross_entropy(hidden @ weight.T / temperature, ids, reduction="none")
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    learnt = [hidden, weight] if learns else [hidden]
-    mine, expected = (torch.autograd.grad(found @ random(10, seed=2), learnt) for found in (ours, theirs))
+    trained = [hidden, weight] if learns else [hidden]
+    mine, expected = (torch.autograd.grad(logp @ random(10, seed=2), trained) for logp in (ours, theirs))
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(head_logprobs(hidden, weight, ids, temperature), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_frozen_heads_gradient_is_as_exact_in_bf16_as_autograds() -> None:
-    """Both against fp32 from the same numbers; and log-probabilities are the same with a gradient and without."""
+    """Both are compared with fp32. Log-probabilities are the same with and without gradients."""
     hidden, weight, ids = 2 * random(40, 32).bfloat16(), random(300, 32, seed=1).bfloat16(), torch.arange(40)
     scale, gradients = random(40, seed=2), []
     for h, w in ((hidden, weight), (hidden, weight.clone().requires_grad_()), (hidden.float(), weight.float())):
@@ -168,8 +167,8 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         gradient.sum().backward()
 
 
-def test_in_pieces_a_learning_heads_logits_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows at a time: each piece's logits are made once, and once more on the way back."""
+def test_in_chunks_a_trained_heads_logits_are_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows at a time: each chunk's logits are computed once forward and once more in the backward pass."""
     sizes: list[int] = []
     linear = F.linear
     monkeypatch.setattr(head.F, "linear", lambda h, w: sizes.append(len(h)) or linear(h, w))

@@ -11,7 +11,7 @@ P, Q = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3]  # the policy and its reference
 EXACT = sum(p * math.log(p / q) for p, q in zip(P, Q))
 
 
-def test_expectations_are_the_divergence() -> None:
+def test_expectations_are_the_kl() -> None:
     policy, reference = torch.tensor(P).log(), torch.tensor(Q).log()
     for estimate in (k1(policy, reference), k3(policy, reference)):
         assert (torch.tensor(P) * estimate).sum().item() == pytest.approx(EXACT, abs=1e-6)
@@ -43,7 +43,7 @@ def test_best_of_n(n: int, nats: float) -> None:
 
 @pytest.mark.parametrize(("n", "nats"), [(2, 0.1406), (4, 0.5598), (16, 1.4696)])
 def test_with_ties_best_of_n_stays_below_its_bound(n: int, nats: float) -> None:
-    """Three outcomes, the likeliest the worst: the best of n is x with probability F(x)^n - F(x-1)^n."""
+    """Three outcomes, the most likely is the worst: the best of n is x with probability F(x)^n - F(x-1)^n."""
     below = [0.0, P[0], P[0] + P[1], 1.0]
     best = [below[i + 1] ** n - below[i] ** n for i in range(3)]
     kl = sum(b * math.log(b / p) for b, p in zip(best, P))
@@ -53,13 +53,13 @@ def test_with_ties_best_of_n_stays_below_its_bound(n: int, nats: float) -> None:
 @pytest.mark.parametrize(
     ("kl", "factor"), [(0.0, 0.98976), (-3.0, 0.98976), (7.2, 1.01024), (90.0, 1.01024), (6.6, 1.00512), (6.0, 1.0)]
 )
-def test_the_price_is_steered_to_the_target(kl: float, factor: float) -> None:
-    """lm-human-preferences at a batch of 512: a gain of 512 / 10,000."""
+def test_the_coefficient_is_steered_to_the_target(kl: float, factor: float) -> None:
+    """lm-human-preferences with a batch of 512: a gain of 512 / 10,000."""
     assert adaptive_kl_coef(0.15, kl, 6.0, 0.0512) == pytest.approx(0.15 * factor, abs=1e-12)
 
 
-def test_a_price_that_falls_for_long_can_rise_again() -> None:
-    """At a gain of 4.9 to a fiftieth in each iteration: after 200 of them it would be 0 by rounding, and stay it."""
+def test_a_coefficient_that_fell_for_long_can_rise_again() -> None:
+    """With a gain of 4.9 it falls to a fiftieth per iteration; after 200 it would round to 0 and stay there."""
     coef = 1.0
     for _ in range(300):
         coef = adaptive_kl_coef(coef, 0.0, 6.0, 4.9)
@@ -67,7 +67,7 @@ def test_a_price_that_falls_for_long_can_rise_again() -> None:
     assert adaptive_kl_coef(coef, 9.0, 6.0, 4.9) == pytest.approx(1.98 * coef)
 
 
-def test_the_price_doubles_in_68_batches_at_the_fastest() -> None:
+def test_the_coefficient_doubles_in_69_batches_at_the_fastest() -> None:
     coef, count = 1.0, 0
     while coef < 2.0:
         coef, count = adaptive_kl_coef(coef, 1e9, 6.0, 0.0512), count + 1

@@ -9,7 +9,7 @@ from tutelage.learning.losses import masked_mean
 
 
 def test_masked_mean() -> None:
-    """G7: all ones is the mean; the lengths-4-and-1 example; what is masked may be NaN."""
+    """A mask of ones gives the mean; rows of 4 and 1 tokens by hand; masked elements may be NaN."""
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(masked_mean(x, torch.ones(4, 5)), x.mean())
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])

@@ -31,7 +31,7 @@ def polar(matrix: Tensor, sigma: Any = torch.ones_like) -> Tensor:
 
 
 def quintic(sigma: Tensor) -> Tensor:
-    """What five Newton-Schulz steps do to one singular value (Jordan et al. 2024)."""
+    """Five Newton-Schulz steps on one singular value (Jordan et al. 2024)."""
     sigma = sigma / sigma.norm()
     for _ in range(5):
         sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
@@ -63,7 +63,7 @@ def test_five_steps_map_singular_values_as_published() -> None:
     sigma = torch.cat([(1 - sigma.square().sum()).sqrt()[None], sigma])  # so that the norm is 1
     u, v = (torch.linalg.qr(random(9, 7, seed=s))[0] for s in (0, 1))
     x = u @ torch.diag(sigma) @ v.T
-    inside = u.T @ orthogonalize(x) @ v  # diagonal: the directions stay
+    inside = u.T @ orthogonalize(x) @ v  # diagonal, because the singular vectors are unchanged
     expected = [0.7229, 1.0796, 0.7121, 0.7581, 0.6989, 0.4705]
     assert inside.diagonal()[1:].tolist() == pytest.approx(expected, abs=2e-3)
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
@@ -81,7 +81,7 @@ def test_orthogonalize_is_the_polynomial(shape: tuple[int, int]) -> None:
 
 
 def test_muon_by_hand_for_two_steps() -> None:
-    """Nesterov momentum .95, scale sqrt(max(1, rows/cols)), decoupled decay."""
+    """Nesterov momentum 0.95, scale sqrt(max(1, rows/cols)), decoupled decay."""
     w = nn.Parameter(random(12, 3))
     expected, momentum = w.detach().clone().double(), torch.zeros(12, 3).double()
     optimizer = Muon([w], lr=0.02, weight_decay=0.1)
@@ -107,15 +107,15 @@ def test_muon_takes_fused_maps_apart() -> None:
 def test_every_parameter_has_one_optimizer(make_gpt: Any) -> None:
     for model in (make_gpt("modern", tied=False), make_gpt("gpt2")):
         muon, rest = make_optimizers(model, "muon", muon_lr=0.02, lr=1e-3, weight_decay=0.1, dtype=torch.float32)
-        held = [[p for g in o.param_groups for p in g["params"]] for o in (muon, rest)]
+        groups = [[p for g in o.param_groups for p in g["params"]] for o in (muon, rest)]
         names = {id(p): name for name, p in model.named_parameters()}
-        assert sorted(names[id(p)] for ps in held for p in ps) == sorted(names.values())
+        assert sorted(names[id(p)] for ps in groups for p in ps) == sorted(names.values())
         hidden = {
             f"blocks.{i}.{part}.weight"
             for i in (0, 1)
             for part in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
         }
-        assert {names[id(p)] for p in held[0]} == hidden
+        assert {names[id(p)] for p in groups[0]} == hidden
 
 
 def test_decay_is_for_matrices_of_the_blocks(make_gpt: Any) -> None:
@@ -127,7 +127,7 @@ def test_decay_is_for_matrices_of_the_blocks(make_gpt: Any) -> None:
 
 
 def test_first_step_of_adam_in_closed_form() -> None:
-    """G6: -lr g / (|g| + eps), after the decoupled decay."""
+    """-lr g / (|g| + eps), after the decoupled decay."""
     w = nn.Parameter(torch.ones(3, 1))
     w.grad = torch.tensor([[0.5], [-2e-5], [0.0]])
     adamw([("w", w)], lr=0.01, weight_decay=0.1, eps=1e-5).step()
@@ -135,8 +135,7 @@ def test_first_step_of_adam_in_closed_form() -> None:
     assert w.flatten().tolist() == pytest.approx([1 - 0.01 * 0.1 - 0.01 * s for s in steps], abs=1e-6)
 
 
-def test_gradients_are_clipped_without_turning() -> None:
-    """T5."""
+def test_clipping_keeps_the_direction_of_the_gradient() -> None:
     for gradient, expected in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
         w = nn.Parameter(torch.zeros(2))
         w.grad = torch.tensor(gradient)
@@ -156,7 +155,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
 
 
 def test_moving_average_in_closed_form() -> None:
-    """P-l: (1 - d) sum d^(k-i) theta_i + d^k theta_0."""
+    """(1 - d) sum d^(k-i) theta_i + d^k theta_0."""
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(5.0)
     average = EMA(model, 0.992)

@@ -22,9 +22,9 @@ def policy_at(ratio: float, advantage: float) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("ratio", "advantage", "objective", "gradient", "clipped"),
     [
-        (1.3, 1.0, 1.2, 0.0, 1.0),  # already far enough up
-        (0.7, -1.0, -0.8, 0.0, 1.0),  # already far enough down
-        (1.5, -1.0, -1.5, -1.5, 0.0),  # too far in the wrong direction: the full gradient back
+        (1.3, 1.0, 1.2, 0.0, 1.0),  # already beyond the clip, upwards
+        (0.7, -1.0, -0.8, 0.0, 1.0),  # already beyond the clip, downwards
+        (1.5, -1.0, -1.5, -1.5, 0.0),  # beyond the clip in the wrong direction: the full gradient
         (0.5, 1.0, 0.5, 0.5, 0.0),
         (1.1, 2.0, 2.2, 2.2, 0.0),
         (1.0, -3.0, -3.0, -3.0, 0.0),
@@ -99,7 +99,7 @@ def test_a_lost_token_makes_no_infinity() -> None:
 
 
 def test_what_a_bad_token_loses_goes_to_the_likely_ones() -> None:
-    """Softmax (.7, .2, .1), advantage -1 on the third, one step of 1 along the gradient: (.832, .144, .024)."""
+    """Softmax (0.7, 0.2, 0.1), advantage -1 for the third; a step of 1 along the gradient: (.832, .144, .024)."""
     logits = torch.tensor([0.7, 0.2, 0.1]).log().requires_grad_()
     chosen = logits.log_softmax(0)[2].view(1, 1)
     loss, _ = policy_loss(chosen, chosen.detach(), -ONE, ONE, clip=0.2)

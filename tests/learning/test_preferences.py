@@ -1,4 +1,4 @@
-"""DPO's family and KTO against the papers' definitions in Python floats, closed forms and known optima (D1 to D7)."""
+"""DPO's family and KTO against the papers' definitions in Python floats, closed forms and known optima."""
 
 import math
 import random
@@ -21,7 +21,7 @@ def slope(loss: Tensor, at: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 2.0])
 def test_at_the_reference_the_loss_is_log_2(beta: float) -> None:
-    """D1, and D2's slope -beta/2 there."""
+    """The slope there is -beta/2."""
     h = torch.zeros(3, requires_grad=True)
     loss = dpo_loss(h, beta=beta)
     assert loss.tolist() == pytest.approx([0.693147] * 3, abs=1e-6)
@@ -31,7 +31,7 @@ def test_at_the_reference_the_loss_is_log_2(beta: float) -> None:
 
 
 def test_value_and_slope() -> None:
-    """D2: -beta sigmoid(-beta h)."""
+    """-beta sigmoid(-beta h)."""
     h = torch.tensor([0.3, -4.0, 25.0], requires_grad=True)
     loss = dpo_loss(h, beta=0.1)
     assert loss[0].item() == pytest.approx(0.678260, abs=1e-6)
@@ -40,7 +40,7 @@ def test_value_and_slope() -> None:
 
 
 def test_a_swapped_pair_costs_beta_h_more() -> None:
-    """D4: log sigmoid(x) - log sigmoid(-x) = x."""
+    """log sigmoid(x) - log sigmoid(-x) = x."""
     h = torch.linspace(-50, 50, 11)
     torch.testing.assert_close(dpo_loss(-h, beta=0.3) - dpo_loss(h, beta=0.3), 0.3 * h)
     swapped = dpo_loss(-h, beta=0.3, smoothing=0.2) - dpo_loss(h, beta=0.3, smoothing=0.2)
@@ -48,7 +48,7 @@ def test_a_swapped_pair_costs_beta_h_more() -> None:
 
 
 def test_where_the_losses_are_least() -> None:
-    """D5: cDPO at sigmoid(beta h) = 1 - epsilon, IPO at h = 1 / (2 beta), DPO nowhere."""
+    """cDPO at sigmoid(beta h) = 1 - epsilon, IPO at h = 1 / (2 beta), DPO nowhere."""
     h = torch.tensor(math.log(0.8 / 0.2) / 0.5, requires_grad=True)
     assert slope(dpo_loss(h, beta=0.5, smoothing=0.2), h) == pytest.approx(0, abs=1e-7)
     assert slope(dpo_loss(h, beta=0.5, smoothing=0.1), h) < -0.01
@@ -60,7 +60,7 @@ def test_where_the_losses_are_least() -> None:
 
 
 def fitted(pair_loss, wins: Tensor, reference: Tensor) -> Tensor:
-    """A tabular policy (n,) trained to the end on endless pairs: wins (n, n) is how often the row beats the column."""
+    """A tabular policy (n,) trained to convergence; wins (n, n) is how often the row beats the column."""
     logits = reference.log().clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14)
 
@@ -76,7 +76,7 @@ def fitted(pair_loss, wins: Tensor, reference: Tensor) -> Tensor:
 
 
 def test_the_optimum_is_the_reference_times_the_exponential_reward() -> None:
-    """D3: with Bradley-Terry preferences of a reward r, pi* is pi_ref e^(r / beta) / Z and h* is (r_w - r_l) / beta."""
+    """With Bradley-Terry preferences of a reward r, pi* is pi_ref e^(r / beta) / Z and h* is (r_w - r_l) / beta."""
     chance, beta = torch.Generator().manual_seed(0), 0.7
     rewards = torch.randn(6, generator=chance, dtype=torch.float64)
     reference = torch.randn(6, generator=chance, dtype=torch.float64).softmax(0)
@@ -89,7 +89,7 @@ def test_the_optimum_is_the_reference_times_the_exponential_reward() -> None:
 
 
 def test_ipo_stays_near_the_reference_where_dpo_runs_away() -> None:
-    """Azar et al. 2023, section 5: two responses, one won p of the time; IPO's margin is (2 p - 1) / (2 beta)."""
+    """Azar et al. 2023, section 5: one of two responses wins with probability p; the margin is (2 p - 1) / (2 beta)."""
     reference = torch.tensor([0.3, 0.7], dtype=torch.float64)
     for p in (0.6, 1.0):
         wins = torch.tensor([[0, p], [1 - p, 0]], dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_ipo_stays_near_the_reference_where_dpo_runs_away() -> None:
 
 
 def test_simpo_wants_a_margin() -> None:
-    """Meng et al. 2024: the gradient is that of DPO with the margin gamma still to be won."""
+    """Meng et al. 2024: the gradient is that of DPO at a margin that is gamma / beta smaller."""
     h = torch.tensor([0.4, -1.0, 3.0], requires_grad=True)
     expected = [-math.log(sigmoid(2.5 * x - 1.4)) for x in h.tolist()]
     assert simpo_loss(h, beta=2.5, gamma=1.4).tolist() == pytest.approx(expected, abs=1e-6)
@@ -109,7 +109,7 @@ def test_simpo_wants_a_margin() -> None:
 
 
 def test_a_ranking_is_the_mean_of_its_strict_pairs() -> None:
-    """K of 2 to 4 in one batch, ties and a ranking of ties alone; written down pair by pair."""
+    """K of 2 to 4 in one batch, with ties and a ranking of ties only; expected values pair by pair."""
     chance = random.Random(1)
     ranks = [[2, 1], [1, 3, 2, 3], [1, 1, 1], [4, 3, 2, 1]]
     policy, reference = ([[chance.gauss(-20, 5) for _ in row] for row in ranks] for _ in range(2))
@@ -134,7 +134,7 @@ def test_a_ranking_is_the_mean_of_its_strict_pairs() -> None:
 
 
 def test_prompts_cancel() -> None:
-    """D6: what is added to all log-probabilities of one prompt, by policy or reference, changes no margin."""
+    """A constant added to all log-probabilities of one prompt changes no margin."""
     chance = torch.Generator().manual_seed(0)
     ratios, prompts = torch.randn(3, 4, generator=chance), 100 * torch.randn(3, 1, generator=chance)
     torch.testing.assert_close(margins(ratios + prompts), margins(ratios), atol=1e-4, rtol=0)
@@ -165,7 +165,7 @@ def test_kto_is_its_definition(strangers: list[float], up: float, down: float) -
 
 
 def test_ktos_slope() -> None:
-    """-+ beta lambda sigmoid (1 - sigmoid) / B: up for what is liked, down for the rest, less the farther from z0."""
+    """-+ beta lambda sigmoid (1 - sigmoid) / B: up for liked, down for others, smaller further away from z0."""
     ratios = torch.tensor(RATIOS, requires_grad=True)
     loss = kto_loss(ratios, torch.tensor(LIKED), torch.tensor(0.5), beta=0.2, desirable=1.0, undesirable=3.0)
     expected = []
@@ -187,7 +187,7 @@ def test_liked_above_is_the_share_of_all_pairs() -> None:
     chance = random.Random(0)
     rewards, liked = [float(chance.randint(0, 6)) for _ in range(40)], [chance.random() < 0.3 for _ in range(40)]
     pairs = [(a, b) for a, up in zip(rewards, liked) if up for b, other in zip(rewards, liked) if not other]
-    assert any(a == b for a, b in pairs)  # a tie is half right
+    assert any(a == b for a, b in pairs)  # a tie counts one half
     assert liked_above(torch.tensor(rewards), torch.tensor(liked)) == pytest.approx(
         sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
     )

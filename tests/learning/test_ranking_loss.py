@@ -1,4 +1,4 @@
-"""The ranking loss against closed forms, torch's binary cross entropy (R1 to R9, R12) and TRL's own (R16)."""
+"""The ranking loss against closed forms, torch's binary cross entropy and TRL's loss."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def gradient_of(scores: list[float], ranks: list[int]) -> list[float]:
 
 
 def by_definition(scores: list[float], ranks: list[int]) -> float:
-    """Ouyang et al. 2022, eq. 1, in Python floats, over the pairs that are no ties."""
+    """Ouyang et al. 2022, eq. 1, in Python floats, over the pairs without ties."""
     pairs = [(a, b) for a in range(len(ranks)) for b in range(len(ranks)) if ranks[a] < ranks[b]]
     return -sum(math.log(1 / (1 + math.exp(scores[b] - scores[a]))) for a, b in pairs) / len(pairs)
 
@@ -38,7 +38,7 @@ def test_values() -> None:
 
 
 def test_gradient_at_equal_scores() -> None:
-    """R3, best to worst."""
+    """In order of rank, best to worst."""
     assert gradient_of([0.0] * 2, [1, 2]) == pytest.approx([-0.5, 0.5])
     assert gradient_of([0.0] * 3, [1, 2, 3]) == pytest.approx([-1 / 3, 0, 1 / 3])
     assert gradient_of([0.0] * 4, [1, 2, 3, 4]) == pytest.approx([-0.25, -1 / 12, 1 / 12, 0.25])
@@ -46,14 +46,14 @@ def test_gradient_at_equal_scores() -> None:
     assert sum(gradient_of([1.5, 0.2, -0.3, 0.9], [3, 1, 4, 2])) == pytest.approx(0, abs=1e-6)
 
 
-def test_two_answers_are_bradley_terry() -> None:
+def test_two_responses_are_bradley_terry() -> None:
     scores = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
     expected = F.binary_cross_entropy_with_logits(scores[:, 0] - scores[:, 1], torch.ones(7))
     torch.testing.assert_close(ranking_loss(scores, torch.tensor([[1, 2]] * 7)), expected)
 
 
 def test_invariances() -> None:
-    """R5 offset per prompt, R6 swapped pair, R7 order of presentation, R8 scale."""
+    """Offset per prompt, swapped pair, order of presentation, scale."""
     scores, ranks = [1.5, 0.2, -0.3, 0.9], [2, 1, 4, 3]
     base = loss_of(scores, ranks)
     assert loss_of([s + 100 for s in scores], ranks) == pytest.approx(base, abs=1e-4)
@@ -68,11 +68,13 @@ def test_ties_leave_numerator_and_denominator() -> None:
     assert loss_of([2.0, 1.0, 0.0], [1, 1, 3]) == pytest.approx((0.126928 + 0.313262) / 2, abs=1e-6)
     assert gradient_of([2.0, 1.0], [1, 1]) == [0, 0]
     scores, ranks = torch.tensor([[2.0, 1.0, 0.0], [5.0, 1.0, 9.0]]), torch.tensor([[1, 2, 3], [2, 2, 2]])
-    assert ranking_loss(scores, ranks).item() == pytest.approx(0.251150, abs=1e-6)  # all ties: no prompt at all
+    assert ranking_loss(scores, ranks).item() == pytest.approx(
+        0.251150, abs=1e-6
+    )  # a prompt with only ties does not count
     assert ranking_loss(scores[1:], ranks[1:]).item() == 0.0
 
 
-def test_prompts_weigh_alike_whatever_their_number_of_answers() -> None:
+def test_prompts_have_equal_weight_for_any_number_of_responses() -> None:
     scores = [[2.0, 1.0, 0.0, 7.0], [0.4, -0.2, math.nan, math.nan], [1.5, 0.2, -0.3, 0.9]]
     ranks = [[2, 1, 3, 3], [2, 1, 1, 9], [1, 3, 4, 2]]
     exists = [[True] * 4, [True, True, False, False], [True] * 4]
@@ -83,8 +85,8 @@ def test_prompts_weigh_alike_whatever_their_number_of_answers() -> None:
     assert actual.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_one_forward_per_answer_equals_one_per_pair() -> None:
-    """R9: value and gradient."""
+def test_one_forward_per_response_equals_one_per_pair() -> None:
+    """In value and gradient."""
     states, weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)), torch.ones(6, requires_grad=True)
     grouped = ranking_loss((states @ weight)[None], torch.arange(5)[None])
     pairs = list(combinations(range(5), 2))
@@ -95,7 +97,7 @@ def test_one_forward_per_answer_equals_one_per_pair() -> None:
 
 
 def test_seven_wins_of_ten_make_a_margin_of_logit_seven_tenths() -> None:
-    """R12: the gradient in the margin vanishes at .847298, and nowhere near it."""
+    """The gradient in the margin is 0 at 0.847298, and only there."""
 
     def slope(margin: float) -> float:
         difference = torch.tensor(margin, requires_grad=True)
@@ -112,12 +114,12 @@ TRL = json.loads(Path(__file__).with_name("trl_reward_loss.json").read_text())["
 
 @pytest.mark.parametrize("case", TRL, ids=lambda case: f"K={len(case['ranks'])}")
 def test_the_loss_is_trls(case: dict) -> None:
-    """R16: values that TRL's own RewardTrainer computed (scripts/trl_reward_loss.py)."""
+    """Expected values computed by TRL's RewardTrainer (scripts/trl_reward_loss.py)."""
     assert loss_of(case["scores"], case["ranks"]) == pytest.approx(case["loss"], rel=1e-5)
 
 
 def test_pairs_right_is_a_count_in_which_a_tie_is_half() -> None:
-    """Over all strict pairs of two rankings, the second one shorter: by hand, 1 + 1 + .5 of 3 and 0 of 1."""
+    """Over all strict pairs of two rankings, the second one shorter. By hand: 2.5 of 3 and 0 of 1."""
     scores = torch.tensor([[2.0, 1.0, 1.0], [0.0, 5.0, 0.0]])
     ranks = torch.tensor([[1, 2, 3], [1, 2, 1]])
     mask = torch.tensor([[True, True, True], [True, True, False]])

@@ -45,7 +45,7 @@ def test_conjugate_gradients_solve_what_torch_solves() -> None:
 
 
 def test_as_many_iterations_as_eigenvalues_and_then_no_more() -> None:
-    """Two different eigenvalues: exact after two, and nothing is divided by the residual of 0."""
+    """Two distinct eigenvalues: exact after two iterations, without dividing by a residual of 0."""
     basis = torch.linalg.qr(seeded(6, 6)).Q
     a, b = basis @ torch.diag(torch.tensor([1.0, 1, 1, 4, 4, 4]).double()) @ basis.T, seeded(6, seed=2)
     for iterations in (2, 50):
@@ -98,7 +98,7 @@ def test_fisher_products_of_a_network_are_the_expected_outer_products_of_its_sco
     ("limit", "length", "kl"), [(0.01, 0.202031, 0.010050), (0.001, 0.063888, 0.001002)], ids=["1e-2", "1e-3"]
 )
 def test_the_natural_step_of_a_bandit(limit: float, length: float, kl: float) -> None:
-    """F^+ g = (0, -1, 1), the advantages but for a constant, and s'Fs = Var r = .49: worked by hand."""
+    """By hand: F^+ g = (0, -1, 1), the advantages up to a constant, and s'Fs = Var r = 0.49."""
     step = natural_step(GRADIENT, lambda v: FISHER @ v, limit=limit, iterations=10, damping=0.0)
     assert step.tolist() == pytest.approx([0.0, -length, length], abs=2e-6)
     moved = PI.log() + step
@@ -110,7 +110,7 @@ def test_the_natural_step_of_a_bandit(limit: float, length: float, kl: float) ->
 
 
 def test_it_is_the_same_policy_in_other_coordinates() -> None:
-    """logits = M theta: the step in theta leads to the same distribution, the plain gradient's does not."""
+    """With logits = M theta the natural step leads to the same distribution; the plain gradient's does not."""
     mix = seeded(3, 3, seed=5).float() + 2 * torch.eye(3)
     plain = natural_step(GRADIENT, lambda v: FISHER @ v, limit=0.01, iterations=10, damping=0.0)
     other = natural_step(
@@ -122,7 +122,7 @@ def test_it_is_the_same_policy_in_other_coordinates() -> None:
 
 
 def test_damping_turns_the_step_and_not_its_length() -> None:
-    """By F alone it is still as long as allowed; with ever more damping it points along the gradient."""
+    """Its KL by F is still the limit; with growing damping it turns towards the gradient."""
     for damping in (0.0, 0.1, 1e6):
         step = natural_step(GRADIENT, lambda v: FISHER @ v, limit=0.01, iterations=10, damping=damping)
         assert (0.5 * step @ FISHER @ step).item() == pytest.approx(0.01, rel=1e-4)
@@ -164,7 +164,7 @@ def test_the_line_search_takes_the_first_share_that_serves(gains, kls, expected)
 
 
 def test_the_penalised_loss_by_hand() -> None:
-    """Two tokens that count: ratios 1.2 and .5, advantages 1 and -2; the third does not, whatever it is."""
+    """Two tokens with ratios 1.2 and 0.5 and advantages 1 and -2; the third is masked."""
     old = torch.tensor([[0.25, 0.4, 0.1]]).log()
     new = torch.tensor([[0.30, 0.2, 0.1]]).log()
     mask = torch.tensor([[True, True, False]])
@@ -180,7 +180,7 @@ def test_over_every_token_the_penalty_is_the_exact_kl_and_so_is_its_gradient() -
     old = PI.log()
     theta = torch.tensor([0.1, -0.4, 0.3], requires_grad=True)
     new = theta.log_softmax(-1)
-    none, one = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)  # advantages of 0: the penalty is left
+    none, one = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)  # advantages of 0 leave only the penalty
     kl = sum(PI[a] * penalised_loss(new[a].view(1, 1), old[a].view(1, 1), none, one, coef=1.0) for a in range(3))
     exact = (PI * (old - new)).sum()
     assert kl.item() == pytest.approx(exact.item(), abs=1e-6)
@@ -189,7 +189,7 @@ def test_over_every_token_the_penalty_is_the_exact_kl_and_so_is_its_gradient() -
 
 
 def test_the_coefficient_follows_the_kl() -> None:
-    """Halved, kept, doubled around the target; never out of reach."""
+    """Halved, kept or doubled depending on the target, and never beyond FURTHEST."""
     kls = [0.0066, 0.0067, 0.01, 0.0149, 0.0151]
     assert [adaptive_penalty_coef(1.0, kl, 0.01) for kl in kls] == [0.5, 1.0, 1.0, 1.0, 2.0]
     calm = wild = 1.0

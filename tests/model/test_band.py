@@ -1,4 +1,4 @@
-"""GPT-3's banded layers: how far a token reaches (Brown et al. 2020 do not print the width; ours is a setting)."""
+"""GPT-3's banded layers: how far the influence of a token reaches (Brown et al. 2020 do not print the band)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def test_a_band_as_wide_as_the_context_is_dense(make_gpt: Any) -> None:
 
 
 def test_reach_is_the_sum_of_the_bands(make_gpt: Any) -> None:
-    """Two banded layers of 3 reach 2 * (3 - 1) tokens back, once the dense layers between them are silenced."""
+    """Two banded layers of 3 reach 2 * (3 - 1) tokens back, if the dense layers add nothing."""
     for layers, reach in ((2, 2), (4, 4)):
         model = make_gpt("gpt3", layers=layers)
         for dense in model.blocks[::2]:

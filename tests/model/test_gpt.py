@@ -1,4 +1,4 @@
-"""Laws every family of decoder obeys, and each part against its definition written out (algorithms of section 2)."""
+"""Properties that every family of decoder has, and each part against its definition written out."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ IDS = torch.tensor([[5, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 2, 2, 290, 14
 
 
 def test_the_future_changes_nothing(make_gpt: Any, family: str) -> None:
-    """G1: exactly, not approximately."""
+    """Bit for bit, not approximately."""
     model = make_gpt(family)
     before = model(IDS)
     for j in range(1, IDS.shape[1]):
@@ -36,7 +36,7 @@ def test_no_gradient_comes_from_the_future(make_gpt: Any, family: str) -> None:
 
 
 def test_padding_is_invisible(make_gpt: Any, family: str) -> None:
-    """G2: a row alone, right-padded, and left-padded with its own positions and mask."""
+    """A row by itself, right-padded, and left-padded with its own positions and mask."""
     model = make_gpt(family)
     row, pad = IDS[:1, :6], torch.full((1, 4), 1)
     alone = model(row)
@@ -49,7 +49,7 @@ def test_padding_is_invisible(make_gpt: Any, family: str) -> None:
 
 
 def test_attention_by_definition(make_gpt: Any) -> None:
-    """One pre-norm block in plain algebra: softmax(QK'/sqrt d)V per head, GELU's tanh form, biases, final norm."""
+    """One pre-norm block in plain algebra: softmax(QK'/sqrt d)V per head, tanh GELU, biases, final norm."""
     model = make_gpt("gpt2", layers=1)
     b = model.blocks[0]
     c = model.config
@@ -83,7 +83,7 @@ def test_rotary_positions_are_relative(make_gpt: Any) -> None:
 
 
 def test_rotary_by_complex_numbers() -> None:
-    """Channel i and channel i + D/2 are the parts of a complex number, turned by position * theta^(-2i/D)."""
+    """Channels i and i + D/2 are a complex number, rotated by position * theta^(-2i/D)."""
     rotary, generator = Rotary(8, 16, 10_000.0), torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 2, 8, generator=generator)
     y = rotate(x, *rotary.at(torch.arange(16), torch.float32))
@@ -123,7 +123,7 @@ def test_rms_norm_sees_no_scale() -> None:
 
 
 def test_post_norm_blocks_are_normalised(make_gpt: Any) -> None:
-    """A7, at gain 1 and bias 0; a pre-norm block's output is not."""
+    """At gain 1 and bias 0; the output of a pre-norm block is not normalised."""
     for family, normalised in (("gpt1", True), ("gpt2", False)):
         model = make_gpt(family)
         for block in model.blocks:
@@ -139,7 +139,7 @@ def test_post_norm_blocks_are_normalised(make_gpt: Any) -> None:
 
 
 def test_without_positions_and_mask_order_is_invisible(make_gpt: Any) -> None:
-    """A5: permuting the tokens permutes the logits."""
+    """Permuting the tokens permutes the logits."""
     model = make_gpt("gpt2")
     model.positions.weight.data.zero_()
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -149,7 +149,6 @@ def test_without_positions_and_mask_order_is_invisible(make_gpt: Any) -> None:
 
 
 def test_zero_output_maps_make_a_block_the_identity(make_gpt: Any) -> None:
-    """A12."""
     block = make_gpt("gpt2").blocks[0]
     for linear in (block.attention.out, block.mlp.down):
         linear.weight.data.zero_()
@@ -159,7 +158,7 @@ def test_zero_output_maps_make_a_block_the_identity(make_gpt: Any) -> None:
 
 
 def test_a_tied_head_is_the_embedding_and_sums_both_gradients(make_gpt: Any) -> None:
-    """A11: the tied gradient is that of an untied model's embedding plus that of its head."""
+    """The tied gradient is that of an untied model's embedding plus that of its head."""
     tied, untied = make_gpt("gpt2"), make_gpt("gpt2", tied=False)
     assert tied.head_weight is tied.embedding.weight
     untied.load_state_dict(tied.state_dict() | {"head.weight": tied.embedding.weight}, strict=True)
@@ -170,7 +169,7 @@ def test_a_tied_head_is_the_embedding_and_sums_both_gradients(make_gpt: Any) -> 
 
 @pytest.mark.parametrize("family", ["gpt2", "modern"])
 def test_gradients_against_finite_differences(make_gpt: Any, family: str) -> None:
-    """A10, in float64."""
+    """In float64."""
     shape = dict(width=8, heads=2, kv_heads=2, head_width=4, hidden=12, vocab_size=11, layers=1, context=8)
     model: GPT = make_gpt(family, dtype=torch.float64, **shape).double()
     ids = torch.tensor([[3, 7, 1, 10]])
@@ -183,8 +182,7 @@ def test_gradients_against_finite_differences(make_gpt: Any, family: str) -> Non
     assert torch.autograd.gradcheck(forward, inputs, fast_mode=True)
 
 
-def test_one_batch_can_be_learnt_by_heart(make_gpt: Any) -> None:
-    """A4."""
+def test_one_batch_can_be_memorised(make_gpt: Any) -> None:
     model = make_gpt("modern").initialise(torch.Generator().manual_seed(0)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(80):
@@ -202,27 +200,29 @@ def test_bf16_activations_come_from_fp32_weights(make_gpt: Any) -> None:
     assert 1e-6 < (logits.float() - exact(IDS)).abs().mean().item() < 0.1
 
 
-def test_only_what_is_asked_leaves_the_topmost_block(make_gpt: Any, family: str) -> None:
-    """The last states of a text are the same with and without the others, plainly, masked, from a cache or a stream."""
+def test_the_top_block_returns_the_last_tokens_only(make_gpt: Any, family: str) -> None:
+    """The last states are those of a full pass: plain, masked, with a cache and from a stream."""
     model, ids = make_gpt(family), IDS
     mask = torch.ones(10, 10, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
-    mask[1, :, 3:, :3] = False  # the second row does not see its first three tokens
+    mask[1, :, 3:, :3] = False  # the second row does not attend to its first three tokens
     positions = torch.stack([torch.arange(10), (torch.arange(10) - 3).clamp(min=0)])
-    for given in (
-        {}, {"positions": positions, "mask": mask}, {"stream": model.lower(ids, 1)},
+    for arguments in (
+        {},
+        {"positions": positions, "mask": mask},
+        {"stream": model.lower(ids, 1)},
         {"stream": model.lower(ids, len(model.blocks))},
-    ):  # fmt: skip
-        expected = model.trunk(ids, **given)
-        torch.testing.assert_close(model.trunk(ids, **given, first=6), expected[:, 6:], atol=1e-5, rtol=1e-5)
+    ):
+        expected = model.trunk(ids, **arguments)
+        torch.testing.assert_close(model.trunk(ids, **arguments, first=6), expected[:, 6:], atol=1e-5, rtol=1e-5)
     caches = [prefill(model, ids[:, :4].tolist(), 6).cache for _ in range(2)]
-    some, every = (
+    last, every = (
         model.trunk(ids[:, 4:], cache=cache, first=first) for cache, first in zip(caches, (3, 0), strict=True)
     )
-    torch.testing.assert_close(some, every[:, 3:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(last, every[:, 3:], atol=1e-5, rtol=1e-5)
 
 
-def test_the_topmost_block_runs_on_what_is_asked_alone(make_gpt: Any, family: str) -> None:
-    """That it is cut afterwards would give the same numbers, and save nothing."""
+def test_the_top_block_computes_the_last_tokens_only(make_gpt: Any, family: str) -> None:
+    """Slicing its output would give the same numbers but save nothing."""
     model, widths = make_gpt(family), []
     for block in model.blocks:
         block.mlp.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))

@@ -1,4 +1,4 @@
-"""Gradients written by hand against autograd's."""
+"""Hand-written gradients against autograd's."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tutelage.model.gradients import AddThin, SwiGLU
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_rms_norm_is_the_same_function(dtype: torch.dtype) -> None:
-    """Bit for bit forwards; its gradient is torch's own of fp64 to rounding, and so is the gradient's gradient."""
+    """The output is bit for bit torch's; gradient and second derivative are those of fp64 up to rounding."""
     x, gain, g = (
         torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((3, 5, 8), (8,), (3, 5, 8))
     )
@@ -31,8 +31,8 @@ def test_a_frozen_rms_norm_is_the_same_function(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_swiglu_keeps_less_and_gives_the_same(dtype: torch.dtype) -> None:
-    """Values and gradients bit for bit those of autograd; and what it keeps for the way back is its input alone."""
+def test_swiglu_stores_less_and_gives_the_same(dtype: torch.dtype) -> None:
+    """Values and gradients are bit for bit autograd's, and only the input is stored for the backward pass."""
     h = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     g = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     kept: list[int] = []
@@ -58,23 +58,23 @@ def thin(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def test_a_thin_product_is_added_in_place() -> None:
-    """The sum of two products, its gradients and theirs: by finite differences; and no second array as large."""
+    """The sum, its gradients and second derivatives by finite differences, and no second array of y's size."""
     y, x, down, up = thin(torch.double)
 
     def added(y: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        return AddThin.apply(y * 1, *rest)  # of its own: a leaf that learns cannot be added to
+        return AddThin.apply(y * 1, *rest)  # a copy, because a leaf that requires grad cannot be changed in place
 
     torch.testing.assert_close(added(y, x, down, up), y + x @ down.T @ up.T)
     assert torch.autograd.gradcheck(added, (y, x, down, up))
     assert torch.autograd.gradgradcheck(added, (y, x, down, up))
     mapped = y.detach() * 1
-    with pytest.raises(RuntimeError, match="view size"):  # never lost in a copy
+    with pytest.raises(RuntimeError, match="view size"):  # not silently added to a copy
         AddThin.apply(mapped.transpose(0, 1), x.detach().transpose(0, 1), down, up)
     assert AddThin.apply(mapped, x, down, up).data_ptr() == mapped.data_ptr()
 
 
 def test_a_thin_product_is_rounded_once() -> None:
-    """In bf16 the sum is nearer to the exact one than a sum of two rounded products is."""
+    """In bf16 the sum is closer to the exact one than a sum of two rounded products."""
     given = thin(torch.bfloat16)
     y, x, down, up = (t.detach() for t in given)
     exact = y.double() + x.double() @ down.double().T @ up.double().T

@@ -1,4 +1,4 @@
-"""The reward and value head: where its number is read, and what must not change it (R10, R11)."""
+"""The scalar head of reward model and value network: where it is read, and what must not change its score."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A cached forward is the full forward (A8): token by token, in chunks, left-padded, after rows have left."""
+"""A forward pass with a cache equals the full one: token by token, in chunks, and after rows were dropped."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def test_cached_is_uncached(make_gpt: Any, family: str, chunks: list[int]) -> No
     torch.testing.assert_close(cached(model, IDS, chunks), model(IDS), atol=1e-5, rtol=1e-5)
 
 
-def test_rows_that_stay_are_unharmed_by_those_that_leave(make_gpt: Any) -> None:
+def test_dropping_rows_does_not_change_the_others(make_gpt: Any) -> None:
     model = make_gpt()
     cache = cache_for(model, 2, 10)
     model.trunk(IDS[:, :5], cache=cache)
@@ -40,7 +40,7 @@ def test_rows_that_stay_are_unharmed_by_those_that_leave(make_gpt: Any) -> None:
     torch.testing.assert_close(rest, model(IDS[1:, :6])[:, 5:], atol=1e-5, rtol=1e-5)
 
 
-def test_repeated_rows_stand_next_to_each_other(make_gpt: Any) -> None:
+def test_repeated_rows_are_next_to_each_other(make_gpt: Any) -> None:
     model = make_gpt()
     cache = cache_for(model, 2, 10)
     model.trunk(IDS[:, :5], cache=cache)
@@ -52,8 +52,8 @@ def test_repeated_rows_stand_next_to_each_other(make_gpt: Any) -> None:
 
 
 @pytest.mark.parametrize("family, layers", [("gpt3", [False, True] * 2), ("mistral", [True, True])])
-def test_a_banded_layer_holds_no_more_than_its_band(make_gpt: Any, family: str, layers: list[bool]) -> None:
-    """What lies further back can never be seen again; the logits are those of the whole text all the same."""
+def test_a_banded_layer_stores_no_more_than_its_band(make_gpt: Any, family: str, layers: list[bool]) -> None:
+    """Tokens further back are never attended to again, so the logits are still those of the whole text."""
     model = make_gpt(family)
     cache = cache_for(model, 2, 10)
     logits = [model.logits(model.trunk(part, cache=cache)) for part in IDS.split([4, 1, 1, 3, 1], dim=1)]

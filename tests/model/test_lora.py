@@ -1,4 +1,4 @@
-"""Low-rank adapters against the paper's definition, its parameter counts and its laws (L1 to L10)."""
+"""Low-rank adapters against the paper's definition and parameter counts, and properties that they must have."""
 
 import copy
 
@@ -183,13 +183,13 @@ def test_dropout_is_on_the_adapters_input_and_only_in_training() -> None:
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(targets=("query",)), "'query' is no map"),
-        (dict(targets=()), "adapts nothing"),
+        (dict(targets=("query",)), "'query' is not a linear map"),
+        (dict(targets=()), "for 0 maps: both must be at least 1"),
         (dict(rank=0), "rank 0"),
         (dict(dropout=1.0), "dropout"),
     ],
 )
-def test_what_no_adapter_can_be_is_refused(settings: dict[str, object], words: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LoRAConfig(**settings)  # type: ignore[arg-type]
 
@@ -200,7 +200,7 @@ def test_a_map_the_model_does_not_have_is_refused() -> None:
 
 
 def test_adapters_in_the_top_layers_only() -> None:
-    """What lies below has nothing to train, and a model that is trained whole has no such depth."""
+    """The blocks below have nothing to train; a model that is trained as a whole has a frozen depth of 0."""
     model = make({**MODERN, "layers": 3})
     assert frozen_depth(model) == 0
     adapt(model, layers=1)

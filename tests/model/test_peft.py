@@ -1,4 +1,4 @@
-"""Adapters to and from PEFT: the library's own function on the same weights is the expectation (L8)."""
+"""Adapters to and from PEFT, compared with the library's own model on the same weights."""
 
 import json
 from pathlib import Path
@@ -44,10 +44,10 @@ def shaken(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("case", THEIR_TARGETS)
 def test_an_adapter_of_theirs_gives_their_logits(case: str, stabilised: bool, tmp_path: Path) -> None:
     theirs, ours = base_of(case, tmp_path / "base")
-    apart = {name: 5 for name in ("v_proj", "c_fc") if name in str(THEIR_TARGETS[case])}
+    patterns = {name: 5 for name in ("v_proj", "c_fc") if name in str(THEIR_TARGETS[case])}
     settings = peft.LoraConfig(
         r=3, lora_alpha=7, target_modules=THEIR_TARGETS[case], use_rslora=stabilised, task_type="CAUSAL_LM",
-        rank_pattern=apart, alpha_pattern=apart, fan_in_fan_out=case in ("gpt1", "gpt2"),
+        rank_pattern=patterns, alpha_pattern=patterns, fan_in_fan_out=case in ("gpt1", "gpt2"),
     )  # fmt: skip
     adapted = peft.get_peft_model(theirs, settings).eval()
     shaken(adapted)
@@ -108,7 +108,7 @@ def adapter_of_llama(tmp_path: Path) -> tuple[dict[str, Any], dict[str, torch.Te
 def test_other_kinds_of_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
     config, tensors, base = adapter_of_llama(tmp_path)
     for change in ({"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}, {"init_lora_weights": "pissa"}):
-        with pytest.raises(InputError, match="plain LoRA is read"):
+        with pytest.raises(InputError, match="only plain LoRA is supported"):
             from_peft(base, config | change, tensors)
 
 
@@ -123,12 +123,12 @@ def test_an_adapter_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> 
     config, tensors, base = adapter_of_llama(tmp_path)
     first = sorted(tensors)[0]
     for broken, words in (
-        ({name: t for name, t in tensors.items() if name != first}, "do not belong together"),
-        ({name.replace("q_proj", "w_proj"): t for name, t in tensors.items()}, "no linear map of the base"),
-        ({name.replace("layers.2", "layers.7"): t for name, t in tensors.items()}, "no linear map of the base"),
+        ({name: t for name, t in tensors.items() if name != first}, "are incomplete or do not match"),
+        ({name.replace("q_proj", "w_proj"): t for name, t in tensors.items()}, "base model has no linear map"),
+        ({name.replace("layers.2", "layers.7"): t for name, t in tensors.items()}, "base model has no linear map"),
         ({name: t[:, :-1] if "lora_A" in name else t for name, t in tensors.items()}, "another model"),
-        (tensors | {"base_model.model.score.weight": torch.zeros(1, 32)}, "no LoRA of a linear map"),
-        ({}, "holds no adapter"),
+        (tensors | {"base_model.model.score.weight": torch.zeros(1, 32)}, "not a LoRA matrix of a linear map"),
+        ({}, "contains no LoRA matrices"),
     ):
         with pytest.raises(InputError, match=words) as refused:
             from_peft(base, config, broken)

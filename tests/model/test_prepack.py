@@ -1,4 +1,4 @@
-"""Packed weights: the same products, bit for bit, and only where nothing is learnt."""
+"""Packed weights: the same products bit for bit, and only for frozen weights."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_a_packed_product_is_the_plain_one_bit_for_bit(shape: tuple[int, int], b
             assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
 
 
-def test_where_something_is_learnt_the_plain_product_is_taken() -> None:
-    """A packed one has no gradient: what stands before it would never hear of the loss."""
+def test_with_gradients_the_plain_product_is_used() -> None:
+    """The packed product has no gradient, so the layers before it would not be trained."""
     linear = packed_linear(32, 48, bias=True)
     x = torch.randn(4, 32).bfloat16().requires_grad_()
     linear(x).float().sum().backward()
@@ -40,15 +40,15 @@ def test_where_something_is_learnt_the_plain_product_is_taken() -> None:
     torch.testing.assert_close(x.grad[0].float(), expected, atol=2e-2, rtol=2e-2)
 
 
-def test_another_precision_takes_the_plain_product() -> None:
+def test_another_precision_uses_the_plain_product() -> None:
     linear = packed_linear(32, 48, bias=False)
     x = torch.randn(4, 32)
     with torch.no_grad():
         torch.testing.assert_close(product(x, linear.weight, None), x @ linear.weight.float().T)
 
 
-def test_what_is_trained_is_never_packed(make_gpt: object) -> None:
-    """Its numbers move, those of the layout would not."""
+def test_trained_weights_are_never_packed(make_gpt: object) -> None:
+    """Training would change the weights but not their packed copies."""
     model: GPT = make_gpt().to(torch.bfloat16)  # type: ignore[operator]
     prepack(model, model.head_weight)
     assert not any(hasattr(p, "packed") for p in model.parameters())
@@ -57,7 +57,7 @@ def test_what_is_trained_is_never_packed(make_gpt: object) -> None:
     assert packed == {name for name, p in model.named_parameters() if p.ndim == 2 and "positions" not in name}
 
 
-def test_unpacked_it_holds_no_copy_and_says_the_same() -> None:
+def test_unpacking_removes_the_copy_and_changes_no_number() -> None:
     linear = packed_linear(576, 96, bias=True)
     x = torch.randn(3, 576, generator=torch.Generator().manual_seed(1)).bfloat16()
     with torch.no_grad():

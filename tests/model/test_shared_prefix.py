@@ -1,4 +1,4 @@
-"""Answers that share a row are scored as if each stood alone, by the plain forward of each text."""
+"""Responses that share a row get the scores that a plain forward pass gives each text by itself."""
 
 import pytest
 import torch
@@ -12,9 +12,9 @@ PAD = 0
 GROUPS = [
     [[5, 6, 7, 8, 9], [5, 6, 7, 10], [5, 6, 7, 11, 12, 13, 14]],
     [[5, 6]],
-    [[8, 9, 10], [8, 9, 10], [8, 9, 11]],  # twice the same answer
-    [[4, 4, 4], [4, 4, 4, 4]],  # one begins the other
-    [[1, 2, 3], [3, 2, 1]],  # nothing shared
+    [[8, 9, 10], [8, 9, 10], [8, 9, 11]],  # the same response twice
+    [[4, 4, 4], [4, 4, 4, 4]],  # one is a prefix of the other
+    [[1, 2, 3], [3, 2, 1]],  # no common prefix
 ]
 
 
@@ -38,7 +38,7 @@ def test_each_text_is_scored_as_if_alone(shape: dict[str, object]) -> None:
             assert row.tolist() == pytest.approx(alone, abs=1e-4)
 
 
-def test_what_is_shared_stands_there_once() -> None:
+def test_the_common_prefix_is_stored_once() -> None:
     rows = lay_out(GROUPS[:1], PAD)
     assert rows.ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6]]
@@ -55,6 +55,6 @@ def test_every_text_keeps_its_last_token() -> None:
 
 
 def test_a_row_of_fewer_texts_is_read_at_its_own_end() -> None:
-    """What nobody asked for is read where the row ends: at 0 the topmost block could skip nothing for any row."""
+    """Missing texts are read at the end of the row. If they were read at 0, the top block could skip no token."""
     rows = lay_out([[[1, 2, 3, 4], [1, 2, 5]], [[1, 2, 3, 6, 7]]], 0)
     assert rows.last.tolist() == [[3, 4], [4, 4]]  # 1 2 | 3 4 | 5, and 1 2 3 6 | 7

@@ -1,4 +1,4 @@
-"""The published sizes: exact parameter counts (A1), shapes that are refused, and the loss before training (A2)."""
+"""The published sizes: exact parameter counts, shapes that are refused, and the loss before training."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape, published
 
-COUNTS = {  # counted by hand: N(12d^2 + 13d) + Vd + ctx d, and 2d for the last norm where there is one
+COUNTS = {  # by hand: N(12d^2 + 13d) + Vd + ctx d, plus 2d for the final norm if there is one
     "gpt1": 116_534_784,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -37,7 +37,7 @@ def gpt(layers: int, width: int, heads: int, **changes: Any) -> GPTConfig:
 
 
 def counted(config: GPTConfig) -> int:
-    with torch.device("meta"):  # no memory: 175B is as quick as the rest
+    with torch.device("meta"):  # needs no memory, so 175B is as quick as the others
         return parameter_count(GPT(config))
 
 
@@ -57,7 +57,9 @@ def test_gpt3_has_a_band_in_every_second_layer_and_the_others_none() -> None:
 @pytest.mark.parametrize(("width", "heads", "head_width"), [(2048, 24, 128), (5140, 40, 128)])
 def test_rows_of_the_gpt3_table_that_do_not_add_up_are_refused(width: int, heads: int, head_width: int) -> None:
     """Brown et al. 2020, table 2.1 prints 24 heads of 128 for a width of 2,048, and 40 of 128 for 5,140."""
-    with pytest.raises(ValueError, match=f"{heads} heads of {head_width} make {heads * head_width}, not {width}"):
+    with pytest.raises(
+        ValueError, match=f"{heads} heads of {head_width} channels make {heads * head_width}, not the width of {width}"
+    ):
         gpt(24, width, heads, head_width=head_width)
 
 
@@ -93,7 +95,7 @@ def test_initial_weights_are_those_of_gpt2_with_scaled_residuals(layers: int) ->
 
 
 def test_the_residual_stream_does_not_grow_with_depth() -> None:
-    """A6: what the blocks add is as large after 32 layers as after 2; unscaled it would be four times as large."""
+    """The blocks together add as much after 32 layers as after 2; without scaling, four times as much."""
 
     def added(layers: int) -> float:
         model = GPT(gpt(layers, 64, 4, vocab_size=256)).initialise(torch.Generator().manual_seed(0))

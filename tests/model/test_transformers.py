@@ -1,6 +1,6 @@
-"""Every family against transformers' own class of it: same weights, same logits, same text, and back (A3).
+"""Every family against transformers' class: the same weights give the same logits and text, in both directions.
 
-Theirs is the expectation throughout. Weights are random everywhere, gains and biases too.
+The expected values are always theirs. All weights are random, gains and biases too.
 """
 
 import json
@@ -21,7 +21,7 @@ from tutelage.model.hf_config import from_hf_config, to_hf_config
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import generate
 
-NEVER = -1  # an end of turn that no text comes to
+NEVER = -1  # an end of turn that no text contains
 
 
 @pytest.fixture(params=CASES)
@@ -41,7 +41,7 @@ def test_logits_are_theirs(theirs: Any, ours: GPT) -> None:
 
 
 def test_a_padded_row_is_theirs(theirs: Any, ours: GPT) -> None:
-    """Their left padding, with the positions that their own generate gives, and our row without it."""
+    """Their row left-padded, with the positions that their `generate` uses, against ours without padding."""
     mask = torch.tensor([[0, 0, 0] + [1] * 7, [1] * 10])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_a_padded_row_is_theirs(theirs: Any, ours: GPT) -> None:
 
 
 def test_greedy_text_is_theirs(theirs: Any, ours: GPT) -> None:
-    """With our cache, alone and in a ragged batch; theirs one row at a time, by the whole forward."""
+    """Ours with a cache, alone and in a ragged batch; theirs one row at a time, without a cache."""
     prompts = [IDS[0].tolist(), IDS[1, :4].tolist(), IDS[0, 3:9].tolist()]
     expected = []
     for prompt in prompts:
@@ -66,7 +66,7 @@ def test_greedy_text_is_theirs(theirs: Any, ours: GPT) -> None:
 
 
 def test_what_we_write_they_load(theirs: Any, ours: GPT, tmp_path: Path) -> None:
-    """Their class, no tensor missing or left over, and the same logits; and we read our own again."""
+    """Their class loads all tensors and gives the same logits, and we can read the folder again."""
     folder = tmp_path / "ours"
     folder.mkdir()
     save_file(
@@ -86,7 +86,7 @@ def test_gradients_are_theirs_too() -> None:
     ours = GPT(from_hf_config(theirs.config.to_dict()))
     load_hf_weights(ours, theirs.state_dict())
     labels = IDS.clone()
-    labels[:, :4] = -100  # S4: a prompt that is not learnt
+    labels[:, :4] = -100  # the prompt does not count in the loss
     theirs(IDS, labels=labels).loss.backward()
     loss = torch.nn.functional.cross_entropy(ours(IDS)[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=-100)
     loss.backward()
@@ -98,7 +98,7 @@ def test_gradients_are_theirs_too() -> None:
 
 
 def test_older_folders(tmp_path: Path) -> None:
-    """OpenAI's files of 2019 have no prefix and hold masks; rope settings stood in two fields before transformers 5."""
+    """OpenAI's files of 2019 have no prefix but masks; before transformers 5 the rope settings were two fields."""
     theirs = make_theirs("gpt2")
     old = {n.removeprefix("transformer."): t for n, t in theirs.state_dict().items() if n != "lm_head.weight"}
     old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(2)}
@@ -117,14 +117,14 @@ def test_older_folders(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ("bloom", {}, "family 'bloom' is not read"),
+    ("bloom", {}, "family 'bloom' is not supported"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
     ("llama", {"attention_bias": True}, "attention_bias is True"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}}, "type 'yarn'"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window is True"),
     ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-    ("gpt_neo", {"attention_types": [[["global"], 4]]}, "not GPT-3's dense and banded"),
+    ("gpt_neo", {"attention_types": [[["global"], 4]]}, "does not alternate dense and banded layers"),
     ("qwen3", {"num_key_value_heads": 3}, "does not describe a qwen3 decoder"),
     ("qwen3", {"hidden_size": None}, "does not describe a qwen3 decoder"),
 ]

@@ -1,4 +1,4 @@
-"""Rows that training never met are found and drawn anew, rows come and go; all others stay bit for bit."""
+"""Rows of tokens that training never saw are found and redrawn; rows are added and dropped; all others stay."""
 
 from typing import Any
 
@@ -20,19 +20,19 @@ def trained_without(never: list[int], steps: int = 200) -> GPT:
     generator = torch.Generator().manual_seed(0)
     model = GPT(SHAPE).initialise(generator)
     optimizer = adamw(model.named_parameters(), lr=1e-2, weight_decay=0.0)
-    seen = torch.tensor([i for i in range(SHAPE.vocab_size) if i not in never])
+    occurring = torch.tensor([i for i in range(SHAPE.vocab_size) if i not in never])
     for _ in range(steps):
-        ids = seen[torch.randint(len(seen), (4, 17), generator=generator)]
+        ids = occurring[torch.randint(len(occurring), (4, 17), generator=generator)]
         next_token_loss(model.trunk(ids[:, :-1]).flatten(0, 1), model.head_weight, ids[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model
 
 
-def test_tokens_that_training_never_met_are_told_apart_again() -> None:
+def test_tokens_that_training_never_saw_become_distinct_again() -> None:
     model = trained_without(NEVER)
     before = model.embedding.weight.detach().clone()
-    assert torch.cosine_similarity(before[3], before[4], dim=0) > 0.98  # the reason for all this
+    assert torch.cosine_similarity(before[3], before[4], dim=0) > 0.98  # the problem that redrawing solves
     assert renew_untrained(model, [1, 2, *NEVER], torch.Generator().manual_seed(1)) == NEVER
     after = model.embedding.weight.detach()
     others = [i for i in range(SHAPE.vocab_size) if i not in NEVER]
@@ -43,7 +43,7 @@ def test_tokens_that_training_never_met_are_told_apart_again() -> None:
     assert (after[NEVER].norm(dim=1) < 2 * typical.max()).all()
 
 
-def test_tokens_that_training_met_stay() -> None:
+def test_tokens_that_training_saw_stay() -> None:
     model = trained_without([])
     before = model.embedding.weight.detach().clone()
     assert renew_untrained(model, NEVER, torch.Generator()) == []
@@ -64,7 +64,7 @@ def test_new_rows_are_the_mean_of_the_old(make_gpt: Any, tied: bool) -> None:
     torch.testing.assert_close(new(ids)[..., 300:], mean.expand(-1, -1, 5), atol=1e-5, rtol=1e-5)
 
 
-def test_rows_that_go_take_nothing_else_with_them(make_gpt: Any) -> None:
+def test_dropped_rows_change_no_other_logit(make_gpt: Any) -> None:
     old = make_gpt()
     ids = torch.tensor([[5, 17, 26, 33]])
     torch.testing.assert_close(resized(old, 280)(ids), old(ids)[..., :280])

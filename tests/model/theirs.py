@@ -1,4 +1,4 @@
-"""Models of transformers' own classes, tiny and random everywhere, gains and biases too: what ours is held against."""
+"""Tiny models of transformers' classes to compare ours with; all weights are random, gains and biases too."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def make_theirs(case: str) -> Any:
 
 
 def read(folder: Path) -> GPT:
-    """Ours, from a folder's two files."""
+    """Our model from a folder's config.json and model.safetensors."""
     model = GPT(from_hf_config(json.loads((folder / "config.json").read_text()))).eval()
     load_hf_weights(model, load_file(folder / "model.safetensors"))
     return model

@@ -216,7 +216,7 @@ def test_what_no_library_has_is_kept_in_our_own_format(
     loaded, _ = load_scorer(tmp_path / "scorer", CPU)
     assert torch.equal(loaded.eval()(IDS), scorer(IDS))
     edit_json(tmp_path / "model/config.json", kv_heads=3)
-    with pytest.raises(InputError, match="does not describe a decoder of ours"):
+    with pytest.raises(InputError, match="does not describe a tutelage decoder"):
         load_policy(tmp_path / "model", CPU)
 
 

@@ -283,7 +283,7 @@ def test_a_broken_file_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenize
 @pytest.mark.parametrize(
     "key, value, words",
     [
-        ("general.architecture", "mamba", "'mamba' are not read"),
+        ("general.architecture", "mamba", "'mamba' is not supported"),
         ("llama.embedding_length", 48, "asks for"),
         ("llama.attention.head_count", 3, "does not describe|asks for"),
         ("llama.block_count", 3, "lack"),
@@ -327,6 +327,6 @@ def test_a_header_that_does_not_fit_is_refused(
 def test_what_llama_cpp_does_not_have_is_not_written(
     make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str
 ) -> None:
-    with pytest.raises(InputError, match="there is no GGUF of it"):
+    with pytest.raises(InputError, match="llama.cpp does not support this"):
         write_gguf(tmp_path / "model.gguf", make_gpt(family), tokenizer, "f16")
     assert not list(tmp_path.iterdir())

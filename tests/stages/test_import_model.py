@@ -111,8 +111,8 @@ def test_gemma_3_is_refused_in_one_line(tokenizer: Tokenizer, tmp_path: Path) ->
     ):
         write()
     for base, words in (
-        ("folder", "family 'gemma3_text' is not read; .*llama.* are"),
-        ("gemma.gguf", "'gemma3' are not read; llama"),
+        ("folder", "family 'gemma3_text' is not supported; supported are .*llama"),
+        ("gemma.gguf", "'gemma3' is not supported; supported are llama"),
     ):
         with pytest.raises(InputError, match=words) as refused:
             import_model(tmp_path / base, tmp_path / "run")

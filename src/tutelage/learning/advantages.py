@@ -1,11 +1,11 @@
-"""From a response's score to per-token advantages.
+"""Per-token advantages from one score per response.
 
     scores, logprobs, ref_logprobs, values  ->  rewards  ->  advantages, returns
 
 Rewards: InstructGPT (Ouyang et al. 2022), eq. 2. Advantages: GAE (Schulman et al. 2016), eq. 16.
-Ours: the score stands at the end-of-turn token, an action like any other, and after it the value is 0;
-advantages are whitened over the whole rollout (openai/lm-human-preferences whitens per minibatch);
-rewards are not whitened, since that turns a constant into a wish for short or long answers.
+Ours: the score is given at the end-of-turn token, which is an action like any other, and the value after it is 0.
+Advantages are whitened over the whole rollout; openai/lm-human-preferences whitens per minibatch. Rewards are not
+whitened, because that turns a constant reward into a preference for short or long responses.
 Pure functions of tensors: no model, no device, no randomness.
 """
 
@@ -16,10 +16,11 @@ from tutelage.learning.losses import masked_mean
 
 
 def shaped_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
-    """R_t = -beta (log pi_old - log pi_SFT), plus the score at the last token (eq. 2, per token).
+    """Reward per token: R_t = -beta (log pi_old - log pi_SFT), plus the score at the last token.
 
-    scores (B,); the others (B, T), mask set on the response up to and including end-of-turn. Rows sum to
-    score - beta * (log pi(y|x) - log pi_SFT(y|x)). No gradient flows.
+    Ouyang et al. 2022, eq. 2, per token. scores (B,), the others (B, T) -> (B, T). mask is set on the response up to
+    and including end-of-turn. Each row sums to score - beta * (log pi(y|x) - log pi_SFT(y|x)). No gradient flows
+    through the KL penalty.
     """
     mask = mask.bool()
     penalty = kl_coef * (logprobs - ref_logprobs)
@@ -29,10 +30,11 @@ def shaped_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask:
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and the returns that the value is trained on.
+    """Generalised advantage estimates, and the returns that the value network is trained on.
 
-    rewards, values, mask (B, T); mask is 1s then 0s in each row. Returns (advantages, returns), 0 outside the mask:
-    A_t = delta_t + gamma lam A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t, and V = 0 after the last token.
+    Schulman et al. 2016, eq. 16: A_t = delta_t + gamma lam A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t, and
+    V = 0 after the last token. rewards, values, mask (B, T); each row of the mask is 1s, then 0s.
+    Returns (advantages, returns), both (B, T) and 0 outside the mask.
     """
     mask = mask.bool()
     zero = torch.zeros_like(rewards)
@@ -48,7 +50,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale x (B, T) to mean 0 and variance 1 over the mask (population variance); 0 outside it."""
+    """Shift and scale x (B, T) to mean 0 and population variance 1 over the mask; 0 outside it."""
     mask = mask.bool()
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
@@ -56,7 +58,10 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - mean (returns - values)^2 / variance of returns, all (B, T): 1 is a perfect value network, 0 a constant."""
+    """1 - mean (returns - values)^2 / variance of returns, all (B, T).
+
+    A perfect value network has 1, one that predicts the mean return everywhere has 0.
+    """
     error = masked_mean((returns - values).square(), mask)
-    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
-    return float(1 - error / spread.clamp(min=1e-8))
+    variance = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    return float(1 - error / variance.clamp(min=1e-8))

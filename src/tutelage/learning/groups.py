@@ -1,11 +1,11 @@
-"""Several responses to one prompt, held against each other: advantages and losses without a value network.
+"""Advantages and losses from several responses to each prompt, without a value network.
 
     rewards (P, K) of K responses to each of P prompts -> advantages (P, K) -> a loss of log-probabilities (P K, T)
 
 RLOO: Ahmadian et al. 2024, after Kool et al. 2019. GRPO: DeepSeekMath (Shao et al. 2024, eq. 3). Dr. GRPO: Liu et al.
-2025, without the two divisions that favour easy prompts and long wrong answers.
-The gradient of GRPO's k3 is that of the forward divergence, KL(pi_ref || pi), not of the one that RLHF's objective has
-(`docs/deviations.md`); RLOO's price of drift is in the reward, and is exact.
+2025, which leaves out GRPO's two divisions because they favour easy prompts and long wrong responses.
+The gradient of GRPO's k3 is that of the forward KL, KL(pi_ref || pi), not of the KL in RLHF's objective
+(`docs/deviations.md`). RLOO's KL penalty is part of the reward, and exact.
 Pure functions of tensors: no model, no device, no randomness.
 """
 
@@ -15,52 +15,62 @@ from torch import Tensor
 from tutelage.learning.kl import k3
 from tutelage.learning.losses import clipped_surrogate, masked_mean
 
-EPSILON = 1e-4  # added to a group's standard deviation, in units of reward: equal rewards give 0
+# Added to a group's standard deviation, in units of reward; a group of equal rewards then has advantages of 0.
+EPSILON = 1e-4
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """r_i less the mean of the other K - 1 (Ahmadian et al. 2024, section 3.3): (P, K) -> (P, K).
+    """r_i minus the mean of the other K - 1 rewards (Ahmadian et al. 2024, section 3.3): (P, K) -> (P, K).
 
-    The baseline does not depend on what it is taken from, so the gradient stays unbiased.
+    The baseline does not depend on the response it is subtracted for, so the gradient stays unbiased.
     """
     others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
     return rewards - others
 
 
 def group_relative(rewards: Tensor, *, scaled: bool) -> Tensor:
-    """r_i less the group's mean, over its standard deviation if `scaled` (population, as all K are there).
+    """r_i minus the group's mean; if `scaled`, over the group's standard deviation: (P, K) -> (P, K).
 
-    (P, K) -> (P, K). Scaled is GRPO; Dr. GRPO is not.
+    GRPO (Shao et al. 2024, section 4.1) is scaled, Dr. GRPO (Liu et al. 2025) is not. The paper leaves the standard
+    deviation open; ours is the population's, because all K responses are present, plus EPSILON.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, keepdim=True, unbiased=False) + EPSILON) if scaled else centred
 
 
 def tied_groups(rewards: Tensor) -> float:
-    """Share of the prompts whose K responses all have the same reward (P, K): nothing is learned from them."""
+    """Share of the prompts whose K responses all have the same reward (P, K): these prompts teach nothing."""
     return float((rewards == rewards[:, :1]).all(1).float().mean())
 
 
 def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """REINFORCE with the response as one action: mean over responses of -A log pi(y|x).
+    """REINFORCE with the response as one action (Ahmadian et al. 2024): mean over responses of -A log pi(y|x).
 
-    logprobs, mask (B, T); advantages (B,). log pi(y|x) is the sum over a response's tokens, whatever its length.
+    logprobs, mask (B, T); advantages (B,). log pi(y|x) is the sum over a response's tokens, not divided by its length.
     """
-    whole = torch.where(mask.bool(), logprobs, torch.zeros_like(logprobs)).sum(1)
-    return -(advantages * whole).mean()
+    response_logprobs = torch.where(mask.bool(), logprobs, torch.zeros_like(logprobs)).sum(1)
+    return -(advantages * response_logprobs).mean()
 
 
 def grpo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, mask: Tensor, *,
-    clip: float, kl_coef: float, divisor: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """-(clipped surrogate - beta k3) per token (Shao et al. 2024, eq. 3). All (B, T) but advantages, (B,).
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    kl_coef: float,
+    divisor: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-(clipped surrogate - beta k3) per token (Shao et al. 2024, eq. 3 and 4).
 
-    Each response is the sum over its tokens, over its length, or over `divisor`, the same for all (Dr. GRPO); then the
-    mean over responses. Returns scalars (loss, clip_fraction, kl), the latter two token means.
+    advantages (B,), the other tensors (B, T). A response's tokens are summed and divided by its length (GRPO), or by
+    `divisor`, the same for all responses (Dr. GRPO); then comes the mean over responses.
+    Returns scalars (loss, clip_fraction, kl), the last two as token means.
     """
     surrogate, clipped = clipped_surrogate(logprobs, old_logprobs, advantages[:, None], clip)
-    drift = k3(logprobs, ref_logprobs)
-    tokens = torch.where(mask.bool(), kl_coef * drift - surrogate, torch.zeros_like(drift)).sum(1)
-    loss = (tokens / (divisor or mask.sum(1).clamp(min=1))).mean()
-    return loss, masked_mean(clipped.float(), mask), masked_mean(drift.detach(), mask)
+    kl = k3(logprobs, ref_logprobs)
+    per_response = torch.where(mask.bool(), kl_coef * kl - surrogate, torch.zeros_like(kl)).sum(1)
+    loss = (per_response / (divisor or mask.sum(1).clamp(min=1))).mean()
+    return loss, masked_mean(clipped.float(), mask), masked_mean(kl.detach(), mask)

@@ -1,9 +1,9 @@
-"""The losses of every stage: tensors in, a scalar out.
+"""The losses of the training stages: tensors in, a scalar out.
 
 Next-token loss: GPT (Radford et al. 2018, eq. 1), in `head.py`. Ranking loss: InstructGPT (Ouyang et al. 2022, eq. 1).
-Policy and value losses: PPO (Schulman et al. 2017, eq. 7 and 9), the value clipped like the policy.
-Ours: every mean is over tokens that count, or, with `total`, over those of a whole optimizer step, so that four small
-batches give the gradient of one large one; ties of a ranking are dropped and the mean is over the pairs that remain.
+Policy and value losses: PPO (Schulman et al. 2017, eq. 7 and 9), with the value clipped like the policy.
+Ours: each mean is over the tokens in the mask or, with `total`, over those of a whole optimizer step, so that four
+microbatches give the gradient of one large batch. Ties in a ranking are dropped; the mean is over the remaining pairs.
 Pure functions of tensors: no model, no device, no randomness.
 """
 
@@ -13,37 +13,40 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Sum of x where mask is set, over `total` (default: how many are set). What is not set, even NaN, is unseen."""
+    """Sum of x over the mask, divided by `total` (default: the number of set elements).
+
+    Elements outside the mask are ignored, even NaN.
+    """
     mask = mask.bool()
     count = mask.sum().clamp(min=1) if total is None else total
     return torch.where(mask, x, torch.zeros_like(x)).sum() / count
 
 
 def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """-log sigmoid(r_w - r_l) over all strict pairs of each ranking (Ouyang et al. 2022, eq. 1).
+    """-log sigmoid(r_w - r_l), averaged over all strict pairs of each ranking (Ouyang et al. 2022, eq. 1).
 
-    scores (P, K) reward of each answer, ranks (P, K) ints with 1 best and ties equal, mask (P, K) True where the
-    answer exists (rankings may have different K). Sum form of the paper's 1/C(K,2); ties leave both numerator and
-    denominator.
+    scores (P, K), one per response; ranks (P, K) ints, 1 is best and ties are equal; mask (P, K), True where there is
+    a response, because rankings may differ in K. Without ties the mean over a ranking's pairs is the paper's
+    1/C(K,2) times their sum. The paper does not treat ties; ours leave both the sum and the count.
     """
     return pair_mean(F.softplus(-margins(scores)), winning(ranks, mask))
 
 
 def margins(values: Tensor) -> Tensor:
-    """(P, K) -> (P, K, K): by how much the answer of the row exceeds that of the column."""
+    """(P, K) -> (P, K, K): value i minus value j, at row i and column j."""
     return values[:, :, None] - values[:, None, :]
 
 
 def winning(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(P, K) ranks, 1 best -> (P, K, K) True where the answer of the row beats that of the column; never for ties."""
+    """(P, K) ranks, 1 is best -> (P, K, K), True where response i (row) ranks strictly above response j (column)."""
     pairs = ranks[:, :, None] < ranks[:, None, :]
     return pairs if mask is None else pairs & mask[:, :, None] & mask[:, None, :]
 
 
 def pair_mean(losses: Tensor, pairs: Tensor) -> Tensor:
-    """(P, K, K) a loss for each pair -> a scalar. One prompt is one element: mean over its pairs, then over prompts.
+    """Mean of the losses (P, K, K) over each prompt's pairs (P, K, K), then over prompts: a scalar.
 
-    A prompt without a pair is none.
+    Each prompt is one batch element, as in Ouyang et al. 2022, section 3.5. Prompts without a pair do not count.
     """
     count = pairs.sum((1, 2))
     per_prompt = torch.where(pairs, losses, torch.zeros_like(losses)).sum((1, 2)) / count.clamp(min=1)
@@ -51,7 +54,7 @@ def pair_mean(losses: Tensor, pairs: Tensor) -> Tensor:
 
 
 def pairs_right(scores: Tensor, pairs: Tensor) -> float:
-    """Share of the pairs (P, K, K) that the scores (P, K) order as the ranks do; equal scores are right one half."""
+    """Share of the pairs (P, K, K) that the scores (P, K) order as the ranks do; equal scores count one half."""
     right = margins(scores).sign().add(1) / 2
     return float(masked_mean(right, pairs))
 
@@ -67,16 +70,17 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped surrogate objective, negated (Schulman et al. 2017, eq. 7).
 
-    All (B, T): one row per response, one column per response token; mask is set where the policy chose the token.
-    Returns scalars (loss, clip_fraction). The mean is over tokens: long responses weigh more.
+    All (B, T): one row per response, one column per token; mask is set where the policy chose the token.
+    Returns scalars (loss, clip_fraction). Ours: the mean is over tokens, so long responses weigh more.
     """
     surrogate, clipped = clipped_surrogate(logprobs, old_logprobs, advantages, clip)
     return -masked_mean(surrogate, mask, total), masked_mean(clipped.float(), mask)
 
 
 def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """min(ratio A, clip(ratio) A) of each token, and where the clip holds it back: all (B, T), no mean yet."""
-    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # the clamp keeps a lost token from making an inf
+    """min(ratio A, clip(ratio) A) per token, and True where the clipped term is the smaller one: both (B, T)."""
+    # The clamp keeps the ratio finite where a token's probability is close to 0.
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
     return torch.minimum(unclipped, clipped), clipped < unclipped
@@ -91,10 +95,11 @@ def value_loss(
     clip: float,
     total: Tensor | float | None = None,
 ) -> Tensor:
-    """Half the squared error of the value, no better than if it had moved at most `clip` (PPO2's clipped form).
+    """Half the squared error of the value (Schulman et al. 2017, eq. 9), clipped as in OpenAI's PPO2.
 
-    All (B, T). The larger of both errors counts, so that a step too far is not rewarded.
+    All (B, T) -> a scalar. The clipped value is within `clip` of the old one. The larger of the two squared errors
+    counts, so moving further than `clip` brings no gain.
     """
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    errors = torch.maximum((values - returns).square(), (near - returns).square())
+    clipped_values = old_values + (values - old_values).clamp(-clip, clip)
+    errors = torch.maximum((values - returns).square(), (clipped_values - returns).square())
     return 0.5 * masked_mean(errors, mask, total)

@@ -1,8 +1,8 @@
-"""Optimizers and their schedules.
+"""Optimizers, the learning-rate schedule, gradient clipping and the moving average of the weights.
 
-AdamW: Loshchilov and Hutter 2019. Muon: Jordan et al. 2024, momentum made near-orthogonal by five Newton-Schulz steps,
-for the hidden matrices only; everything else (embedding, head, gains) stays with AdamW. Ours: matrices that are stored
-fused (query/key/value, gate/up) are orthogonalised part by part, as if they were stored apart.
+AdamW: Loshchilov and Hutter 2019. Muon: Jordan et al. 2024; five Newton-Schulz steps make the momentum of a hidden
+matrix nearly orthogonal. The embedding, the head and the gains stay with AdamW. Ours: fused matrices (query/key/value,
+gate/up) are orthogonalised part by part, as if they were stored separately.
 Schedule: linear warm-up, then cosine to a floor (GPT-3, Brown et al. 2020, appendix B).
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
 
-# The quintic's coefficients; five steps bring singular values from [.001, 1] into about [.47, 1.20], not to 1.
+# Coefficients of the quintic. Five steps bring singular values from [0.001, 1] into about [0.47, 1.20], not to 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
-    """Factor on the learning rate for step 0 .. steps-1: rises linearly to 1, then falls along a cosine to `floor`."""
+    """Factor on the learning rate at step 0 .. steps-1: a linear rise to 1, then a cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -28,9 +28,9 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """U V' of the matrix's singular value decomposition, roughly: same directions, singular values near 1.
+    """Approximate U V' of the matrix's SVD: the same singular vectors, singular values near 1 (Jordan et al. 2024).
 
-    `dtype` is the precision of the products; bf16 is enough, since the result is rough anyway.
+    `dtype` is the precision of the products; bf16 is enough, because the result is approximate anyway.
     """
     a, b, c = NEWTON_SCHULZ
     x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
@@ -43,7 +43,10 @@ def orthogonalize(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.flo
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for 2-D hidden weights. A parameter may carry `parts`: the rows of its fused maps."""
+    """Orthogonalised momentum for 2-D hidden weights (Jordan et al. 2024).
+
+    A parameter may have an attribute `parts`, the row counts of its fused matrices; each part is orthogonalised alone.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update: m <- lerp(m, g, 1 - mu); u = lerp(g, m, mu); w <- w - lr sqrt(max(1, rows/cols)) orth(u)."""
+        """m <- lerp(m, g, 1 - mu); u = lerp(g, m, mu); w <- (1 - lr wd) w - lr sqrt(max(1, rows/cols)) orth(u)."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -84,7 +87,10 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only: not on gains, biases or embeddings. Fused: 4.4 times the loop on a CPU."""
+    """AdamW with weight decay on matrices only: not on gains, biases or embeddings.
+
+    Uses torch's fused implementation, 4.4 times as fast as the loop on a CPU.
+    """
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for name, p in parameters:
@@ -105,7 +111,7 @@ def make_optimizers(
     weight_decay: float,
     dtype: torch.dtype,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW alone, or Muon on the blocks' matrices and AdamW on all the rest: every parameter is in exactly one."""
+    """[AdamW], or [Muon on the blocks' matrices, AdamW on the rest]; each parameter is in exactly one of them."""
     if kind == "adamw":
         return [adamw(model.named_parameters(), lr=lr, weight_decay=weight_decay)]
     hidden = [(n, p) for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
@@ -118,16 +124,16 @@ def make_optimizers(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Multiply every group's initial rate by `factor` (from a schedule)."""
+    """Set every group's learning rate to its initial one times `factor` (from a schedule)."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor
 
 
 def clipped_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterable[Tensor], clip: float) -> float:
-    """Scale the gradients to norm `clip` at most, step, and clear them. Returns the norm before.
+    """Clip the gradients to a total norm of `clip`, step, and clear them. Returns the norm before clipping.
 
-    Raises TrainingError before anything is changed when a gradient is not finite.
+    Raises TrainingError, before any weight changes, if the norm is not finite.
     """
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
     if not math.isfinite(norm):
@@ -139,12 +145,12 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterab
 
 
 def gradient_norm(gradients: Iterable[Tensor]) -> float:
-    """Euclidean norm of all of them together."""
+    """Euclidean norm of the gradients as one vector."""
     return math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
 
 class EMA:
-    """An exponential moving average of what is trained: average <- decay * average + (1 - decay) * weights."""
+    """Exponential moving average of the trainable weights: average <- decay * average + (1 - decay) * weights."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -152,11 +158,11 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         for name, average in self.weights.items():
-            average.lerp_(own[name], 1 - self.decay)
+            average.lerp_(parameters[name], 1 - self.decay)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Continue from saved averages."""
+        """Continue from a saved average, {parameter name: value}."""
         for name, value in weights.items():
             self.weights[name].copy_(value)

@@ -1,7 +1,8 @@
-"""The "ptx" of PPO-ptx: how much of the pretraining gradient joins the policy's (Ouyang et al. 2022, eq. 2).
+"""The "ptx" of PPO-ptx: the share of the pretraining gradient in an update (Ouyang et al. 2022, eq. 2).
 
-The paper's coefficient is 27.8, for its own sums over tokens. Ours multiplies a token mean and is measured: over the
-first steps it makes both gradients equally long on average, or one of them a given part of the other, then it stays.
+The paper's coefficient is 27.8, for a loss whose normalisation it does not state. Ours multiplies a token mean and is
+measured: over the first steps it is set so that the pretraining gradient has, on average, a given multiple of the
+policy gradient's norm (default: the same norm). Then it stays fixed.
 """
 
 from collections.abc import Iterable
@@ -12,19 +13,23 @@ from tutelage.learning.optim import gradient_norm
 
 
 class PretrainingShare:
-    """The coefficient, and what it was measured from."""
+    """The coefficient of the pretraining loss, and the measurements behind it."""
 
     def __init__(self, length: float = 1.0) -> None:
-        self.length = length  # of the pretraining gradient, the policy gradient's being 1: PPO's, RLOO's or GRPO's
+        """`length`: norm of the scaled pretraining gradient, in units of the policy gradient's (PPO, RLOO or GRPO)."""
+        self.length = length
         self.ratios: list[float] = []  # |policy gradient| / |pretraining gradient|, one per calibration step
 
     @property
     def coefficient(self) -> float:
-        """The mean of the ratios so far, times the length that is wanted."""
+        """`length` times the mean of the ratios so far; 0 before the first."""
         return self.length * sum(self.ratios) / max(1, len(self.ratios))
 
     def add_gradient(self, parameters: Iterable[Tensor], loss: Tensor, calibrate: bool) -> dict[str, float]:
-        """p.grad becomes p.grad + coefficient * d loss / d p. Returns what to log."""
+        """Set p.grad to p.grad + coefficient * d loss / d p, and return the metrics.
+
+        With `calibrate` this step's ratio of gradient norms is measured first and enters the coefficient.
+        """
         parameters = list(parameters)
         gradients = [p.grad for p in parameters]
         for p in parameters:

@@ -1,12 +1,12 @@
-"""Updates that a KL to the policy before them holds back: PPO's adaptive penalty, and TRPO's natural-gradient step.
+"""Policy updates limited by the KL from the old policy: PPO's adaptive penalty and TRPO's natural-gradient step.
 
     log-probabilities, advantages -> surrogate, penalised loss;  measured KL -> next coefficient
     gradient g, v -> F v, limit delta -> s = F^-1 g by conjugate gradients -> sqrt(2 delta / s'Fs) s -> line search
 
-PPO-penalty: Schulman et al. 2017, eq. 8. TRPO: Schulman et al. 2015, appendix C. This KL is not the one that RLHF's
-reward pays for: that is to the SFT policy, this one to the policy that sampled.
-Ours: the step's length comes from F without its damping, which is a share of F's own curvature along g, so that both
-mean the same for whole weights and for adapters; and the penalty's coefficient stays within reach of where it began.
+PPO-penalty: Schulman et al. 2017, eq. 8. TRPO: Schulman et al. 2015, appendix C. The KL here is from the policy that
+sampled the rollout, not from the SFT policy as in RLHF's KL penalty.
+Ours: the step's length comes from the undamped F. The damping is relative to F's curvature along g, so that one value
+suits whole weights and adapters. The penalty's coefficient stays within a fixed factor of its starting value.
 Pure functions of tensors: no model, no device, no randomness. Gradients and steps are flat vectors (N,).
 """
 
@@ -20,28 +20,40 @@ from tutelage.learning.losses import masked_mean
 
 Product = Callable[[Tensor], Tensor]  # v -> A v
 
-FURTHEST = 2.0**10  # of the penalty's coefficient from 1: beyond, a long calm takes as long to undo
-SLACK = 1.5  # times the limit that a line search accepts, and the penalty's target puts up with
+# Largest factor between the penalty's coefficient and 1. Without it, a coefficient that has moved far would take as
+# long to come back.
+FURTHEST = 2.0**10
+# The line search accepts a KL up to SLACK times the limit. The penalty keeps its coefficient while the KL is within a
+# factor of SLACK of the target.
+SLACK = 1.5
 
 
 def surrogate(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, total: Tensor | float | None = None
 ) -> Tensor:
-    """Token mean of ratio times advantage (Schulman et al. 2015, eq. 14), all (B, T): to be maximised."""
+    """Token mean of ratio times advantage (Schulman et al. 2015, eq. 14), to be maximised.
+
+    All (B, T) -> a scalar: the sum over the mask, divided by `total` (default: the number of tokens in it).
+    """
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
     return masked_mean(ratio * advantages, mask, total)
 
 
 def penalised_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, coef: float) -> Tensor:
-    """-(ratio A - beta KL(pi_old || pi)), token means (Schulman et al. 2017, eq. 8). All (B, T).
+    """-(ratio A - beta KL(pi_old || pi)), in token means (Schulman et al. 2017, eq. 8): all (B, T) -> a scalar.
 
-    The tokens are drawn from pi_old, so k3 of old against new is that KL without bias, and so is its gradient.
+    The paper takes the KL over all actions; ours is k3 of the sampled tokens. They are drawn from pi_old, so k3 and its
+    gradient are unbiased.
     """
     return coef * mean_k3(old_logprobs, logprobs, mask) - surrogate(logprobs, old_logprobs, advantages, mask)
 
 
 def adaptive_penalty_coef(coef: float, kl: float, target: float) -> float:
-    """The penalty's next coefficient: half below two thirds of the target, twice above 1.5 times (2017, section 4)."""
+    """The penalty's next coefficient (Schulman et al. 2017, section 4).
+
+    It is halved if the KL is below target / 1.5 and doubled if above 1.5 target. Ours: limited to 1 / FURTHEST and
+    FURTHEST.
+    """
     if kl < target / SLACK:
         coef /= 2
     elif kl > target * SLACK:
@@ -50,15 +62,16 @@ def adaptive_penalty_coef(coef: float, kl: float, target: float) -> float:
 
 
 def mean_kl(old_logits: Tensor, logits: Tensor) -> Tensor:
-    """Mean over states of KL(pi_old || pi) over the whole vocabulary, both (N, V)."""
+    """KL(pi_old || pi) over the whole vocabulary, averaged over N states: logits (N, V) each -> a scalar."""
     old, new = old_logits.float().log_softmax(-1), logits.float().log_softmax(-1)
     return (old.exp() * (old - new)).sum(-1).mean()
 
 
 def fisher_product(logits: Tensor, weights: Sequence[Tensor]) -> Product:
-    """v -> F v, F being the Fisher information of the weights at these states (N, V), averaged over them.
+    """v -> F v, where F is the Fisher information matrix of the weights, averaged over the N states of logits (N, V).
 
-    It is the Hessian of the mean KL(pi_old || pi) where both are one: its gradient is differentiated once more.
+    F is the Hessian of the mean KL(pi_old || pi) at pi = pi_old, so F v is a second derivative of that KL
+    (Schulman et al. 2015, appendix C.1).
     """
     kl = mean_kl(logits.detach(), logits)
     gradient = flat(torch.autograd.grad(kl, weights, create_graph=True))
@@ -70,33 +83,35 @@ def fisher_product(logits: Tensor, weights: Sequence[Tensor]) -> Product:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All of them in one vector (N,)."""
+    """Concatenate tensors into one vector (N,)."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
-    """x with A x = b for a positive definite A of which only v -> A v is known (Hestenes and Stiefel 1952).
+    """Solve A x = b for a positive definite A, given only v -> A v (Hestenes and Stiefel 1952). x and b are (N,).
 
-    After as many iterations as A has different eigenvalues it is exact; a singular A gives the shortest solution.
+    Exact after as many iterations as A has distinct eigenvalues. If A is singular, x is the shortest solution.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    error = enough = residual @ residual
+    error = initial = residual @ residual
     for _ in range(iterations):
         image = product(direction)
         curvature = direction @ image
-        if error <= 1e-10 * enough or curvature <= 0:  # there already, or in a direction that nothing depends on
+        # Converged, or A is singular along this direction.
+        if error <= 1e-10 * initial or curvature <= 0:
             break
         x += error / curvature * direction
         residual -= error / curvature * image
-        error, before = residual @ residual, error
-        direction = residual + error / before * direction
+        error, previous = residual @ residual, error
+        direction = residual + error / previous * direction
     return x
 
 
 def natural_step(gradient: Tensor, fisher: Product, *, limit: float, iterations: int, damping: float) -> Tensor:
-    """The step (N,) along F^-1 g whose KL is `limit` by F, half of s'Fs; 0 for a gradient of 0.
+    """The step s (N,) along F^-1 g whose quadratic KL, s'Fs / 2, equals `limit`; 0 if the gradient is 0.
 
-    damping is a share of g'Fg / g'g, added to F's diagonal while the direction is searched for.
+    Schulman et al. 2015, appendix C. `damping`, in units of g'Fg / g'g, is added to F's diagonal in the conjugate
+    gradients only, not in the step's length.
     """
     image = fisher(gradient)
     added = damping * (gradient @ image) / (gradient @ gradient).clamp(min=1e-30)
@@ -107,9 +122,9 @@ def natural_step(gradient: Tensor, fisher: Product, *, limit: float, iterations:
 def line_search(
     measure: Callable[[float], tuple[float, float]], limit: float, halvings: int
 ) -> tuple[float, float, float]:
-    """The first of 1, 1/2, 1/4, ... of a step that improves the surrogate within 1.5 times the limit; 0 if none does.
+    """The first share 1, 1/2, 1/4, ... of a step at which the surrogate improves and the KL is at most 1.5 limit.
 
-    measure takes such a share and gives the surrogate's gain and the KL there. Returns (share, gain, KL).
+    `measure` maps a share to (gain of the surrogate, KL). Returns (share, gain, KL), all 0 if no share passes.
     """
     for share in (0.5**i for i in range(halvings + 1)):
         gain, kl = measure(share)

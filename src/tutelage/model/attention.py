@@ -1,21 +1,22 @@
-"""Softmax attention, by the kernel that is fastest where it runs; all of them compute the same function.
+"""Softmax attention by the fastest kernel for the device and shape; all kernels compute the same function.
 
-    q (B, H, L, D), k and v (B, kv_heads, S, D), mask (B or 1, 1, L, S) True where a token may look -> (B, H, L, D)
+    q (B, H, L, D), k and v (B, kv_heads, S, D), mask (B or 1, 1, L, S), True = may attend -> (B, H, L, D)
 
-Without a mask attention is causal, the last query standing at the last key. Heads that share keys become rows of one
-product, so keys and values are never repeated. On CPUs the fused kernel is slow where it does not matter on GPUs: three
-times slower than three plain products for bf16 training windows, and for one new token per row (LOG.md).
+Without a mask attention is causal, and the last query is at the position of the last key. Query heads that share a key
+head become rows of one product, so keys and values are never repeated. On a CPU torch's fused kernel takes three times
+as long as plain matrix products for bf16 training windows, and for one new token per row (LOG.md).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PLAIN_SCORES = 1024 * 1024  # beyond L x S of this the plain path's score matrices cost more memory than they save time
+# Largest L x S for the plain path. Beyond it, the memory for its score matrices outweighs the time saved.
+PLAIN_SCORES = 1024 * 1024
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Pick the kernel: see the module's opening."""
+    """Attention with the kernel chosen by device, dtype and shape; arguments as in the module docstring."""
     L, S = q.shape[2], k.shape[2]
     half_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if L == 1 or (half_on_cpu and L * S <= PLAIN_SCORES):
@@ -28,12 +29,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores, softmax, weighted mean, as in "Attention is all you need" (Vaswani et al. 2017, eq. 1)."""
+    """Attention as plain matrix products: softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, eq. 1)."""
     B, H, L, D = q.shape
     kv_heads, S = k.shape[1], k.shape[2]
-    rows = H // kv_heads * L  # the queries that look at one key head
+    rows = H // kv_heads * L  # queries that share one key head
     queries, keys = q.reshape(B * kv_heads, rows, D), k.reshape(B * kv_heads, S, D)
-    if L == 1:  # keys are a slice of the cache, and a slice is copied unless it is the left factor: half the time
+    if L == 1:
+        # The keys are a slice of the cache. bmm copies a slice unless it is the left factor; this halves the time.
         scores = torch.bmm(keys, queries.mT).mT * D**-0.5
         if mask is not None:
             scores = scores.view(B, kv_heads, rows, S).masked_fill_(~mask, -1e9).view(B * kv_heads, rows, S)
@@ -46,5 +48,5 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
 
 
 def causal(L: int, S: int, device: torch.device) -> Tensor:
-    """(1, 1, L, S): query i, which stands at key S - L + i, sees that key and those before it."""
+    """(1, 1, L, S), True = may attend: query i is at the position of key S - L + i and sees the keys up to it."""
     return torch.ones(L, S, dtype=torch.bool, device=device).tril(S - L)[None, None]

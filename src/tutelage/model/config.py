@@ -1,4 +1,4 @@
-"""The shape of one decoder: what makes it a GPT-1, a GPT-3 or a model of today."""
+"""The configuration of one decoder: a GPT-1, a GPT-3, or a current model such as Llama or Qwen3."""
 
 import math
 from dataclasses import dataclass
@@ -9,19 +9,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3's way to a longer context: slow turns are slowed down further, fast ones stay, a ramp between."""
+    """Llama 3's extension of the context: low rotary frequencies are divided by a factor, high ones are kept.
+
+    Frequencies between the two thresholds are interpolated.
+    """
 
     factor: float
-    """How much slower the slowest channels turn."""
+    """Divisor of the low frequencies."""
     low_frequency: float
-    """Channels with fewer turns than this in the original context are slowed by the whole factor."""
+    """Channels with fewer rotations than this in the original context are divided by the full factor."""
     high_frequency: float
-    """Channels with more turns than this stay as they are."""
+    """Channels with more rotations than this are unchanged."""
     original_context: int
-    """The context that the model was first trained with."""
+    """Context length, in tokens, before the extension."""
 
     def scale(self, frequency: Tensor) -> Tensor:
-        """Radians per token, before and after."""
+        """Frequencies before scaling -> after scaling, in radians per token; any shape."""
         turns = self.original_context * frequency / (2 * math.pi)
         ramp = (turns - self.low_frequency) / (self.high_frequency - self.low_frequency)
         kept = ramp.clamp(0, 1)
@@ -30,65 +33,66 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """The shape of one decoder. Raises ValueError where the numbers disagree."""
+    """The shape of one decoder. Raises ValueError for values that do not fit together."""
 
     vocab_size: int
-    """Rows of the embedding: V."""
+    """Number of tokens, rows of the embedding: V."""
     width: int
     """Channels of the residual stream: C."""
     layers: int
-    """Blocks."""
+    """Number of blocks."""
     heads: int
     """Query heads: H."""
     kv_heads: int
-    """Key and value heads; fewer than `heads` is grouped-query attention."""
+    """Key and value heads; fewer than `heads` means grouped-query attention."""
     head_width: int
-    """Channels of a head: D."""
+    """Channels per head: D."""
     hidden: int
-    """Channels inside the MLP."""
+    """Hidden channels of the MLP."""
     context: int
-    """Longest sequence in tokens."""
+    """Context length: the longest sequence, in tokens."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm, or LayerNorm with gain and bias."""
     post_norm: bool = False
-    """Normalise after the residual addition (GPT-1), without a final norm, instead of before each branch."""
+    """Normalise after each residual addition, without a final norm (GPT-1), instead of before each branch."""
     norm_eps: float = 1e-6
-    """Added to the variance."""
+    """Epsilon of the norms, added to the variance."""
     learned_positions: bool = False
-    """A trained vector per position instead of rotary positions."""
+    """Learn a vector per position instead of using rotary positions."""
     rope_theta: float = 10_000.0
-    """Longest wavelength of the rotary positions, in radians."""
+    """Base of the rotary frequencies, theta^(-2i/D)."""
     rope_scaling: RopeScaling | None = None
-    """Llama 3's slower rotation of the slow channels; None is as trained."""
+    """Llama 3's scaling of the rotary frequencies; None for no scaling."""
     mlp: Literal["swiglu", "gelu", "relu2"] = "swiglu"
-    """Gated SiLU, GELU in its tanh form, or squared ReLU."""
+    """Gated SiLU, GELU in its tanh approximation, or squared ReLU."""
     qk_norm: bool = False
     """RMS-normalise each head's queries and keys (Qwen3)."""
     biases: bool = False
-    """Additive biases in every linear map of the blocks (GPT-1 to 3)."""
+    """Biases in every linear map of the blocks (GPT-1 to GPT-3)."""
     qkv_bias: bool = False
-    """Additive biases of queries, keys and values alone (Qwen2)."""
+    """Biases for queries, keys and values only (Qwen2)."""
     tied: bool = True
-    """The embedding is also the output head."""
+    """Use the embedding as the output head, too."""
     band: int = 0
-    """In banded layers, attend only to the last `band` tokens; 0 is dense attention everywhere."""
+    """In banded layers, attend only to the last `band` tokens; 0 means dense attention in all layers."""
     band_every: int = 2
-    """Which layers are banded: 2 is every second one, the odd ones (GPT-3), 1 is all of them (Mistral)."""
+    """Which layers are banded: 2 for every second one, the odd ones (GPT-3), 1 for all (Mistral)."""
 
     @property
     def bands(self) -> tuple[int, ...]:
-        """For each layer how many tokens it looks at, its own included; 0 is all of them."""
+        """Per layer, the number of tokens that a token attends to, itself included; 0 means all."""
         return tuple(0 if (i + 1) % self.band_every else self.band for i in range(self.layers))
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be positive")
-        if self.learned_positions and self.heads * self.head_width != self.width:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        channels = self.heads * self.head_width
+        if self.learned_positions and channels != self.width:
             raise ValueError(
-                f"{self.heads} heads of {self.head_width} make {self.heads * self.head_width}, not {self.width}"
+                f"{self.heads} heads of {self.head_width} channels make {channels}, not the width of {self.width}"
             )
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
         if self.head_width % 2 and not self.learned_positions:
-            raise ValueError(f"rotary positions turn pairs of channels; a head has {self.head_width}")
+            raise ValueError(f"rotary positions rotate pairs of channels, but a head has {self.head_width}")

@@ -1,9 +1,10 @@
-"""Our decoder's weights under the names that other libraries know.
+"""The decoder's weights under the names of transformers' classes.
 
-    GPT <-> {name: tensor}, as transformers' class of its family has them
+    GPT <-> {name: tensor}, as in the class of its model family
 
-One table per family: our name of a part -> theirs. Where we store several of their maps as one (query, key and value;
-gate and up) a part has several names, and its rows are split. OpenAI's classes store linear maps input first.
+One table per family maps our name of a module to theirs. A fused matrix of ours (query, key and value; gate and up) has
+several names in their libraries, and its rows are split among them. OpenAI's classes store linear maps transposed,
+(in, out).
 """
 
 from collections.abc import Callable, Mapping
@@ -52,14 +53,19 @@ GPT_NEO: Names = GPT2 | {
     "attention.out": ("attn.attention.out_proj",),
 }
 NAMES: dict[str, Names] = {
-    "openai-gpt": GPT1, "gpt2": GPT2, "gpt_neo": GPT_NEO, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA,
+    "openai-gpt": GPT1,
+    "gpt2": GPT2,
+    "gpt_neo": GPT_NEO,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
     "qwen3": LLAMA,
-}  # fmt: skip
-INPUT_FIRST = ("openai-gpt", "gpt2")
+}
+INPUT_FIRST = ("openai-gpt", "gpt2")  # families whose linear maps are stored as (in, out)
 
 
 def named_views(model: GPT, names: Names, input_first: bool = False) -> dict[str, Tensor]:
-    """{their name: view into our weight}, so that one table serves reading and writing. A tied head is left out."""
+    """{their name: view of our weight}, for reading and writing. A tied head is left out."""
     views: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         path, kind = name.rsplit(".", 1)
@@ -68,13 +74,14 @@ def named_views(model: GPT, names: Names, input_first: bool = False) -> dict[str
             _, layer, path = path.split(".", 2)
             prefix = f"{names['blocks'][0]}.{layer}."
         theirs = names[path]
-        turned = input_first and bool(prefix) and parameter.ndim == 2
+        transposed = input_first and bool(prefix) and parameter.ndim == 2
         for their, part in zip(theirs, _parts(model, path, parameter.detach(), len(theirs)), strict=True):
-            views[f"{prefix}{their}.{kind}"] = part.T if turned else part
+            views[f"{prefix}{their}.{kind}"] = part.T if transposed else part
     return views
 
 
 def _parts(model: GPT, path: str, parameter: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The fused matrix or bias at this path, split into `count` parts."""
     if count == 1:
         return (parameter,)
     c = model.config
@@ -83,7 +90,7 @@ def _parts(model: GPT, path: str, parameter: Tensor, count: int) -> tuple[Tensor
 
 
 def to_hf_weights(model: GPT) -> dict[str, Tensor]:
-    """{Hugging Face name: tensor}. Raises NoClassError for weights that their class has no place for."""
+    """{transformers' name: tensor}. Raises NoClassError for weights that their class cannot store."""
     weights = _hf_views(model)
     return _to_gpt_neo(weights, model) if family_of(model.config) == "gpt_neo" else weights
 
@@ -94,40 +101,44 @@ def _hf_views(model: GPT) -> dict[str, Tensor]:
 
 
 def own_views(model: GPT) -> dict[str, Tensor]:
-    """{our name: view}, for folders of our own format."""
+    """{our name: view}, for folders in our own format."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
-    """Copy named tensors into the decoder. Raises InputError unless names and shapes fit exactly."""
+    """Copy tensors with transformers' names into the decoder. Raises InputError unless names and shapes fit exactly."""
     weights = _current_names(model, weights)
     if family_of(model.config) == "gpt_neo":
         weights = _from_gpt_neo(weights, model)
     copy_weights(_hf_views(model), weights)
 
 
-LONGEST = 2**20  # tokens of context: a position costs memory before the first token is read
+# Longest context accepted, in tokens. Each position takes memory in the rotary table or position embedding.
+LONGEST = 2**20
 
 
 def build(
     config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: torch.dtype, frozen: bool = False
 ) -> GPT:
-    """A decoder of this shape, filled. The shape is held against the weights before any memory is taken for it.
+    """A decoder of this shape, with weights copied in by `fill`.
 
-    `frozen` matrices are of the compute precision from the start: never is all of the model there in fp32.
-
-    Raises InputError for a configuration that lies: `fill` refuses what does not fit, and each layer has tensors.
+    The shape is first checked against the weights without allocating memory, by filling a model on the meta device.
+    With `frozen`, matrices are in the compute precision from the start, so the model is never in memory in fp32.
+    Raises InputError for a configuration that does not match the weights or their number, `tensors`.
     """
-    if config.layers > tensors or config.context > LONGEST:
+    if config.layers > tensors:
         raise InputError(
-            f"model: {config.layers} layers and a context of {config.context} do not go with {tensors} tensors and "
-            f"at most {LONGEST} positions; the configuration is not this model's"
+            f"model: the configuration has {config.layers} layers, the weights have only {tensors} tensors; "
+            "they come from different models"
         )
+    if config.context > LONGEST:
+        raise InputError(f"model: the configuration has {config.context} positions; at most {LONGEST} are supported")
     try:
-        with torch.device("meta"):  # a rotary table says nothing of shapes, so that a short one will do
+        with torch.device("meta"):
+            # The rotary table is no weight, so a short one is enough.
             probe = GPT(config if config.learned_positions else replace(config, context=1))
     except (RuntimeError, OverflowError) as error:
-        raise InputError(f"model: no model has such a shape ({str(error).splitlines()[0]})") from None
+        raise InputError(f"model: the configuration is not possible ({str(error).splitlines()[0]})") from None
     fill(probe)
     model = GPT(config, dtype)
     for matrix in (parameter for parameter in model.parameters() if frozen and parameter.ndim == 2):
@@ -138,7 +149,7 @@ def build(
 
 @torch.no_grad()
 def copy_weights(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Fill the targets with the weights of the same names. Raises InputError unless names and shapes fit exactly."""
+    """Copy each weight into the target of its name. Raises InputError unless names and shapes fit exactly."""
     missing, extra = sorted(targets.keys() - weights.keys()), sorted(weights.keys() - targets.keys())
     if missing or extra:
         raise InputError(
@@ -155,7 +166,10 @@ def copy_weights(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
 
 
 def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Older OpenAI folders lack the prefix and carry attention masks; a tied head may stand there a second time."""
+    """The weights under the current names of transformers.
+
+    Older OpenAI folders lack a prefix and contain attention masks, and a tied head may be stored a second time.
+    """
     openai = family_of(model.config) in ("openai-gpt", "gpt2", "gpt_neo")
     named = {}
     for name, tensor in weights.items():
@@ -171,26 +185,30 @@ def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     return named
 
 
-# GPT-Neo multiplies queries and keys without the usual 1/sqrt(D), and its three maps have no biases.
+# GPT-Neo's attention has no factor 1/sqrt(D), and its query, key and value maps have no biases.
 
 
 def query_scale(model: GPT) -> float:
-    """What their queries are multiplied by to be ours."""
+    """Factor from their query weights to ours."""
     return model.config.head_width**0.5 if family_of(model.config) == "gpt_neo" else 1.0
 
 
 def _to_gpt_neo(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    """Our weights as GPT-Neo stores them. Raises NoClassError for biases that it lacks."""
     written = {}
     for name, tensor in weights.items():
         if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
             if tensor.any():
-                raise NoClassError(f"model: {name} is not 0; GPT-Neo, the only class with bands, has no such bias")
+                raise NoClassError(
+                    f"model: {name} is not 0; GPT-Neo, the only class with GPT-3's bands, lacks this bias"
+                )
             continue
         written[name] = tensor / query_scale(model) if name.endswith("q_proj.weight") else tensor
     return written
 
 
 def _from_gpt_neo(weights: Mapping[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    """GPT-Neo's weights scaled as ours, with biases of 0 added."""
     read = dict(weights)
     for name in weights:
         if name.endswith("q_proj.weight"):

@@ -1,10 +1,10 @@
-"""Our decoder in the terms of GGUF, the format of llama.cpp. Only names and numbers: files are `runs/gguf_file.py`.
+"""The decoder in the names and numbers of GGUF, llama.cpp's format. `runs/gguf_file.py` reads and writes the files.
 
     GPTConfig <-> metadata {key: number};  GPT <-> {GGUF tensor name: tensor}
 
-llama.cpp turns neighbouring channels of a Llama head, we turn channel i with i + D/2: the rows of q and k are put in
-their order on the way out and in ours on the way in. Qwen's files keep our order. Llama 3's slower rotation stands
-there as one factor per pair of channels.
+For Llama, llama.cpp's rotary positions pair neighbouring channels of a head, ours channel i with i + D/2. The rows of
+its query and key matrices are therefore reordered on writing and on reading; Qwen's files have our order. Llama 3's
+scaling of the rotary frequencies is stored as one factor per pair of channels.
 """
 
 import math
@@ -42,19 +42,18 @@ GGUF_GPT2: Names = GGUF_LLAMA | {
 TENSORS = {"llama": GGUF_LLAMA, "qwen2": GGUF_LLAMA, "qwen3": GGUF_LLAMA, "gpt2": GGUF_GPT2}
 FREQUENCIES = "rope_freqs.weight"
 
-
 Metadata = Mapping[str, Any]
 
 
 def from_metadata(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GPTConfig:
-    """The shape that a GGUF describes. Raises InputError for another architecture, or a setting that is not ours."""
+    """The shape that a GGUF describes. Raises InputError for an unsupported architecture or setting."""
     kind = str(metadata.get("general.architecture"))
     if kind not in TENSORS:
-        raise InputError(f"gguf: models of the architecture {kind!r} are not read; {', '.join(TENSORS)} are")
+        raise InputError(f"gguf: the architecture {kind!r} is not supported; supported are {', '.join(TENSORS)}")
     if metadata.get(f"{kind}.expert_count"):
-        raise InputError("gguf: a mixture of experts is not computed here")
+        raise InputError("gguf: a mixture of experts is not supported")
     if (scaling := metadata.get(f"{kind}.rope.scaling.type", "none")) != "none":
-        raise InputError(f"gguf: rotary positions of type {scaling!r} are not computed here")
+        raise InputError(f"gguf: rotary positions of type {scaling!r} are not supported")
     try:
         return _read_shape(kind, lambda name: metadata[f"{kind}.{name}"], metadata, tensors)
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
@@ -64,18 +63,24 @@ def from_metadata(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GPTConfi
 def _read_shape(
     kind: str, number: Callable[[str], Any], metadata: Metadata, tensors: Mapping[str, Tensor]
 ) -> GPTConfig:
+    """The shape, where `number` looks up a key of this architecture and raises KeyError if it is missing."""
     width, heads = number("embedding_length"), number("attention.head_count")
     shape: dict[str, Any] = dict(
-        vocab_size=len(tensors["token_embd.weight"]), width=width, layers=number("block_count"), heads=heads,
-        kv_heads=metadata.get(f"{kind}.attention.head_count_kv", heads), hidden=number("feed_forward_length"),
-        head_width=metadata.get(f"{kind}.attention.key_length", width // heads), context=number("context_length"),
+        vocab_size=len(tensors["token_embd.weight"]),
+        width=width,
+        layers=number("block_count"),
+        heads=heads,
+        kv_heads=metadata.get(f"{kind}.attention.head_count_kv", heads),
+        hidden=number("feed_forward_length"),
+        head_width=metadata.get(f"{kind}.attention.key_length", width // heads),
+        context=number("context_length"),
         tied="output.weight" not in tensors,
-    )  # fmt: skip
+    )
     if kind == "gpt2":
         shape |= dict(norm="layer", learned_positions=True, mlp="gelu", biases=True)
         return GPTConfig(**shape, norm_eps=number("attention.layer_norm_epsilon"))
-    if (turned := metadata.get(f"{kind}.rope.dimension_count", shape["head_width"])) != shape["head_width"]:
-        raise ValueError(f"{turned} of {shape['head_width']} channels of a head turn")
+    if (rotated := metadata.get(f"{kind}.rope.dimension_count", shape["head_width"])) != shape["head_width"]:
+        raise ValueError(f"{rotated} of {shape['head_width']} channels of a head are rotated; all must be")
     theta = float(metadata.get(f"{kind}.rope.freq_base", 10_000.0))
     factors = tensors.get(FREQUENCIES)
     return GPTConfig(
@@ -89,7 +94,7 @@ def _read_shape(
 
 
 def to_metadata(config: GPTConfig) -> dict[str, Any]:
-    """{key: number} without the tokenizer's. Raises InputError for a shape that llama.cpp does not have."""
+    """{key: number}, without the tokenizer's keys. Raises InputError for a shape that llama.cpp does not support."""
     kind = architecture_of(config)
     common = {
         "context_length": config.context,
@@ -100,9 +105,9 @@ def to_metadata(config: GPTConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
     }
     if kind == "gpt2":
-        own: dict[str, Any] = {"attention.layer_norm_epsilon": config.norm_eps}
+        specific: dict[str, Any] = {"attention.layer_norm_epsilon": config.norm_eps}
     else:
-        own = {
+        specific = {
             "attention.head_count_kv": config.kv_heads,
             "attention.key_length": config.head_width,
             "attention.value_length": config.head_width,
@@ -110,7 +115,7 @@ def to_metadata(config: GPTConfig) -> dict[str, Any]:
             "rope.dimension_count": config.head_width,
             "rope.freq_base": config.rope_theta,
         }
-    return {f"{kind}.{name}": value for name, value in (common | own).items()}
+    return {f"{kind}.{name}": value for name, value in (common | specific).items()}
 
 
 def load_gguf_weights(model: GPT, tensors: Mapping[str, Tensor]) -> None:
@@ -123,7 +128,7 @@ def load_gguf_weights(model: GPT, tensors: Mapping[str, Tensor]) -> None:
 
 
 def to_gguf_weights(model: GPT) -> dict[str, Tensor]:
-    """{GGUF name: tensor}."""
+    """{GGUF name: tensor}. Raises InputError for a shape that llama.cpp does not support."""
     kind = architecture_of(model.config)
     views = named_views(model, TENSORS[kind])
     if kind == "llama":
@@ -134,48 +139,55 @@ def to_gguf_weights(model: GPT) -> dict[str, Tensor]:
 
 
 def _reordered(name: str, tensor: Tensor, config: GPTConfig, ours: bool) -> Tensor:
-    """Rows of a query or key matrix: a head's channels 0, 1, 2, 3 .. of theirs are 0, D/2, 1, D/2 + 1 .. of ours."""
+    """Reorder the rows of a query or key matrix; other tensors are returned unchanged.
+
+    Channels 0, 1, 2, 3, ... of a head in llama.cpp are channels 0, D/2, 1, D/2 + 1, ... of ours.
+    """
     if not name.endswith(("attn_q.weight", "attn_k.weight")):
         return tensor
     if tensor.ndim != 2 or len(tensor) % config.head_width:
-        raise InputError(f"gguf: {name} is {tuple(tensor.shape)}, no heads of {config.head_width}; it is damaged")
+        raise InputError(
+            f"gguf: {name} is {tuple(tensor.shape)}, which is no multiple of the {config.head_width} channels of a "
+            "head; the file is damaged"
+        )
     halves = (2, config.head_width // 2)
     shape = (-1, *(reversed(halves) if ours else halves), tensor.shape[1])
     return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
 
 
 def factors_of(scaling: RopeScaling, head_width: int, theta: float) -> Tensor:
-    """(D/2,): how much slower each pair of channels turns than without the scaling."""
+    """(D/2,): for each pair of channels, the rotary frequency without the scaling over that with it."""
     frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     return (frequency / scaling.scale(frequency)).float()
 
 
 def scaling_of(factors: Tensor, theta: float) -> RopeScaling:
-    """The scaling that gives these factors, told by two channels on its ramp. Raises ValueError where none does.
+    """The scaling that gives these factors (D/2,), inferred from two channels between its thresholds.
 
-    Only ratios of context and thresholds matter, so that the lower threshold can be 1 turn, as Llama 3 has it.
+    Only the ratios of context and thresholds matter, so the lower threshold is set to 1 rotation, as in Llama 3.
+    Raises ValueError if no such scaling gives these factors.
     """
     head_width, most = 2 * len(factors), float(factors.max())
     frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     kept = (1 / factors.double() - 1 / most) / (1 - 1 / most)
     ramp = ((kept > 1e-4) & (kept < 1 - 1e-4)).nonzero().squeeze(1)
     if len(ramp) < 2:
-        raise ValueError("its rotary factors have no ramp to tell their scaling by")
+        raise ValueError("its rotary factors have fewer than two values between the extremes to infer a scaling from")
     i, j = int(ramp[0]), int(ramp[-1])
     slope = float((kept[i] - kept[j]) / (frequency[i] - frequency[j]))
     high = 1 + 1 / (slope * float(frequency[j]) - float(kept[j]))
     context = round(slope * (high - 1) * 2 * math.pi)
-    found = RopeScaling(factor=most, low_frequency=1.0, high_frequency=high, original_context=context)
-    if not torch.allclose(factors_of(found, head_width, theta), factors.float(), rtol=1e-3):
+    scaling = RopeScaling(factor=most, low_frequency=1.0, high_frequency=high, original_context=context)
+    if not torch.allclose(factors_of(scaling, head_width, theta), factors.float(), rtol=1e-3):
         raise ValueError("its rotary factors are not those of Llama 3's scaling")
-    return found
+    return scaling
 
 
 def architecture_of(config: GPTConfig) -> str:
-    """What llama.cpp calls such a model. Raises InputError where it has none."""
+    """llama.cpp's name for the architecture. Raises InputError if it has none."""
     family = family_of(config)
     if family == "mistral" and config.band >= config.context:
         return "llama"  # a band as wide as the context is dense attention
     if family not in TENSORS:
-        raise InputError(f"export: llama.cpp has no model of the family {family}, so there is no GGUF of it; use hf")
+        raise InputError(f"export: llama.cpp does not support this {family} model; use --format hf")
     return family

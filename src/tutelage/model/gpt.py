@@ -1,14 +1,15 @@
-"""The decoder: token ids in, one hidden state and one row of logits per token out.
+"""The decoder: one hidden state and one row of logits per token.
 
     ids (B, L) -> trunk -> hidden (B, L, C) -> logits (B, L, V)
 
-One class, and its configuration makes it a GPT-1 (Radford et al. 2018: post-norm, learned positions), a GPT-2 (2019:
-pre-norm, scaled residual init), a GPT-3 (Brown et al. 2020: every other layer attends to a band) or a model of today
-(Qwen3: RMSNorm, rotary positions, grouped queries, normalised queries and keys, SwiGLU). Ours: query, key and value
-share one matrix, and so do gate and up, because one large product is faster than three small ones; `families.py`
-splits them for other libraries. Residual scaling counts two additions per block (nanoGPT's reading of GPT-2).
+The configuration of this one class makes it a GPT-1 (Radford et al. 2018: post-norm, learned positions), a GPT-2 (2019:
+pre-norm, scaled residual initialisation), a GPT-3 (Brown et al. 2020: every second layer attends to a band) or a
+current model (Qwen3: RMSNorm, rotary positions, grouped queries, normalised queries and keys, SwiGLU).
+Ours: query, key and value are stored as one matrix, and so are gate and up, because one large product is faster than
+several small ones; `families.py` splits them for other libraries. The initialisation of GPT-2's residual branches
+counts two residual additions per block, as in nanoGPT.
 
-B sequences, L tokens, C width, H heads, D width of a head, V vocabulary.
+Shapes: B sequences, L tokens, C width, H heads, D channels per head, V vocabulary.
 """
 
 import math
@@ -26,11 +27,11 @@ from tutelage.model.prepack import product
 
 
 class Linear(nn.Linear):
-    """A linear map computed in its input's precision; the weights themselves stay as they are (fp32 to train).
+    """A linear map computed in its input's precision; the weights keep their own (fp32 in training).
 
-    `adapter`, if there is one, is given input and output and adds to the output itself (`lora.py`). The weights have no
-    values until they are initialised or loaded: of a model of 135M parameters, drawing some that are then overwritten
-    takes longer than reading it.
+    An `adapter` (`lora.py`) receives input and output, and adds to the output in place. The constructor leaves the
+    weights uninitialised: for a model of 135M parameters, drawing values that loading then overwrites takes longer than
+    reading the file.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
@@ -38,7 +39,7 @@ class Linear(nn.Linear):
         self.adapter: nn.Module | None = None
 
     def reset_parameters(self) -> None:
-        """Nothing is drawn here."""
+        """Do nothing: see the class docstring."""
 
     def forward(self, input: Tensor) -> Tensor:
         mapped = product(input, self.weight, self.bias)
@@ -46,7 +47,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean x^2 + eps) * gain over the last axis, in the input's precision outside and fp32 inside."""
+    """x / sqrt(mean x^2 + eps) * gain over the last axis. Output in the input's precision, computed in fp32."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -70,10 +71,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Embedding(nn.Embedding):
-    """A row per token or position, without values until it is initialised or loaded."""
+    """One row per token or position, uninitialised until `GPT.initialise` or loading."""
 
     def reset_parameters(self) -> None:
-        """Nothing is drawn here."""
+        """Do nothing: see `Linear`."""
 
 
 def make_norm(config: GPTConfig, width: int) -> nn.Module:
@@ -81,11 +82,11 @@ def make_norm(config: GPTConfig, width: int) -> nn.Module:
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021): channel i of a head turns with channel i + D/2, as in Llama and Qwen."""
+    """Rotary positions (Su et al. 2021): channel i of a head is paired with channel i + D/2, as in Llama and Qwen."""
 
     def __init__(self, head_width: int, context: int, theta: float, scaling: RopeScaling | None = None):
         super().__init__()
-        # On the CPU even where shapes alone are asked for (the meta device), which imports a second of torch for this.
+        # Computed on the CPU even under the meta device, where torch would spend a second on imports for this.
         frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width)
         frequency = scaling.scale(frequency) if scaling else frequency
         angle = torch.outer(torch.arange(context, dtype=torch.float64, device="cpu"), frequency).repeat(1, 2)
@@ -95,18 +96,18 @@ class Rotary(nn.Module):
         self.register_buffer("sin", (angle.sin() * sign).float(), persistent=False)
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines for positions (L,) or (B, L), with an axis for the heads."""
+        """Cosines and signed sines at positions (L,) or (B, L): (L, 1, D) or (B, L, 1, D), with an axis for heads."""
         cos, sin = self.get_buffer("cos")[positions], self.get_buffer("sin")[positions]
         return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels of x (B, L, H, D) by its position's angle."""
+    """Rotate each pair of channels of x (B, L, H, D) by the angle of its position."""
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries."""
+    """Causal self-attention with grouped queries, optionally with normalised queries and keys."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -114,7 +115,7 @@ class Attention(nn.Module):
         self.layer = layer
         q, kv = config.heads * config.head_width, config.kv_heads * config.head_width
         self.qkv = Linear(config.width, q + 2 * kv, bias=config.biases or config.qkv_bias)
-        self.qkv.weight.parts = [q, kv, kv]  # type: ignore[attr-defined]  # rows of the three maps stored as one
+        self.qkv.weight.parts = [q, kv, kv]  # type: ignore[attr-defined]  # rows of query, key and value
         self.out = Linear(q, config.width, bias=config.biases)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_width, config.norm_eps)
@@ -123,7 +124,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, first: int = 0
     ) -> Tensor:
-        """What the tokens from `first` on see: (B, L, C) -> (B, L - first, C)."""
+        """(B, L, C) -> (B, L - first, C): all tokens give keys and values, those from `first` on give queries."""
         B, L, _ = x.shape
         c = self.config
         qkv = self.qkv(x).view(B, L, c.heads + 2 * c.kv_heads, c.head_width)
@@ -141,14 +142,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The position-wise half of a block."""
+    """The position-wise feed-forward half of a block: (B, L, C) -> (B, L, C)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp
         rows = [config.hidden] * (2 if config.mlp == "swiglu" else 1)
         self.up = Linear(config.width, sum(rows), bias=config.biases)
-        self.up.weight.parts = rows  # type: ignore[attr-defined]  # gate, then up
+        self.up.weight.parts = rows  # type: ignore[attr-defined]  # rows of gate and up
         self.down = Linear(config.hidden, config.width, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, then x + MLP; the norm stands before each branch, or after each addition (GPT-1)."""
+    """x + attention, then x + MLP, with a norm before each branch or after each addition (GPT-1)."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -172,7 +173,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None, first: int = 0
     ) -> Tensor:
-        """(B, L, C) -> (B, L - first, C): the tokens before `first` are only looked at."""
+        """(B, L, C) -> (B, L - first, C): tokens before `first` only give keys and values."""
         if self.post_norm:
             x = self.attention_norm(x[:, first:] + self.attention(x, rope, mask, cache, first))
             return self.mlp_norm(x + self.mlp(x))
@@ -181,11 +182,11 @@ class Block(nn.Module):
 
 
 class Stream(NamedTuple):
-    """The residual stream as it leaves the lowest blocks: what models that share these need not compute again."""
+    """The residual stream after the lowest blocks, computed once for all models that share these blocks."""
 
     x: Tensor  # (B, L, C)
-    layers: int  # how many blocks it has passed
-    source: Tensor  # the embedding it comes from: only a model with this very one may go on from here
+    layers: int  # number of blocks it has passed through
+    source: Tensor  # the embedding weight it was computed with; only a model with the same object may continue from it
 
 
 class GPT(nn.Module):
@@ -211,7 +212,10 @@ class GPT(nn.Module):
         return self.embedding.weight if self.config.tied else self.head.weight
 
     def initialise(self, generator: torch.Generator) -> "GPT":
-        """Normal weights of std .02; branches that write to the residual stream are scaled by 1/sqrt(2 layers)."""
+        """Draw normal weights of std 0.02, or 0.02 / sqrt(2 layers) for the maps that write to the residual stream.
+
+        Gains start at 1, biases at 0.
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
@@ -230,39 +234,53 @@ class GPT(nn.Module):
         stream: Stream | None = None,
         first: int = 0,
     ) -> Tensor:
-        """Hidden states (B, L - first, C) after the final norm: those of the tokens from `first` on.
+        """Hidden states (B, L - first, C) after the final norm, of the tokens from `first` on.
 
-        ids (B, L); positions (L,) or (B, L), default 0..L-1 after what the cache holds; mask (B, 1, L, S), True where
-        a token may look, default plain causal (enough for right-padded rows, whose pads nobody real looks at).
-        With a stream of the same ids the blocks it has passed are not run again.
+        ids (B, L); positions (L,) or (B, L), by default 0..L-1 plus the cache's length; mask (B, 1, L, S), True = may
+        attend, by default causal. Causal is enough for right-padded rows: no real token attends to a pad.
+        Given a `stream` of the same ids, the blocks it has passed through are skipped.
         """
-        x = self._through(slice(stream.layers if stream else 0, None), ids, positions, mask, cache, stream, first)
+        layers = slice(stream.layers if stream else 0, None)
+        x = self._run_blocks(layers, ids, positions, mask, cache, stream, first)
         if cache is not None:
             cache.advance(ids.shape[1])
-        return self.final_norm(
-            x[:, first - ids.shape[1] :]
-        )  # where the stream has passed all blocks nothing is cut yet
+        # The top block has dropped the tokens before `first`, unless `stream` has passed through all blocks.
+        return self.final_norm(x[:, first - ids.shape[1] :])
 
     def lower(
-        self, ids: Tensor, layers: int, positions: Tensor | None = None, mask: Tensor | None = None,
+        self,
+        ids: Tensor,
+        layers: int,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
         cache: Cache | None = None,
-    ) -> Stream:  # fmt: skip
-        """What `trunk` may go on from, which is asked the same: ids (B, L) through the lowest `layers` blocks."""
-        return Stream(self._through(slice(layers), ids, positions, mask, cache, None), layers, self.embedding.weight)
+    ) -> Stream:
+        """Run ids (B, L) through the lowest `layers` blocks only; `trunk` can continue from the result.
 
-    def _through(
-        self, which: slice, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None,
-        stream: Stream | None, first: int = 0,
-    ) -> Tensor:  # fmt: skip
-        """The residual stream (B, L, C) through some of the blocks, from the embedding or from where `stream` is.
+        Call `trunk` with the same ids, positions, mask and cache. The cache advances there, not here.
+        """
+        x = self._run_blocks(slice(layers), ids, positions, mask, cache, None)
+        return Stream(x, layers, self.embedding.weight)
 
-        Out of the topmost block only the tokens from `first` on come: (B, L - first, C).
+    def _run_blocks(
+        self,
+        layers: slice,
+        ids: Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        cache: Cache | None,
+        stream: Stream | None,
+        first: int = 0,
+    ) -> Tensor:
+        """The residual stream (B, L, C) after these blocks, starting from the embedding or from `stream`.
+
+        The top block of the model returns only the tokens from `first` on: (B, L - first, C).
         """
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         if stream is not None:
-            assert stream.source is self.embedding.weight, "the stream of another model"
+            assert stream.source is self.embedding.weight, "the stream comes from another model"
             x = stream.x
         else:
             x = self.embedding(ids).to(self.compute_dtype)
@@ -273,23 +291,24 @@ class GPT(nn.Module):
         if self.config.band:
             banded = self._banded(positions, mask) if cache is None else cache.banded(ids.shape[1], mask)
         top = self.blocks[-1]
-        for band, block in list(zip(self.config.bands, self.blocks, strict=True))[which]:
+        for band, block in list(zip(self.config.bands, self.blocks, strict=True))[layers]:
             x = block(x, rope, banded if band else mask, cache, first if block is top else 0)
         return x
 
     def _banded(self, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """The mask of banded layers without a cache: j <= i and i - j < band, within what `mask` already allows.
+        """The mask of banded layers without a cache: j <= i and i - j < band, and allowed by `mask`.
 
-        The band is counted in positions: where several answers share a row, all are near their prompt (`forked.py`).
+        The band is measured in positions, not in columns: if several responses share a row (`shared_prefix.py`), each
+        one's distance to the prompt is that in its own text.
         """
         i = torch.arange(positions.shape[-1], device=positions.device)
         distance = positions[..., :, None] - positions[..., None, :]
-        near = (i <= i[:, None]) & (distance < self.config.band)  # (L, S), or (B, L, S) where rows have their own
-        near = near.view(-1, 1, *near.shape[-2:])
+        near = (i <= i[:, None]) & (distance < self.config.band)
+        near = near.view(-1, 1, *near.shape[-2:])  # (1, 1, L, L), or (B, 1, L, L) for positions (B, L)
         return near if mask is None else mask & near
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V), in the precision of `hidden`."""
+        """Hidden states (..., C) -> logits (..., V), in the precision of `hidden`."""
         return product(hidden, self.head_weight, None)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

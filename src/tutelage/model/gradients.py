@@ -1,6 +1,6 @@
-"""Functions of a block whose gradients are written by hand: they keep, or make on the way, less than autograd would.
+"""Autograd functions of a block with hand-written gradients, which store or allocate less than autograd would.
 
-Forwards they are torch's own operations; what they compute on the way back can be differentiated again.
+The forward passes are torch's own operations. The backward passes can be differentiated again.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class FrozenRMSNorm(torch.autograd.Function):
-    """RMSNorm whose gain learns nothing: it keeps x alone for the gradient; autograd keeps it in fp32 and thrice."""
+    """RMSNorm with a frozen gain. It stores only x for the gradient; autograd stores it three times, in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -29,13 +29,13 @@ class FrozenRMSNorm(torch.autograd.Function):
 
 
 def gated(h: Tensor) -> Tensor:
-    """silu(gate) * up, of both side by side."""
+    """silu(gate) * up, where h (..., 2 d) is gate and up side by side -> (..., d)."""
     gate, up = h.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
 class SwiGLU(torch.autograd.Function):
-    """`gated`, which keeps its input alone: silu(gate) is made again for the gradient. The same numbers as without."""
+    """`gated`, storing only its input; silu(gate) is recomputed for the gradient. The numbers are autograd's."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
@@ -49,7 +49,8 @@ class SwiGLU(torch.autograd.Function):
 
 
 def _silu_backward(g: Tensor, x: Tensor) -> Tensor:
-    """torch's own, which cannot be differentiated again; where that is wanted (TRPO), written out."""
+    """Gradient of silu(x), given that of its output."""
+    # torch's own function is not differentiable, so the formula is written out for second derivatives (TRPO).
     if not torch.is_grad_enabled():
         return torch.ops.aten.silu_backward(g, x)
     s = x.sigmoid()
@@ -57,9 +58,9 @@ def _silu_backward(g: Tensor, x: Tensor) -> Tensor:
 
 
 class AddThin(torch.autograd.Function):
-    """y + x A^T B^T, added to y (..., d) itself: x (..., k), A (r, k), B (d, r), r small beside k and d.
+    """y + x A^T B^T, added to y (..., d) in place: x (..., k), A (r, k), B (d, r), with r much smaller than k and d.
 
-    The thin product goes into y while it is made. Apart it is another array as large, written once and read once more.
+    Accumulating the low-rank product into y avoids a second array of y's size, which would be written and read again.
     """
 
     @staticmethod
@@ -67,13 +68,15 @@ class AddThin(torch.autograd.Function):
         inside = rows(x) @ down.T
         ctx.save_for_backward(x, inside, down, up)
         ctx.mark_dirty(y)
-        y.view(-1, y.shape[-1]).addmm_(inside, up.T)  # an error where y has gaps: a copy of it would be added to
+        # `view`, not `reshape`: a y that is not contiguous must be an error, because a copy would take the sum.
+        y.view(-1, y.shape[-1]).addmm_(inside, up.T)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         x, inside, down, up = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again: not as a constant
+        if torch.is_grad_enabled():
+            # For second derivatives `inside` must be a function of x and A, not a stored constant.
             inside = rows(x) @ down.T
         g = rows(grads[0])
         narrow = g @ up
@@ -82,5 +85,5 @@ class AddThin(torch.autograd.Function):
 
 
 def rows(x: Tensor) -> Tensor:
-    """(..., k) -> (N, k)."""
+    """Flatten all axes but the last: (..., k) -> (N, k)."""
     return x.flatten(0, -2)

@@ -1,9 +1,9 @@
-"""config.json of other libraries <-> the shape of our decoder.
+"""Conversion between transformers' config.json and the shape of our decoder.
 
     from_hf_config(config.json) -> GPTConfig;  to_hf_config(GPTConfig) -> config.json
 
-Every field that would change a number is either read or refused in one line: a setting that is passed over makes a
-model that loads and is quietly wrong.
+Every setting that would change a number is either read or refused with an error. If one were ignored, the model would
+load and silently give wrong numbers.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,20 +14,21 @@ from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig, RopeScaling
 
 Config = Mapping[str, Any]
-OURS = "tutelage"  # the model_type of shapes that no other library has: a folder only this package reads
+# The model_type of shapes that no class of transformers has; only this package reads such folders.
+OURS = "tutelage"
 
 
 class NoClassError(InputError):
-    """No class of transformers computes such a model."""
+    """No class of transformers supports this model."""
 
 
 def from_hf_config(hf: Config) -> GPTConfig:
-    """The shape that a config.json describes. Raises InputError for another family, or a setting that is not ours."""
+    """The shape that a config.json describes. Raises InputError for an unsupported family or setting."""
     kind = hf.get("model_type")
     if kind == OURS:
         return _read_own(hf)
     if kind not in READERS:
-        raise InputError(f"model: family {kind!r} is not read; {', '.join(sorted(READERS))} are")
+        raise InputError(f"model: family {kind!r} is not supported; supported are {', '.join(sorted(READERS))}")
     try:
         return READERS[kind](hf)
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
@@ -35,24 +36,27 @@ def from_hf_config(hf: Config) -> GPTConfig:
 
 
 def to_hf_config(config: GPTConfig) -> dict[str, Any]:
-    """A config.json that transformers loads. Raises NoClassError for a shape that none of its classes has."""
+    """A config.json that transformers loads. Raises NoClassError for a shape that none of its classes supports."""
     kind = family_of(config)
     written = WRITERS[kind](config)
     for name, value in written.pop("derived", {}).items():
         if value != getattr(config, name):
-            raise NoClassError(f"model: {kind} has {name} {value}, this one {getattr(config, name)}: no class fits it")
+            raise NoClassError(
+                f"model: {name} is {getattr(config, name)}, {kind} needs {value}; no class fits the model"
+            )
     architecture = ARCHITECTURES[kind]
     common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}
     return {"architectures": [architecture], "model_type": kind, **common, **written, **PRECISION}
 
 
 def to_own_config(config: GPTConfig) -> dict[str, Any]:
-    """A config.json of our own, for what has no class elsewhere."""
+    """A config.json in our own format, for shapes that transformers has no class for."""
     common = {"vocab_size": config.vocab_size, "architectures": ["GPTForCausalLM"], "model_type": OURS}
     return asdict(config) | common | PRECISION
 
 
 def _read_own(hf: Config) -> GPTConfig:
+    """The shape in a config.json written by `to_own_config`."""
     known = {field.name for field in fields(GPTConfig)}
     shape = {name: value for name, value in hf.items() if name in known}
     try:
@@ -60,40 +64,41 @@ def _read_own(hf: Config) -> GPTConfig:
             shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
         return GPTConfig(**shape)
     except (ValueError, TypeError) as error:
-        raise InputError(f"model: config.json does not describe a decoder of ours ({error})") from None
+        raise InputError(f"model: config.json does not describe a tutelage decoder ({error})") from None
 
 
 def classifier_of(architecture: str) -> str:
-    """The class that puts one number in place of a language model's head."""
+    """The class with a scalar head for a language model's: LlamaForSequenceClassification for LlamaForCausalLM."""
     return architecture.replace("LMHeadModel", "ForCausalLM").replace("ForCausalLM", "ForSequenceClassification")
 
 
 def family_of(config: GPTConfig) -> str:
-    """The family that a shape is written as. Raises NoClassError where there is none."""
+    """The transformers family that a shape is written as. Raises NoClassError if there is none."""
     modern = config.norm == "rms" and config.mlp == "swiglu" and not (config.learned_positions or config.post_norm)
     classic = config.norm == "layer" and config.mlp == "gelu" and config.learned_positions and config.biases
     if modern and not config.biases:
         if config.band:
             plain = config.band_every == 1 and not (config.qk_norm or config.qkv_bias)
-            return "mistral" if plain else _no_class("a band")
+            return "mistral" if plain else _no_class("a band with these other settings")
         if config.qk_norm and config.qkv_bias:
-            return _no_class("normalised queries together with their biases")
+            return _no_class("both normalisation and biases of queries and keys")
         return "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     if classic and not (config.qk_norm or config.kv_heads != config.heads):
         if config.post_norm:
-            return _no_class("a band after GPT-1") if config.band else "openai-gpt"
+            return _no_class("a band in a GPT-1") if config.band else "openai-gpt"
         return "gpt_neo" if config.band else "gpt2"
-    return _no_class("this mix of norm, MLP and positions")
+    return _no_class("this combination of norm, MLP and positions")
 
 
 def _no_class(what: str) -> str:
-    raise NoClassError(f"model: no class of transformers has {what}; such a model is trained here, not handed over")
+    raise NoClassError(f"model: no class of transformers has {what}; the model can be used here, but not exported")
 
 
-# ---- Llama and its kin
+# ---- Llama, Mistral and Qwen
 
 
 def _read_modern(hf: Config) -> GPTConfig:
+    """The shape of a Llama, Mistral or Qwen."""
     _must(hf, "hidden_act", "silu")
     _must(hf, "mlp_bias", False)
     _must(hf, "attention_bias", False)
@@ -121,17 +126,18 @@ def _read_modern(hf: Config) -> GPTConfig:
 
 
 def _rope(hf: Config) -> dict[str, Any]:
-    """The rotary settings, from the field of transformers 5 or from the two fields of before."""
+    """The rotary settings, from the one field of transformers 5 or the two fields of earlier versions."""
     default = {"rope_theta": hf.get("rope_theta", 10_000.0)}
     return default | dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
 
 
 def _read_scaling(rope: Config) -> RopeScaling | None:
+    """Llama 3's scaling, or None. Raises InputError for other types."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise InputError(f"model: rotary positions of type {kind!r} are not computed here; default and llama3 are")
+        raise InputError(f"model: rotary positions of type {kind!r} are not supported; use default or llama3")
     return RopeScaling(
         factor=float(rope["factor"]),
         low_frequency=float(rope["low_freq_factor"]),
@@ -170,44 +176,53 @@ def _write_modern(config: GPTConfig) -> dict[str, Any]:
     }
 
 
-# ---- OpenAI's own
+# ---- OpenAI's GPTs
 
 
 def _read_gpt2(hf: Config) -> GPTConfig:
     _must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
-    for name, value in {
-        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-    }.items():  # fmt: skip
-        _must(hf, name, value)
+    _must(hf, "scale_attn_weights", True)
+    _must(hf, "scale_attn_by_inverse_layer_idx", False)
+    _must(hf, "add_cross_attention", False)
     return _classic(hf["n_embd"], hf["n_head"], hf.get("n_inner"), hf["n_positions"], hf["n_layer"], hf)
 
 
 def _read_gpt1(hf: Config) -> GPTConfig:
-    _must(hf, "afn", "gelu")  # in that class "gelu" is the tanh form
+    _must(hf, "afn", "gelu")  # in this class "gelu" is the tanh approximation
     return _classic(hf["n_embd"], hf["n_head"], None, hf["n_positions"], hf["n_layer"], hf, post_norm=True)
 
 
 def _read_gpt_neo(hf: Config) -> GPTConfig:
     _must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
     layers = hf["num_layers"]
-    kinds = [kind for some, times in hf["attention_types"] for _ in range(times) for kind in some]
+    kinds = [kind for pattern, times in hf["attention_types"] for _ in range(times) for kind in pattern]
     if kinds != ["global", "local"] * (layers // 2) + ["global"] * (layers % 2):
-        raise InputError(f"model: attention_types {kinds} is not GPT-3's dense and banded layers in turn")
-    return _classic(
-        hf["hidden_size"], hf["num_heads"], hf.get("intermediate_size"), hf["max_position_embeddings"], layers, hf,
-        band=hf["window_size"],
-    )  # fmt: skip
+        raise InputError(f"model: attention_types {kinds} does not alternate dense and banded layers, as GPT-3 does")
+    hidden, context = hf.get("intermediate_size"), hf["max_position_embeddings"]
+    return _classic(hf["hidden_size"], hf["num_heads"], hidden, context, layers, hf, band=hf["window_size"])
 
 
 def _classic(
     width: int, heads: int, hidden: int | None, context: int, layers: int, hf: Config, **more: Any
 ) -> GPTConfig:
+    """The shape of a GPT-1, GPT-2 or GPT-Neo from the fields whose names differ, and the rest from `hf`."""
     return GPTConfig(
-        vocab_size=hf["vocab_size"], width=width, layers=layers, heads=heads, kv_heads=heads,
-        head_width=width // heads, hidden=hidden or 4 * width, context=context, norm="layer",
-        norm_eps=hf["layer_norm_epsilon"], learned_positions=True, mlp="gelu", biases=True,
-        tied=hf.get("tie_word_embeddings", True), **more,
-    )  # fmt: skip
+        vocab_size=hf["vocab_size"],
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_width=width // heads,
+        hidden=hidden or 4 * width,
+        context=context,
+        norm="layer",
+        norm_eps=hf["layer_norm_epsilon"],
+        learned_positions=True,
+        mlp="gelu",
+        biases=True,
+        tied=hf.get("tie_word_embeddings", True),
+        **more,
+    )
 
 
 def _write_gpt2(config: GPTConfig) -> dict[str, Any]:
@@ -252,12 +267,12 @@ def _write_gpt_neo(config: GPTConfig) -> dict[str, Any]:
 
 
 def _must(hf: Config, name: str, *allowed: Any) -> None:
-    """Raises InputError when a setting is given and is none of those that our decoder computes."""
+    """Raise InputError if a setting is present and not among the values that our decoder supports."""
     if name in hf and hf[name] is not None and hf[name] not in allowed:
-        raise InputError(f"model: {name} is {hf[name]!r}; only {' or '.join(map(repr, allowed))} is computed here")
+        raise InputError(f"model: {name} is {hf[name]!r}; only {' or '.join(map(repr, allowed))} is supported")
 
 
-PRECISION = {"torch_dtype": "float32", "dtype": "float32"}  # the field's older and newer name
+PRECISION = {"torch_dtype": "float32", "dtype": "float32"}  # older and newer name of the same field
 ARCHITECTURES = {
     "openai-gpt": "OpenAIGPTLMHeadModel",
     "gpt2": "GPT2LMHeadModel",

@@ -1,10 +1,10 @@
-"""Keys and values of the tokens already seen, so that each new token costs one row instead of the whole prefix.
+"""The KV cache: stored keys and values, so that a new token costs one row instead of the whole prefix.
 
-    attend(layer, q, k, v, mask) keeps k and v, and looks at all that may be seen;  advance(n) after the last layer
+    attend(layer, q, k, v, mask) stores k and v and attends to all stored ones;  advance(n) after the last layer
 
-Rows of one batch that go on together; requests that come and go are in `slots.py`. Memory of dense layers is taken
-once for the longest text wanted (static shapes); a banded layer holds no more than its band. Rows that are finished
-leave with `keep`.
+All rows of a batch grow together; for requests that join and leave at any time see `engine/slot_cache.py`.
+Dense layers allocate memory once, for the longest text; a banded layer stores no more than its band. `keep` drops the
+rows that are finished.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,25 +17,28 @@ from tutelage.model.attention import attend
 
 
 class Cache(Protocol):
-    """What the decoder asks of keys and values that were kept."""
+    """The interface of a KV cache, as the decoder uses it."""
 
-    length: int  # tokens seen, where all rows have seen as many
+    length: int  # tokens stored in each row, if all rows have the same number
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Keep k, v (B, kv_heads, L, D) and let q (B, H, L, D) look at all that it may: (B, H, L, D).
+        """Store k, v (B, kv_heads, L, D); return the attention of q (B, H, L, D) over all stored ones, of q's shape.
 
-        q may be of the last tokens only, but not in `slots.py`.
+        q may be of the last tokens only, except in `engine/slot_cache.py`.
         """
 
     def banded(self, tokens: int, mask: Tensor | None) -> Tensor | None:
-        """`mask` as it is for banded layers, when this many tokens follow."""
+        """The mask for banded layers in a pass of this many tokens, given the mask for dense layers."""
 
     def advance(self, tokens: int) -> None:
-        """Called once per forward pass, after the last layer."""
+        """Count this many tokens as stored; called once per forward pass, after the last layer."""
 
 
 class KVCache:
-    """One model's cache: for each layer keys and values (B, kv_heads, S, D), of which `length` tokens were seen."""
+    """Keys and values of one batch: (B, kv_heads, S, D) per layer, of which the first `length` tokens are stored.
+
+    A banded layer has at most the last band - 1 tokens instead.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        """`bands` has one entry per layer: how many tokens it looks at, its own included; 0 is all of them."""
+        """`bands`: per layer, the number of tokens that a token attends to, itself included (0 for all); `size`: S."""
         self.bands = list(bands)
         sizes = [0 if band else size for band in bands]
         self.keys, self.values = (
@@ -61,10 +64,11 @@ class KVCache:
         return attend(q, *self.append(layer, k, v), mask)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, kv_heads, L, D); returns what may be seen, (B, kv_heads, S', D), the new ones at its end."""
+        """Store k, v (B, kv_heads, L, D); return all to attend to, (B, kv_heads, S', D), with the new ones last."""
         if band := self.bands[layer]:
             k, v = torch.cat([self.keys[layer], k], dim=2), torch.cat([self.values[layer], v], dim=2)
-            first = max(0, k.shape[2] - (band - 1))  # the next token looks back band - 1
+            # The next token attends to band - 1 earlier ones.
+            first = max(0, k.shape[2] - (band - 1))
             self.keys[layer], self.values[layer] = k[:, :, first:].clone(), v[:, :, first:].clone()
             return k, v
         end = self.length + k.shape[2]
@@ -73,9 +77,9 @@ class KVCache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def banded(self, tokens: int, mask: Tensor | None) -> Tensor:
-        """j <= i and i - j < band, within what `mask` allows: (1, 1, L, S), or as many rows as the mask has.
+        """j <= i and i - j < band, and allowed by `mask`: (1, 1, L, S), or (B, 1, L, S) if the mask has B rows.
 
-        Its columns are the tokens that a banded layer still holds, and the new ones.
+        The columns are the tokens that a banded layer still stores, then the new ones.
         """
         band = max(self.bands)
         device, end = self.keys[0].device, self.length + tokens
@@ -86,11 +90,11 @@ class KVCache:
         return near if mask is None else mask[..., first:] & near
 
     def advance(self, tokens: int) -> None:
-        """Called once per forward pass, after the last layer has appended."""
+        """Count this many tokens as stored; called once per forward pass, after the last layer has appended."""
         self.length += tokens
 
     def pad(self, tokens: int) -> None:
-        """Of an empty cache: the first so many columns are padding, for `place` to write into."""
+        """Make the first `tokens` columns of an empty cache padding, for `place` to write into."""
         self.length = tokens
         for layer, band in enumerate(self.bands):
             if band:
@@ -99,22 +103,22 @@ class KVCache:
                 self.keys[layer], self.values[layer] = empty, empty.clone()
 
     def place(self, rows: Tensor, other: "KVCache") -> None:
-        """What the other one holds becomes these rows' newest tokens; it has seen no more than this one."""
+        """Copy another cache's tokens to the newest columns of these rows. It must not be longer than this one."""
         for layer, band in enumerate(self.bands):
-            held = min(other.length, band - 1) if band else other.length
+            stored = min(other.length, band - 1) if band else other.length
             end = min(self.length, band - 1) if band else self.length
-            self.keys[layer][rows, :, end - held : end] = other.keys[layer][:, :, :held]
-            self.values[layer][rows, :, end - held : end] = other.values[layer][:, :, :held]
+            self.keys[layer][rows, :, end - stored : end] = other.keys[layer][:, :, :stored]
+            self.values[layer][rows, :, end - stored : end] = other.values[layer][:, :, :stored]
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows (indices) of the batch."""
+        """Keep only these rows of the batch (indices)."""
         self._each_layer(lambda x: x[rows])
 
     def repeat(self, times: int) -> None:
-        """Make `times` copies of each row, next to each other: one prompt, several answers."""
+        """Repeat each row `times` times, copies next to each other: several responses to one prompt."""
         self._each_layer(lambda x: x.repeat_interleave(times, dim=0))
 
     def _each_layer(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Layer by layer, so that never more than one of them is there twice."""
+        """Apply `change` to keys and values one layer at a time, so that at most one layer is in memory twice."""
         for layer in range(len(self.bands)):
             self.keys[layer], self.values[layer] = change(self.keys[layer]), change(self.values[layer])

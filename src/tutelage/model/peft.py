@@ -1,10 +1,11 @@
-"""Adapters under the names of the library PEFT.
+"""LoRA adapters in the format of the library PEFT.
 
     to_peft(adapted GPT) -> adapter_config.json, {name: tensor};  from_peft(plain GPT, config, tensors) -> adapted GPT
 
-Where their module holds several of our maps (GPT-2's `c_attn` is query, key and value), one adapter of theirs is the
-same function as ours with A below A and B along a diagonal of blocks; read back, each map gets all of A and its rows of
-B. Another scaling (rank-stabilised, or per module) is folded into B.
+A module of theirs may hold several of our maps: GPT-2's `c_attn` is query, key and value. Our adapters of these maps
+are written as one, with the A stacked and the B block-diagonal, which is the same function. When such an adapter is
+read, each of our maps gets all of A and its own rows of B. Other scalings (rank-stabilised, or per module) are
+multiplied into B.
 """
 
 import re
@@ -25,7 +26,7 @@ Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r)
 
 
 def to_peft(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """adapter_config.json without the base's name, and the tensors. The model must have adapters."""
+    """(adapter_config.json without the base model's name, {name: tensor}). The model must have adapters."""
     family = family_of(model.config)
     names, pairs, ranks = NAMES[family], {}, {}
     config = next(adapter.config for _, _, adapter in adapted_linears(model))
@@ -59,20 +60,21 @@ def to_peft(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _pairs(adapter: Adapter, theirs: tuple[str, ...]) -> list[tuple[str, Pair]]:
+    """(their module, its A and B) for one adapter of ours; one module of theirs may hold all its maps."""
     if len(theirs) == len(adapter.rows):
         return [(theirs[i], (down.detach(), up.detach())) for i, down, up in adapter.maps()]
     return [(theirs[0], (adapter.down.detach(), adapter.spread_up().detach()))]
 
 
 def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
-    """Freeze the model and add the adapters. Raises InputError for what is no LoRA of this model."""
+    """Freeze the model and add the adapters. Raises InputError for anything but a plain LoRA of this model."""
     try:
         pairs = _read_pairs(config, tensors)
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError, re.error) as error:
         raise InputError(f"adapter: adapter_config.json does not describe a LoRA ({error})") from None
     modules = _their_modules(model)
     if unknown := sorted(pairs.keys() - modules.keys()):
-        raise InputError(f"adapter: {unknown[0]} is no linear map of the base; it was made for another model")
+        raise InputError(f"adapter: the base model has no linear map {unknown[0]}; the adapter is for another model")
     rank = max(len(down) for down, _ in pairs.values())
     targets = tuple(name for name in ALL if any(name in modules[module][1] for module in pairs))
     lowest = min(int(modules[module][0].split(".")[1]) for module in pairs)
@@ -80,7 +82,7 @@ def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tenso
     add_adapters(model, unscaled, torch.Generator())
     adapters = {path: adapter for path, _, adapter in adapted_linears(model)}
     for adapter in adapters.values():
-        torch.nn.init.zeros_(adapter.down)  # an adapter that the folder has for other layers only
+        torch.nn.init.zeros_(adapter.down)  # maps that the file does not adapt in this layer must add nothing
     for module, (down, up) in pairs.items():
         path, names = modules[module]
         up = up * query_scale(model) if module.endswith("q_proj") else up
@@ -89,7 +91,7 @@ def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tenso
 
 
 def _their_modules(model: GPT) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """{their module: (path of our stored matrix, which of its maps)}."""
+    """{their module: (path of our stored matrix, the maps of that matrix it corresponds to)}."""
     names = NAMES[family_of(model.config)]
     modules = {}
     for layer, block in enumerate(model.blocks):
@@ -97,20 +99,20 @@ def _their_modules(model: GPT) -> dict[str, tuple[str, tuple[str, ...]]]:
             maps = stored_maps(path, block.get_submodule(path))
             theirs = names[path]
             for i, their in enumerate(theirs):
-                whose = maps if len(theirs) == 1 else (maps[i],)
-                modules[f"{names['blocks'][0]}.{layer}.{their}"] = (f"blocks.{layer}.{path}", whose)
+                corresponding = maps if len(theirs) == 1 else (maps[i],)
+                modules[f"{names['blocks'][0]}.{layer}.{their}"] = (f"blocks.{layer}.{path}", corresponding)
     return modules
 
 
 @torch.no_grad()
 def _copy(module: str, pair: Pair, maps: Sequence[Pair]) -> None:
-    """Each of our maps takes all of their A and its own rows of their B; ranks above theirs stay 0."""
+    """Copy all of their A and its own rows of their B into each of our maps; ranks beyond theirs stay 0."""
     down, up = pair
     rows, columns = [len(b) for _, b in maps], maps[0][0].shape[1]
     if down.shape[1] != columns or len(up) != sum(rows):
         raise InputError(
-            f"adapter: {module} maps {down.shape[1]} channels to {len(up)}, the base {columns} to {sum(rows)}; "
-            "it was made for another model"
+            f"adapter: {module} maps {down.shape[1]} channels to {len(up)}, in the base {columns} to {sum(rows)}; "
+            "the adapter is for another model"
         )
     for (a, b), part in zip(maps, up.split(rows), strict=True):
         a[: len(down)] = down
@@ -118,30 +120,31 @@ def _copy(module: str, pair: Pair, maps: Sequence[Pair]) -> None:
 
 
 def _read_pairs(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
-    """{their module: (A, B times its scale)}. Raises InputError for other kinds of adapters and for half of a pair."""
+    """{their module: (A, B times its scale)}. Raises InputError for other kinds of adapters and incomplete pairs."""
     for name, plain in {"peft_type": "LORA", "bias": "none", "use_dora": False}.items():
         if config.get(name, plain) != plain:
-            raise InputError(f"adapter: {name} is {config[name]!r}; plain LoRA is read, {name} {plain!r}")
-    if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
-        raise InputError(f"adapter: {config['init_lora_weights']} changes the base as well; only plain LoRA is read")
-    found: dict[str, dict[str, Tensor]] = {}
+            raise InputError(f"adapter: {name} is {config[name]!r}; only plain LoRA is supported ({name} {plain!r})")
+    initial = config.get("init_lora_weights")
+    if str(initial).startswith(("pissa", "olora", "corda", "loftq")):
+        raise InputError(f"adapter: {initial} changes the base model, too; only plain LoRA is supported")
+    matrices: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)
         if match is None:
-            raise InputError(f"adapter: {name} is no LoRA of a linear map; only these are read")
-        found.setdefault(match[1], {})[match[2]] = tensor.float()
+            raise InputError(f"adapter: {name} is not a LoRA matrix of a linear map; only these are supported")
+        matrices.setdefault(match[1], {})[match[2]] = tensor.float()
     pairs = {}
-    for module, pair in found.items():
+    for module, pair in matrices.items():
         if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].shape[1:] != pair["A"].shape[:1]:
-            raise InputError(f"adapter: A and B of {module} do not belong together; copy the adapter again")
+            raise InputError(f"adapter: A and B of {module} are incomplete or do not match; copy the adapter again")
         pairs[module] = (pair["A"], pair["B"] * _scale(config, module))
     if not pairs:
-        raise InputError("adapter: the file holds no adapter; copy it again")
+        raise InputError("adapter: the file contains no LoRA matrices; copy it again")
     return pairs
 
 
 def _scale(config: Mapping[str, Any], module: str) -> float:
-    """alpha / r, or alpha / sqrt(r) where it is rank-stabilised, with the patterns that set single modules apart."""
+    """alpha / r, or alpha / sqrt(r) if rank-stabilised, where patterns may set alpha and r of single modules."""
     alpha, rank = (
         next(
             (value for key, value in (config.get(pattern) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", module)),

@@ -1,23 +1,23 @@
-"""Weights laid out once as the CPU's bf16 kernels want them, for a model that only runs forwards.
+"""Packed weights: copies in the memory layout of the CPU's bf16 kernels, for inference.
 
-    prepack(model, head): matrices get `packed`;  unpack(model) takes them away
-    product(x, weight, bias) = x W^T + bias, by the packed one if there is one
+    prepack(model, head): matrices get an attribute `packed`;  unpack(model) removes it
+    product(x, weight, bias) = x W^T + bias, with the packed copy if there is one
 
-What is packed is a copy: a packed matrix must not be changed, as its products would go on with the old one.
-A product of a few rows, one step of decoding, spends half of its time on laying the weights out anew: packed, it takes
-half as long, and its numbers are the same bit for bit (LOG.md). The operators are oneDNN's, private to torch: where
-they are missing nothing is packed, and everything runs as before.
+Do not change a matrix while it is packed: its products would still use the old copy.
+A product of a few rows, as in a decoding step, spends half of its time on rearranging the weights. With packed weights
+it takes half as long and gives the same numbers bit for bit (LOG.md). The operators are oneDNN's and private to torch;
+without them nothing is packed, and products run as usual.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 32  # a batch of decoding: what the layout is chosen for; any other number of rows works
+ROWS = 32  # batch size the layout is optimised for, that of decoding; other sizes work, too
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., k) -> (..., d) by weight (d, k), in the precision of x."""
+    """x (..., k) times weight (d, k) transposed, plus bias (d,) -> (..., d), in the precision of x."""
     packed = getattr(weight, "packed", None)
     bias = None if bias is None else bias.to(x.dtype)
     if packed is None or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
@@ -26,9 +26,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def prepack(model: nn.Module, head: Tensor) -> None:
-    """Pack the linear maps and the head, where they are frozen, in bf16 and on the CPU.
+    """Pack those of the linear maps and the head that are frozen, in bf16 and on the CPU.
 
-    A packed matrix stays so for as long as it exists: those that models share are packed once.
+    The copy is stored on the weight itself, so matrices that several models share are packed once.
     """
     if not can_pack():
         return
@@ -39,14 +39,14 @@ def prepack(model: nn.Module, head: Tensor) -> None:
 
 
 def unpack(model: nn.Module) -> None:
-    """Give the copies' memory back, a second model's: for learning, which has no use for them."""
+    """Free the packed copies, which take as much memory as the model itself. Training does not use them."""
     for weight in model.parameters():
         if hasattr(weight, "packed"):
             del weight.packed
 
 
 def can_pack() -> bool:
-    """Whether this build of torch has the operators and this CPU runs them in bf16."""
+    """True if this build of torch has the operators and this CPU runs them in bf16."""
     names = ("_reorder_linear_weight", "_linear_pointwise")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False

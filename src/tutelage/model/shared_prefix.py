@@ -1,9 +1,10 @@
-"""One prompt, several answers, one row: what a group of texts begins with is computed once.
+"""Rows in which several texts share their common prefix, such as K responses to one prompt.
 
-    groups of texts -> lay_out -> rows [prompt | answer 1 | answer 2 | ...] -> scores, one per text
+    groups of texts -> lay_out -> rows [prompt | response 1 | response 2 | ...] -> scores, one per text
 
-Every answer sees the prompt and itself, and its positions go on from the prompt's end, so that each score is what the
-text would get alone. A ranking of K answers then costs one prompt, not K.
+Each response attends to the prompt and to itself, and its positions continue from the end of the prompt. Each score is
+therefore that of the text by itself. A ranking of K responses computes its prompt once; InstructGPT (Ouyang et al.
+2022, section 3.5) takes K forward passes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,36 +15,36 @@ from torch import Tensor
 
 from tutelage.model.heads import ScalarGPT
 
-Group = tuple[tuple[int, ...], ...]  # texts that begin alike
+Group = tuple[tuple[int, ...], ...]  # token ids of texts with a common prefix
 
-ROWS_AT_ONCE = 8  # groups of like length in one forward pass: more would be padded more
+ROWS_AT_ONCE = 8  # groups of similar length in one forward pass; larger batches need more padding
 
 
 @dataclass(frozen=True)
 class SharedPrefixRows:
-    """B rows: a prefix once, and behind it, side by side, up to K continuations that see it but not each other."""
+    """B rows, each of one prefix and up to K continuations, which attend to the prefix but not to each other."""
 
     ids: Tensor  # (B, L)
-    positions: Tensor  # (B, L) each continuation counts on from the end of the prefix
-    branches: Tensor  # (B, L) 0 is the prefix, 1..K the continuations, -1 padding
-    last: Tensor  # (B, K) index of each continuation's last token; the row's last one where it has fewer than K
+    positions: Tensor  # (B, L), each continuation's counted from the end of the prefix
+    branches: Tensor  # (B, L), 0 for the prefix, 1..K for the continuations, -1 for padding
+    last: Tensor  # (B, K), column of each continuation's last token; rows with fewer than K repeat their last one
 
     def mask(self) -> Tensor:
-        """(B, 1, L, L) True where a token may look: backwards, within its own branch and the prefix."""
-        mine, theirs = self.branches[:, :, None], self.branches[:, None, :]
+        """(B, 1, L, L), True = may attend: causal, within the token's own branch and the prefix."""
+        query, key = self.branches[:, :, None], self.branches[:, None, :]
         causal = torch.ones(self.ids.shape[1], self.ids.shape[1], dtype=torch.bool).tril()
-        return (((mine == theirs) | ((theirs == 0) & (mine > 0))) & causal)[:, None]
+        return (((query == key) | ((key == 0) & (query > 0))) & causal)[:, None]
 
     def path(self, row: int, k: int, length: int) -> Tensor:
-        """(length,): where in its row each token of the k-th text stands, the shared ones first."""
+        """(length,): the columns of the k-th text's `length` tokens in this row, those of the prefix first."""
         shared, end = int((self.branches[row] == 0).sum()), int(self.last[row, k]) + 1
         return torch.cat([torch.arange(shared), torch.arange(end - (length - shared), end)])
 
 
 def lay_out(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> SharedPrefixRows:
-    """Lay out one row per group of sequences, what all of a group begin with standing there once.
+    """One row per group of token sequences, with the group's common prefix stored once.
 
-    Every sequence keeps at least its last token to itself: that is where it is read.
+    The last token of a sequence is never part of the prefix, because the sequence is scored there.
     """
     shared = [common_prefix(group) for group in groups]
     shape = (len(groups), max(map(row_size, groups)))
@@ -65,37 +66,38 @@ def lay_out(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> SharedPrefix
 
 
 def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad: int) -> list[Tensor]:
-    """One (K,) of scores per group of K texts, each read at its text's last token, where its turn ends.
+    """Scores (K,) for each group of K texts, read at the last token of each text, its end of turn.
 
-    Groups of like length share a forward pass, and a group that stands there twice is run once.
+    Groups of similar length share a forward pass, and equal groups are run once.
     """
     device = model.score.weight.device
     scored: dict[Group, Tensor] = {}
-    for some in alike(groups):
-        rows = lay_out(some, pad)
+    for batch in alike(groups):
+        rows = lay_out(batch, pad)
         ids, last, positions, mask = (x.to(device) for x in (rows.ids, rows.last, rows.positions, rows.mask()))
         scores = model.at(ids, last, positions, mask)
-        scored |= {group: row[: len(group)] for group, row in zip(some, scores, strict=True)}
+        scored |= {group: row[: len(group)] for group, row in zip(batch, scores, strict=True)}
     return [scored[as_key(group)] for group in groups]
 
 
 def alike(groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Group]]:
-    """The different ones among these groups, those of like length together, as many at once as go into one pass."""
-    different = sorted(set(map(as_key, groups)), key=lambda group: (row_size(group), group))
-    for at in range(0, len(different), ROWS_AT_ONCE):
-        yield different[at : at + ROWS_AT_ONCE]
+    """Batches of the distinct groups, sorted by the length of their rows, for one forward pass each."""
+    distinct = sorted(set(map(as_key, groups)), key=lambda group: (row_size(group), group))
+    for at in range(0, len(distinct), ROWS_AT_ONCE):
+        yield distinct[at : at + ROWS_AT_ONCE]
 
 
 def row_size(group: Sequence[Sequence[int]]) -> int:
-    """Tokens of its row: what its sequences begin with counts once."""
+    """Length of the group's row in tokens; the common prefix counts once."""
     return sum(map(len, group)) - (len(group) - 1) * common_prefix(group)
 
 
 def as_key(group: Sequence[Sequence[int]]) -> Group:
+    """The group as a hashable value."""
     return tuple(map(tuple, group))
 
 
 def common_prefix(group: Sequence[Sequence[int]]) -> int:
-    """Tokens that all sequences begin with, short of the shortest one's last token."""
+    """Length of the prefix that all sequences share, excluding the last token of the shortest."""
     shortest = min(len(sequence) for sequence in group) - 1
     return next((i for i in range(shortest) if len({sequence[i] for sequence in group}) > 1), max(0, shortest))

@@ -1,9 +1,9 @@
-"""Rows of the embedding: those of tokens that training has never met, and those of tokens that come or go.
+"""Changes to the embedding's rows: new values for tokens that training has never seen, and a new vocabulary size.
 
-A tied embedding is also the output head: at every step the softmax pushes each token that never comes away from where
-the hidden states are. After a while all such rows are long and point the same way (cosine .999 in the demo, two and a
-half times the usual length), so that fine-tuning starts with role markers nobody can tell apart and an end of turn
-whose hidden state is the same whatever was said.
+A tied embedding is also the output head. At every step the softmax pushes the rows of tokens that never occur away from
+the hidden states. After a while all these rows are long and parallel: in the demo their cosine is 0.999, at two and a
+half times the usual norm. Fine-tuning would then start with role markers that the model cannot tell apart, and with an
+end of turn whose hidden state is the same for every text.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,22 @@ from torch import Tensor
 
 from tutelage.model.gpt import GPT
 
-ALIKE = 0.98  # cosine of two rows that no training has told apart; trained markers of the demo: at most .97
+# Rows with a higher cosine count as untrained. Trained role markers of the demo have at most 0.97.
+ALIKE = 0.98
 
 
 @torch.no_grad()
 def renew_untrained(model: GPT, tokens: Sequence[int], generator: torch.Generator) -> list[int]:
-    """Draw anew, like any other row, those of `tokens` whose rows are as good as equal to one another's.
+    """Redraw the rows of those `tokens` that are nearly parallel to another's, with the statistics of all other rows.
 
-    Returns the tokens that were renewed: none where training has met them.
+    Returns the tokens that were redrawn; none if training has seen them all.
     """
     weight = model.embedding.weight
     rows = weight[list(tokens)].float()
     alike = torch.cosine_similarity(rows[:, None], rows[None], dim=-1).fill_diagonal_(0) > ALIKE
     untrained = [token for token, row in zip(tokens, alike.any(1).tolist(), strict=True) if row]
     if untrained:
-        others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)  # rows not to be redrawn
         others[untrained] = False
         weight[untrained] = _like(weight[others], len(untrained), generator)
     return untrained
@@ -36,25 +37,25 @@ def renew_untrained(model: GPT, tokens: Sequence[int], generator: torch.Generato
 
 @torch.no_grad()
 def resized(model: GPT, rows: int) -> GPT:
-    """The same model with `rows` tokens: the last ones go, or new ones come as the mean of the old.
+    """A copy of the model with `rows` tokens: the last rows are dropped, or new ones added as the mean of the old.
 
-    The mean (Hewitt 2021) makes a new token about as likely as an average one; a small random row, whose logit is near
-    0 where others are negative, may take most of the probability.
+    With the mean (Hewitt 2021) a new token is about as likely as an average one. A small random row has a logit near 0,
+    which can take most of the probability if the other logits are negative.
     """
     old = model.embedding.weight
-    made = GPT(replace(model.config, vocab_size=rows), model.compute_dtype).to(old.device)
+    new = GPT(replace(model.config, vocab_size=rows), model.compute_dtype).to(old.device)
     kept = min(rows, len(old))
-    for name, parameter in made.named_parameters():
+    for name, parameter in new.named_parameters():
         before = model.get_parameter(name)
         if name in ("embedding.weight", "head.weight"):
             parameter[:kept] = before[:kept]
             parameter[kept:] = before.mean(0)
         else:
             parameter.copy_(before)
-    return made
+    return new
 
 
 def _like(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count, C): normal, with the mean and the spread of each channel of `rows`."""
+    """(count, C) normal samples with the per-channel mean and standard deviation of `rows`."""
     noise = torch.randn(count, rows.shape[1], generator=generator).to(rows)
     return rows.mean(0) + rows.std(0) * noise
