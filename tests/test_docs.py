@@ -1,17 +1,16 @@
 """Docs that cannot lie: metrics, options, commands and paths named in the documentation are those of the code."""
 
 import ast
-import dataclasses
 import importlib
 import re
 import shlex
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tutelage.cli import VERBS
+from tutelage.options import options_of
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "tutelage").rglob("*.py"))
@@ -194,18 +193,9 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def flags_of(verb: str) -> set[str]:
-    """The options of a verb, from its signature and its config dataclass."""
+    """The flags that the verb's help lists."""
     function = getattr(importlib.import_module(VERBS[verb].module), VERBS[verb].function)
-    flags = set()
-    for name, hint in typing.get_type_hints(function, include_extras=True).items():
-        kind, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
-        name = next((note.name for note in notes if getattr(note, "name", None)), name)  # tyro.conf.arg(name=...)
-        if dataclasses.is_dataclass(kind):
-            flags |= {field.name for field in dataclasses.fields(kind)}
-            flags |= {f"no_{field.name}" for field in dataclasses.fields(kind) if field.type is bool}
-        elif name != "return":
-            flags.add(name)
-    return {"--" + flag.replace("_", "-") for flag in flags} | {"--help"}
+    return {flag for option in options_of(function) for flag in option.flags} | {"--help", "--help-all"}
 
 
 GUIDES = [page for page in sorted((ROOT / "docs").glob("*.md")) if blocks(page)]

@@ -1,0 +1,125 @@
+"""The options of a verb, read from its signature, its config dataclasses and their docstrings.
+
+    Advanced[float]           marks an option that only --help-all shows
+    options_of(function)      every option of a verb, in order of need
+
+The help text of a parameter is a line `name: text` in the function's docstring, and that of a field the docstring
+under the field. Parsing is tyro's; this module describes the same options for the help and for error messages.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+ADVANCED = "advanced"
+Advanced = Annotated[T, ADVANCED]
+
+LAST = ("seed", "device", "dtype", "overwrite", "checkpoint_seconds")  # shared by most verbs, so listed last
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a verb."""
+
+    name: str
+    kind: Any  # its type, without annotations and without None
+    default: Any  # MISSING if it must be given
+    text: str
+    positional: bool = False
+    advanced: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a user types for it; a positional argument has no flag but a name in capitals."""
+        if self.positional:
+            return (self.name.upper(),)
+        name = self.name.replace("_", "-")
+        return (f"--{name}", f"--no-{name}") if self.kind is bool else (f"--{name}",)
+
+
+class Documentation(NamedTuple):
+    """The parts of a function's docstring."""
+
+    paragraphs: list[str]
+    parameters: dict[str, str]  # {parameter: help text}
+    example: str  # the command after "Example:"
+
+
+def documentation_of(function: Callable[..., Any]) -> Documentation:
+    """The docstring in parts: running text, lines `name: text` about parameters, and the example."""
+    names = "|".join(inspect.signature(function).parameters)
+    found = Documentation([], {}, "")
+    for paragraph in inspect.cleandoc(function.__doc__ or "").split("\n\n"):
+        if re.match(rf"(--)?({names}): ", paragraph):
+            entries = re.split(rf"^(?:--)?({names}): ", paragraph, flags=re.MULTILINE)[1:]
+            texts = [" ".join(text.split()) for text in entries[1::2]]
+            found.parameters.update(zip(entries[::2], texts, strict=True))
+        elif paragraph.startswith("Example:"):
+            found = found._replace(example=" ".join(paragraph.removeprefix("Example:").split()))
+        else:
+            found.paragraphs.append(" ".join(paragraph.split()))
+    return found
+
+
+def options_of(function: Callable[..., Any]) -> list[Option]:
+    """A verb's options in order of need: its inputs, its own settings, inherited settings, and last those of LAST."""
+    hints, texts = get_type_hints(function, include_extras=True), documentation_of(function).parameters
+    found: list[Option] = []
+    for parameter in inspect.signature(function).parameters.values():
+        default = MISSING if parameter.default is inspect.Parameter.empty else parameter.default
+        if dataclasses.is_dataclass(hints[parameter.name]):
+            found += fields_of(hints[parameter.name], default)
+        else:
+            found.append(described(parameter.name, hints[parameter.name], default, texts.get(parameter.name, "")))
+    return sorted(found, key=lambda option: LAST.index(option.name) if option.name in LAST else -1)
+
+
+def fields_of(cls: type[Any], instance: Any) -> Iterator[Option]:
+    """The fields of a config dataclass: those that the class itself names first, then those of its bases."""
+    hints = get_type_hints(cls, include_extras=True)
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(cls)}
+    lineage = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    texts = {name: text for base in reversed(lineage) for name, text in field_texts(base).items()}
+    for name in dict.fromkeys(name for base in lineage for name in inspect.get_annotations(base)):
+        if name in defaults:
+            default = defaults[name] if instance is MISSING else getattr(instance, name)
+            yield described(name, hints[name], default, texts.get(name, ""))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """MISSING if the field has none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def field_texts(cls: type[Any]) -> dict[str, str]:
+    """{field: the docstring under it}, for the fields written in this class."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:]):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            texts[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return texts
+
+
+def described(name: str, hint: Any, default: Any, text: str) -> Option:
+    """An option from its annotated type."""
+    import tyro  # here, because configs import this module for Advanced alone
+
+    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(member for member in get_args(kind) if member is not NoneType)
+    renamed = [note.name for note in notes if getattr(note, "name", None)]  # tyro.conf.arg(name=...)
+    positional = get_args(tyro.conf.Positional[int])[1] in notes
+    return Option((renamed or [name])[0], kind, default, text, positional, ADVANCED in notes)
