@@ -1,6 +1,6 @@
 """The residual stream after the frozen lowest blocks, kept by the sampler for the models that share these blocks.
 
-    lower = TrunkCache(layers, rows, length);  generate(..., lower=lower);  lower.stream(length, source) -> Stream
+    cache = TrunkCache(layers, rows, length);  generate(..., trunk_cache=cache);  cache.stream(length, source) -> Stream
 
 Policy, reference, reward model and value network share the frozen blocks (`rlhf/actors.py`). The sampler has already
 run them on every token except the last one of each response; it runs that token only for this cache. A rollout may be
