@@ -18,7 +18,7 @@ from typing import Any
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
-from tutelage.runs.identity import Named
+from tutelage.runs.identity import NamedInput
 
 
 class FunctionReward:
@@ -94,7 +94,7 @@ def search_current_folder() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def function_identity(name: str) -> Named:
+def function_identity(name: str) -> NamedInput:
     """The function's name and the text of its file: if either changes, the run is a different one.
 
     What the file imports is not part of the identity. The file itself is not executed; the parent packages of a module
@@ -104,7 +104,7 @@ def function_identity(name: str) -> Named:
     file = Path(place) if place.endswith(".py") else module_file(place)
     if not file.is_file():
         raise InputError(f"reward {name}: {file} is not a file; check the part before the colon")
-    return Named(name, f"{attribute}\n{file.read_text(encoding='utf-8', errors='replace')}")
+    return NamedInput(name, f"{attribute}\n{file.read_text(encoding='utf-8', errors='replace')}")
 
 
 def module_file(name: str) -> Path:

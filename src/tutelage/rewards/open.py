@@ -20,7 +20,7 @@ from tutelage.rewards.http import HTTPReward
 from tutelage.rewards.reward import ModelReward, Reward, TextReward
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_scorer, same_tokenizer
-from tutelage.runs.identity import Given, Named
+from tutelage.runs.identity import Input, NamedInput
 
 
 def kind_of(name: str) -> Literal["run", "function", "url", "panel"]:
@@ -93,14 +93,14 @@ def first_run(names: Sequence[str]) -> Path | None:
     return next((Path(name) for name in names if kind_of(name) == "run"), None)
 
 
-def reward_inputs(names: Sequence[str]) -> Given | list[Given]:
+def reward_inputs(names: Sequence[str]) -> Input | list[Input]:
     """These rewards as inputs of a run, for its fingerprint. Raises InputError for a function that does not exist."""
     inputs = [one_input(name) for name in names]
     return inputs[0] if len(inputs) == 1 else inputs
 
 
-def one_input(name: str) -> Given:
+def one_input(name: str) -> Input:
     kind = kind_of(name)
     if kind == "url":
-        return Named(name, name)
+        return NamedInput(name, name)
     return function_identity(name) if kind == "function" else Path(name)
