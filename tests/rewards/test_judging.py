@@ -34,7 +34,7 @@ CPU = choose_device("cpu", "fp32")
 SHORT = replace(PLAIN, iterations=2)
 
 
-def taste(folder: Path, returned: str, name: str = "taste.py") -> str:
+def reward_file(folder: Path, returned: str, name: str = "reward.py") -> str:
     """A file with a function of the conversations `talks`."""
     (folder / name).write_text(f"def judge(talks):\n    return {returned}\n")
     return f"{folder / name}:judge"
@@ -44,7 +44,7 @@ def taste(folder: Path, returned: str, name: str = "taste.py") -> str:
 def by_letters(tmp_path: Path) -> str:
     """The same reward as the server's `letters`, as a function."""
     counted = "10.0 * t[-1]['content'].count('e') + 0.01 * len(t[-2]['content'])"
-    return taste(tmp_path, f"[len(t[-1]['content']) + {counted} for t in talks]")
+    return reward_file(tmp_path, f"[len(t[-1]['content']) + {counted} for t in talks]")
 
 
 # ---- a function, a server
@@ -69,7 +69,7 @@ def test_ppo_by_a_function_and_by_a_server_is_the_same_run(world: World, tmp_pat
 def test_a_response_is_scored_by_its_text(world: World, tmp_path: Path) -> None:
     """A response without an end of turn gets missing_end, whatever the function returns for it."""
     config = replace(PLAIN, batch=32, missing_end=-7.0, max_tokens=10)
-    judged = taste(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
+    judged = reward_file(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
     run = Run(tmp_path / "run", stage="ppo", config=config, inputs={})
     actors = load_actors(world.sft, (judged,), config, run)
     asked = encode_prompts(actors, (world.prompts,), 8, config, "ppo")
@@ -84,7 +84,7 @@ def test_a_response_is_scored_by_its_text(world: World, tmp_path: Path) -> None:
         expected.append(float(len(text)) if ended else -7.0)
     assert rollout.scores.tolist() == expected and -7.0 in expected and max(expected) > 0
     other = "[-len(t[-1]['content']) / 2 for t in talks]"
-    against = load_judge(taste(tmp_path, other, "other.py"), world.sft, config, run)
+    against = load_judge(reward_file(tmp_path, other, "other.py"), world.sft, config, run)
     halves = [-score / 2 if score != -7.0 else 3.0 for score in expected]
     assert judge_score(against, rollout, 3.0) == pytest.approx(statistics.fmean(halves))
 
@@ -111,7 +111,7 @@ def test_without_a_reward_model_the_value_network_starts_as_the_policy_with_valu
 @pytest.mark.parametrize("config", [RLOO, GRPO], ids=["rloo", "grpo"])
 def test_training_raises_a_functions_score(world: World, tmp_path: Path, config: Any) -> None:
     """The function rewards length: after 25 rollouts the responses are longer."""
-    judged = taste(tmp_path, "[len(t[-1]['content']) / 10 for t in talks]")
+    judged = reward_file(tmp_path, "[len(t[-1]['content']) / 10 for t in talks]")
     longer = replace(config, iterations=25, batch=32, lr=3e-3, missing_end=-5.0, kl_coef=0.0)
     longer = longer if config is RLOO else replace(longer, minibatch=32)
     lines = metrics(run_groups(world, tmp_path / "out", longer, reward=judged))
@@ -119,13 +119,13 @@ def test_training_raises_a_functions_score(world: World, tmp_path: Path, config:
 
 
 def test_a_changed_function_is_another_run(world: World, tmp_path: Path) -> None:
-    judged = taste(tmp_path, "[1.0 for t in talks]")
+    judged = reward_file(tmp_path, "[1.0 for t in talks]")
     config = replace(SHORT, iterations=1)
     run_ppo(world, tmp_path / "out", config, reward=judged)
     written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     run_ppo(world, tmp_path / "out", config, reward=judged)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
-    taste(tmp_path, "[2.0 for t in talks]")
+    reward_file(tmp_path, "[2.0 for t in talks]")
     with pytest.raises(InputError, match="reward has changed"):
         run_ppo(world, tmp_path / "out", config, reward=judged)
 
@@ -151,13 +151,13 @@ def test_a_scorer_that_fails_leaves_a_run_that_goes_on(world: World, tmp_path: P
 
 def test_best_of_n_keeps_the_functions_favourite(world: World, tmp_path: Path) -> None:
     heard = tmp_path / "heard.jsonl"
-    (tmp_path / "taste.py").write_text(
+    (tmp_path / "reward.py").write_text(
         f"import json\ndef judge(talks):\n    with open({str(heard)!r}, 'a') as file:\n"
         "        file.writelines(json.dumps(t) + '\\n' for t in talks)\n"
         "    return [float(len(t[-1]['content'])) for t in talks]\n"
     )
     config = BestOfNConfig(count=6, samples=4, max_tokens=24, max_prompt=32, missing_end=-1.0, dtype="fp32")
-    judged = f"{tmp_path / 'taste.py'}:judge"
+    judged = f"{tmp_path / 'reward.py'}:judge"
     best_of_n(world.sft, (judged,), (world.prompts,), tmp_path / "best.jsonl", config)
     talks = [json.loads(line) for line in heard.read_text().splitlines()]
     assert len(talks) == 24
@@ -191,7 +191,7 @@ def test_what_is_no_panel_is_one_line(tmp_path: Path) -> None:
 
 
 def test_evaluate_by_a_function(world: World, tmp_path: Path) -> None:
-    judged = taste(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
+    judged = reward_file(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
     config = EvaluateConfig(
         count=8, max_tokens=24, max_prompt=32, heldout_windows=2, samples=8, best_of=(4,), dtype="fp32"
     )
@@ -257,8 +257,8 @@ def test_members_that_differ_by_definition(world: World, tmp_path: Path) -> None
 
 def test_functions_in_an_ensemble_are_taken_as_they_are(world: World, tmp_path: Path) -> None:
     ones, length = (
-        taste(tmp_path, "[1.0 for t in talks]"),
-        taste(tmp_path, "[len(t[-1]['content']) for t in talks]", "l.py"),
+        reward_file(tmp_path, "[1.0 for t in talks]"),
+        reward_file(tmp_path, "[len(t[-1]['content']) for t in talks]", "l.py"),
     )
     lengths = scores_of((length,), world).float()
     torch.testing.assert_close(scores_of((ones, length), world), (1 + lengths) / 2)
@@ -278,7 +278,7 @@ def test_the_spread_of_demonstrations_is_recorded(world: World) -> None:
 
 def test_ppo_against_the_worst_case(world: World, tmp_path: Path, by_letters: str) -> None:
     """The value network starts from the one reward model; the function always scores higher, so the model decides."""
-    kind = taste(tmp_path, "[1000.0 for t in talks]", "kind.py")
+    kind = reward_file(tmp_path, "[1000.0 for t in talks]", "kind.py")
     alone = run_ppo(world, tmp_path / "alone", SHORT)
     both = run_ppo(world, tmp_path / "both", replace(SHORT, ensemble="wco"), reward=(kind, world.reward))
     for line, other in zip(metrics(alone), metrics(both), strict=True):

@@ -1,4 +1,4 @@
-"""Export hands over the run's own model or nothing."""
+"""Export writes exactly the run's model, or nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_another_prompt_is_not_handed_over(run: Path, tmp_path: Path, monkeypatc
         save_policy(place, model, Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": template}))
 
     monkeypatch.setattr(stage, "save_policy", save)
-    with pytest.raises(InputError, match="renders a conversation to other ids"):
+    with pytest.raises(InputError, match="renders a conversation to different token ids"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -75,7 +75,7 @@ REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no
 
 
 def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A template that differs only there is another one; one that takes no system turn is held to the rest."""
+    """A template that differs only for system turns is refused; one without system turns is compared on the rest."""
     model, tokenizer = load_policy(run, stage.EXACT)
     other = tokenizer.chat_template.replace(
         "message['content']", "('' if message['role'] == 'system' else message['content'])"
@@ -91,7 +91,7 @@ def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypa
             save_policy(place, model, Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": spoilt}))
 
         monkeypatch.setattr(stage, "save_policy", save)
-        with pytest.raises(InputError, match="renders a conversation to other ids"):
+        with pytest.raises(InputError, match="renders a conversation to different token ids"):
             export(run, tmp_path / "out")
 
 

@@ -2,7 +2,7 @@
 
     list of conversations (lists of messages) -> list of numbers, checked: one per conversation, all finite
 
-The function is named on the command line and runs in this process with all its rights. Modules are found as
+The function is code that the user names on the command line, and it runs in this process. Modules are found as
 `python -m` finds them, starting from the current folder.
 """
 

@@ -6,9 +6,9 @@ A conversation is a list of messages that ends with the response to score. Score
 the index of its conversation. The model's name is the URL's fragment: http://127.0.0.1:8000/v1/score#helpful.
 
 Each request holds one batch and has a time limit. It is repeated a few times after a connection error, a timeout, or
-status 429 or 5xx. If the server sends Retry-After with such a status, the next attempt comes after that time, and such
-attempts go on for some minutes, because rate limits are often per minute. Redirects are not followed and proxies are
-not used.
+status 429 or 5xx. If the server sends Retry-After with such a status, the next attempt waits that long, but at most a
+minute, and such waits may take five minutes in total: rate limits are often per minute. Redirects are not followed and
+proxies are not used.
 """
 
 import email.utils
@@ -31,7 +31,9 @@ BATCH = 32  # conversations per request
 TIMEOUT = 60.0  # seconds for the connection, and again for the whole HTTP response
 ATTEMPTS = 4  # failures after which a request is given up; those with a Retry-After do not count
 PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
-MAX_WAIT = 60.0  # seconds until the next attempt, even if Retry-After asks for more: the server may be free sooner
+MAX_WAIT = (
+    60.0  # seconds until the next attempt at most, even if Retry-After asks for more: the server may be free sooner
+)
 MAX_TOTAL_WAIT = 300.0  # seconds that one request waits in total because of Retry-After
 MAX_BODY = 2**24  # bytes of an HTTP response; 32 scores take about 1,500
 DEFAULT_MODEL = "reward"
@@ -183,9 +185,7 @@ def excerpt(body: bytes) -> str:
 
 
 def read_scores(content: Any, count: int) -> list[float]:
-    """The scores in parsed JSON, ordered by index. Raises ValueError unless "data" has one finite score for each index
-    from 0 to count - 1.
-    """
+    """The scores in a scorer's parsed response, by index. Raises ValueError unless each index has one finite score."""
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         found = f'"data" is {kind_of(data)}' if isinstance(content, dict) else f"the response is {kind_of(content)}"

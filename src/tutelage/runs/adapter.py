@@ -86,7 +86,7 @@ def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
 
 
 def lighten(model: GPT) -> GPT:
-    """Convert the frozen matrices to the compute precision, to which they would be cast at each use: no result changes."""
+    """Convert the frozen matrices to the compute precision. Results stay the same: each use casts them anyway."""
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim == 2:
             parameter.data = parameter.data.to(model.compute_dtype)
@@ -117,7 +117,7 @@ def merged(model: GPT, base: GPT) -> GPT:
         before = base.eval()(probe)
         gap = (merge_adapters(base)(probe) - before).abs().max() / before.abs().max()
     if not gap <= TOLERANCE:
-        sizes = f"{gap:.1e} of the largest logit, rounding explains {TOLERANCE:g}"
+        sizes = f"{gap:.1e} of the largest logit; at most {TOLERANCE:g} is allowed for rounding"
         raise InputError(f"lora: the merged model's logits differ from the adapted model's by {sizes}")
     return base
 

@@ -99,7 +99,7 @@ def _unflatten(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def training_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Everything a model and its optimizers need to resume exactly. Frozen weights are left out: their run has them."""
+    """What a model and its optimizers need to resume exactly. Frozen weights are left out: they are on disk already."""
     return {"model": dict(trainable(model)), "optimizers": [o.state_dict() for o in optimizers]}
 
 

@@ -76,12 +76,14 @@ def verify(written: Path, model: GPT, tokenizer: Tokenizer, rounding: float) -> 
     written_model, written_tokenizer = load_policy(written, EXACT)
     prompts = rendered(tokenizer)
     if prompts != rendered(written_tokenizer):
-        raise InputError(f"{written}: it renders a conversation to other ids than the run; nothing was written")
+        raise InputError(
+            f"{written}: it renders a conversation to different token ids than the run; nothing was written"
+        )
     probe = torch.tensor([prompts[-1]])[:, : model.config.context]
     expected, actual = model.eval()(probe), written_model.eval()(probe)
     gap = float((actual - expected).abs().max() / expected.abs().max())
     if not gap <= rounding:
-        sizes = f"{gap:.1e} of the largest logit, rounding explains {rounding:g}"
+        sizes = f"{gap:.1e} of the largest logit, with at most {rounding:g} allowed for rounding"
         raise InputError(f"{written}: its logits differ from the run's by {sizes}; nothing was written")
 
 

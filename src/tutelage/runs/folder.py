@@ -214,8 +214,7 @@ def same_tokenizer(first: Path, second: Path) -> None:
     one, other = load_tokenizer(first), load_tokenizer(second)
     if (one.vocabulary_sha256, one.chat_template) != (other.vocabulary_sha256, other.chat_template):
         raise InputError(
-            f"{first} and {second}: their tokenizers differ, so token ids mean different things; use runs made from "
-            "one base"
+            f"{first} and {second}: their tokenizers differ (tokens, ids or chat template); use runs made from one base"
         )
 
 

@@ -51,7 +51,7 @@ def _recorded(value: Input) -> dict[str, str]:
 
 
 def fingerprint(stage: str, config: Any, inputs: Mapping[str, Mapping[str, str]]) -> str:
-    """Hash that is equal for two runs exactly if their stage, settings and the content of every input are equal."""
+    """The identity of a run: equal for two runs exactly if their stage, settings and the content of all inputs are."""
     hashes = {name: value["sha256"] for name, value in inputs.items()}
     identity = {"stage": stage, "config": plain_config(config), "inputs": hashes}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -85,7 +85,7 @@ class Run:
         self.finished = self._prepare()
 
     def _prepare(self) -> bool:
-        """Whether this very run is finished. Otherwise lock the folder, after removing another run if allowed."""
+        """Whether this run is already finished. Otherwise lock the folder, after removing another run if allowed."""
         record = read_run(self.out)
         if record and record["fingerprint"] == self.fingerprint:
             return True
