@@ -130,6 +130,16 @@ def test_the_chinese_page_has_the_same_headings_commands_tables_and_figures(chin
     assert figures(ours) == figures(theirs)
 
 
+def test_both_glossaries_explain_the_same_terms() -> None:
+    """The rows are equal, in order; the Chinese page has its two columns first."""
+    english, chinese = (
+        [line.strip("| ").split(" | ") for _, line in lines_of(page) if line[:1] == "|"]
+        for page in (ROOT / "docs" / "glossary.md", ROOT / "docs" / "zh" / "glossary.md")
+    )
+    assert all(len(row) == 4 for row in english if row[0][:3] != "---")
+    assert [row[2:] + row[:2] for row in chinese] == english
+
+
 def test_pages_for_users_have_a_chinese_one() -> None:
     """What a developer reads is English alone."""
     for_developers = {"architecture", "deviations", "follow-one-batch", "paper_map"}
