@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 THINK = "Let's think step by step."  # Kojima et al. 2022, the best of their sixteen sentences
 CONCLUDE = "The answer is"
-ANSWER = "Response the question."
+ANSWER = "Answer the question."
 
 
 @dataclass(frozen=True)
