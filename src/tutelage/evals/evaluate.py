@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Compare models on held-out prompts: base, SFT, best-of-n, and the given policies, named after their folders.
 
-    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several form an ensemble.
+    --reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL. Several form an ensemble.
 
     Example: tutelage evaluate runs/ppo runs/ppo-ptx --base runs/base --sft runs/sft --reward runs/reward
     --panel data/panel.json --prompts data/prompts.test.jsonl --heldout data/corpus.valid.jsonl --out runs/evaluate

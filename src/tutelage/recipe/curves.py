@@ -91,7 +91,7 @@ def policy_curves(recipe: Recipe) -> dict[str, tuple[Curve, ...]]:
     sampled, preferred = (recipe.siblings(stages) for stages in (SAMPLED, PREFERRED))
     both = Curve("ppo", "", "ppo", "dashed"), Curve("ppo-ptx", "", "ppo-ptx")
     on_rollouts = *both, *(Curve(name, "", inks[name]) for name in sampled)
-    on_preferences = [Curve(name, "", inks[name], "noisy") for name in preferred]
+    on_preferences = tuple(Curve(name, "", inks[name], "noisy") for name in preferred)
     charts = [("ppo", metric, on_rollouts) for metric in PPO_METRICS]
     charts += [("preference", metric, on_preferences) for metric in PREFERENCE_METRICS]
     return {

@@ -97,12 +97,15 @@ def demo(
 
     After an interruption, run the same command again to continue.
 
-    out: folder for the results; by default runs/demo, or runs/demo-BASE with --base.
-    seed: random seed of every stage.
-    preset: demo, or toy, which runs every stage in seconds.
-    base: start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining.
-    demos: your own demonstrations, in addition to the demo's.
-    corpus: your own pretraining text, instead of the demo's.
+    --out: folder for the results. By default runs/demo, or runs/demo-BASE with --base.
+
+    --preset toy: runs every stage in seconds, to test the installation.
+
+    --base: start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining.
+
+    --demos: your own demonstrations, in addition to the demo's.
+
+    --corpus: your own pretraining text, instead of the demo's.
 
     Example: tutelage demo --out runs/demo --seed 0
     """

@@ -84,7 +84,7 @@ TOY = Preset(
     seconds=dict.fromkeys(DEMO.seconds, 5),
 )
 
-# For an instruct model of a few hundred million parameters: adapters in every stage, and rows shorter than its context.
+# For an instruct model of roughly a hundred million parameters: adapters in every stage, rows shorter than its context.
 # From the reward model on, adapters are in the top layers only: policy, reference, value network and reward model share
 # the layers below, which run once per rollout.
 DEMO_BASED = Preset(
