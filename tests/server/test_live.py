@@ -157,7 +157,7 @@ def test_the_log_is_a_line_of_json_for_each_request(live: Live) -> None:
         (("nowhere",), "nowhere: no such folder or file"),
         (("{base}", "base={chat}"), "a model named base is served already"),
         (("{base}", "--port", "1000000"), "choose others with --host and --port"),
-        (("{base}", "--database", "mysql://x/y"), "only sqlite and postgresql"),
+        (("{base}", "--database", "mysql://x/y"), "give a sqlite or postgresql URL"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(runs: list[str], tmp_path: Path, capsys, words, told: str) -> None:

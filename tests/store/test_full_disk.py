@@ -62,7 +62,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == "full True the database fails: database or disk is full" and said[1:4] == ["refused"] * 3
+    assert said[0] == "full True the database failed: database or disk is full" and said[1:4] == ["refused"] * 3
     first, again = said[4].split(), said[6].split()
     assert first[1] == first[2] and again[1] == again[2] and int(again[1]) == int(first[1]) + 1 > 20
     assert said[5] == said[7] == "ok"
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_fails_fails_no_commit(tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(database, "_writer", Database(sqlite_url(tmp_path / "nowhere" / "t.db"))._writer)
     (tmp_path / "nowhere").rename(tmp_path / "gone")
     database._checkpoint("PASSIVE")
-    assert "could not be brought into its file" in caplog.text
+    assert "checkpoint of the database failed" in caplog.text
 
 
 def test_postgresql_says_it_otherwise() -> None:
