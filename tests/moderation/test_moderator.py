@@ -225,15 +225,15 @@ def test_the_administrators_list_is_read_again_when_it_changes(
     own.write_text("[insult]\nx\n", encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert moderator.check(["nitwit!"])[0]["flagged"]
-    assert "[insult] is no category" in caplog.text
+    assert "[insult] is not a category" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("kill\n", "line 1: 'kill' stands above the first [category]"),
-        ("[hate]\n\n[anger]\n", "line 3: [anger] is no category"),
-        ("[hate]\n\u200b*\n", "line 2: nothing is left"),
+        ("kill\n", "line 1: 'kill' comes before the first [category]"),
+        ("[hate]\n\n[anger]\n", "line 3: [anger] is not a category"),
+        ("[hate]\n\u200b*\n", "line 2: nothing is left of"),
     ],
 )
 def test_a_faulty_list_is_refused_with_its_line(tmp_path: Path, text: str, line: str) -> None:
