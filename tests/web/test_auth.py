@@ -277,7 +277,7 @@ def test_noting_that_a_key_was_used_does_not_bring_a_revoked_one_back(site, monk
 
     monkeypatch.setattr(site.database, "write", write_after_another_process_revoked)
     assert site.keys.find(secret)  # looked up before it was revoked
-    site.keys._seen.clear()
+    site.keys._cache.clear()
     assert site.keys.find(secret) is None
 
 

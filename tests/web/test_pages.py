@@ -12,7 +12,16 @@ from tutelage.web.problems import problems
 from tutelage.web.translations import FOLDER, choose
 
 PACKAGE = FOLDER.parent.parent
-PAGE_PARTS = ("page_answers", "chat_page", "conversations", "judgements", "keeping", "generation", "prepare")
+PAGE_PARTS = (
+    "chat/answers",
+    "chat/page",
+    "chat/context",
+    "chat/conversations",
+    "chat/feedback",
+    "chat/consent",
+    "generation",
+)
+
 METHODS = [("**/templates/**.html", "jinja2"), ("**.py", "python")]
 
 

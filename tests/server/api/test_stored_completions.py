@@ -49,7 +49,7 @@ def test_a_key_may_store_by_default(serving, ask) -> None:
     s = serving()
     with s.database.write() as session:
         session.merge(s.key).store_default = True
-    s.keys._seen.clear()
+    s.keys._cache.clear()
     s.client.post(CHAT, json=ask)
     s.client.post(CHAT, json=ask | {"store": False})
     assert len(s.client.get(CHAT).json()["data"]) == 1
