@@ -155,8 +155,8 @@ def test_the_log_is_a_line_of_json_for_each_request(live: Live) -> None:
     "words, told",
     [
         (("nowhere",), "nowhere: no such folder or file"),
-        (("{base}", "base={chat}"), "a model named base is served already"),
-        (("{base}", "--port", "1000000"), "choose others with --host and --port"),
+        (("{base}", "base={chat}"), "a model named base is already served"),
+        (("{base}", "--port", "1000000"), "change --host or --port"),
         (("{base}", "--database", "mysql://x/y"), "give a sqlite or postgresql URL"),
     ],
 )

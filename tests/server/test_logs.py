@@ -85,7 +85,7 @@ def test_no_word_and_no_secret_is_in_it(serving, ask, lines: Lines, monkeypatch)
         with s.database.write() as session:
             session.add_all([Source(id=new_id("src_"), kind="chat", name="confided") for _ in range(2)])
 
-    monkeypatch.setattr("tutelage.server.api.chat_completions.keep", twice)
+    monkeypatch.setattr("tutelage.server.api.chat_completions.store_completion", twice)
     failed = s.client.post(CHAT, json=ask | said)
     assert failed.status_code == 500
     (bug,) = [line for line in lines() if line["level"] == "error"]

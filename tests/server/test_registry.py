@@ -82,7 +82,7 @@ def test_models_have_the_names_of_their_runs_or_given_ones(registry: Registry, r
     assert first.engine is again.engine and first.fingerprint == again.fingerprint
     assert first.fingerprint.startswith("fp_") and first.created > 1.7e9 and first.context == 64
     assert answer(first) == expected(runs / "base")
-    with pytest.raises(InputError, match="a model named base is served already"):
+    with pytest.raises(InputError, match="a model named base is already served"):
         registry.load(f"{runs}/base/")
     with pytest.raises(InputError, match="no such folder"):
         registry.load(f"{runs}/nowhere")

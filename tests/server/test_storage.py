@@ -83,7 +83,7 @@ def test_a_database_that_does_not_answer_may_be_tried_again(serving, ask, monkey
     def gone(*given) -> None:
         raise StorageError("the server closed the connection", full=False)
 
-    monkeypatch.setattr("tutelage.server.api.chat_completions.keep", gone)
+    monkeypatch.setattr("tutelage.server.api.chat_completions.store_completion", gone)
     response = s.client.post(CHAT, json=ask | {"store": True})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
     assert "x-should-retry" not in response.headers

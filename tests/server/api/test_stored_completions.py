@@ -273,11 +273,11 @@ def test_health(serving, monkeypatch) -> None:
     s.app.state.registry.served["stub"].engine.failing = True
     assert stranger.get("/readyz").json()["status"] == "ready"  # as it was found a moment ago
     monkeypatch.setattr("tutelage.server.health.FRESH_SECONDS", 0.0)
-    wait_for(lambda: stranger.get("/readyz").json()["problems"] == ["a model fails whatever it is asked"])
+    wait_for(lambda: stranger.get("/readyz").json()["problems"] == ["a model fails on every request"])
     s.app.state.registry.served.clear()
     response = stranger.get("/readyz")
     assert (response.status_code, response.json()["problems"]) == (503, ["no model is loaded"])
     s.database.engine.dispose()
     with s.database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE settings")
-    assert "the database does not take writes (OperationalError)" in stranger.get("/readyz").json()["problems"]
+    assert "the database does not accept writes (OperationalError)" in stranger.get("/readyz").json()["problems"]
