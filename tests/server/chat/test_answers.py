@@ -279,7 +279,7 @@ def test_an_answer_that_could_not_be_kept_does_not_end_as_if_it_were(keeping_sit
     def full(writing: PageAnswer) -> None:
         raise StorageError("no room", full=True)
 
-    monkeypatch.setattr(PageAnswer, "keep_answer", full)
+    monkeypatch.setattr(PageAnswer, "record_answer", full)
     said = person.ask("hello", keep=True)
     assert "start" in said[0] and said[-1]["error"]["code"] == "storage_full"
     assert not any("done" in event for event in said)

@@ -1,4 +1,4 @@
-"""The words that the chat page's scripts put on the page, in its language. Those in braces are filled in there."""
+"""The texts that the chat page's scripts show, translated. The scripts fill in the words in braces."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from tutelage.web.problems import problems
 
 
 def strings(_: Callable[[str], str]) -> dict[str, Any]:
-    """By the names that the scripts know."""
+    """The texts, by the names that the scripts use. `_` translates."""
     return {
         "answer": _("Answer"),
         "your_answer": _("Your answer"),
@@ -31,7 +31,7 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
         "offline": _("The server cannot be reached."),
         "copied": _("Copied."),
         "not_copied": _("The browser did not allow copying."),
-        "keeping": {"kept": _("Kept"), "private": _("Not kept"), "temporary": _("Temporary")},
+        "recording": {"kept": _("Kept"), "private": _("Not kept"), "temporary": _("Temporary")},
         "banner": _("Your chats are not kept. You can choose to keep them, and to let them train the next model."),
         "banner_admin": _("This server does not keep chats. As an admin you can allow it; then each person decides."),
         "temporary_feedback": _("A temporary chat is not kept, and neither is your feedback on it."),
@@ -66,7 +66,7 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
 
 
 def reasons(_: Callable[[str], str]) -> dict[str, dict[str, str]]:
-    """What may be ticked beside a thumb, by the names in `judgements.py`."""
+    """The reasons to choose from after a thumb up or down, by their names in `feedback.py`."""
     return {
         "up": {
             "helpful": _("Helpful"),
