@@ -1,4 +1,4 @@
-"""The flag classifier: off until there are enough flags, fitted to its optimum, found again after saving."""
+"""The moderation classifier: needs enough flags, is fitted to the optimum, and is equal after saving."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def test_it_is_off_until_there_are_200_flags(tmp_path: Path) -> None:
 
 
 def test_the_fit_is_the_optimum() -> None:
-    """The gradient as a textbook writes it, text by text and bucket by bucket, vanishes at the solution."""
+    """The textbook gradient, computed text by text and bucket by bucket, is zero at the solution."""
     texts = [("bad dog", True), ("bad cat", True), ("good dog", False), ("good old cat", False), ("bad bird", False)]
     l2 = 0.1
     found = fit([Flag(t, frozenset(["hate"] if y else []), "a", "s") for t, y in texts], ("hate",), l2)
@@ -84,11 +84,11 @@ def test_every_short_run_of_characters_has_its_bucket() -> None:
     grams = {f" {'tea 茶'} "[i : i + n] for n in (1, 2, 3, 4) for i in range(8 - n)}
     alone = {gram: rolled(gram) for gram in grams}
     assert set(buckets("tea 茶").tolist()) == set(alone.values())
-    assert len(set(alone.values())) > len(grams) - 2  # spread, not piled up
+    assert len(set(alone.values())) > len(grams) - 2  # hardly any collisions
 
 
 def rolled(gram: str) -> int:
-    """The hash of one n-gram in Python's whole numbers."""
+    """The hash of one n-gram, with Python integers."""
     value = 0
     for character in gram:
         value = (value * 0x9E3779B97F4A7C15 + ord(character)) % 2**64
@@ -143,7 +143,7 @@ def test_faulty_flags_are_named_by_line(tmp_path: Path, line: str, complaint: st
 
 
 def test_flags_given_on_the_pages_train_only_with_consent(tmp_path: Path) -> None:
-    """210 texts each way of a person who consented; another person's, who took the consent back, are left out."""
+    """420 texts of a person who consented are used; those of a person who withdrew consent are not."""
     database, _ = open_store(tmp_path, "")
     with database.write() as session:
         session.add(Setting(key="recording", value={"allowed": True}))

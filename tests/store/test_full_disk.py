@@ -1,4 +1,4 @@
-"""A disk that is full: what was acknowledged stays, what was not is refused by name, and room again is enough."""
+"""A full disk: acknowledged data stays, new data is refused with StorageError, and free space ends the problem."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tutelage.store import migrate
 from tutelage.store.database import Database, StorageError, failures_named, sqlite_url
 from tutelage.store.tables import Setting
 
-# In a mount namespace of its own, which goes with it: a file system of 2 MiB, whose last part a file takes.
+# Runs in a new mount namespace, with a file system of 2 MiB that a second file fills up.
 ON_A_SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path):
-    """A database that may not grow beyond a size, and the row that says how many pages."""
+    """A database with a maximum size, and the list that sets its number of pages."""
     database = Database(sqlite_url(tmp_path / "t.db"))
     migrate.upgrade(database)
     with database.read() as session:

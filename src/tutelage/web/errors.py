@@ -98,8 +98,10 @@ async def _handle_validation_error(request: Request, error: Exception) -> Respon
 
 async def _handle_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException | StorageError)
-    is_ours = isinstance(error, ApiError | StorageError)
-    error = refusal(error) if is_ours else _from_http_exception(request, error)
+    if isinstance(error, ApiError | StorageError):
+        error = refusal(error)
+    else:
+        error = _from_http_exception(request, error)
     if wants_page(request.scope):
         note(error=error.reason)
         return request.app.state.pages.error(request, error)

@@ -111,7 +111,7 @@ def stored_messages(
     """The messages of the request."""
     with database.read() as session:
         row = find(session, caller.user_id, completion_id)
-    empty = {"content_parts": None, "name": None, "refusal": None, "annotations": []}
+    empty: dict[str, Any] = {"content_parts": None, "name": None, "refusal": None, "annotations": []}
     turns = [
         {"id": f"{completion_id}-{i}", "role": turn["role"], "content": turn.get("content")} | empty
         for i, turn in enumerate(row.request["messages"])
