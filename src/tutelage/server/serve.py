@@ -46,7 +46,7 @@ class ServeConfig:
     database: str = ""
     """URL of another database, such as postgresql://user@host/name. Empty: SQLite in --data."""
     recording: Literal["as-set", "on", "off"] = "as-set"
-    """Whether people may have their chats kept. as-set: as an admin last set it on the chat page, at first off."""
+    """Whether people may have their chats kept. as-set: as it was last set, here or on the chat page; at first off."""
     access_log: bool = True
     """Log one line of JSON per request to standard error: who, which route, which status; never any text."""
     trusted_proxy: str = ""

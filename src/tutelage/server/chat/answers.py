@@ -177,9 +177,8 @@ class PageAnswer:
             return []
         self.text += text
         lines = [event({"text": text})]
-        end = self.rendered + finished_blocks(
-            self.text[self.rendered :]
-        )  # a finished block ends outside any code fence
+        # A finished block ends outside any code fence, so each scan may begin where the last one ended.
+        end = self.rendered + finished_blocks(self.text[self.rendered :])
         if end > self.rendered:
             self.rendered = end
             lines.append(event({"block": str(markdown(self.text[:end])), "rest": self.text[end:]}))
