@@ -1,9 +1,9 @@
-"""Which gate catches which bug: PPO's code with one deliberate bug at a time, on the problems of known answer.
+"""Which check catches which bug: PPO's code with one deliberate bug at a time, on problems with a known answer.
 
     python benchmarks/mutations.py [--only NAME] [--out runs/mutations]
 
-Each mutant replaces a function of the package where it is used, or one line of its source; then the gates of
-`tutelage doctor --rl` run on it, and the first problem without a reward for an immediate end beside them. Prints a
+Each mutant replaces a function of the package where it is used, or one line of its source; then the checks of
+`tutelage doctor --rl` run on it, and also the first problem without a reward for an immediate end. Prints a
 Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it; and
 leaves it in OUT (record.py). Stop it and run it again: what stands in OUT/<hash of the code>.md is not measured twice.
 """
