@@ -91,7 +91,7 @@ def best_of_n(
     with Run(record, stage="best-of-n", config=config, inputs=inputs) as run:
         if run.finished and out.is_file():
             return
-        answered = sample_answers(run, policy, reward, read_prompts(prompts))
+        answered = sample_answers(run, config, policy, reward, read_prompts(prompts))
         kept = [found for candidates in answered if (found := candidates.favourite())]
         if not kept:
             raise InputError("best-of-n: no favourite has an end of turn and a text; raise --max-tokens or --samples")
@@ -102,9 +102,10 @@ def best_of_n(
         run.finish({"prompts": len(answered), "demonstrations": len(kept), "best_scores": curve, "kl_bound": bound})
 
 
-def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]) -> list[Candidates]:
+def sample_answers(
+    run: Run, config: BestOfNConfig, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]
+) -> list[Candidates]:
     """The chosen prompts with n scored answers each; goes on where it was stopped."""
-    config: BestOfNConfig = run.config  # type: ignore[assignment]
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     load = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
@@ -133,9 +134,12 @@ def sample_answers(run: Run, policy: Path, reward: Sequence[str], pool: Sequence
 
 
 def score_answers(
-    scorer: Reward, asked: Sequence[list[int]], groups: Sequence[Sequence[Response]],
-    told: Sequence[Sequence[Messages]], missing_end: float,
-) -> list[list[float]]:  # fmt: skip
+    scorer: Reward,
+    asked: Sequence[list[int]],
+    groups: Sequence[Sequence[Response]],
+    told: Sequence[Sequence[Messages]],
+    missing_end: float,
+) -> list[list[float]]:
     """[prompt][answer]: the reward's score; a model runs a prompt once for all its answers."""
     texts = [[[*ids, *answer.ids] for answer in group] for ids, group in zip(asked, groups, strict=True)]
     scores = [row.tolist() for row in scorer.score_groups(texts, told)]

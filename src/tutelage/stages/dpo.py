@@ -25,23 +25,23 @@ from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import margins, pair_mean, pairs_right, winning
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.runs.adapter import adapt, save_tuned, seed_dropout
+from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import SnapshotConfig, save_snapshot
+from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(SnapshotConfig):
+class DPOConfig(OptimizerConfig, SnapshotConfig):
     """One run on rankings. Defaults suit a small model on a laptop; the paper's numbers stand beside them."""
 
     loss: Literal["dpo", "ipo", "cdpo", "simpo"] = "dpo"
@@ -58,14 +58,8 @@ class DPOConfig(SnapshotConfig):
     """Prompts per optimizer step, each with all its answers; 64 pairs in the paper."""
     lr: float = 2e-4
     """Peak rate of AdamW, for models of a few million parameters; the paper has RMSprop with 1e-6."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
     warmup: float = 0.1
     """Share of the steps in which the rate rises; 150 steps in the paper."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     heldout: float = 0.12
     """Share of the prompts whose rankings are kept from training: those that the reward model does not see either."""
 
@@ -110,7 +104,7 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
         state = run.restore()
         asked = [rankings[0] for rankings in prompts] + unseen
         reference = state["reference"] if state else reference_logprobs(model, asked, config, tokenizer.pad_id)
-        train(run, model.train(), prompts, reference, state, tokenizer)
+        train(run, config, model.train(), prompts, reference, state, tokenizer)
         results = accuracy_report(model.eval(), tokenizer, held, unseen, reference[len(prompts) :], config)
         save_tuned(out, model, tokenizer, policy, config)
         run.finish(results | {"rankings": len(kept), "rankings_held_out": len(held)})
@@ -118,6 +112,7 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
 
 def train(
     run: Run,
+    config: DPOConfig,
     model: GPT,
     prompts: list[list[Ranking]],
     reference: Tensor,
@@ -125,29 +120,22 @@ def train(
     tokenizer: Tokenizer,
 ) -> None:
     """The loop: next prompts with all their rankings, loss of their margins, gradient, step."""
-    config: DPOConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
     generator = run.generator("order")
     order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
-    steps, first = math.ceil(len(order) / config.batch), 0
-    if state:
-        load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        some = [(r, reference[i]) for i in order[step * config.batch : (step + 1) * config.batch] for r in prompts[i]]
-        batch = judge(model, [r for r, _ in some], torch.stack([known for _, known in some]), tokenizer.pad_id)
+    steps = math.ceil(len(order) / config.batch)
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"reference": reference}):
+        chosen = order[step * config.batch : (step + 1) * config.batch]
+        rankings = [ranking for i in chosen for ranking in prompts[i]]
+        known = torch.stack([reference[i] for i in chosen for _ in prompts[i]])
+        batch = judge(model, rankings, known, tokenizer.pad_id)
         loss = preference_loss(batch, config)
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
+        lr, norm = optimizer.step(loss, step)
         measured = describe(batch, config)
-        run.log(step + 1, loss=loss.item(), **measured, lr=config.lr * factor, grad_norm=norm)
+        run.log(step + 1, loss=loss.item(), **measured, lr=lr, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=measured["accuracy"])
         if config.snapshot_due(step + 1, steps):
             save_snapshot(run, step + 1, model, tokenizer)
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer]), "reference": reference})
 
 
 @torch.no_grad()
@@ -216,9 +204,13 @@ def describe(batch: Judged, config: DPOConfig) -> dict[str, float]:
 
 @torch.no_grad()
 def accuracy_report(
-    model: GPT, tokenizer: Tokenizer, held: Sequence[Comparison], unseen: Sequence[Ranking], reference: Tensor,
+    model: GPT,
+    tokenizer: Tokenizer,
+    held: Sequence[Comparison],
+    unseen: Sequence[Ranking],
+    reference: Tensor,
     config: DPOConfig,
-) -> dict[str, float | None]:  # fmt: skip
+) -> dict[str, float | None]:
     """How well the implicit reward orders held-out pairs, all of them and those of equal length."""
     if not held:
         return {"accuracy": None, "length_matched_accuracy": None, "heldout_loss": None, "heldout_pairs": 0}

@@ -9,7 +9,6 @@ The reference's log-probabilities are computed once, before the first step, for 
 the order of the batches is known by then, and with it which responses z0 needs.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,16 +22,16 @@ from tutelage.data.rankings import check_fits, encode_prompt, encode_response, h
 from tutelage.data.records import Feedback, read_feedback
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import kto_loss, liked_above, reference_point
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
+from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
@@ -40,7 +39,7 @@ ADVISED = (1.0, 4 / 3)  # n_D lambda_D over n_U lambda_U, the responses of eithe
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTOConfig(AdapterConfig):
+class KTOConfig(OptimizerConfig, AdapterConfig):
     """One run on thumbs. Defaults suit a small model on a laptop; the paper's numbers stand beside them."""
 
     beta: float = 0.1
@@ -55,14 +54,6 @@ class KTOConfig(AdapterConfig):
     """Responses per optimizer step, at least 2: z0 is estimated within it. What is left over at the end is dropped."""
     lr: float = 2e-4
     """Peak rate of AdamW, for models of a few million parameters; the paper has 5e-6 for 1B to 30B."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
-    warmup: float = 0.1
-    """Share of the steps in which the rate rises."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     heldout: float = 0.12
     """Share of the prompts whose thumbs are kept from training."""
 
@@ -120,39 +111,36 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
         told = read_feedback(feedback)
         kept = [encode(f, tokenizer, model.config.context) for f in told if not held_out(f, config.heldout)]
         held = [encode(f, tokenizer, model.config.context) for f in told if held_out(f, config.heldout)]
-        counts = check_thumbs(run, kept)
+        counts = check_thumbs(run, config, kept)
         batches = make_batches(kept, config, model.config.context, run.generator("order"))
         state = run.restore()
         reference = state["reference"] if state else reference_logprobs(model, batches, held, tokenizer.pad_id)
-        train(run, model.train(), batches, reference, state, tokenizer.pad_id)
+        train(run, config, model.train(), batches, reference, state, tokenizer.pad_id)
         accuracy = heldout_accuracy(model.eval(), held, reference[len(reference) - len(held) :], tokenizer.pad_id)
         save_tuned(out, model, tokenizer, policy, config)
         run.finish({"accuracy": accuracy, "heldout_thumbs": len(held)} | counts)
 
 
 def train(
-    run: Run, model: GPT, batches: list[Batch], reference: Tensor, state: dict[str, Any] | None, pad: int
+    run: Run,
+    config: KTOConfig,
+    model: GPT,
+    batches: list[Batch],
+    reference: Tensor,
+    state: dict[str, Any] | None,
+    pad: int,
 ) -> None:
     """The loop: next thumbs, z0, loss of their log ratios, gradient, step."""
-    config: KTOConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
-    steps, first = len(batches), 0
-    known = reference[: sum(len(batch.texts) for batch in batches)].split([len(batch.texts) for batch in batches])
-    if state:
-        load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
+    steps, sizes = len(batches), [len(batch.texts) for batch in batches]
+    known = reference[: sum(sizes)].split(sizes)
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"reference": reference}):
         judged = judge(model, batches[step], known[step], pad)
         loss = feedback_loss(judged, config)
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
+        lr, norm = optimizer.step(loss, step)
         measured = describe(judged, config)
-        run.log(step + 1, loss=loss.item(), **measured, lr=config.lr * factor, grad_norm=norm)
+        run.log(step + 1, loss=loss.item(), **measured, lr=lr, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), z0=measured["reference_point"])
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer]), "reference": reference})
 
 
 def judge(model: GPT, batch: Batch, reference: Tensor, pad: int) -> Judged:
@@ -166,10 +154,8 @@ def judge(model: GPT, batch: Batch, reference: Tensor, pad: int) -> Judged:
 
 
 def feedback_loss(judged: Judged, config: KTOConfig) -> Tensor:
-    return kto_loss(
-        judged.log_ratios, judged.liked, judged.z0,
-        beta=config.beta, desirable=config.desirable, undesirable=config.undesirable,
-    )  # fmt: skip
+    weights = {"desirable": config.desirable, "undesirable": config.undesirable}
+    return kto_loss(judged.log_ratios, judged.liked, judged.z0, beta=config.beta, **weights)
 
 
 @torch.no_grad()
@@ -239,9 +225,8 @@ def strangers_of(thumbs: Sequence[Thumb], context: int) -> list[Thumb]:
     return found
 
 
-def check_thumbs(run: Run, thumbs: Sequence[Thumb]) -> dict[str, float]:
+def check_thumbs(run: Run, config: KTOConfig, thumbs: Sequence[Thumb]) -> dict[str, float]:
     """How many there are of either kind and their weights' ratio; a line where that is not what the paper advises."""
-    config: KTOConfig = run.config  # type: ignore[assignment]
     ups = sum(thumb.liked for thumb in thumbs)
     downs = len(thumbs) - ups
     if not ups or not downs:

@@ -10,9 +10,8 @@ for the hidden matrices, about half the tokens to the same loss; `--optimizer ad
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,20 +21,23 @@ from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.learning.head import next_token_loss
-from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
+from tutelage.learning.optim import make_optimizers
+from tutelage.learning.optimizer import OptimizerConfig, ScheduledOptimizer
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
-from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig
+from tutelage.runs.steps import training_steps
 from tutelage.text.tokenizer import Tokenizer
+
+SHAPE = ("width", "layers", "heads", "kv_heads", "head_width", "hidden", "context")  # settings that shape the model
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(OptimizerConfig, RunConfig):
     """One pretraining run: the model's shape and the budget. Defaults suit a laptop without a GPU."""
 
     size: str = ""
@@ -70,10 +72,6 @@ class PretrainConfig(RunConfig):
     """Decoupled decay of matrices (GPT-3, appendix B)."""
     warmup: float = 0.02
     """Share of the steps in which the rate rises linearly."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate (GPT-3)."""
-    clip: float = 1.0
-    """Largest gradient norm (GPT-3)."""
     evaluate_every: int = 50
     """Steps between two held-out evaluations."""
     heldout_windows: int = 64
@@ -91,10 +89,8 @@ class PretrainConfig(RunConfig):
                 raise InputError(f"--size {self.size}: unknown; the published ones are {', '.join(ROWS)}")
             return named_shape(self.size, vocab_size, self.context)
         try:
-            return GPTConfig(
-                vocab_size=vocab_size, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
-                head_width=self.head_width, hidden=self.hidden, context=self.context, qk_norm=True,
-            )  # fmt: skip
+            given = {name: getattr(self, name) for name in SHAPE}
+            return GPTConfig(vocab_size=vocab_size, qk_norm=True, **given)
         except ValueError as error:
             raise InputError(f"pretrain: {error}; change --heads, --kv-heads, --head-width or --width") from None
 
@@ -123,59 +119,52 @@ def pretrain(
         order = window_order(ids, config, run.generator("order"))
         model = GPT(config.shape(bpe.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
-        optimizers = make_optimizers(
-            model, config.optimizer, muon_lr=config.muon_lr, lr=config.adamw_lr, weight_decay=config.weight_decay,
-            dtype=model.compute_dtype,
-        )  # fmt: skip
         steps = len(order) // config.batch
-        results = train(run, model, optimizers, ids, order, unseen, bpe, steps)
+        results = train(run, config, model, ids, order, unseen, bpe, steps)
         save_policy(out, model, bpe)
         run.finish(results | {"parameters": parameter_count(model), "corpus_tokens": len(ids), "steps": steps})
 
 
 def train(
     run: Run,
+    config: PretrainConfig,
     model: GPT,
-    optimizers: list[torch.optim.Optimizer],
     ids: np.ndarray,
     order: np.ndarray,
-    unseen: np.ndarray,
+    heldout: np.ndarray,
     tokenizer: Tokenizer,
     steps: int,
 ) -> dict[str, float]:
     """The loop: next windows, loss, gradient, step. Returns the last held-out figure."""
-    config: PretrainConfig = run.config  # type: ignore[assignment]
-    first, results = 0, {}
-    if state := run.restore():
-        load_training_state(state["training"], model, optimizers)
-        first, results = state["step"], state["results"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        for optimizer in optimizers:
-            set_learning_rate(optimizer, factor)
+    optimizer = make_optimizer(model, config, steps)
+    state = run.restore()
+    results: dict[str, float] = state["results"] if state else {}
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"results": results}):
         rows = order[step * config.batch : (step + 1) * config.batch]
         batch = window(ids, rows, config.context).to(run.device.torch_device)
         loss = next_token_loss(model.trunk(batch[:, :-1]).flatten(0, 1), model.head_weight, batch[:, 1:].flatten())
-        loss.backward()
-        norm = clipped_step(optimizers, model.parameters(), config.clip)
-        seen = (step + 1) * config.batch * config.context
-        logged = {"loss": loss.item(), "lr": config.adamw_lr * factor, "grad_norm": norm, "tokens": seen}
-        logged["tokens_per_second"] = seen / run.seconds
-        if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            results = {
-                "heldout_bits_per_byte": bits_per_byte(
-                    model, unseen, tokenizer.token_bytes(), config.heldout_windows, config.context
-                )
-            }
-        run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
-        run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{seen / run.seconds:,.0f}/s")
-        run.checkpoint(step + 1, partial(snapshot, model, optimizers, results))
+        lr, norm = optimizer.step(loss, step)
+        tokens = (step + 1) * config.batch * config.context
+        rate = tokens / run.seconds
+        evaluated = {}
+        if len(heldout) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+            evaluated = heldout_bits(model, heldout, tokenizer, config)
+            results.update(evaluated)
+        run.log(step + 1, loss=loss.item(), lr=lr, grad_norm=norm, tokens=tokens, tokens_per_second=rate, **evaluated)
+        run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
     return results
 
 
-def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[str, float]) -> dict[str, Any]:
-    """What a checkpoint holds: also the last held-out figure, which the last step may have made."""
-    return {"training": training_state(model, optimizers), "results": results}
+def make_optimizer(model: GPT, config: PretrainConfig, steps: int) -> ScheduledOptimizer:
+    """Muon and AdamW, or AdamW alone, as the config says."""
+    settings = {"muon_lr": config.muon_lr, "lr": config.adamw_lr, "weight_decay": config.weight_decay}
+    optimizers = make_optimizers(model, config.optimizer, dtype=model.compute_dtype, **settings)
+    return ScheduledOptimizer(optimizers, list(model.parameters()), config, steps)
+
+
+def heldout_bits(model: GPT, heldout: np.ndarray, tokenizer: Tokenizer, config: PretrainConfig) -> dict[str, float]:
+    bits = bits_per_byte(model, heldout, tokenizer.token_bytes(), config.heldout_windows, config.context)
+    return {"heldout_bits_per_byte": bits}
 
 
 def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:

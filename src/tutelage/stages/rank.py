@@ -81,7 +81,7 @@ def rank(
     with Run(record, stage="rank", config=config, inputs=inputs) as run:
         if run.finished and out.is_file():
             return
-        answered = sample_answers(run, policy, read_prompts(prompts))
+        answered = sample_answers(run, config, policy, read_prompts(prompts))
         comparisons = ask_panel(answered, Panel.load(panel), config)
         write_jsonl(out, (c.to_record() for c in comparisons))
         run.finish(
@@ -95,9 +95,8 @@ def rank(
         )
 
 
-def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
+def sample_answers(run: Run, config: RankConfig, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
     """The chosen prompts with K answers each; goes on where it was stopped."""
-    config: RankConfig = run.config  # type: ignore[assignment]
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
     model = for_inference(trained)

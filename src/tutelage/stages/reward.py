@@ -33,16 +33,16 @@ from tutelage.data.records import Comparison, read_comparisons, read_demonstrati
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import pairs_right, ranking_loss, winning
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer, seed_dropout
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run
+from tutelage.runs.steps import training_steps
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ DEMONSTRATION = 128  # most tokens of a demonstration that is scored: about what
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(AdapterConfig):
+class RewardConfig(OptimizerConfig, AdapterConfig):
     """One reward model. Defaults suit a small model on a laptop."""
 
     epochs: int = 1
@@ -59,14 +59,8 @@ class RewardConfig(AdapterConfig):
     """Prompts per optimizer step, each with all its answers; InstructGPT uses 64."""
     lr: float = 1e-3
     """Peak rate of AdamW; InstructGPT's 6B uses 9e-6."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate (appendix C.2)."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     heldout: float = 0.12
     """Share of the prompts whose rankings are kept from training."""
     demonstrations: int = 256
@@ -100,7 +94,8 @@ def reward(
         kept = [c for c in told if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
-        train(run, model, [encode_ranking(c, tokenizer, trunk.config.context) for c in kept], tokenizer.pad_id)
+        rankings = [encode_ranking(c, tokenizer, trunk.config.context) for c in kept]
+        train(run, config, model, rankings, tokenizer.pad_id)
         model.eval()
         scores = demonstration_scores(model, tokenizer, demos, config, run.generator("demonstrations"))
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
@@ -113,30 +108,21 @@ def reward(
         )
 
 
-def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
+def train(run: Run, config: RewardConfig, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
     """The loop: next prompts with all their rankings, ranking loss, gradient, step."""
-    config: RewardConfig = run.config  # type: ignore[assignment]
     prompts = same_responses(rankings)
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
     generator = run.generator("order")
     order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
-    steps, first = math.ceil(len(order) / config.batch), 0
-    if state := run.restore():
-        load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        some = [ranking for i in order[step * config.batch : (step + 1) * config.batch] for ranking in prompts[i]]
-        scores, ranks, mask = score_rankings(model, some, pad)
+    steps = math.ceil(len(order) / config.batch)
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    for step in training_steps(run, model, optimizer.optimizers, steps, run.restore()):
+        chosen = order[step * config.batch : (step + 1) * config.batch]
+        scores, ranks, mask = score_rankings(model, [ranking for i in chosen for ranking in prompts[i]], pad)
         loss = ranking_loss(scores, ranks, mask)
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
-        right = pairs_right(scores.detach(), winning(ranks, mask))
-        run.log(step + 1, loss=loss.item(), accuracy=right, lr=config.lr * factor, grad_norm=norm)
-        run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=right)
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
+        lr, norm = optimizer.step(loss, step)
+        accuracy = pairs_right(scores.detach(), winning(ranks, mask))
+        run.log(step + 1, loss=loss.item(), accuracy=accuracy, lr=lr, grad_norm=norm)
+        run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=accuracy)
 
 
 def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,13 +6,10 @@ What is learnt is each answer and the end of its turn; the paper does not say wh
 do not. Conversations share rows but cannot see each other (`data/packing.py`). The head runs on supervised tokens only.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,15 +19,15 @@ from tutelage.data.prompts import text_length
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
 from tutelage.model.vocabulary import renew_untrained
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
+from tutelage.runs.steps import training_steps
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -38,7 +35,7 @@ CHUNK = 512  # conversations packed together: enough to fill rows, few enough to
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(AdapterConfig):
+class SFTConfig(OptimizerConfig, AdapterConfig):
     """One fine-tuning run on demonstrations. Defaults suit a small model on a laptop."""
 
     tokens: int = 500_000
@@ -47,14 +44,8 @@ class SFTConfig(AdapterConfig):
     """Rows per optimizer step."""
     lr: float = 2e-3
     """Peak rate of AdamW, for models of a few million parameters; InstructGPT's 1.3B uses 9.65e-6 (appendix C.1)."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
     warmup: float = 0.03
     """Share of the steps in which the rate rises; the fresh marker tokens need it."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate (appendix C.1)."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     evaluate_every: int = 25
     """Steps between two held-out evaluations."""
     min_answer: int = 0
@@ -100,7 +91,7 @@ def sft(
         unseen, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
         held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
-        results = train(run, model, tokenizer, rows, held, length)
+        results = train(run, config, model, tokenizer, rows, held, length)
         save_tuned(out, model.eval(), tokenizer, base, config)
         run.finish(
             results
@@ -110,36 +101,31 @@ def sft(
 
 
 def train(
-    run: Run, model: GPT, tokenizer: Tokenizer, rows: list[list[Example]], held: list[list[Example]], length: int
+    run: Run,
+    config: SFTConfig,
+    model: GPT,
+    tokenizer: Tokenizer,
+    rows: list[list[Example]],
+    heldout: list[list[Example]],
+    length: int,
 ) -> dict[str, float]:
     """The loop: next rows, loss on the assistant's tokens, gradient, step. Returns the last held-out loss."""
-    config: SFTConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
-    steps, first, results = len(rows) // config.batch, 0, {}
-    if state := run.restore():
-        load_training_state(state["training"], model, [optimizer])
-        first, results = state["step"], state["results"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        some = rows[step * config.batch : (step + 1) * config.batch]
-        loss = supervised_loss(model, pack(some, length, tokenizer.pad_id))
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
+    steps = len(rows) // config.batch
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    state = run.restore()
+    results: dict[str, float] = state["results"] if state else {}
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"results": results}):
+        minibatch = rows[step * config.batch : (step + 1) * config.batch]
+        loss = supervised_loss(model, pack(minibatch, length, tokenizer.pad_id))
+        lr, norm = optimizer.step(loss, step)
         rate = (step + 1) * config.batch * length / run.seconds
         evaluated = {}
-        if held and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            evaluated = results = {"heldout_loss": heldout_loss(model, tokenizer, held, length)}
-        run.log(step + 1, loss=loss.item(), lr=config.lr * factor, grad_norm=norm, tokens_per_second=rate, **evaluated)
+        if heldout and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+            evaluated = {"heldout_loss": heldout_loss(model, tokenizer, heldout, length)}
+            results.update(evaluated)
+        run.log(step + 1, loss=loss.item(), lr=lr, grad_norm=norm, tokens_per_second=rate, **evaluated)
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
-        run.checkpoint(step + 1, partial(snapshot, model, [optimizer], results))
     return results
-
-
-def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[str, float]) -> dict[str, Any]:
-    """What a checkpoint holds: also the last held-out figures, which the last step may have made."""
-    return {"training": training_state(model, optimizers), "results": results}
 
 
 def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> torch.Tensor:

@@ -55,7 +55,6 @@ def fit_report(tokenizer: Tokenizer, documents: list[Document]) -> dict[str, dic
     for language, group in sorted(texts.items()):
         size = sum(len(text.encode()) for text in group)
         tokens = sum(len(ids) for ids in tokenizer.encode_batch(group))
-        report[language] = {
-            "documents": len(group), "bytes": size, "tokens": tokens, "bytes_per_token": round(size / tokens, 3)
-        }  # fmt: skip
+        counts = {"documents": len(group), "bytes": size, "tokens": tokens}
+        report[language] = counts | {"bytes_per_token": round(size / tokens, 3)}
     return report
