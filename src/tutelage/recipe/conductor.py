@@ -68,7 +68,7 @@ class Conductor:
                     self.progress(step, title, message, time.monotonic() - begun)
                 elif "say" in message:
                     self.line(f"{title} {message['say']}", keep=True)
-                else:
+                elif "text" in message:  # a stage's ending is left out: the line below sums it up
                     said.append(message["text"])
             status, peak = wait(process)
             if status == INTERRUPTED:  # its Ctrl-C was ours, too, whoever hears of it first

@@ -4,7 +4,7 @@
         if run.finished: return
         state = run.restore()
         ... run.log(step, loss=loss); run.checkpoint(step, state) ...
-        run.finish(results)
+        run.finish(results, Ending("fine-tuned on 1,204 conversations", next=[command("chat", out)]))
 
 A run is finished only if run.json names the same fingerprint: the hash of its stage, its config and every input's
 content. A checkpoint counts only under the same fingerprint. Ctrl-C and SIGTERM save before they stop.
@@ -31,6 +31,7 @@ from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
+from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
 
@@ -72,8 +73,10 @@ class Interrupted(KeyboardInterrupt):
 class Run:
     """See the module's opening for its life."""
 
-    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs):
+    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs, product: Path | None = None):
+        """product: the one file that the stage writes beside its run directory `out`, if that is what it makes."""
         self.out, self.stage, self.config = out, stage, config
+        self.product = product or out
         self.inputs = hash_inputs(inputs)
         self.fingerprint = fingerprint(stage, config, self.inputs)
         self.device: Device = choose_device(config.device, config.dtype)
@@ -83,7 +86,9 @@ class Run:
         self.saved = time.monotonic()
         self.stop_requested = False
         self.lock: IO[str] | None = None
-        self.finished = self._prepare()
+        self.finished = self._prepare() and self.product.exists()
+        if self.finished:
+            self.progress.say(f"{self.product}: already finished with these settings and inputs; nothing to do")
 
     def _prepare(self) -> bool:
         """True when the same run is finished already. Clears away a run made otherwise, if allowed."""
@@ -189,8 +194,8 @@ class Run:
         if self.stop_requested:
             raise Interrupted(f"{self.stage} stopped at step {step} and saved; run the same command again to go on")
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Write run.json, which makes the run finished, and drop the checkpoints it no longer needs."""
+    def finish(self, results: dict[str, Any], ending: Ending | None = None) -> None:
+        """Write run.json, which makes the run finished, drop its checkpoints, and print the ending."""
         record = {
             "stage": self.stage,
             "config": plain_config(self.config),
@@ -212,6 +217,8 @@ class Run:
         with atomic_write(self.out / "run.json") as file:
             json.dump(record, file, indent=2)
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        if ending:
+            self.progress.end(ending.lines(self.product))
 
 
 def seed_for(seed: int, purpose: str) -> int:
