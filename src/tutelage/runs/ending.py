@@ -76,3 +76,9 @@ def first_and_last(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[floa
     """The first and the last value of a logged number; both None if it was never logged."""
     values = [line[key] for line in metrics if line.get(key) is not None]
     return (values[0], values[-1]) if values else (None, None)
+
+
+def training_loss(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """The training loss at the first and the last step, for runs without held-out data."""
+    first, last = first_and_last(metrics, "loss")
+    return Figure("training loss", last, start=first, better="lower", note="first and last step")
