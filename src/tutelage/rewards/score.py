@@ -75,6 +75,7 @@ def score(
         return
     with atomic_write(out) as file:
         json.dump(answer, file, ensure_ascii=False)
+    print(f"{out}: {len(fitting):,} scores by {name}", file=sys.stderr)
 
 
 def fit_all(lines: Sequence[tuple[str, list[Messages]]], models: Sequence[ModelReward]) -> dict[int, Messages]:
