@@ -26,9 +26,9 @@ class OptimizerConfig:
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises linearly."""
     floor: float = 0.1
-    """The cosine schedule ends at this share of the peak learning rate (GPT-3 and InstructGPT: 0.1)."""
+    """The cosine schedule ends at this share of the peak learning rate (GPT-3, InstructGPT: 0.1)."""
     clip: float = 1.0
-    """Maximum gradient norm."""
+    """Maximum gradient norm (GPT-3: 1)."""
 
 
 class ScheduledOptimizer:

@@ -1,10 +1,14 @@
 """What a command prints at its end: what it made, the numbers that matter against where they began, what to run next.
 
-what was made, figures, warnings, next commands -> lines of text
+    what was made, figures, warnings, next commands -> lines of text
 
-runs/sft: fine-tuned on 1,204 conversations in 61 steps
-  held-out loss 3.21 -> 2.64
-  next: tutelage chat runs/sft
+For example:
+
+    runs/sft: fine-tuned on 1,204 conversations in 61 steps
+      held-out loss 3.21 -> 2.64
+      next: tutelage chat runs/sft
+
+A figure that is no better than at the start is marked, and a training too short to change the model gets a warning.
 """
 
 import shlex

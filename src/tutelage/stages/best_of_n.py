@@ -93,15 +93,15 @@ def best_of_n(
     with Run(record, stage="best-of-n", config=config, inputs=inputs, product=out) as run:
         if run.finished:
             return
-        answered = sample_answers(run, config, policy, reward, read_prompts(prompts))
-        kept = [best for candidates in answered if (best := candidates.best())]
+        sampled = sample_responses(run, config, policy, reward, read_prompts(prompts))
+        kept = [best for candidates in sampled if (best := candidates.best())]
         if not kept:
             raise InputError(
                 "best-of-n: no best response has both an end of turn and text; raise --max-tokens or --samples"
             )
         write_jsonl(out, (demonstration.to_record() for demonstration in kept))
-        curve, bound = score_curve([c.scores for c in answered]), best_of_n_kl_bound(config.samples)
-        results = {"prompts": len(answered), "demonstrations": len(kept), "best_scores": curve, "kl_bound": bound}
+        curve, bound = score_curve([c.scores for c in sampled]), best_of_n_kl_bound(config.samples)
+        results = {"prompts": len(sampled), "demonstrations": len(kept), "best_scores": curve, "kl_bound": bound}
         run.finish(results, ending(policy, out, results))
 
 
@@ -123,7 +123,7 @@ def ending(policy: Path, out: Path, results: dict[str, Any]) -> Ending:
     )
 
 
-def sample_answers(
+def sample_responses(
     run: Run, config: BestOfNConfig, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]
 ) -> list[Candidates]:
     """The chosen prompts with n scored responses each; resumes where it was stopped."""

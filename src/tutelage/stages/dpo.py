@@ -109,12 +109,12 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
         if not kept:
             raise InputError("dpo: no ranking with a strict order is left to train on; give more rankings")
         prompts = same_responses([encode_ranking(c, tokenizer, model.config.context) for c in kept])
-        unseen = [encode_ranking(c, tokenizer, model.config.context) for c in heldout]
+        heldout_rankings = [encode_ranking(c, tokenizer, model.config.context) for c in heldout]
         state = run.restore()
-        rankings = [group[0] for group in prompts] + unseen
+        rankings = [group[0] for group in prompts] + heldout_rankings
         reference = state["reference"] if state else reference_logprobs(model, rankings, config, tokenizer.pad_id)
         steps = train(run, config, model.train(), prompts, reference, state, tokenizer)
-        results = accuracy_report(model.eval(), tokenizer, heldout, unseen, reference[len(prompts) :], config)
+        results = accuracy_report(model.eval(), tokenizer, heldout, heldout_rankings, reference[len(prompts) :], config)
         save_tuned(out, model, tokenizer, policy, config)
         results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
         run.finish(results, ending(run, config, policy, results, steps))

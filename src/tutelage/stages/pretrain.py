@@ -116,14 +116,14 @@ def pretrain(
         bpe = Tokenizer.load(tokenizer)
         texts = [document.plain_text() for document in read_documents(corpus)]
         ids = encode_enough(bpe, texts, config.tokens + config.context, run.generator("documents"))
-        unseen = token_stream(bpe, heldout)
+        heldout_ids = token_stream(bpe, heldout)
         if heldout:
-            check_windows(unseen, config.context)
+            check_windows(heldout_ids, config.context)
         order = window_order(ids, config, run.generator("order"))
         model = GPT(config.shape(bpe.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
         steps = len(order) // config.batch
-        results, start = train(run, config, model, ids, order, unseen, bpe, steps)
+        results, start = train(run, config, model, ids, order, heldout_ids, bpe, steps)
         save_policy(out, model, bpe)
         results |= {"parameters": parameter_count(model), "corpus_tokens": len(ids), "steps": steps}
         run.finish(results, ending(run, config, results, start))

@@ -81,13 +81,13 @@ def rank(
     with Run(record, stage="rank", config=config, inputs=inputs, product=out) as run:
         if run.finished:
             return
-        answered = sample_answers(run, config, policy, read_prompts(prompts))
-        comparisons = ask_panel(answered, Panel.load(panel), config)
+        sampled = sample_responses(run, config, policy, read_prompts(prompts))
+        comparisons = ask_panel(sampled, Panel.load(panel), config)
         write_jsonl(out, (c.to_record() for c in comparisons))
-        counts = {"prompts": len(answered), "comparisons": len(comparisons)}
+        counts = {"prompts": len(sampled), "comparisons": len(comparisons)}
         pairs, agreed = sum(len(strict_pairs(c.ranks)) for c in comparisons), agreement(comparisons)
         ending = Ending(
-            f"{len(comparisons):,} rankings of {config.answers} responses each, for {len(answered):,} prompts",
+            f"{len(comparisons):,} rankings of {config.answers} responses each, for {len(sampled):,} prompts",
             [
                 Figure("pairs in a strict order", pairs, format=",d"),
                 Figure("pairs on which two annotators agree", agreed, format=".1%"),
@@ -106,7 +106,7 @@ def next_commands(out: Path, policy: Path | str = "SFT_RUN") -> list[str]:
     ]
 
 
-def sample_answers(run: Run, config: RankConfig, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
+def sample_responses(run: Run, config: RankConfig, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
     """The chosen prompts with K responses each; resumes where it was stopped."""
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
     check_room(trained.config.context, config.max_prompt, config.max_tokens)
@@ -128,11 +128,11 @@ def sample_answers(run: Run, config: RankConfig, policy: Path, pool: list[Prompt
     return list(zip(chosen, texts, strict=True))
 
 
-def ask_panel(answered: Sequence[tuple[Prompt, list[str]]], panel: Panel, config: RankConfig) -> list[Comparison]:
+def ask_panel(sampled: Sequence[tuple[Prompt, list[str]]], panel: Panel, config: RankConfig) -> list[Comparison]:
     """One comparison per prompt and annotator; all annotators rank the first `shared` share of the prompts."""
     comparisons = []
-    for i, (prompt, responses) in enumerate(answered):
-        everyone = i < config.shared * len(answered)
+    for i, (prompt, responses) in enumerate(sampled):
+        everyone = i < config.shared * len(sampled)
         for annotator in ANNOTATORS if everyone else (ANNOTATORS[i % len(ANNOTATORS)],):
             ranks = panel.annotate(annotator, prompt.prompt, responses, config.seed)
             name = f"simulated:{annotator}"

@@ -54,8 +54,8 @@ class SFTConfig(OptimizerConfig, AdapterConfig):
     min_answer: int = 0
     """Train only on assistant turns of at least this many tokens, end of turn included; shorter ones are context."""
     max_answer: int = 0
-    """Train only on assistant turns of at most this many tokens; 0 is no limit. Set it if responses are cut off later,
-    because long turns teach the model not to stop."""
+    """Train only on assistant turns of at most this many tokens; 0 is no limit. Long turns teach the model not to stop,
+    which costs it where responses are limited in length."""
     heldout_rows: int = 32
     """Packed rows of held-out demonstrations per evaluation."""
     row: int = 0
@@ -86,8 +86,8 @@ def sft(
         examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
         check_examples(examples, config, length)
         enough = config.heldout_rows * length
-        unseen, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
-        heldout_rows = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
+        heldout_examples, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
+        heldout_rows = packed_rows(heldout_examples, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
         results, start = train(run, config, model, tokenizer, rows, heldout_rows, length)
         save_tuned(out, model.eval(), tokenizer, base, config)
