@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.runs.ending import Ending, Figure, command, first_and_last, short_training
+from tutelage.runs.ending import Ending, Figure, command, counted, first_and_last, short_training, training_loss
 from tutelage.runs.log import Progress
 from tutelage.runs.run import Run, RunConfig
 
@@ -65,6 +65,12 @@ def test_the_first_and_the_last_logged_value() -> None:
     lines = [{"step": 1}, {"step": 2, "loss": 3.0}, {"step": 3, "loss": None}, {"step": 4, "loss": 2.0}, {"step": 5}]
     assert first_and_last(lines, "loss") == (3.0, 2.0)
     assert first_and_last(lines, "accuracy") == (None, None)
+    assert training_loss(lines).line == "training loss 3 -> 2 (first and last step)"
+    assert training_loss(lines[1:2]).line == "training loss 3"
+
+
+def test_counts() -> None:
+    assert [counted(n, "step") for n in (0, 1, 1204)] == ["0 steps", "1 step", "1,204 steps"]
 
 
 @pytest.mark.parametrize("mode", ["lines", "json"])

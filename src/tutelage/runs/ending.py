@@ -67,6 +67,11 @@ def command(*words: str | Path) -> str:
     return shlex.join(["tutelage", *map(str, words)])
 
 
+def counted(number: float, noun: str) -> str:
+    """1 step, 1,204 steps."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short_training(steps: int, advice: str) -> list[str]:
     """The warning after a training of a single step or none; `advice` says how to train longer."""
     if steps > 1:
@@ -85,4 +90,6 @@ def first_and_last(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[floa
 def training_loss(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """The training loss at the first and the last step, for runs without held-out data."""
     first, last = first_and_last(metrics, "loss")
+    if len(metrics) < 2:
+        return Figure("training loss", last)
     return Figure("training loss", last, start=first, better="lower", note="first and last step")

@@ -34,7 +34,7 @@ from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
 from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.ending import Ending, Figure, command, short_training, training_loss
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
 from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
@@ -132,7 +132,7 @@ def ending(run: Run, config: DPOConfig, policy: Path, results: dict[str, float |
     if simpo or loss.value is None:
         loss = training_loss(read_metrics(run.metrics.path))
     return Ending(
-        f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {steps:,} steps",
+        f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {counted(steps, 'step')}",
         [accuracy, loss],
         short_training(steps, "give more rankings, more --epochs or a smaller --batch"),
         [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],

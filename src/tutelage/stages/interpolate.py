@@ -60,7 +60,7 @@ def interpolate(
 def ending(run: Run, sft: Path, rl: Path, weight: float) -> Ending:
     ends = {0.0: [f"at weight 0 this model equals {sft}"], 1.0: [f"at weight 1 this model equals {rl}"]}
     return Ending(
-        f"{weight:.4g} of the way from {sft} to {rl}",
+        f"interpolated {weight:.4g} of the way from {sft} to {rl}",
         warnings=ends.get(weight, []),
         next=[command("chat", run.out), command("evaluate", run.out, rl, "--sft", sft, "...")],
     )

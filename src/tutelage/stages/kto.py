@@ -31,7 +31,7 @@ from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.ending import Ending, Figure, command, short_training, training_loss
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
 from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
@@ -132,8 +132,9 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
 def ending(run: Run, policy: Path, results: dict[str, Any], steps: int) -> Ending:
     """At the start the policy equals the reference: all log ratios are 0, and the accuracy 50%."""
     name = f"accuracy on {results['heldout_thumbs']:,} held-out thumbs"
+    ups, downs = results["thumbs_up"], results["thumbs_down"]
     return Ending(
-        f"trained on {results['thumbs_up']:,} thumbs up and {results['thumbs_down']:,} down in {steps:,} steps",
+        f"trained on {ups:,} thumbs up and {downs:,} thumbs down in {counted(steps, 'step')}",
         [
             Figure(name, results["accuracy"], start=0.5, better="higher", format=".1%"),
             training_loss(read_metrics(run.metrics.path)),

@@ -28,7 +28,7 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
-from tutelage.runs.ending import Ending, Figure, command, short_training, training_loss
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.log import read_metrics
@@ -137,7 +137,7 @@ def ending(run: Run, config: PretrainConfig, results: dict[str, float], start: f
         figure = training_loss(read_metrics(run.metrics.path))
     tokens = steps * config.batch * config.context
     return Ending(
-        f"pretrained {results['parameters']:,} parameters on {tokens:,} tokens in {steps:,} steps",
+        f"pretrained {results['parameters']:,} parameters on {tokens:,} tokens in {counted(steps, 'step')}",
         [figure],
         short_training(steps, "give a larger --tokens or a smaller --batch"),
         [command("sft", "--base", run.out, "--demos", "DEMONSTRATIONS.jsonl", "--out", "...")],

@@ -39,7 +39,7 @@ from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
-from tutelage.runs.ending import Ending, Figure, command, short_training, training_loss
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.log import read_metrics
@@ -117,7 +117,7 @@ def ending(run: Run, base: Path, results: dict[str, float | None], steps: int) -
     elif accuracy <= 0.5:
         warnings.append("the reward model is no better than chance on held-out pairs; give more rankings")
     return Ending(
-        f"trained on {results['rankings']:,} rankings in {steps:,} steps",
+        f"trained on {results['rankings']:,} rankings in {counted(steps, 'step')}",
         [
             Figure(f"accuracy on {results['heldout_pairs']:,} held-out pairs", accuracy, note=known, format=".1%"),
             training_loss(read_metrics(run.metrics.path)),

@@ -26,7 +26,7 @@ from tutelage.model.parameters import trainable
 from tutelage.model.vocabulary import renew_untrained
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.ending import Ending, Figure, command, short_training, training_loss
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
 from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
@@ -113,7 +113,7 @@ def ending(run: Run, results: dict[str, float], start: float | None) -> Ending:
     if loss.value is None:
         loss = training_loss(read_metrics(run.metrics.path))
     return Ending(
-        f"fine-tuned on {results['conversations']:,} conversations in {results['steps']:,} steps",
+        f"fine-tuned on {results['conversations']:,} conversations in {counted(results['steps'], 'step')}",
         [loss],
         short_training(int(results["steps"]), "give more demonstrations, a larger --tokens or a smaller --batch"),
         [command("chat", run.out), command("rank", "--policy", run.out, "...")],

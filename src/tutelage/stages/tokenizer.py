@@ -42,22 +42,18 @@ def tokenizer(corpus: tuple[Path, ...], out: Path, config: TokenizerConfig = Tok
         languages = fit_report(trained, documents)
         run.finish(
             {"vocab_size": trained.vocab_size, "languages": languages},
-            ending(run, config, corpus, trained.vocab_size, languages),
+            ending(run, corpus, trained.vocab_size, languages),
         )
 
 
-def ending(
-    run: Run, config: TokenizerConfig, corpus: tuple[Path, ...], size: int, languages: dict[str, dict[str, float]]
-) -> Ending:
+def ending(run: Run, corpus: tuple[Path, ...], size: int, languages: dict[str, dict[str, float]]) -> Ending:
     documents = sum(int(counts["documents"]) for counts in languages.values())
     figures = [
         Figure(f"bytes per token ({language})", counts["bytes_per_token"]) for language, counts in languages.items()
     ]
-    short = f"the corpus gave only {size:,} of {config.vocab_size:,} tokens; give more text or a smaller --vocab-size"
     return Ending(
         f"trained a tokenizer of {size:,} tokens on {documents:,} documents",
         figures,
-        [short] if size < config.vocab_size else [],
         next=[command("pretrain", "--tokenizer", run.out, "--corpus", *corpus, "--out", "...")],
     )
 
