@@ -69,7 +69,7 @@ class KTOConfig(OptimizerConfig, AdapterConfig):
             raise InputError(f"--batch {self.batch}: z0 takes a response to another prompt; give at least 2")
         for name in ("beta", "desirable", "undesirable"):
             if getattr(self, name) == 0:
-                raise InputError(f"--{name} 0: such responses would teach nothing; give a number above 0")
+                raise InputError(f"--{name} 0: nothing would be learned from it; give a number above 0")
 
 
 @dataclass(frozen=True)
