@@ -227,7 +227,7 @@ def test_no_conversation_is_on_both_sides(world: World, tmp_path: Path, monkeypa
     """The three annotators' rankings of one prompt, and two prompts of one conversation, stay together."""
     seen: dict[str, list[Any]] = {}
     train, report = stage.train, stage.accuracy_report
-    monkeypatch.setattr(stage, "train", lambda *a, **k: seen.update(kept=a[2]) or train(*a, **k))
+    monkeypatch.setattr(stage, "train", lambda *a, **k: seen.update(kept=a[3]) or train(*a, **k))
     monkeypatch.setattr(stage, "accuracy_report", lambda *a, **k: seen.update(held=a[2]) or report(*a, **k))
     reward(world.sft, (world.comparisons,), (world.demos,), tmp_path / "out", world.panel, REWARD)
     told = [json.loads(line) for line in world.comparisons.read_text().splitlines()]

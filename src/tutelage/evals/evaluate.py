@@ -8,6 +8,7 @@ SFT, a tie counts one half, and their confidence intervals are bootstrapped by c
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tutelage.evals.judging import SCORERS, figures
 from tutelage.evals.preference import win_rate
 from tutelage.rewards.open import reward_inputs
 from tutelage.runs.base import find_base
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import same_tokenizer
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run
@@ -70,7 +72,21 @@ def evaluate(
         report = compare(bench, measure_all(run, bench, folders))
         with atomic_write(out / "evaluation.json") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
-        run.finish({name: row["gold_win_rate"] for name, row in report["models"].items()})
+        results = {name: row["gold_win_rate"] for name, row in report["models"].items()}
+        run.finish(results, ending(report, policies or [sft]))
+
+
+def ending(report: dict[str, Any], policies: Sequence[Path]) -> Ending:
+    """How often the panel prefers each model to SFT."""
+    rates = []
+    for name, row in report["models"].items():
+        if interval := row["gold_win_rate_ci"]:
+            low, high = interval
+            note = f"95% confidence interval {low:.1%} to {high:.1%}"
+            note += "; no clear difference" if low <= 0.5 <= high else ""
+            rates.append(Figure(f"{name} preferred to sft", row["gold_win_rate"], note=note, format=".1%"))
+    made = f"compared {len(report['models'])} models on {report['prompts']:,} prompts; evaluation.json has all figures"
+    return Ending(made, rates, next=[command("chat", policy) for policy in policies])
 
 
 def measure_all(run: Run, bench: Bench, folders: dict[str, Path]) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ from tutelage.data.records import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
 from tutelage.store.consent import recording_of
 from tutelage.store.tables import ModerationFlag
@@ -85,8 +86,19 @@ def train(out: Path, flags: tuple[Path, ...], config: ModerationTrainingConfig) 
         classifier = fit([flag for flag in labelled if not is_heldout(flag.text)], learned, config.l2)
         classifier.save(out)
         counts = {"texts": len(labelled), "flagged": sum(bool(flag.categories) for flag in labelled)}
-        run.finish(counts | {"heldout": measure(classifier, heldout, config.threshold)})
         run.progress.update(1.0)
+        table = measure(classifier, heldout, config.threshold)
+        run.finish(counts | {"heldout": table}, ending(out, counts, table))
+
+
+def ending(out: Path, counts: dict[str, int], table: dict[str, dict[str, float | int]]) -> Ending:
+    figures = [
+        Figure(f"{category}: recall", row["recall"], note=f"precision {row['precision']:.1%}, {texts}", format=".1%")
+        for category, row in table.items()
+        for texts in [f"{row['texts']} flagged texts held out"]
+    ]
+    made = f"trained on {counts['texts']:,} texts, {counts['flagged']:,} of them flagged"
+    return Ending(made, figures, next=[command("serve", "...", "--classifier", out)])
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ class Conductor:
                     self.progress(step, title, message, time.monotonic() - start)
                 elif "say" in message:
                     self.line(f"{title} {message['say']}", keep=True)
-                else:
+                elif "text" in message:  # a stage's ending is left out: the line below sums it up
                     output.append(message["text"])
             status, peak = wait(process)
             if status == INTERRUPTED:  # Ctrl-C reaches both processes; the stage may handle it before we do

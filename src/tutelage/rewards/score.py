@@ -76,6 +76,7 @@ def score(
         return
     with atomic_write(out) as file:
         json.dump(result, file, ensure_ascii=False)
+    print(f"{out}: {len(fitting):,} scores by {name}", file=sys.stderr)
 
 
 def fit_all(lines: Sequence[tuple[str, list[Messages]]], models: Sequence[ModelReward]) -> dict[int, Messages]:

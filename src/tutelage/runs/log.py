@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ class Progress:
             print(json.dumps({"stage": self.title, "say": text}), flush=True)
         else:
             print(f"\r\x1b[2K{text}" if self.mode == "bar" else text, file=sys.stderr, flush=True)
+
+    def end(self, lines: Sequence[str]) -> None:
+        """The last lines of a stage. A parent gets them in a message of another kind, and prints its own summary."""
+        if self.mode == "json":
+            print(json.dumps({"stage": self.title, "ending": list(lines)}), flush=True)
+        else:
+            for line in lines:
+                self.say(line)
 
 
 def clock(seconds: float) -> str:

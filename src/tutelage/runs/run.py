@@ -4,7 +4,7 @@
         if run.finished: return
         state = run.restore()
         ... run.log(step, loss=loss); run.checkpoint(step, state) ...
-        run.finish(results)
+        run.finish(results, Ending("fine-tuned on 1,204 conversations", next=[command("chat", out)]))
 
 A run is finished only if run.json holds the same fingerprint: the hash of its stage, its config and the content of
 every input. A checkpoint is used only under the same fingerprint. After Ctrl-C or SIGTERM the run saves, then stops.
@@ -31,6 +31,7 @@ from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
+from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
 
@@ -71,8 +72,10 @@ class Interrupted(KeyboardInterrupt):
 class Run:
     """One run directory. The top of this module shows how a stage uses it."""
 
-    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs):
+    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs, product: Path | None = None):
+        """product: the one file that the stage writes beside its run directory `out`, if that is what it makes."""
         self.out, self.stage, self.config = out, stage, config
+        self.product = product or out
         self.inputs = hash_inputs(inputs)
         self.fingerprint = fingerprint(stage, config, self.inputs)
         self.device: Device = choose_device(config.device, config.dtype)
@@ -82,7 +85,9 @@ class Run:
         self.saved = time.monotonic()
         self.stop_requested = False
         self.lock: IO[str] | None = None
-        self.finished = self._prepare()
+        self.finished = self._prepare() and self.product.exists()
+        if self.finished:
+            self.progress.say(f"{self.product}: already finished with these settings and inputs; nothing to do")
 
     def _prepare(self) -> bool:
         """Whether this run is already finished. Otherwise lock the folder, after removing another run if allowed."""
@@ -187,8 +192,8 @@ class Run:
         if self.stop_requested:
             raise Interrupted(f"{self.stage} stopped at step {step} and saved; run the same command again to resume")
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Write run.json, which makes the run finished, and drop the checkpoints it no longer needs."""
+    def finish(self, results: dict[str, Any], ending: Ending | None = None) -> None:
+        """Write run.json, which makes the run finished, drop its checkpoints, and print the ending."""
         record = {
             "stage": self.stage,
             "config": plain_config(self.config),
@@ -210,6 +215,8 @@ class Run:
         with atomic_write(self.out / "run.json") as file:
             json.dump(record, file, indent=2)
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        if ending:
+            self.progress.end(ending.lines(self.product))
 
 
 def seed_for(seed: int, purpose: str) -> int:
