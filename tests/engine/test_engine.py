@@ -15,6 +15,7 @@ from tutelage.engine.engine import Engine, EngineConfig
 from tutelage.engine.requests import Done, Event, Gone, Handle, PromptScored, QueueFull, Request, Token
 from tutelage.engine.running import shares
 from tutelage.errors import InputError
+from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, sharing
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
@@ -481,3 +482,19 @@ def test_a_pass_is_shared_between_the_oldest_and_the_shortest_prompts() -> None:
     assert shares([100, 50, 2], 8) == [4, 2, 2]
     assert shares([3, 100, 2], 8) == [3, 3, 2]
     assert shares([1, 1], 8) == [1, 1]
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 64), (2, 16), (3, 64), (1, 100)])
+def test_padding_a_product_for_amx_changes_nothing_else(rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, rows, columns, generator=generator), torch.randn(3, columns, 5, generator=generator)
+    torch.testing.assert_close(slot_cache.padded_bmm(a, b), torch.bmm(a, b))
+
+
+def test_with_amx_blocks_are_short_and_hold_the_whole_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_cache, "has_amx", lambda: True)
+    config = GPTConfig(vocab_size=3, width=8, layers=1, heads=1, kv_heads=1, head_width=8, hidden=8, context=3001)
+    slots = slot_cache.SlotCache(config, 1, 3001, torch.bfloat16, torch.device("cpu"))
+    sizes = [kv.shape[4] for kv in slots.kv]
+    assert max(sizes) == 384 and all(size % 32 == 0 for size in sizes)
+    assert slots.starts == [0, *itertools.accumulate(sizes[:-1])] and sum(sizes) == 3008
