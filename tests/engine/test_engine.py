@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tutelage.engine import slot_cache
 from tutelage.engine.engine import Engine, EngineConfig
-from tutelage.engine.requests import Done, Event, Gone, Handle, PromptScored, QueueFull, Request, Token
+from tutelage.engine.requests import Done, Event, Handle, ModelUnloaded, PromptScored, QueueFull, Request, Token
 from tutelage.engine.running import shares
 from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, sharing
+from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, shallow_copy
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
 
@@ -296,7 +296,7 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeyp
     engine = Engine(base, EngineConfig(slots=6, piece=16))
     for seed, name in enumerate(["red", "blue"]):
         adapted = add_adapters(
-            sharing(base), LoRAConfig(rank=2 + seed, targets=("q", "v", "up")[seed:]), generator(seed)
+            shallow_copy(base), LoRAConfig(rank=2 + seed, targets=("q", "v", "up")[seed:]), generator(seed)
         )
         for path, parameter in adapted.named_parameters():
             if ".adapter.up" in path:
@@ -320,7 +320,7 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeyp
     late, _ = ask(engine, 9, 9, adapter="red")
     engine.remove_adapter("red")
     assert late.done and late.done.reason == "cancelled"
-    with pytest.raises(Gone, match="'red' is not loaded"):
+    with pytest.raises(ModelUnloaded, match="'red' is not loaded"):
         ask(engine, 1, adapter="red")
     beside, _ = ask(engine, *LONG[:12], adapter="blue")
     with monkeypatch.context() as patch:
@@ -451,7 +451,7 @@ def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
     engine.submit(Request((1, 2), 60, GREEDY, 0, stop_ids=frozenset()), listener)
     engine.close()
     assert ended.wait(20) and engine.load() == (0, 0)
-    with pytest.raises(Gone, match="closed"):
+    with pytest.raises(ModelUnloaded, match="closed"):
         ask(engine, 1)
 
 

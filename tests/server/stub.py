@@ -71,7 +71,7 @@ class StubModels:
     """A registry of one policy, `stub`, and one reward model, `judge`."""
 
     def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
-        table = tokenizer.bytes_of_tokens()
+        table = tokenizer.token_bytes()
         common = dict(tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context)
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),

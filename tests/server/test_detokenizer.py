@@ -88,8 +88,8 @@ def test_names_of_tokens_are_distinct() -> None:
 
 def test_the_tokenizers_bytes_are_its_text(tokenizer) -> None:
     """Compared with the library's own decoder."""
-    table = tokenizer.bytes_of_tokens()
-    assert [len(piece) for piece in table] == tokenizer.token_bytes()
+    table = tokenizer.token_bytes()
+    assert [len(piece) for piece in table] == tokenizer.token_byte_counts()
     for text in (TEXT, "\x00\x7f\n\t ~¡¬®ÿ", "the cat 你好"):
         ids = tokenizer.encode(text)
         assert b"".join(table[i] for i in ids).decode() == tokenizer.decode(ids) == text

@@ -158,9 +158,9 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     per_prompt, by_hand = [], []
     for ranking, row in zip(rankings, reference.tolist(), strict=True):
         losses = []
-        for w, i in permutations(range(len(ranking.answers)), 2):
+        for w, i in permutations(range(len(ranking.sequences)), 2):
             if ranking.ranks[w] < ranking.ranks[i]:
-                chosen, rejected = (logprob(ranking.answers[k], ranking.prompt) - row[k] for k in (w, i))
+                chosen, rejected = (logprob(ranking.sequences[k], ranking.prompt_length) - row[k] for k in (w, i))
                 losses.append(-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)))
         per_prompt.append(torch.stack(losses).mean())
         by_hand.append(len(losses))
@@ -218,7 +218,7 @@ def test_answers_that_two_ranked_are_run_once_in_one_step(
     strict = [r for r in told if len(set(r["ranks"])) > 1]
     assert sum(len(some) for some in steps) == len(strict)
     assert len(steps) == len({tuple(r["responses"]) for r in strict}) < len(strict)
-    assert all(len({tuple(map(tuple, r.answers)) for r in some}) == 1 for some in steps)
+    assert all(len({tuple(map(tuple, r.sequences)) for r in some}) == 1 for some in steps)
 
 
 @pytest.mark.parametrize("config", [DPO, LORA, replace(DPO, loss="simpo")], ids=["all weights", "lora", "simpo"])

@@ -170,8 +170,8 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     per_prompt = []
     for ranking in rankings:
         losses = []
-        for a, first in enumerate(ranking.answers):
-            for b, second in enumerate(ranking.answers):
+        for a, first in enumerate(ranking.sequences):
+            for b, second in enumerate(ranking.sequences):
                 if ranking.ranks[a] < ranking.ranks[b]:
                     w, loser = (ours(torch.tensor([ids]))[0, -1] for ids in (first, second))
                     losses.append(-F.logsigmoid(w - loser))

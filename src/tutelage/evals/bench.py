@@ -13,12 +13,12 @@ from typing import Any
 
 from tutelage.data.packing import stream
 from tutelage.data.panel import Panel
-from tutelage.data.prompts import check_room, choose_fitting, text_length
+from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.model.gpt import GPT
 from tutelage.rewards.config import RewardsConfig
-from tutelage.rewards.open import frozen_beside, open_reward
+from tutelage.rewards.open import frozen_loader, open_reward
 from tutelage.rewards.reward import Reward
 from tutelage.runs.device import Device, release_memory
 from tutelage.runs.folder import load_policy
@@ -91,15 +91,15 @@ def open_bench(
 ) -> Bench:
     """Read what all models share. Raises InputError for anything that does not fit, before any sampling starts."""
     model, tokenizer = load_policy(sft, device, frozen=True)
-    check_room(model.config.context, config.max_prompt, config.max_tokens)
+    check_context(model.config.context, config.max_prompt, config.max_tokens)
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "evaluate", config.per_conversation)
     prompt_ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
     tokens = stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
-    check_windows(tokens, text_length(config.heldout_window, model.config.context, "--heldout-window"))
+    check_windows(tokens, row_length(config.heldout_window, model.config.context, "--heldout-window"))
     del model
-    scorer = open_reward(reward, config, frozen_beside(sft, device, config.max_prompt, config.max_tokens))
+    scorer = open_reward(reward, config, frozen_loader(sft, device, config.max_prompt, config.max_tokens))
     return Bench(tokenizer, chosen, prompt_ids, tokens, base, sft, scorer, Panel.load(panel), device, config)
 
 
@@ -132,8 +132,10 @@ def run_model(bench: Bench, model: GPT, candidates: int = 0) -> ModelOutput:
     """Sample a response and `candidates` further ones per prompt, and measure the held-out text."""
     responses = [response for (response,) in sample(bench, model, 1)]
     more = sample(bench, model, candidates) if candidates else [[] for _ in responses]
-    length = text_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-    bits = bits_per_byte(model, bench.heldout, bench.tokenizer.token_bytes(), bench.config.heldout_windows, length)
+    length = row_length(bench.config.heldout_window, model.config.context, "--heldout-window")
+    bits = bits_per_byte(
+        model, bench.heldout, bench.tokenizer.token_byte_counts(), bench.config.heldout_windows, length
+    )
     return ModelOutput(responses, more, bits)
 
 

@@ -26,10 +26,10 @@ def check_windows(ids: np.ndarray, length: int) -> None:
 
 
 @torch.no_grad()
-def bits_per_byte(model: GPT, ids: np.ndarray, token_bytes: Sequence[int], windows: int, length: int) -> float:
+def bits_per_byte(model: GPT, ids: np.ndarray, token_byte_counts: Sequence[int], windows: int, length: int) -> float:
     """Bits per byte on the first `windows` windows of `length` tokens of a stream (fewer if it is shorter)."""
     rows = np.arange(min(windows, window_count(ids, length)))
-    sizes = torch.tensor(token_bytes)
+    sizes = torch.tensor(token_byte_counts)
     nats, total_bytes = 0.0, 0
     for batch_rows in np.array_split(rows, math.ceil(len(rows) / BATCH)):
         batch = window(ids, batch_rows, length)

@@ -18,7 +18,7 @@ from tutelage.errors import InputError
 from tutelage.learning.optim import EMA, adamw, set_learning_rate
 from tutelage.rlhf.diagnostics import SAMPLER_GAP
 from tutelage.rlhf.learner import minibatches
-from tutelage.rlhf.token_mdp import DRIFT, Table, TokenMDP, Values, length_problem, roll_out_table
+from tutelage.rlhf.token_mdp import TWO_TOKENS, Table, TokenMDP, Values, length_problem, roll_out_table
 from tutelage.stages.ppo import Learner, PPOConfig, estimate, improve
 
 BETA = 0.5
@@ -45,13 +45,13 @@ def checks() -> Iterator[Check]:
 
 def optimum_check(update: str) -> Check:
     """Whether PPO reaches the known optimum of eq. 2, at the KL of that optimum."""
-    best, best_kl = DRIFT.optimum(BETA)
+    best, best_kl = TWO_TOKENS.optimum(BETA)
     name = f"the known optimum, {PPOConfig(update=update, ptx=False).algorithm}"  # type: ignore[arg-type]
     try:
-        logits, gap = practise(DRIFT, BETA, iterations=150, update=update)
+        logits, gap = train_table(TWO_TOKENS, BETA, iterations=150, update=update)
     except InputError as error:
         return Check(name, False, str(error))
-    reached, kl = DRIFT.objective(logits, BETA)
+    reached, kl = TWO_TOKENS.objective(logits, BETA)
     near = abs(reached - best) <= OBJECTIVE_OFF * best and abs(kl - best_kl) <= KL_OFF * best_kl
     details = f"objective {reached:.4f} of {best:.4f}, KL {kl:.3f} of {best_kl:.3f} nats, sampler gap {gap:.1g}"
     return Check(name, near and gap <= SAMPLER_GAP["torch.float32"], details)
@@ -62,14 +62,14 @@ def length_check() -> Check:
     lengths = []
     for constant in (1.0, -1.0):
         problem = length_problem(constant)
-        logits, _ = practise(problem, 0.05, iterations=50)
+        logits, _ = train_table(problem, 0.05, iterations=50)
         lengths.append(problem.mean_length(logits))
     exact = problem.mean_length(problem.reference_logits)
     details = f"mean {lengths[0]:.2f} tokens for a reward of 1, {lengths[1]:.2f} for -1, of {exact:.2f}"
     return Check("no length bias", all(SHORT < length < LONG for length in lengths), details)
 
 
-def practise(problem: TokenMDP, beta: float, iterations: int, seed: int = 0, **changed: Any) -> tuple[Tensor, float]:
+def train_table(problem: TokenMDP, beta: float, iterations: int, seed: int = 0, **changed: Any) -> tuple[Tensor, float]:
     """Train a table with the stage's code. Returns its logits (S, V), and the largest sampler gap in nats per token."""
     sizes: dict[str, Any] = {"batch": 256, "minibatch": 64, "max_tokens": problem.longest}
     config = PPOConfig(**sizes, kl_coef=beta, value_clip=HUGE, grad_clip=HUGE, ptx=False, **changed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tutelage.data.panel import Panel
-from tutelage.data.prompts import check_room
+from tutelage.data.prompts import check_context
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
@@ -39,7 +39,7 @@ def open_reward(names: Sequence[str], config: RewardsConfig, load: Callable[[Pat
     """
     if len(names) == 1 and config.ensemble != "mean":
         raise InputError(f"--ensemble {config.ensemble}: needs several rewards, one is given")
-    members = [open_one(name, config, load) for name in names]
+    members = [open_single(name, config, load) for name in names]
     if len(members) == 1:
         return members[0]
     for name, member in zip(names, members, strict=True):
@@ -51,7 +51,7 @@ def open_reward(names: Sequence[str], config: RewardsConfig, load: Callable[[Pat
     return Ensemble(members, config)
 
 
-def open_one(name: str, config: RewardsConfig, load: Callable[[Path], ModelReward]) -> Reward:
+def open_single(name: str, config: RewardsConfig, load: Callable[[Path], ModelReward]) -> Reward:
     kind = kind_of(name)
     if kind == "run":
         return load(Path(name))
@@ -72,7 +72,7 @@ def load_frozen(place: Path, device: Device) -> ModelReward:
     return ModelReward(model.eval().requires_grad_(False), tokenizer)
 
 
-def frozen_beside(policy: Path, device: Device, max_prompt: int, max_tokens: int) -> Callable[[Path], ModelReward]:
+def frozen_loader(policy: Path, device: Device, max_prompt: int, max_tokens: int) -> Callable[[Path], ModelReward]:
     """A loader of frozen reward models that will score this policy's responses.
 
     The loader raises InputError if a model's tokenizer is not the policy's, or if its context is shorter than
@@ -82,7 +82,7 @@ def frozen_beside(policy: Path, device: Device, max_prompt: int, max_tokens: int
     def load(place: Path) -> ModelReward:
         same_tokenizer(policy, place)
         reward = load_frozen(place, device)
-        check_room(reward.model.trunk.config.context, max_prompt, max_tokens, place)
+        check_context(reward.model.trunk.config.context, max_prompt, max_tokens, place)
         return reward
 
     return load
@@ -95,11 +95,11 @@ def first_run(names: Sequence[str]) -> Path | None:
 
 def reward_inputs(names: Sequence[str]) -> Input | list[Input]:
     """These rewards as inputs of a run, for its fingerprint. Raises InputError for a function that does not exist."""
-    inputs = [one_input(name) for name in names]
+    inputs = [reward_input(name) for name in names]
     return inputs[0] if len(inputs) == 1 else inputs
 
 
-def one_input(name: str) -> Input:
+def reward_input(name: str) -> Input:
     kind = kind_of(name)
     if kind == "url":
         return NamedInput(name, name)

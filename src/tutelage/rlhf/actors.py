@@ -18,14 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import encode_prompt
 from tutelage.data.records import Messages, read_prompts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import frozen_depth, without_adapters
 from tutelage.model.prepack import unpack
-from tutelage.rewards.open import first_run, frozen_beside, open_one, open_reward
+from tutelage.rewards.open import first_run, frozen_loader, open_reward, open_single
 from tutelage.rewards.reward import ModelReward, Reward, with_response
 from tutelage.rlhf.config import RLConfig
 from tutelage.runs.adapter import adapt, load_adapted_scorer
@@ -74,9 +74,9 @@ def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run
     Raises InputError when policy and reward model have different tokenizers, or a context too short for a response.
     """
     trained, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
-    check_room(trained.config.context, config.max_prompt, config.max_tokens)
+    check_context(trained.config.context, config.max_prompt, config.max_tokens)
     trained.eval()
-    frozen = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
+    frozen = frozen_loader(policy, run.device, config.max_prompt, config.max_tokens)
     if not config.adapted:
         reward = open_reward(rewards, config, frozen)
         value, base = load_value(first_run(rewards), policy, run.device) if critic else (None, policy)
@@ -238,7 +238,7 @@ def load_judge(judge: str | None, policy: Path, config: RLConfig, run: Run) -> R
     Raises InputError as `load_actors` does.
     """
     if judge:
-        return open_one(judge, config, frozen_beside(policy, run.device, config.max_prompt, config.max_tokens))
+        return open_single(judge, config, frozen_loader(policy, run.device, config.max_prompt, config.max_tokens))
     run.progress.say(f"{run.out}: no --judge, so nothing notices a score that rises while the responses get worse")
     return None
 

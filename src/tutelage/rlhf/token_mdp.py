@@ -4,7 +4,7 @@
 
 A "language" of a few tokens in which the last token is the state. Every response can be enumerated, so the optimum of
 InstructGPT's eq. 2 is known exactly: pi* ~ pi_ref exp(r / beta), J* = beta log Z.
-DRIFT: seven responses of at most two tokens. Its rewards expose a misplaced score, a lost end of turn and a wrong KL.
+TWO_TOKENS: seven responses of at most two tokens. Its rewards expose a misplaced score, a lost end and a wrong KL.
 `length_problem`: one word and an end of turn, the same reward for every response. The optimum is the reference, with a
 mean length of 3.287 tokens.
 """
@@ -83,13 +83,13 @@ class TokenMDP:
         return sum(math.exp(self.logprob(logits, response)) * len(response) for response in self.responses())
 
 
-def drift_reward(response: Tokens) -> float:
+def two_token_reward(response: Tokens) -> float:
     """The table of rewards. Ending at once has a reward, so that losing the end of turn shows."""
     table = {(2,): 0.7, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0}
     return table[response]
 
 
-DRIFT = TokenMDP(((0.5, 0.3, 0.2), (0.4, 0.4, 0.2), (0.1, 0.2, 0.7)), (1, 2, 0), 2, drift_reward)
+TWO_TOKENS = TokenMDP(((0.5, 0.3, 0.2), (0.4, 0.4, 0.2), (0.1, 0.2, 0.7)), (1, 2, 0), 2, two_token_reward)
 
 
 def length_problem(constant: float) -> TokenMDP:

@@ -18,7 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tutelage.errors import TrainingError
 from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import masked_mean
-from tutelage.learning.trust_region import Product, fisher_product, flat, line_search, natural_step, surrogate
+from tutelage.learning.trust_region import (
+    MatrixVectorProduct,
+    fisher_product,
+    flat,
+    line_search,
+    natural_step,
+    surrogate,
+)
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
 from tutelage.rlhf.history import Metrics
@@ -86,7 +93,7 @@ def surrogate_gradient(
     return gradient, max(errors)
 
 
-def response_fisher(policy: GPT, responses: Responses, temperature: float) -> Product:
+def response_fisher(policy: GPT, responses: Responses, temperature: float) -> MatrixVectorProduct:
     """v -> F v, F the Fisher matrix at the states of these responses."""
     with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels can be differentiated only once
         hidden = response_hidden(policy, responses)

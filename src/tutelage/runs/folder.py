@@ -32,7 +32,7 @@ from tutelage.model.hf_config import (
 )
 from tutelage.model.lora import merge_adapters
 from tutelage.model.peft import from_peft
-from tutelage.model.vocabulary import resized
+from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device, release_memory
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
@@ -75,7 +75,7 @@ def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: b
         _check_vocabulary(folder, config, tokenizer)
     model = _built(config, _read_weights(folder), device, frozen)
     if make_chat and tokenizer.vocab_size > model.config.vocab_size:
-        model = resized(model, tokenizer.vocab_size)
+        model = resize_vocabulary(model, tokenizer.vocab_size)
     return model.to(device.torch_device), tokenizer
 
 

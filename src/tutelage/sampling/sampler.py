@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import merge_adapters, sharing
+from tutelage.model.lora import merge_adapters, shallow_copy
 from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, TokenHistory, draw, filtered_probabilities
 from tutelage.sampling.prefill import last_hidden, prefill
@@ -51,7 +51,7 @@ def inference_copy(model: GPT) -> GPT:
 
     Weights that are already frozen in that precision are shared with the model, not copied.
     """
-    return for_inference(sharing(model))
+    return for_inference(shallow_copy(model))
 
 
 def for_inference(model: GPT) -> GPT:

@@ -39,12 +39,12 @@ class Detokenizer:
 
     def __init__(
         self,
-        bytes_of_tokens: Sequence[bytes],
+        token_bytes: Sequence[bytes],
         stop: Sequence[str] = (),
         strip_first: bool = False,
         stream_filter: StreamFilter | None = None,
     ):
-        self._bytes, self._stop = bytes_of_tokens, tuple(stop)
+        self._bytes, self._stop = token_bytes, tuple(stop)
         self._strip = strip_first  # SentencePiece puts a space before the first word of a text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._filter = stream_filter

@@ -16,7 +16,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tutelage.engine.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
+from tutelage.engine.requests import (
+    Done,
+    Event,
+    Handle,
+    Listener,
+    ModelUnloaded,
+    PromptScored,
+    QueueFull,
+    Request,
+    Token,
+)
 from tutelage.moderation.moderator import Moderator
 from tutelage.moderation.stream_filter import StreamFilter
 from tutelage.server.detokenizer import Detokenizer, TextDelta
@@ -87,7 +97,7 @@ class Generation:
             REJECTED.labels("engine_overloaded").inc()
             message = "Too many requests are waiting for the model. Try again soon."
             raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"}) from None
-        except Gone:
+        except ModelUnloaded:
             self.cancel()
             raise no_such_model(self._served.name) from None
         self._deadline = self._loop.call_later(SECONDS, self._time_out)

@@ -19,7 +19,7 @@ from tutelage.data.records import Messages
 from tutelage.engine.engine import Engine, EngineConfig
 from tutelage.engine.fairness import FairLock
 from tutelage.errors import InputError
-from tutelage.model.lora import sharing
+from tutelage.model.lora import shallow_copy
 from tutelage.rewards.open import load_frozen
 from tutelage.rewards.reward import ModelReward
 from tutelage.runs.base import find_base
@@ -111,7 +111,7 @@ class Registry:
             # Adapters and merged weights are rounded differently.
             fingerprint=self._fingerprint(run, "adapter" if adapter else "merged"),
             base=base,
-            table=[*tokenizer.bytes_of_tokens(), *[b""] * padding],
+            table=[*tokenizer.token_bytes(), *[b""] * padding],
             engine=engine,
             adapter=name if adapter else "",
         )
@@ -119,7 +119,7 @@ class Registry:
     def _add_adapter(self, engine: Engine, name: str, run: Path, adapter: Path) -> Tokenizer | None:
         """Add a run's adapter to the engine of its base. Returns the run's own tokenizer, if it has one."""
         with self.turns:  # during a forward pass, the adapters of running requests are attached to the model
-            base_copy = sharing(engine.model)
+            base_copy = shallow_copy(engine.model)
         adapted, adapter_tokenizer = read_adapter(adapter, base_copy)
         tokenizer = Tokenizer.load(run) if (run / "tokenizer.json").is_file() else adapter_tokenizer
         engine.add_adapter(name, adapted)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.records import Demonstration, Messages, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.rewards.config import RewardsConfig
-from tutelage.rewards.open import frozen_beside, open_reward, reward_inputs
+from tutelage.rewards.open import frozen_loader, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
@@ -128,8 +128,8 @@ def sample_responses(
 ) -> list[Candidates]:
     """The chosen prompts with n scored responses each; resumes where it was stopped."""
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
-    check_room(trained.config.context, config.max_prompt, config.max_tokens)
-    load = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
+    check_context(trained.config.context, config.max_prompt, config.max_tokens)
+    load = frozen_loader(policy, run.device, config.max_prompt, config.max_tokens)
     model, scorer = for_inference(trained), open_reward(reward, config, load)
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "best-of-n")
     state = run.restore()

@@ -26,7 +26,7 @@ from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_mat
 from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
-from tutelage.learning.losses import margins, pair_mean, pairs_right, winning
+from tutelage.learning.losses import margins, pair_accuracy, pair_mean, winner_mask
 from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
@@ -175,24 +175,26 @@ def train(
 def reference_logprobs(model: GPT, rankings: Sequence[Ranking], config: DPOConfig, pad: int) -> Tensor:
     """(N, K) log pi_ref of all responses, on the CPU; zeros for SimPO, which has no reference."""
     if config.loss == "simpo":
-        return torch.zeros(len(rankings), max(len(ranking.answers) for ranking in rankings))
+        return torch.zeros(len(rankings), max(len(ranking.sequences) for ranking in rankings))
     with adapters_off(model):
-        logprobs = summed_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
+        logprobs = summed_logprobs(model, [r.sequences for r in rankings], [r.prompt_length for r in rankings], pad)
     return pad_sequence(logprobs, batch_first=True).cpu()
 
 
 def batch_logprobs(model: GPT, rankings: Sequence[Ranking], reference: Tensor, pad: int) -> BatchLogprobs:
     """Run the policy over all responses of P rankings. reference: (P, K or more), from `reference_logprobs`."""
-    each = summed_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
+    each = summed_logprobs(model, [r.sequences for r in rankings], [r.prompt_length for r in rankings], pad)
     logprobs = pad_sequence(each, batch_first=True)
-    lengths = pad_sequence([torch.tensor([len(a) - r.prompt for a in r.answers]) for r in rankings], batch_first=True)
+    lengths = pad_sequence(
+        [torch.tensor([len(s) - r.prompt_length for s in r.sequences]) for r in rankings], batch_first=True
+    )
     ranks = pad_sequence([torch.tensor(r.ranks) for r in rankings], batch_first=True)
     device = logprobs.device
     return BatchLogprobs(
         logprobs=logprobs,
         ref_logprobs=reference[:, : logprobs.shape[1]].to(device),
         lengths=lengths.to(device),
-        pairs=winning(ranks, lengths > 0).to(device),
+        pairs=winner_mask(ranks, lengths > 0).to(device),
     )
 
 
@@ -228,7 +230,7 @@ def describe(batch: BatchLogprobs, config: DPOConfig) -> dict[str, float]:
     count = won.sum()
     chosen, rejected = float((rewards * won).sum() / count), float((rewards * lost).sum() / count)
     return {
-        "accuracy": pairs_right(preferred, batch.pairs),
+        "accuracy": pair_accuracy(preferred, batch.pairs),
         "reward_margin": chosen - rejected,
         "chosen_reward": chosen,
         "rejected_reward": rejected,

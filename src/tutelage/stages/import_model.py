@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tutelage.model.hf_config import family_of
 from tutelage.model.parameters import parameter_count
-from tutelage.model.vocabulary import resized
+from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, command
@@ -46,11 +46,11 @@ def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -
         if config.add_tokens:
             # Cut the spare rows off first: untrained, they do not belong in the mean.
             tokenizer = tokenizer.with_specials(config.add_tokens)
-            model = resized(resized(model, known), max(rows, tokenizer.vocab_size))
+            model = resize_vocabulary(resize_vocabulary(model, known), max(rows, tokenizer.vocab_size))
             added = tokenizer.vocab_size - known
             run.progress.say(f"{out}: {added} tokens added; their embedding rows are the mean of the others")
         if config.drop_spare:
-            model = resized(model, tokenizer.vocab_size)
+            model = resize_vocabulary(model, tokenizer.vocab_size)
         if model.config.vocab_size != rows:
             run.progress.say(f"{out}: the embedding now has {model.config.vocab_size} rows instead of {rows}")
         save_policy(out, model, tokenizer)

@@ -25,7 +25,7 @@ from tutelage.data.records import Feedback, read_feedback
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean
 from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
-from tutelage.learning.preferences import kto_loss, liked_above, reference_point
+from tutelage.learning.preferences import kto_loss, liked_pair_accuracy, reference_point
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
@@ -187,7 +187,7 @@ def describe(batch: BatchLogprobs, config: KTOConfig) -> dict[str, Any]:
     rewards, up = config.beta * batch.log_ratios, batch.liked
     chosen, rejected = mean(rewards[up].tolist()), mean(rewards[~up].tolist())
     return {
-        "accuracy": liked_above(rewards, up),
+        "accuracy": liked_pair_accuracy(rewards, up),
         "reward_margin": None if chosen is None or rejected is None else chosen - rejected,
         "chosen_reward": chosen,
         "rejected_reward": rejected,
@@ -213,9 +213,9 @@ def reference_logprobs(model: GPT, batches: Sequence[Batch], heldout: Sequence[T
 
 @torch.no_grad()
 def heldout_accuracy(model: GPT, heldout: Sequence[Thumb], reference: Tensor, pad: int) -> float | None:
-    """How well the implicit reward separates held-out thumbs up from thumbs down (`preferences.py:liked_above`)."""
+    """How well the implicit reward separates held-out thumbs up from down (`preferences.py:liked_pair_accuracy`)."""
     ratios = thumb_logprobs(model, heldout, pad).cpu() - reference
-    return liked_above(ratios, torch.tensor([thumb.liked for thumb in heldout], dtype=torch.bool))
+    return liked_pair_accuracy(ratios, torch.tensor([thumb.liked for thumb in heldout], dtype=torch.bool))
 
 
 def encode(feedback: Feedback, tokenizer: Tokenizer, context: int) -> Thumb:

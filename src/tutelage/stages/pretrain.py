@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tutelage.data.packing import encode_enough, stream, window, window_count
+from tutelage.data.packing import encode_at_least, stream, window, window_count
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
@@ -115,7 +115,7 @@ def pretrain(
             return
         bpe = Tokenizer.load(tokenizer)
         texts = [document.plain_text() for document in read_documents(corpus)]
-        ids = encode_enough(bpe, texts, config.tokens + config.context, run.generator("documents"))
+        ids = encode_at_least(bpe, texts, config.tokens + config.context, run.generator("documents"))
         heldout_ids = token_stream(bpe, heldout)
         if heldout:
             check_windows(heldout_ids, config.context)
@@ -187,7 +187,7 @@ def make_optimizer(model: GPT, config: PretrainConfig, steps: int) -> ScheduledO
 
 
 def heldout_bits(model: GPT, heldout: np.ndarray, tokenizer: Tokenizer, config: PretrainConfig) -> float:
-    return bits_per_byte(model, heldout, tokenizer.token_bytes(), config.heldout_windows, config.context)
+    return bits_per_byte(model, heldout, tokenizer.token_byte_counts(), config.heldout_windows, config.context)
 
 
 def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:

@@ -16,7 +16,7 @@ import tyro
 
 from tutelage.data.foreign_rankings import read_rankings
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import strict_pairs
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
@@ -109,7 +109,7 @@ def next_commands(out: Path, policy: Path | str = "SFT_RUN") -> list[str]:
 def sample_responses(run: Run, config: RankConfig, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
     """The chosen prompts with K responses each; resumes where it was stopped."""
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
-    check_room(trained.config.context, config.max_prompt, config.max_tokens)
+    check_context(trained.config.context, config.max_prompt, config.max_tokens)
     model = for_inference(trained)
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "rank")
     state = run.restore()

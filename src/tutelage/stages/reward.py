@@ -32,7 +32,7 @@ from tutelage.data.rankings import (
 from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
-from tutelage.learning.losses import pairs_right, ranking_loss, winning
+from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
 from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
@@ -139,7 +139,7 @@ def train(run: Run, config: RewardConfig, model: ScalarGPT, rankings: list[Ranki
         scores, ranks, mask = score_rankings(model, [ranking for i in chosen for ranking in prompts[i]], pad)
         loss = ranking_loss(scores, ranks, mask)
         lr, norm = optimizer.step(loss, step)
-        accuracy = pairs_right(scores.detach(), winning(ranks, mask))
+        accuracy = pair_accuracy(scores.detach(), winner_mask(ranks, mask))
         run.log(step + 1, loss=loss.item(), accuracy=accuracy, lr=lr, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=accuracy)
     return steps
@@ -148,9 +148,9 @@ def train(run: Run, config: RewardConfig, model: ScalarGPT, rankings: list[Ranki
 def score_rankings(model: ScalarGPT, rankings: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, ranks, and a mask of the responses that exist, all (P, K); K is that of the longest ranking."""
     device = model.score.weight.device
-    scores = pad_sequence(score_texts(model, [ranking.answers for ranking in rankings], pad), batch_first=True)
+    scores = pad_sequence(score_texts(model, [ranking.sequences for ranking in rankings], pad), batch_first=True)
     ranks = pad_sequence([torch.tensor(ranking.ranks) for ranking in rankings], batch_first=True).to(device)
-    sizes = torch.tensor([len(ranking.answers) for ranking in rankings])
+    sizes = torch.tensor([len(ranking.sequences) for ranking in rankings])
     mask = torch.arange(scores.shape[1]) < sizes[:, None]
     return scores, ranks, mask.to(device)
 
@@ -190,7 +190,7 @@ def accuracy_report(
     matched: list[bool] = []
     losses: list[float] = []
     rankings = [encode_ranking(comparison, tokenizer, model.trunk.config.context) for comparison in heldout]
-    each = score_texts(model, [ranking.answers for ranking in rankings], tokenizer.pad_id)
+    each = score_texts(model, [ranking.sequences for ranking in rankings], tokenizer.pad_id)
     for comparison, ranking, scores in zip(heldout, rankings, each, strict=True):
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
         matched += length_matched(comparison, tokenizer)

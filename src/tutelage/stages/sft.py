@@ -16,14 +16,14 @@ import torch
 
 from tutelage.data.demonstrations import windows
 from tutelage.data.packing import Example, Packed, pack, pack_rows
-from tutelage.data.prompts import text_length
+from tutelage.data.prompts import row_length
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
 from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
-from tutelage.model.vocabulary import renew_untrained
+from tutelage.model.vocabulary import redraw_untrained_rows
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -80,9 +80,9 @@ def sft(
         model, tokenizer = load_policy(base, run.device, frozen=config.adapted)
         # Adapters do not train the embedding, so a freshly initialised marker would stay untrained.
         markers = [] if config.adapted else list(tokenizer.special.values())
-        renewed = renew_untrained(model, markers, run.generator("markers"))
+        renewed = redraw_untrained_rows(model, markers, run.generator("markers"))
         model = adapt(model, config, run.generator("adapter")).train()
-        length = text_length(config.row, model.config.context, "--row")
+        length = row_length(config.row, model.config.context, "--row")
         examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
         check_examples(examples, config, length)
         enough = config.heldout_rows * length
@@ -200,13 +200,13 @@ def read_examples(
         dropped += lost
         for messages in fitting:
             encoded = encode_chat(tokenizer, messages)
-            supervised = answers_of(encoded.supervised, config.min_answer, config.max_answer)
+            supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
             examples.append(Example(encoded.ids, supervised))
             tokens += len(encoded.ids)
     return examples, dropped
 
 
-def answers_of(supervised: list[bool], least: int, most: int) -> list[bool]:
+def turns_within(supervised: list[bool], least: int, most: int) -> list[bool]:
     """The mask without the turns of fewer than `least` or more than `most` tokens; a `most` of 0 is no limit."""
     mask: list[bool] = []
     for learn, turn in groupby(supervised):

@@ -59,7 +59,7 @@ class Models:
             name=name,
             kind="policy",
             tokenizer=engine.tokenizer,
-            table=engine.tokenizer.bytes_of_tokens(),
+            table=engine.tokenizer.token_bytes(),
             created=0,
             fingerprint=f"fp_{name}",
             engine=engine,
