@@ -1,9 +1,9 @@
-"""Which gate catches which bug: PPO's code with one deliberate bug at a time, on the problems of known answer.
+"""Which check catches which bug: PPO's code with one deliberate bug at a time, on problems with a known answer.
 
     python benchmarks/mutations.py [--only NAME] [--out runs/mutations]
 
-Each mutant replaces a function of the package where it is used, or one line of its source; then the gates of
-`tutelage doctor --rl` run on it, and the first problem without a reward for an immediate end beside them. Prints a
+Each mutant replaces a function of the package where it is used, or one line of its source; then the checks of
+`tutelage doctor --rl` run on it, and also the first problem without a reward for an immediate end. Prints a
 Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it; and
 leaves it in OUT (record.py). Stop it and run it again: what stands in OUT/<hash of the code>.md is not measured twice.
 """
@@ -30,24 +30,24 @@ from tutelage.learning import losses
 from tutelage.recipe import rl_selftest
 from tutelage.rlhf import learner, token_mdp
 from tutelage.rlhf.diagnostics import SAMPLER_GAP
-from tutelage.rlhf.token_mdp import DRIFT, TokenMDP, length_problem
+from tutelage.rlhf.token_mdp import TWO_TOKENS, TokenMDP, length_problem
 from tutelage.sampling import rollout
 from tutelage.sampling.rollout import Responses
 from tutelage.stages import ppo
 
 HEAD = "| mutant | A: J / KL | B: J / KL | length for 1 / -1 | caught by |"
 BETA = rl_selftest.BETA
-END = DRIFT.end
+END = TWO_TOKENS.end
 
 
 def whole_reward(response: tuple[int, ...]) -> float:
     """Also of what a mutant makes of a response: up to its end, which is put back where the mutant took it."""
     cut = response[: response.index(END) + 1] if END in response else response
-    return DRIFT.reward(cut if len(cut) == 2 or cut[-1:] == (END,) else (*cut, END))
+    return TWO_TOKENS.reward(cut if len(cut) == 2 or cut[-1:] == (END,) else (*cut, END))
 
 
-B = replace(DRIFT, reward=whole_reward)
-A = replace(DRIFT, reward=lambda response: 0.0 if response[:1] in ((), (END,)) else whole_reward(response))
+B = replace(TWO_TOKENS, reward=whole_reward)
+A = replace(TWO_TOKENS, reward=lambda response: 0.0 if response[:1] in ((), (END,)) else whole_reward(response))
 
 
 Change = tuple[ModuleType, str, Callable[[Any], Any]]  # where it is used, its name, the function -> the mutant
@@ -212,7 +212,7 @@ def drift(problem: TokenMDP) -> tuple[str, list[str]]:
     """Objective and KL in words, and what caught them."""
     best, exact = problem.optimum(BETA)
     try:
-        logits, gap = rl_selftest.practise(problem, BETA, iterations=150)
+        logits, gap = rl_selftest.train_table(problem, BETA, iterations=150)
     except InputError as error:
         return "–", ["ratio" if "ratio" in str(error) else "stopped"]
     reached, kl = problem.objective(logits, BETA)
@@ -226,7 +226,7 @@ def lengths() -> tuple[str, list[str]]:
     for constant in (1.0, -1.0):
         problem = length_problem(constant)
         try:
-            found.append(problem.mean_length(rl_selftest.practise(problem, 0.05, iterations=50)[0]))
+            found.append(problem.mean_length(rl_selftest.train_table(problem, 0.05, iterations=50)[0]))
         except InputError:
             return "–", []
     return " / ".join(f"{x:.2f}" for x in found), [] if all(

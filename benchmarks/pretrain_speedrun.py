@@ -114,7 +114,7 @@ def main() -> None:
     record = Record(given.out, given)
     tokenizer = Tokenizer.load(given.tokenizer)
     ids = token_stream(tokenizer, [given.data / "corpus.train.jsonl"])
-    unseen, sizes = token_stream(tokenizer, [given.data / "corpus.valid.jsonl"]), tokenizer.token_bytes()
+    unseen, sizes = token_stream(tokenizer, [given.data / "corpus.valid.jsonl"]), tokenizer.token_byte_counts()
     config = PretrainConfig(tokens=given.tokens)
 
     def order(seed: int) -> np.ndarray:

@@ -35,10 +35,10 @@ from tutelage.cli import TORCH_SETTINGS
 from tutelage.data.panel import Panel
 from tutelage.data.records import read_comparisons
 from tutelage.errors import InputError
-from tutelage.evals.bench import Bench, EvaluateConfig, lay_out, sample
+from tutelage.evals.bench import Bench, EvaluateConfig, open_bench, sample
 from tutelage.evals.best_of_n import best_of_n
 from tutelage.evals.evaluate import preference
-from tutelage.evals.judging import measure, rewards
+from tutelage.evals.judging import measure, reward_scores
 from tutelage.evals.preference import mean_with_interval, win_rate
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.recipe.conductor import Conductor, read_record
@@ -211,7 +211,7 @@ class Judge:
         answers = sample(bench, bench.load(bench.sft), max(BEST_OF))
         texts = [[bench.tokenizer.decode(answer.ids) for answer in some] for some in answers]
         golds = [[bench.panel.utility(p.prompt, t) for t in some] for p, some in zip(bench.prompts, texts, strict=True)]
-        return rewards(bench, answers).tolist(), golds
+        return reward_scores(bench, answers).tolist(), golds
 
     def figures(self, golds: list[float], wins: list[float]) -> Line:
         """Gold and win rate against SFT with their intervals, and each prompt's gold."""
@@ -232,7 +232,7 @@ def score(experiment: Experiment, config: EvaluateConfig) -> list[Line]:
         made_from = fingerprint(f"{algorithm} {step}", config, hashes | hash_inputs({"policy": folder}))
         if points.known(made_from):
             continue
-        judge = judge or Judge(lay_out(config, device, **files | {"reward": [str(files["reward"])]}))
+        judge = judge or Judge(open_bench(config, device, **files | {"reward": [str(files["reward"])]}))
         print(f"{experiment.out.name}: {algorithm} {step}", flush=True)
         golds = points.asked[0]["golds"] if points.asked else None
         found = judge.best_of(int(step), golds) if algorithm == "best-of-n" else judge.policy(folder, golds)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from tutelage.engine import slot_cache
 from tutelage.engine.engine import Engine, EngineConfig
-from tutelage.engine.requests import Done, Event, Gone, Handle, PromptScored, QueueFull, Request, Token
+from tutelage.engine.requests import Done, Event, Handle, ModelUnloaded, PromptScored, QueueFull, Request, Token
 from tutelage.engine.running import shares
 from tutelage.errors import InputError
+from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, sharing
+from tutelage.model.lora import LoRAConfig, add_adapters, merge_adapters, shallow_copy
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
 
@@ -295,7 +296,7 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeyp
     engine = Engine(base, EngineConfig(slots=6, piece=16))
     for seed, name in enumerate(["red", "blue"]):
         adapted = add_adapters(
-            sharing(base), LoRAConfig(rank=2 + seed, targets=("q", "v", "up")[seed:]), generator(seed)
+            shallow_copy(base), LoRAConfig(rank=2 + seed, targets=("q", "v", "up")[seed:]), generator(seed)
         )
         for path, parameter in adapted.named_parameters():
             if ".adapter.up" in path:
@@ -319,7 +320,7 @@ def test_adapters_share_the_base_and_a_batch(make_gpt: Any, family: str, monkeyp
     late, _ = ask(engine, 9, 9, adapter="red")
     engine.remove_adapter("red")
     assert late.done and late.done.reason == "cancelled"
-    with pytest.raises(Gone, match="'red' is not loaded"):
+    with pytest.raises(ModelUnloaded, match="'red' is not loaded"):
         ask(engine, 1, adapter="red")
     beside, _ = ask(engine, *LONG[:12], adapter="blue")
     with monkeypatch.context() as patch:
@@ -450,7 +451,7 @@ def test_its_own_thread_serves_and_closes(make_gpt: Any) -> None:
     engine.submit(Request((1, 2), 60, GREEDY, 0, stop_ids=frozenset()), listener)
     engine.close()
     assert ended.wait(20) and engine.load() == (0, 0)
-    with pytest.raises(Gone, match="closed"):
+    with pytest.raises(ModelUnloaded, match="closed"):
         ask(engine, 1)
 
 
@@ -481,3 +482,19 @@ def test_a_pass_is_shared_between_the_oldest_and_the_shortest_prompts() -> None:
     assert shares([100, 50, 2], 8) == [4, 2, 2]
     assert shares([3, 100, 2], 8) == [3, 3, 2]
     assert shares([1, 1], 8) == [1, 1]
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 64), (2, 16), (3, 64), (1, 100)])
+def test_padding_a_product_for_amx_changes_nothing_else(rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, rows, columns, generator=generator), torch.randn(3, columns, 5, generator=generator)
+    torch.testing.assert_close(slot_cache.padded_bmm(a, b), torch.bmm(a, b))
+
+
+def test_with_amx_blocks_are_short_and_hold_the_whole_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_cache, "has_amx", lambda: True)
+    config = GPTConfig(vocab_size=3, width=8, layers=1, heads=1, kv_heads=1, head_width=8, hidden=8, context=3001)
+    slots = slot_cache.SlotCache(config, 1, 3001, torch.bfloat16, torch.device("cpu"))
+    sizes = [kv.shape[4] for kv in slots.kv]
+    assert max(sizes) == 384 and all(size % 32 == 0 for size in sizes)
+    assert slots.starts == [0, *itertools.accumulate(sizes[:-1])] and sum(sizes) == 3008

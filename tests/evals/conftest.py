@@ -1,4 +1,4 @@
-"""The tiny world of tests/stages, for the evaluation of its runs."""
+"""The tiny trained runs of tests/stages, for the evaluation tests."""
 
 import sys
 from pathlib import Path

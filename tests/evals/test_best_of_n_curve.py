@@ -1,4 +1,4 @@
-"""The best-of-n curve: worked by hand, and by going through every choice of n samples."""
+"""The best-of-n estimate, against values by hand and against every choice of n samples."""
 
 import random
 from itertools import combinations
@@ -17,10 +17,10 @@ def test_by_hand(n: int, expected: float) -> None:
 
 @pytest.mark.parametrize("n", range(1, 8))
 def test_by_every_choice(n: int) -> None:
-    """Mean over all subsets of the gold of the one with the highest score; gold goes its own ways."""
-    chance = random.Random(n)
-    scores, gold = ([chance.gauss(0, 1) for _ in range(7)] for _ in range(2))
-    favourites = [max(some, key=lambda i: scores[i]) for some in combinations(range(7), n)]
+    """Mean over all subsets of the gold score of the sample with the highest score; the two scores are independent."""
+    rng = random.Random(n)
+    scores, gold = ([rng.gauss(0, 1) for _ in range(7)] for _ in range(2))
+    favourites = [max(subset, key=lambda i: scores[i]) for subset in combinations(range(7), n)]
     expected = sum(gold[i] for i in favourites) / len(favourites)
     assert best_of_n(scores, gold, n) == pytest.approx(expected)
 

@@ -1,4 +1,4 @@
-"""Win rates by hand, and an interval that holds what it promises when prompts of one conversation are alike."""
+"""Win rates by hand, and the coverage of the confidence interval when prompts of a conversation are correlated."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_ties_count_one_half() -> None:
     assert [preference(a, 1.0) for a in (2.0, 1.0, 0.5)] == [1.0, 0.5, 0.0]
 
 
-def test_against_oneself_it_is_one_half_and_certain() -> None:
+def test_against_itself_the_rate_is_one_half_without_spread() -> None:
     assert win_rate([0.5] * 30, alone(30), 0) == (0.5, (0.5, 0.5))
 
 
@@ -37,8 +37,8 @@ def test_half_widths_of_the_table(count: int, half_width: float) -> None:
     assert (high - low) / 2 == pytest.approx(half_width, abs=0.006)
 
 
-def test_alike_prompts_widen_the_interval() -> None:
-    """Two prompts that always agree are one observation: wider by sqrt 2 than two independent ones."""
+def test_correlated_prompts_widen_the_interval() -> None:
+    """Two prompts that always agree are one observation: the interval widens by sqrt 2."""
     wins = [float(i // 2 % 2) for i in range(400)]
     widths = []
     for names in (alone(400), [str(i // 2) for i in range(400)]):
@@ -48,8 +48,8 @@ def test_alike_prompts_widen_the_interval() -> None:
 
 
 @pytest.mark.parametrize("by_conversation", [True, False])
-def test_the_interval_covers_the_truth_as_often_as_it_says(by_conversation: bool) -> None:
-    """300 evaluations of 120 prompts, three to a conversation that largely decides. Drawing prompts would not do."""
+def test_the_interval_has_its_nominal_coverage(by_conversation: bool) -> None:
+    """300 evaluations of 120 prompts, three per conversation. Resampling single prompts covers the truth too rarely."""
     random = np.random.default_rng(1)
     covered = 0
     for trial in range(300):
@@ -65,7 +65,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(by_conversation: bool
 
 
 def test_unequal_conversations_weigh_by_their_prompts() -> None:
-    """One of 3 lost prompts, one of 1 won prompt: a resample of two is (0, 0), (0, 1) or (1, 1) conversations won."""
+    """A conversation of 3 lost prompts and one of 1 won prompt: a resample wins none, one or both of its two."""
     rate, (low, high) = win_rate([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"], 0)
     assert rate == 0.25
     assert (low, high) == (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Tasks: likelihoods by definition, and a model that knows the answers gets them all."""
+"""Tasks: likelihoods by definition, and full marks for a model that knows the answers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.evals.tasks import TasksConfig, choice_scores, choose, load_task, make_sums, read_tasks, tasks, write_out
+from tutelage.evals.tasks import (
+    TasksConfig,
+    choice_scores,
+    choose,
+    generate_answers,
+    load_task,
+    make_sums,
+    read_tasks,
+    tasks,
+)
 from tutelage.runs.folder import save_policy
 from tutelage.text.tokenizer import Tokenizer
 
@@ -33,7 +42,9 @@ def test_every_item_has_its_answer_among_different_choices() -> None:
         for example in pool:
             assert example.answer in example.choices and len(set(example.choices)) == len(example.choices) == 4
         first = [example.choices.index(example.answer) for example in pool]
-        assert max(first.count(place) for place in range(4)) < len(pool) / 2  # no place gives the answer away
+        assert (
+            max(first.count(place) for place in range(4)) < len(pool) / 2
+        )  # the position does not give the answer away
 
 
 def test_sums_add_up() -> None:
@@ -45,7 +56,7 @@ def test_sums_add_up() -> None:
 
 
 class Oracle:
-    """Log-likelihoods of a model that knows: by patching what scores, not what decides."""
+    """Log-likelihoods of a model that knows the answers. It replaces the scoring, not the decision."""
 
     def __init__(self, answers: set[str]):
         self.answers = answers
@@ -54,7 +65,9 @@ class Oracle:
         return torch.tensor([0.0 if choice in self.answers else -1.0 for choice in choices])
 
 
-def test_who_knows_gets_all_right(make_gpt: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_knows_gets_all_right(
+    make_gpt: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tutelage.evals import tasks as stage
 
     opening, pool = load_task("opposites")
@@ -66,7 +79,7 @@ def test_who_knows_gets_all_right(make_gpt: Any, tokenizer: Tokenizer, monkeypat
         assert choose(model, tokenizer, opening, [item, *pool[20:]], 2, TasksConfig(count=1)) == 0.0
 
 
-def test_written_answers_are_held_against_the_right_ones(
+def test_generated_answers_are_compared_with_the_right_ones(
     make_gpt: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tutelage.evals import tasks as stage
@@ -75,7 +88,7 @@ def test_written_answers_are_held_against_the_right_ones(
     pool = make_sums(6, 0)
     model = make_gpt("llama", context=4096)
 
-    def says(texts: list[str]) -> Any:
+    def writes(texts: list[str]) -> Any:
         def generate(model: Any, prompts: Any, seeds: Any, *rest: Any) -> list[list[Response]]:
             samples = len(seeds) // len(prompts)
             return [[Response(tokenizer.encode(text), [], True)] * samples for text in texts]
@@ -83,13 +96,13 @@ def test_written_answers_are_held_against_the_right_ones(
         return generate
 
     right = [f" Well. The answer is {example.answer}.\n\nQ: next? A: 999" for example in pool]
-    monkeypatch.setattr(stage, "generate", says(right))
-    assert write_out(model, tokenizer, pool, "with reasons, majority", CONFIG) == 1.0
-    monkeypatch.setattr(stage, "generate", says([*right[:3], " 999", " none", ""]))
-    assert write_out(model, tokenizer, pool, "plain, 0-shot", CONFIG) == 0.5
+    monkeypatch.setattr(stage, "generate", writes(right))
+    assert generate_answers(model, tokenizer, pool, "with reasons, majority", CONFIG) == 1.0
+    monkeypatch.setattr(stage, "generate", writes([*right[:3], " 999", " none", ""]))
+    assert generate_answers(model, tokenizer, pool, "plain, 0-shot", CONFIG) == 0.5
 
 
-def test_the_verb_writes_its_table(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_command_writes_its_table(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_policy(tmp_path / "model", make_gpt("llama", context=4096), tokenizer)
     tasks(tmp_path / "model", tmp_path / "out", CONFIG)
     table = json.loads((tmp_path / "out/tasks.json").read_text())

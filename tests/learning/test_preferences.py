@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutelage.learning.losses import margins, pair_mean, winning
-from tutelage.learning.preferences import dpo_loss, ipo_loss, kto_loss, liked_above, reference_point, simpo_loss
+from tutelage.learning.losses import margins, pair_mean, winner_mask
+from tutelage.learning.preferences import dpo_loss, ipo_loss, kto_loss, liked_pair_accuracy, reference_point, simpo_loss
 
 
 def sigmoid(x: float) -> float:
@@ -129,7 +129,7 @@ def test_a_ranking_is_the_mean_of_its_strict_pairs() -> None:
 
     exists = padded([[True] * len(row) for row in ranks], False)
     margin = margins(padded(policy, 0.0) - padded(reference, 0.0))
-    actual = pair_mean(dpo_loss(margin, beta=0.1), winning(padded(ranks, 0), exists))
+    actual = pair_mean(dpo_loss(margin, beta=0.1), winner_mask(padded(ranks, 0), exists))
     assert actual.item() == pytest.approx(sum(per_ranking) / 3, abs=1e-6)
 
 
@@ -188,8 +188,8 @@ def test_liked_above_is_the_share_of_all_pairs() -> None:
     rewards, liked = [float(chance.randint(0, 6)) for _ in range(40)], [chance.random() < 0.3 for _ in range(40)]
     pairs = [(a, b) for a, up in zip(rewards, liked) if up for b, other in zip(rewards, liked) if not other]
     assert any(a == b for a, b in pairs)  # a tie counts one half
-    assert liked_above(torch.tensor(rewards), torch.tensor(liked)) == pytest.approx(
+    assert liked_pair_accuracy(torch.tensor(rewards), torch.tensor(liked)) == pytest.approx(
         sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
     )
-    assert liked_above(torch.tensor([1.0, 2.0]), torch.tensor([True, True])) is None
-    assert liked_above(torch.tensor([1.0, 2.0]), torch.tensor([False, False])) is None
+    assert liked_pair_accuracy(torch.tensor([1.0, 2.0]), torch.tensor([True, True])) is None
+    assert liked_pair_accuracy(torch.tensor([1.0, 2.0]), torch.tensor([False, False])) is None

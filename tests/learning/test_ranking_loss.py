@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutelage.learning.losses import pairs_right, ranking_loss, winning
+from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
 
 
 def loss_of(scores: list[float], ranks: list[int]) -> float:
@@ -123,5 +123,5 @@ def test_pairs_right_is_a_count_in_which_a_tie_is_half() -> None:
     scores = torch.tensor([[2.0, 1.0, 1.0], [0.0, 5.0, 0.0]])
     ranks = torch.tensor([[1, 2, 3], [1, 2, 1]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    assert pairs_right(scores, winning(ranks, mask)) == (2.5 + 0) / 4
-    assert pairs_right(torch.zeros(1, 4), winning(torch.tensor([[1, 2, 3, 3]]))) == 0.5
+    assert pair_accuracy(scores, winner_mask(ranks, mask)) == (2.5 + 0) / 4
+    assert pair_accuracy(torch.zeros(1, 4), winner_mask(torch.tensor([[1, 2, 3, 3]]))) == 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tutelage.learning.trust_region import (
-    FURTHEST,
+    MAX_COEF_FACTOR,
     adaptive_penalty_coef,
     conjugate_gradient,
     fisher_product,
@@ -189,10 +189,10 @@ def test_over_every_token_the_penalty_is_the_exact_kl_and_so_is_its_gradient() -
 
 
 def test_the_coefficient_follows_the_kl() -> None:
-    """Halved, kept or doubled depending on the target, and never beyond FURTHEST."""
+    """Halved, kept or doubled depending on the target, and never beyond MAX_COEF_FACTOR."""
     kls = [0.0066, 0.0067, 0.01, 0.0149, 0.0151]
     assert [adaptive_penalty_coef(1.0, kl, 0.01) for kl in kls] == [0.5, 1.0, 1.0, 1.0, 2.0]
     calm = wild = 1.0
     for _ in range(40):
         calm, wild = adaptive_penalty_coef(calm, 0.0, 0.01), adaptive_penalty_coef(wild, 1.0, 0.01)
-    assert calm == 1 / FURTHEST and wild == FURTHEST
+    assert calm == 1 / MAX_COEF_FACTOR and wild == MAX_COEF_FACTOR

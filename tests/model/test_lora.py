@@ -16,7 +16,7 @@ from tutelage.model.lora import (
     add_adapters,
     frozen_depth,
     merge_adapters,
-    sharing,
+    shallow_copy,
     without_adapters,
 )
 from tutelage.model.parameters import trainable
@@ -214,7 +214,7 @@ def test_adapters_in_the_top_layers_only() -> None:
 def test_a_copy_shares_what_is_frozen_and_merging_it_leaves_the_original_alone() -> None:
     model = shake(adapt(make(), layers=1))
     before, weights = model(IDS), {name: p.clone() for name, p in model.named_parameters()}
-    merged = merge_adapters(sharing(model))
+    merged = merge_adapters(shallow_copy(model))
     torch.testing.assert_close(merged(IDS), before, atol=1e-5, rtol=1e-5)
     assert merged.embedding.weight is model.embedding.weight
     assert merged.blocks[0].mlp.up.weight is model.blocks[0].mlp.up.weight

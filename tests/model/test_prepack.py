@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tutelage.model.gpt import GPT, Linear
-from tutelage.model.prepack import can_pack, prepack, product, unpack
+from tutelage.model.prepack import batch_invariant, can_pack, has_amx, prepack, product, unpack
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch or CPU has no packed bf16 products")
 
@@ -65,3 +65,31 @@ def test_unpacking_removes_the_copy_and_changes_no_number() -> None:
         unpack(linear)
         assert not hasattr(linear.weight, "packed")
         assert torch.equal(linear(x), before)
+
+
+@pytest.mark.parametrize("shape", [(576, 960), (1536, 576), (1536, 64), (130, 70), (8, 576), (576, 8)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_batch_invariant_product_is_the_product(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], bias: bool
+) -> None:
+    monkeypatch.setattr("tutelage.model.prepack.has_amx", lambda: True)
+    linear = packed_linear(*shape, bias)
+    for rows in (1, 2, 32, 33, 77):
+        x = torch.randn(2, rows, shape[0], generator=torch.Generator().manual_seed(rows)).bfloat16()
+        with torch.no_grad(), batch_invariant():
+            torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+
+
+@pytest.mark.skipif(not has_amx(), reason="this CPU has no AMX")
+@pytest.mark.parametrize("shape", [(576, 960), (1536, 576), (1536, 64), (130, 70), (8, 576), (576, 8)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_with_amx_a_row_has_the_same_bits_among_any_number(shape: tuple[int, int], packed: bool) -> None:
+    linear = packed_linear(*shape, bias=False)
+    if not packed:
+        unpack(linear)
+    x = torch.randn(160, shape[0], generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad(), batch_invariant():
+        whole = linear(x)
+        for rows in (1, 2, 3, 16, 31, 32, 33, 37, 65, 128):
+            parts = torch.cat([linear(part) for part in x.split(rows)])
+            assert torch.equal(parts, whole), rows

@@ -9,7 +9,7 @@ from tutelage.learning.head import next_token_loss
 from tutelage.learning.optim import adamw
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.vocabulary import renew_untrained, resized
+from tutelage.model.vocabulary import redraw_untrained_rows, resize_vocabulary
 
 SHAPE = GPTConfig(vocab_size=48, width=32, layers=1, heads=2, kv_heads=1, head_width=16, hidden=64, context=16)
 NEVER = [3, 4, 5]
@@ -33,7 +33,7 @@ def test_tokens_that_training_never_saw_become_distinct_again() -> None:
     model = trained_without(NEVER)
     before = model.embedding.weight.detach().clone()
     assert torch.cosine_similarity(before[3], before[4], dim=0) > 0.98  # the problem that redrawing solves
-    assert renew_untrained(model, [1, 2, *NEVER], torch.Generator().manual_seed(1)) == NEVER
+    assert redraw_untrained_rows(model, [1, 2, *NEVER], torch.Generator().manual_seed(1)) == NEVER
     after = model.embedding.weight.detach()
     others = [i for i in range(SHAPE.vocab_size) if i not in NEVER]
     assert torch.equal(after[others], before[others])
@@ -46,14 +46,14 @@ def test_tokens_that_training_never_saw_become_distinct_again() -> None:
 def test_tokens_that_training_saw_stay() -> None:
     model = trained_without([])
     before = model.embedding.weight.detach().clone()
-    assert renew_untrained(model, NEVER, torch.Generator()) == []
+    assert redraw_untrained_rows(model, NEVER, torch.Generator()) == []
     assert torch.equal(model.embedding.weight, before)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_rows_are_the_mean_of_the_old(make_gpt: Any, tied: bool) -> None:
     old = make_gpt(tied=tied)
-    new = resized(old, 305)
+    new = resize_vocabulary(old, 305)
     assert new.config.vocab_size == 305
     for matrix, before in ((new.embedding.weight, old.embedding.weight), (new.head_weight, old.head_weight)):
         assert torch.equal(matrix[:300], before)
@@ -67,4 +67,4 @@ def test_new_rows_are_the_mean_of_the_old(make_gpt: Any, tied: bool) -> None:
 def test_dropped_rows_change_no_other_logit(make_gpt: Any) -> None:
     old = make_gpt()
     ids = torch.tensor([[5, 17, 26, 33]])
-    torch.testing.assert_close(resized(old, 280)(ids), old(ids)[..., :280])
+    torch.testing.assert_close(resize_vocabulary(old, 280)(ids), old(ids)[..., :280])

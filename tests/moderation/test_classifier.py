@@ -1,4 +1,4 @@
-"""The flag classifier: off until there are enough flags, fitted to its optimum, found again after saving."""
+"""The moderation classifier: needs enough flags, is fitted to the optimum, and is equal after saving."""
 
 import json
 import math
@@ -58,15 +58,13 @@ def test_it_learns_what_people_flag(trained: Path) -> None:
 
 def test_it_is_off_until_there_are_200_flags(tmp_path: Path) -> None:
     flags = write_flags(tmp_path / "flags.jsonl", 196)
-    with pytest.raises(
-        InputError, match="199 flagged and 196 harmless texts: the classifier stays off until there are 200"
-    ):
+    with pytest.raises(InputError, match="199 flagged and 196 harmless texts: training needs 200 of each"):
         moderation(tmp_path / "run", (flags,))
     assert not (tmp_path / "run" / FILE).exists()
 
 
 def test_the_fit_is_the_optimum() -> None:
-    """The gradient as a textbook writes it, text by text and bucket by bucket, vanishes at the solution."""
+    """The textbook gradient, computed text by text and bucket by bucket, is zero at the solution."""
     texts = [("bad dog", True), ("bad cat", True), ("good dog", False), ("good old cat", False), ("bad bird", False)]
     l2 = 0.1
     found = fit([Flag(t, frozenset(["hate"] if y else []), "a", "s") for t, y in texts], ("hate",), l2)
@@ -86,11 +84,11 @@ def test_every_short_run_of_characters_has_its_bucket() -> None:
     grams = {f" {'tea 茶'} "[i : i + n] for n in (1, 2, 3, 4) for i in range(8 - n)}
     alone = {gram: rolled(gram) for gram in grams}
     assert set(buckets("tea 茶").tolist()) == set(alone.values())
-    assert len(set(alone.values())) > len(grams) - 2  # spread, not piled up
+    assert len(set(alone.values())) > len(grams) - 2  # hardly any collisions
 
 
 def rolled(gram: str) -> int:
-    """The hash of one n-gram in Python's whole numbers."""
+    """The hash of one n-gram, with Python integers."""
     value = 0
     for character in gram:
         value = (value * 0x9E3779B97F4A7C15 + ord(character)) % 2**64
@@ -115,10 +113,10 @@ def test_people_are_counted_by_text() -> None:
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(InputError, match="make one with tutelage moderation"):
+    with pytest.raises(InputError, match="train one with tutelage moderation"):
         FlagClassifier.load(tmp_path)
     (tmp_path / FILE).write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(InputError, match="is no trained moderation classifier"):
+    with pytest.raises(InputError, match="not a trained moderation classifier"):
         FlagClassifier.load(tmp_path)
     weights = np.zeros((2, 8), dtype=np.float32)
     about = {"about": '{"format": "tutelage.flags.2", "categories": ["hate", "sexual"], "flags": 200}'}
@@ -145,7 +143,7 @@ def test_faulty_flags_are_named_by_line(tmp_path: Path, line: str, complaint: st
 
 
 def test_flags_given_on_the_pages_train_only_with_consent(tmp_path: Path) -> None:
-    """210 texts each way of a person who consented; another person's, who took the consent back, are left out."""
+    """420 texts of a person who consented are used; those of a person who withdrew consent are not."""
     database, _ = open_store(tmp_path, "")
     with database.write() as session:
         session.add(Setting(key="recording", value={"allowed": True}))
@@ -173,7 +171,7 @@ def test_flags_given_on_the_pages_train_only_with_consent(tmp_path: Path) -> Non
 
 
 def test_without_flags_there_is_nothing_to_learn(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing to learn from"):
+    with pytest.raises(InputError, match="no training data"):
         moderation(tmp_path / "run")
-    with pytest.raises(InputError, match="holds no tutelage.db"):
+    with pytest.raises(InputError, match="contains no tutelage.db"):
         moderation(tmp_path / "run", config=ModerationTrainingConfig(data=tmp_path))

@@ -1,4 +1,4 @@
-"""Moderation: terms are found as a plain search would find them, and an answer never shows a blocked term in part."""
+"""Moderation: the search equals a naive search, and a stream never shows a part of a blocked term."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ CLEAN = [
     "how to make a bomb shelter",
     "打击儿童色情",
     "打击，儿童、色情",
-    "ki ll you, a.s.s",  # with spaces and full stops English has other words
+    "ki ll you, a.s.s",  # spaces and full stops make other words in English
     "a chink in the armour",
     "niggardly spices",
     "",
@@ -73,10 +73,10 @@ Form = Callable[[str], str]
 
 
 def plain_search(terms: list[Term], text: str) -> dict[str, list[tuple[Form, int]]]:
-    """Where each category first begins, every place of every term tried one by one.
+    """The positions where terms of each category begin, found by trying every term at every position.
 
-    Letters below U+2E80 must not stand on both sides of a term's edge. One or two Chinese characters are looked for in
-    the folded text, where spaces and punctuation still stand.
+    A term must not begin or end inside a word, that is, between two letters below U+2E80. One or two Chinese characters
+    are searched in the folded text, which still has spaces and punctuation.
     """
     places: dict[str, list[tuple[Form, int]]] = {}
     for form in (searched, fold):
@@ -125,7 +125,7 @@ PIECES = st.lists(st.text(LETTERS, min_size=1, max_size=5), max_size=8)
 
 @given(TERMS, PIECES)
 def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], pieces: list[str]) -> None:
-    """However it is cut: stopped if and only if the whole holds a blocked term, and no letter of one is shown."""
+    """For any chunks: the stream stops if and only if the text has a blocked term, and shows no letter of it."""
     moderator = moderator_of(terms, blocked=("hate", "violence"))
     answer = StreamFilter(moderator)
     shown = "".join([*map(answer.push, pieces), answer.finish()])
@@ -136,7 +136,7 @@ def test_an_answer_is_stopped_before_its_first_blocked_term(terms: list[Term], p
     assert whole.startswith(shown)
     if blocked:
         for form, place in blocked:
-            assert len(form(shown + "好")) - 1 <= place  # a sign at its end may join what follows
+            assert len(form(shown + "好")) - 1 <= place  # folding may join the last character with the next
     else:
         assert shown == whole
         assert {name for name, yes in answer.verdict["categories"].items() if yes} == found.keys()
@@ -150,7 +150,7 @@ def test_a_blocked_term_is_not_shown_in_part() -> None:
 
 
 def test_two_chinese_characters_are_a_term_only_where_they_stand_together() -> None:
-    """They meet by chance at any comma: 出口，交易 is exports and trade. Nor may an answer show the first of them."""
+    """Two characters meet by chance at a comma: 出口，交易 is "exports, trade". A stream withholds the first."""
     terms = TermList(
         [Term("口交", "sexual", False), Term("如何制造炸弹", "illicit", False), Term("进出口交易", "allow", False)]
     )
@@ -183,7 +183,7 @@ def test_ordinary_text_waits_for_nothing() -> None:
 
 @pytest.mark.parametrize("place", [0, 195, 199, 200, 395, 1001, 3990])
 def test_the_classifier_reads_every_word_of_a_long_answer_a_few_times(place: int) -> None:
-    """Nothing falls between what it reads now and what it read before, and its work grows with the answer's length."""
+    """No text is missed between two readings, and the work is linear in the length of the text."""
     moderator, read = moderator_of([], blocked=("hate",)), []
 
     def score(text: str) -> dict[str, float]:
@@ -225,15 +225,15 @@ def test_the_administrators_list_is_read_again_when_it_changes(
     own.write_text("[insult]\nx\n", encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert moderator.check(["nitwit!"])[0]["flagged"]
-    assert "[insult] is no category" in caplog.text
+    assert "[insult] is not a category" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("kill\n", "line 1: 'kill' stands above the first [category]"),
-        ("[hate]\n\n[anger]\n", "line 3: [anger] is no category"),
-        ("[hate]\n\u200b*\n", "line 2: nothing is left"),
+        ("kill\n", "line 1: 'kill' comes before the first [category]"),
+        ("[hate]\n\n[anger]\n", "line 3: [anger] is not a category"),
+        ("[hate]\n\u200b*\n", "line 2: nothing is left of"),
     ],
 )
 def test_a_faulty_list_is_refused_with_its_line(tmp_path: Path, text: str, line: str) -> None:

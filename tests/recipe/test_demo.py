@@ -1,6 +1,6 @@
-"""The whole recipe on a toy size, through the real command: files, resuming, what is made again and why.
+"""The whole recipe on a toy size, through the real command: files, resuming, what runs again and why.
 
-Needs the packages of the extra [demo]. What reads the runs here is json and transformers.
+Needs the packages of the extra [demo]. The runs are read with json and transformers.
 """
 
 import importlib.util
@@ -62,21 +62,21 @@ def run_demo(out: Path, *more: str) -> str:
 
 
 def load(path: Path) -> Any:
-    """JSON as everybody reads it: no NaN, no Infinity."""
+    """Strict JSON: no NaN, no Infinity."""
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
 
 
-def fate(said: str) -> dict[str, str]:
-    """Stage -> what its first line that stays says."""
-    told: dict[str, str] = {}
-    for name, line in re.findall(r"^ ?\d+/10 ([a-z-]+) +(.*)$", said, re.MULTILINE):
-        if "left in all" not in line:
-            told.setdefault(name, line)
-    return told
+def stage_lines(printed: str) -> dict[str, str]:
+    """Stage -> its first line that is not progress."""
+    lines: dict[str, str] = {}
+    for name, line in re.findall(r"^ ?\d+/10 ([a-z-]+) +(.*)$", printed, re.MULTILINE):
+        if "left in total" not in line:
+            lines.setdefault(name, line)
+    return lines
 
 
-def untouched(out: Path, call: Any) -> set[str]:
-    """Which of the weights have other bytes after `call`."""
+def changed_weights(out: Path, call: Any) -> set[str]:
+    """The weight files whose bytes differ after `call`."""
     before = {name: (out / name).read_bytes() for name in WEIGHTS}
     call()
     return {name for name in WEIGHTS if (out / name).read_bytes() != before[name]}
@@ -105,7 +105,7 @@ def test_every_file_is_where_it_should_be(demo: tuple[Path, str]) -> None:
     assert not [path for path in out.rglob("*") if "tmp" in path.name or path.name == "checkpoints"]
 
 
-def test_the_summary_has_the_figures_that_were_asked_for(demo: tuple[Path, str]) -> None:
+def test_the_summary_has_all_figures(demo: tuple[Path, str]) -> None:
     summary = load(demo[0] / "summary.json")
     assert list(summary["models"]) == MODELS
     for name, row in summary["models"].items():
@@ -125,16 +125,16 @@ def test_the_summary_has_the_figures_that_were_asked_for(demo: tuple[Path, str])
         assert {k: evaluation["models"][name][k] for k in FIGURES} == summary["models"][name]
 
 
-def test_every_stage_says_one_line_and_the_end_says_how_to_chat(demo: tuple[Path, str]) -> None:
-    out, said = demo
-    assert list(fate(said)) == STAGES
-    assert f"tutelage chat {out / 'ppo-ptx'}" in said
-    assert "GFLOP/s" in said.splitlines()[0]
-    assert "left in all" in said
+def test_every_stage_prints_one_line_and_the_end_names_the_chat_command(demo: tuple[Path, str]) -> None:
+    out, printed = demo
+    assert list(stage_lines(printed)) == STAGES
+    assert f"tutelage chat {out / 'ppo-ptx'}" in printed
+    assert "GFLOP/s" in printed.splitlines()[0]
+    assert "left in total" in printed
 
 
 def test_each_run_names_what_it_was_made_from(demo: tuple[Path, str]) -> None:
-    """The lineage, by hand: sha256 of a file, and that a folder's hash is the one its users saw."""
+    """The lineage, by hand: the sha256 of a file, and one hash of a folder in all runs that use it."""
     import hashlib
 
     out, _ = demo
@@ -146,7 +146,7 @@ def test_each_run_names_what_it_was_made_from(demo: tuple[Path, str]) -> None:
     assert runs["reward"]["inputs"]["base"] == runs["ppo"]["inputs"]["policy"] == runs["evaluate"]["inputs"]["sft"]
     assert runs["ppo"]["config"]["ptx"] is False and runs["ppo-ptx"]["config"]["ptx"] is True
     assert runs["ppo-ptx"]["results"]["ptx_coef"] > 0
-    for name in ("ppo", "ppo-ptx"):  # gold tells over-optimisation while they learn
+    for name in ("ppo", "ppo-ptx"):  # the gold score shows over-optimisation during training
         lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
         assert all(math.isfinite(line["judge_score"]) for line in lines)
         assert runs[name]["inputs"]["judge"]["sha256"] == runs["evaluate"]["inputs"]["panel"]["sha256"]
@@ -154,15 +154,15 @@ def test_each_run_names_what_it_was_made_from(demo: tuple[Path, str]) -> None:
 
 def test_running_it_again_leaves_everything(demo: tuple[Path, str]) -> None:
     out, _ = demo
-    said: list[str] = []
-    assert not untouched(out, lambda: said.append(run_demo(out)))
-    told = fate(said[0])
-    assert all(told[name] == "done before" for name in STAGES[:-1]), told
-    assert load(out / "summary.json")["stages"]["pretrain"]["seconds"] > 1  # what it took then, not now
+    printed: list[str] = []
+    assert not changed_weights(out, lambda: printed.append(run_demo(out)))
+    lines = stage_lines(printed[0])
+    assert all(lines[name] == "already done" for name in STAGES[:-1]), lines
+    assert load(out / "summary.json")["stages"]["pretrain"]["seconds"] > 1  # of the first run, not of this one
 
 
-def test_ctrl_c_in_the_middle_costs_nothing(demo: tuple[Path, str], tmp_path: Path) -> None:
-    """SIGINT to the whole process group, as a terminal sends it, while PPO works; then the same command again."""
+def test_after_ctrl_c_it_resumes_to_the_same_bytes(demo: tuple[Path, str], tmp_path: Path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it, during PPO; then the same command again."""
     out = tmp_path / "toy"
     for name in ("data", "tokenizer", "base", "sft", "comparisons.run", "reward"):
         shutil.copytree(demo[0] / name, out / name)
@@ -175,51 +175,59 @@ def test_ctrl_c_in_the_middle_costs_nothing(demo: tuple[Path, str], tmp_path: Pa
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    printed, complained = process.communicate(timeout=90)
-    assert process.returncode == 130, complained
-    assert "stopped; run the same command again to go on from here" in printed
-    assert "Traceback" not in complained
+    printed, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert "stopped; run the same command again to continue" in printed
+    assert "Traceback" not in errors
     assert not (out / "ppo" / "run.json").exists()
-    said = run_demo(out)
-    assert fate(said)["reward"] == "done before"
-    assert "going on from step" in fate(said)["ppo"]
+    lines = stage_lines(run_demo(out))
+    assert lines["reward"] == "already done"
+    assert "resuming from step" in lines["ppo"]
     for name in WEIGHTS:
         assert (out / name).read_bytes() == (demo[0] / name).read_bytes(), name
     assert load(out / "evaluate/evaluation.json") == load(demo[0] / "evaluate/evaluation.json")
 
 
-def test_what_has_changed_is_made_again_and_nothing_else(demo: tuple[Path, str], tmp_path: Path) -> None:
-    """One ranking less: the reward model and what rests on it are made again, and the reason is printed."""
+def test_only_what_has_changed_runs_again(demo: tuple[Path, str], tmp_path: Path) -> None:
+    """One comparison less: the reward model and the stages that depend on it run again, and the reason is printed."""
     out = tmp_path / "toy"
     shutil.copytree(demo[0], out)
     ranked = out / "comparisons.jsonl"
     ranked.write_text("".join(ranked.read_text().splitlines(keepends=True)[:-1]))
-    said: list[str] = []
-    changed = untouched(out, lambda: said.append(run_demo(out)))
-    told = fate(said[0])
-    assert [name for name in STAGES if told[name] == "done before"] == ["data", "tokenizer", "pretrain", "sft", "rank"]
-    assert told["reward"] == "made again: comparisons-0 has changed"
-    assert told["ppo"] == "made again: reward has changed"
-    assert told["evaluate"].startswith("made again: policies-0 has changed, policies-1 has changed, reward has changed")
+    printed: list[str] = []
+    changed = changed_weights(out, lambda: printed.append(run_demo(out)))
+    lines = stage_lines(printed[0])
+    assert [name for name in STAGES if lines[name] == "already done"] == [
+        "data",
+        "tokenizer",
+        "pretrain",
+        "sft",
+        "rank",
+    ]
+    assert lines["reward"] == "running again: comparisons-0 has changed"
+    assert lines["ppo"] == "running again: reward has changed"
+    assert lines["evaluate"].startswith(
+        "running again: policies-0 has changed, policies-1 has changed, reward has changed"
+    )
     assert changed == {name for name in WEIGHTS if not name.startswith(("base", "sft"))}
 
 
 @pytest.mark.slow
 def test_another_seed_is_another_demo(demo: tuple[Path, str], tmp_path: Path) -> None:
-    """Every stage is made again and says why, and all weights are other ones."""
+    """Every stage runs again and says why, and all weights differ."""
     out = tmp_path / "toy"
     shutil.copytree(demo[0], out)
-    said: list[str] = []
-    assert untouched(out, lambda: said.append(run_demo(out, "--seed", "1"))) == set(WEIGHTS)
-    told = fate(said[0])
+    printed: list[str] = []
+    assert changed_weights(out, lambda: printed.append(run_demo(out, "--seed", "1"))) == set(WEIGHTS)
+    lines = stage_lines(printed[0])
     for name in STAGES[:-1]:
-        assert told[name].startswith("made again: seed was 0, is 1"), told
+        assert lines[name].startswith("running again: seed was 0, is 1"), lines
     assert load(out / "summary.json")["seed"] == 1
 
 
 @pytest.mark.parametrize("run", ["base", "sft", "ppo-ptx"])
 def test_transformers_loads_the_models(demo: tuple[Path, str], run: str) -> None:
-    """Names and shapes fit, the logits are ours, and so are the ids of a conversation."""
+    """Names and shapes fit; the logits and the ids of a conversation equal ours."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(demo[0] / run, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo[0] / run)
@@ -231,7 +239,7 @@ def test_transformers_loads_the_models(demo: tuple[Path, str], run: str) -> None
 
 
 def test_the_demos_budget() -> None:
-    """The size that was asked for, and a decoder of it counted by adding up its matrices."""
+    """The demo's model size, with its parameters counted by adding up the matrices."""
     preset = PRESETS["demo"]
     tokenizer, pretrain = preset.base  # type: ignore[misc]
     shape = pretrain.shape(tokenizer.vocab_size)

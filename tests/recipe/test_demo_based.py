@@ -1,6 +1,6 @@
-"""The recipe from a base model made elsewhere, on a toy size: adapters in every stage, the same report.
+"""The recipe from an imported base model, on a toy size: adapters in every stage, the same report.
 
-Needs the packages of the extra [demo]. The base is a random model that transformers saved.
+Needs the packages of the extra [demo]. The base is a random model saved by transformers.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ STAGES = ["data", "import", "sft", "rank", "reward", "ppo", "ppo-ptx", "evaluate
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama folder whose padding is the end of a turn, as many have it."""
+    """A Llama folder that pads with its end-of-turn token, as many do."""
     folder = tmp_path_factory.mktemp("elsewhere") / "tiny"
     config = transformers.LlamaConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -60,17 +60,17 @@ def test_the_whole_recipe_from_a_base(base: Path, tmp_path: Path) -> None:
     assert "was trained elsewhere: llama" in page and "Tokenizer</" not in page
     theirs, ours = load_file(base / "model.safetensors"), load_file(out / "imported" / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    for stage, on in (("sft", "imported"), ("ppo-ptx", "sft")):  # PEFT makes the run's model of base and adapter
+    for stage, on in (("sft", "imported"), ("ppo-ptx", "sft")):  # PEFT combines base and adapter into the run's model
         parent = transformers.AutoModelForCausalLM.from_pretrained(out / on)
         adapted = peft.PeftModel.from_pretrained(parent, out / stage / "adapter").eval()
         expected = transformers.AutoModelForCausalLM.from_pretrained(out / stage)
         ids = torch.arange(20)[None]
         torch.testing.assert_close(adapted(ids).logits, expected(ids).logits, atol=1e-3, rtol=1e-3)
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.stdout.count("done before") == len(STAGES) - 1
+    assert again.stdout.count("already done") == len(STAGES) - 1
 
 
-def test_own_demonstrations_and_text_take_their_places(tmp_path: Path) -> None:
+def test_own_demonstrations_and_text_are_used(tmp_path: Path) -> None:
     mine, text = tmp_path / "mine.jsonl", tmp_path / "text.jsonl"
     plan = {s.name: s for s in steps(tmp_path / "out", BASED["demo"], 0, Start(tmp_path, (mine,), (text,)))}
     assert mine in plan["sft"].inputs["demos"] and len(plan["sft"].inputs["demos"]) == 2  # type: ignore[operator, arg-type]

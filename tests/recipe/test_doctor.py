@@ -1,4 +1,4 @@
-"""`tutelage doctor`: every fact has a line, what is missing is named, the matrix speed is a speed; PPO's gates."""
+"""`tutelage doctor`: every fact has a line, missing packages are named, the matrix speed is right; PPO's checks."""
 
 import importlib.metadata
 import time
@@ -16,7 +16,7 @@ from tutelage.stages import ppo
 
 
 def test_the_matrix_speed_agrees_with_a_clock_around_it() -> None:
-    """2 n^3 operations a product: the best of the repeats lies near their mean, or somewhat above it."""
+    """2 n^3 operations per product: the best of the repeats lies near their mean, or somewhat above it."""
     left = torch.randn(512, 512)
     left @ left  # thread pools and kernel choice
     start = time.perf_counter()
@@ -37,7 +37,7 @@ def test_missing_packages_are_named_under_their_extra(monkeypatch: pytest.Monkey
     assert missing_extras() == {"demo": ["absent-thing", "also.absent"]}
 
 
-def test_doctor_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_shows_every_fact(capsys: pytest.CaptureFixture[str]) -> None:
     doctor()
     out = capsys.readouterr().out
     for fact in (
@@ -58,7 +58,7 @@ def test_doctor_says_everything(capsys: pytest.CaptureFixture[str]) -> None:
 # --- --rl
 
 
-def test_the_installed_ppo_passes_its_gates(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_installed_ppo_passes_its_checks(capsys: pytest.CaptureFixture[str]) -> None:
     doctor(rl=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all(line.startswith("pass  ") for line in lines)
@@ -69,7 +69,7 @@ def test_the_installed_ppo_passes_its_gates(capsys: pytest.CaptureFixture[str]) 
 
 
 def whitened(original: Any) -> Any:
-    """Rewards whitened with their mean kept: zero is no longer zero, and every token is worth or costs something."""
+    """Rewards whitened with their mean kept: a zero is no longer zero, so every token gains or costs something."""
 
     def mutant(scores: Any, logprobs: Any, ref_logprobs: Any, mask: Any, *, kl_coef: float) -> Any:
         rewards = original(scores, logprobs, ref_logprobs, mask, kl_coef=kl_coef)
@@ -79,23 +79,25 @@ def whitened(original: Any) -> Any:
     return mutant
 
 
-def test_a_failing_gate_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_check_is_a_bug_in_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(ppo, "shaped_rewards", whitened(ppo.shaped_rewards))
-    monkeypatch.setattr(rl_selftest, "gates", lambda: iter([rl_selftest.length_gate()]))
-    with pytest.raises(SystemExit) as left:
+    monkeypatch.setattr(rl_selftest, "checks", lambda: iter([rl_selftest.length_check()]))
+    with pytest.raises(SystemExit) as exit_:
         main(["doctor", "--rl"])
-    said = capsys.readouterr()
-    assert left.value.code == 1
-    assert said.out.startswith("FAIL  no taste for length: mean 1.")
-    assert "a bug of ours or a broken installation" in said.err and len(said.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert exit_.value.code == 1
+    assert printed.out.startswith("FAIL  no length bias: mean 1.")
+    assert "a bug in tutelage or a broken installation" in printed.err and len(printed.err.splitlines()) == 1
 
 
-def test_a_ratio_off_one_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_off_one_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     original = learner.response_logprobs
     monkeypatch.setattr(learner, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3 * t))
     monkeypatch.setattr(
         trust_region, "response_logprobs", lambda policy, responses, t: original(policy, responses, 1.3)
     )
     for update in ("clip", "trpo"):
-        gate = rl_selftest.drift_gate(update)
-        assert not gate.passed and "the ratio is off 1" in gate.words
+        check = rl_selftest.optimum_check(update)
+        assert not check.passed and "the ratio is off 1" in check.details

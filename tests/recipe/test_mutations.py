@@ -1,4 +1,4 @@
-"""benchmarks/mutations.py: every deliberate bug is caught, by a gate or by a number worked out by hand."""
+"""benchmarks/mutations.py: every deliberate bug is caught, by a check or by a number worked out by hand."""
 
 import importlib.util
 import math
@@ -24,7 +24,7 @@ NAMED = {mutant.name: mutant for mutant in mutations.MUTANTS}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "none"])
-def test_it_can_still_be_made_and_unmade(name: str) -> None:
+def test_it_can_be_applied_and_undone(name: str) -> None:
     places = [(module, function) for module, function, _ in NAMED[name].changes]
     before = [getattr(*place) for place in places]
     with mutations.applied(NAMED[name]):
@@ -34,7 +34,7 @@ def test_it_can_still_be_made_and_unmade(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMED if name not in BY_HAND])
-def test_the_gates_catch_it(name: str) -> None:
+def test_the_checks_catch_it(name: str) -> None:
     with mutations.applied(NAMED[name]):
         caught = mutations.drift(mutations.B)[1] or mutations.lengths()[1]
     assert bool(caught) == (name != "none")

@@ -1,4 +1,4 @@
-"""report.html and summary.json of a made-up recipe: complete, escaped, self-contained, the same each time."""
+"""report.html and summary.json of a made-up recipe: complete, escaped, self-contained, reproducible."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tutelage.errors import InputError
-from tutelage.recipe.report import ReportConfig, number, report, spoken
+from tutelage.recipe.report import ReportConfig, number, report, spelled_out
 from tutelage.recipe.summary import write_summary
 
 MODELS = ["base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx"]
@@ -30,7 +30,7 @@ HOSTILE = "</dd><script>alert('&')</script> <img src=x onerror=alert(1)> {{ 7 * 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
 
-# --- a recipe that never ran
+# --- a made-up recipe
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -229,7 +229,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(text: str, page: Page) -> No
 
 
 def test_what_models_and_people_wrote_is_escaped(page: Page) -> None:
-    assert page.words.count(HOSTILE) == 2  # once as a prompt, once as an answer: shown to the letter
+    assert page.words.count(HOSTILE) == 2  # once as a prompt and once as a response, shown literally
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
@@ -284,15 +284,15 @@ def test_zero_is_a_figure_like_any_other(tmp_path: Path) -> None:
     write_json(folder / "demo.json", {"seed": 0})
     report(folder, ReportConfig())
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "--at: 0.0; --low: 0.0; --high: 0.0" in text and "<strong>0 %</strong>" in text
+    assert "--at: 0.0; --low: 0.0; --high: 0.0" in text and "<strong>0\N{NO-BREAK SPACE}%</strong>" in text
     assert "<td>0.00</td>" in text and "−0.00" not in text  # no minus before zero
     assert "随机种子</span> 0" in text
 
 
 def test_how_figures_are_written() -> None:
     assert [number(v) for v in (-1.5, 1234.567, -0.001, None, "x")] == ["−1.50", "1,234.57", "0.00", "–", "–"]
-    assert spoken(45.2, "h", "min", "s") == "0 min 45 s"
-    assert spoken(3725, "h", "min", "s") == "1 h 2 min 5 s"
+    assert spelled_out(45.2, "h", "min", "s") == "0 min 45 s"
+    assert spelled_out(3725, "h", "min", "s") == "1 h 2 min 5 s"
 
 
 def test_the_same_folder_gives_the_same_page(made: Path, text: str) -> None:
@@ -387,7 +387,7 @@ def test_a_run_that_logged_nothing_finite_is_no_chart(tmp_path: Path) -> None:
 
 
 def test_findings_are_shown_and_so_is_their_absence(tmp_path: Path) -> None:
-    """An older run, which was not watched, says nothing of it."""
+    """A run without a monitor, from an older version, has neither."""
     folder = make_recipe(tmp_path / "demo")
     for stage, findings in (
         ("ppo", [{"iteration": 7, "name": "entropy low", "words": "fell <b>; do y"}]),
@@ -399,13 +399,13 @@ def test_findings_are_shown_and_so_is_their_absence(tmp_path: Path) -> None:
     report(folder, ReportConfig())
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "from iteration 7 on: " in text and "自第 7 次迭代起：" in text and "fell &lt;b&gt;; do y" in text
-    assert text.count("nothing was found") == 1
+    assert text.count("no problem was found") == 1
     report(make_recipe(tmp_path / "old"), ReportConfig())
-    assert "nothing was found" not in (tmp_path / "old" / "report.html").read_text(encoding="utf-8")
+    assert "no problem was found" not in (tmp_path / "old" / "report.html").read_text(encoding="utf-8")
 
 
 def test_why_a_run_ended_and_what_it_kept_is_shown(tmp_path: Path) -> None:
-    """An older run does not say what it kept; one that came to its end says neither."""
+    """An older run does not record what it kept; a run that was not stopped shows neither."""
     folder = make_recipe(tmp_path / "demo")
     for stage, told in (("ppo", {}), ("ppo-ptx", {"kept_iteration": 25})):
         record = json.loads((folder / stage / "run.json").read_text())
@@ -421,7 +421,7 @@ def test_why_a_run_ended_and_what_it_kept_is_shown(tmp_path: Path) -> None:
 
 
 def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
-    """RLOO and DPO under names of their own: curves, findings, costs, the table; the recipe's time is as it was."""
+    """RLOO and DPO in folders of any name: curves, findings, costs, table. The recipe's total time does not change."""
     folder = make_recipe(tmp_path / "demo")
     for name, stage, like in (("my $rloo<", "rloo", "ppo"), ("dpo-2", "dpo", "reward"), ("else", "tasks", "ppo")):
         found = (
@@ -438,7 +438,7 @@ def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "my $rloo<" in page.words and "3.21" in page.words and "<b>my $rloo&lt;</b>" in text
-    assert "PPO, PPO-ptx and their siblings" in page.words and "Without a reward model" in page.words
+    assert "PPO, PPO-ptx and other policies" in page.words and "Without a reward model" in page.words
     drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(drawn) == 5 + 9 + 1 + 1
     assert [sum(f"var(--other-{i})" in drawing for drawing in drawn) for i in (1, 2)] == [

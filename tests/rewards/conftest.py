@@ -1,4 +1,4 @@
-"""The tiny world of tests/stages, for what judges its answers."""
+"""The tiny world of tests/stages, for tests of rewards."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A scorer on the loopback, scripted by the test: what it was asked is kept, what it answers is up to the test."""
+"""A scorer on the loopback for tests: it records its requests and responds with what the test supplies."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ Answer = Callable[[dict[str, Any]], tuple[int, bytes] | tuple[int, bytes, dict[s
 
 
 class Scorer:
-    """Where it listens, and everything it was asked."""
+    """The server's address and the requests it has received."""
 
     def __init__(self, url: str):
         self.url = url
@@ -21,23 +21,23 @@ class Scorer:
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[Scorer]:
-    """POST /v1/score is answered by `answer`; it ends with the block."""
+    """A server whose responses to POST come from `answer`; it stops at the end of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             scorer.asked.append(body)
             scorer.headers.append({"path": self.path, **self.headers})
-            status, told, *headers = answer(body)
+            status, content, *headers = answer(body)
             self.send_response(status)
             for name, value in headers[0].items() if headers else ():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(told)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked has had enough
-                self.wfile.write(told)
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client has left
+                self.wfile.write(content)
 
-        def log_message(self, *given: Any) -> None:
+        def log_message(self, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -54,7 +54,7 @@ def serving(answer: Answer) -> Iterator[Scorer]:
 
 
 def by(judge: Callable[[list[dict[str, str]]], float]) -> Answer:
-    """Answers with a judge's scores, the last conversation first: the order is the index's business."""
+    """Returns a judge's scores, the last conversation first, because only the index gives the order."""
 
     def answer(body: dict[str, Any]) -> tuple[int, bytes]:
         data = [{"index": i, "score": judge(messages)} for i, messages in enumerate(body["input"])][::-1]
@@ -64,6 +64,6 @@ def by(judge: Callable[[list[dict[str, str]]], float]) -> Answer:
 
 
 def letters(messages: list[dict[str, str]]) -> float:
-    """A taste: the answer's characters, tenfold for every e, plus a little for the question's length."""
-    answer = messages[-1]["content"]
-    return len(answer) + 10.0 * answer.count("e") + 0.01 * len(messages[-2]["content"])
+    """A simple reward: the response's length, 10 for every e, and .01 for each character of the prompt's last turn."""
+    response = messages[-1]["content"]
+    return len(response) + 10.0 * response.count("e") + 0.01 * len(messages[-2]["content"])

@@ -1,4 +1,4 @@
-"""Python functions as rewards: found, called once for all, and held to what a reward is."""
+"""Python functions as rewards: how they are found and called, and how their results are checked."""
 
 import sys
 from pathlib import Path
@@ -13,8 +13,8 @@ TALKS = [[user("hi"), assistant("yes")], [user("so?"), assistant("it is")]]
 
 
 def write(path: Path, body: str) -> str:
-    path.write_text(f"import math\nLIMIT = 9\ndef taste(talks):\n    {body}\n")
-    return f"{path}:taste"
+    path.write_text(f"import math\nLIMIT = 9\ndef score(talks):\n    {body}\n")
+    return f"{path}:score"
 
 
 def test_it_is_called_with_the_conversations(tmp_path: Path) -> None:
@@ -25,14 +25,14 @@ def test_it_is_called_with_the_conversations(tmp_path: Path) -> None:
 
 
 def test_a_module_is_found_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tastes").mkdir()
-    write(tmp_path / "tastes" / "of_mine.py", "return [LIMIT for _ in talks]")
+    (tmp_path / "rewards").mkdir()
+    write(tmp_path / "rewards" / "of_mine.py", "return [LIMIT for _ in talks]")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
-    assert FunctionReward("tastes.of_mine:taste")(TALKS) == [9.0, 9.0]
+    assert FunctionReward("rewards.of_mine:score")(TALKS) == [9.0, 9.0]
 
 
-def test_it_may_change_what_it_is_given(tmp_path: Path) -> None:
+def test_it_may_change_its_argument(tmp_path: Path) -> None:
     named = write(tmp_path / "mine.py", "[t[-1].clear() or t.clear() for t in talks]; return [0] * len(talks)")
     before = [[dict(message) for message in talk] for talk in TALKS]
     FunctionReward(named)(TALKS)
@@ -54,7 +54,7 @@ def test_it_may_change_what_it_is_given(tmp_path: Path) -> None:
         ("return math.sqrt(-1)", "ValueError: "),
     ],
 )
-def test_what_is_no_reward_is_one_line(tmp_path: Path, body: str, said: str) -> None:
+def test_an_invalid_result_is_one_line(tmp_path: Path, body: str, said: str) -> None:
     named = write(tmp_path / "mine.py", body)
     with pytest.raises(InputError) as error:
         FunctionReward(named)(TALKS)
@@ -64,17 +64,17 @@ def test_what_is_no_reward_is_one_line(tmp_path: Path, body: str, said: str) -> 
 @pytest.mark.parametrize(
     ("content", "name", "said"),
     [
-        ("x = 1", "taste", "has no function 'taste'"),
-        ("taste = 1", "taste", "has no function 'taste'"),
-        ("def taste(:", "taste", "cannot be imported (SyntaxError"),
+        ("x = 1", "score", "has no function 'score'"),
+        ("score = 1", "score", "has no function 'score'"),
+        ("def score(:", "score", "cannot be imported (SyntaxError"),
         (
             "import nosuch_package",
-            "taste",
+            "score",
             "cannot be imported (ModuleNotFoundError: No module named 'nosuch_package')",
         ),
     ],
 )
-def test_what_is_no_function_is_one_line(tmp_path: Path, content: str, name: str, said: str) -> None:
+def test_a_missing_function_is_one_line(tmp_path: Path, content: str, name: str, said: str) -> None:
     (tmp_path / "mine.py").write_text(content)
     with pytest.raises(InputError) as error:
         FunctionReward(f"{tmp_path / 'mine.py'}:{name}")
@@ -85,13 +85,13 @@ def test_its_identity_is_its_name_and_its_file_and_needs_no_call(tmp_path: Path)
     named = write(tmp_path / "mine.py", "return [0] * len(talks)")
     first = function_identity(named)
     assert first == function_identity(named) and first.name == named
-    other = function_identity(named.replace(":taste", ":other"))
+    other = function_identity(named.replace(":score", ":other"))
     write(tmp_path / "mine.py", "return [1] * len(talks)")
     assert len({first.text, other.text, function_identity(named).text}) == 3
     (tmp_path / "mine.py").write_text("raise SystemExit('was run')")
     function_identity(named)
     for missing in (f"{tmp_path / 'none.py'}:f", "no.such.module:f", "nosuch:f", ":f", "..a:f"):
-        with pytest.raises(InputError, match="check what stands before|is neither a run nor a module"):
+        with pytest.raises(InputError, match="check the part before the colon|is neither a run nor a module"):
             function_identity(missing)
 
 
@@ -100,22 +100,22 @@ def test_its_identity_is_its_name_and_its_file_and_needs_no_call(tmp_path: Path)
     [
         (
             "raise RuntimeError('no\\nlicence')",
-            "cannot be imported (RuntimeError: no licence); mend it or what it needs",
+            "cannot be imported (RuntimeError: no licence); fix it, or install what it imports",
         ),
         ("raise ValueError('no')", "cannot be imported (ValueError: no)"),
         ("import nosuch_package", "cannot be imported (ModuleNotFoundError: No module named 'nosuch_package')"),
         ("from json import nosuch", "cannot be imported (ImportError: cannot import name"),
-        ("", "is neither a run nor a module that python finds from here"),
+        ("", "is neither a run nor a module that Python finds from this folder"),
     ],
 )
 def test_a_package_that_fails_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, said: str
 ) -> None:
-    """Packages are imported to look into them: before a run begins, its inputs are hashed."""
+    """Hashing the inputs before a run imports a module's parent packages, which may fail."""
     (tmp_path / "fails").mkdir()
     (tmp_path / "fails" / "__init__.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fails", raising=False)
     with pytest.raises(InputError) as error:
-        function_identity("fails.inside:taste")
+        function_identity("fails.inside:score")
     assert f"reward fails.inside: {said}" in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""An HTTP scorer, against a real server on the loopback: the shape, the batches, and everything that can go wrong."""
+"""The HTTP scorer client against a real server on the loopback: shapes, batches, retries and failures."""
 
 import email.utils
 import json
@@ -37,16 +37,16 @@ def one_line(error: InputError) -> str:
     return str(error)
 
 
-def refusal(status: int, told: bytes, count: int = 2) -> tuple[str, int]:
-    """What is said of a scorer that always answers so, and how often it was asked."""
-    with serving(lambda body: (status, told)) as scorer:
+def refusal(status: int, content: bytes, count: int = 2) -> tuple[str, int]:
+    """The error for a scorer that always responds like this, and the number of requests it received."""
+    with serving(lambda body: (status, content)) as scorer:
         with pytest.raises(InputError) as error:
             HTTPReward(scorer.url)(talks(count))
         assert scorer.url in str(error.value)
         return one_line(error.value), len(scorer.asked)
 
 
-def test_what_is_asked_and_what_is_understood() -> None:
+def test_requests_and_responses() -> None:
     with serving(by(letters)) as scorer:
         assert HTTPReward(scorer.url + "?k=2#helpful")(talks(70)) == [letters(talk) for talk in talks(70)]
         assert [set(body) for body in scorer.asked] == [{"model", "input"}] * 3
@@ -60,7 +60,7 @@ def test_what_is_asked_and_what_is_understood() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_may_pass_is_asked_again_a_few_times(status: int) -> None:
+def test_a_failure_that_may_pass_is_retried_a_few_times(status: int) -> None:
     said: list[int] = []
 
     def answer(body: dict[str, Any]) -> tuple[int, bytes]:
@@ -79,7 +79,7 @@ def test_what_may_pass_is_asked_again_a_few_times(status: int) -> None:
     [(204, "check the URL"), (302, "check the URL"), (400, "check the URL"), (404, "check the URL"),
      (401, "give --reward-key-file"), (403, "give --reward-key-file")],
 )  # fmt: skip
-def test_what_will_not_pass_is_asked_once(status: int, move: str) -> None:
+def test_a_failure_that_will_not_pass_is_not_retried(status: int, move: str) -> None:
     line, asked = refusal(status, b"")
     assert f"status {status}; {move}" in line and asked == 1
 
@@ -92,17 +92,17 @@ GOOD = {"index": 0, "score": 1}
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("content", "said"),
     [
         (b"<html>hello", "not JSON (<html>hello)"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"", "not JSON;"),
-        (b"[1, 2]", "no list of scores: it is a list"),
+        (b"[1, 2]", "no list of scores: the response is a list"),
         (b'{"scores": [1, 2]}', 'no list of scores: "data" is missing'),
         (data(GOOD), "1 scores for 2 conversations"),
         (data(GOOD, {"index": 1, "score": 2}, {"index": 2, "score": 2}), "3 scores for 2 conversations"),
-        (data(GOOD, GOOD), "index 0: each from 0 to 1 must come once"),
+        (data(GOOD, GOOD), "index 0: each from 0 to 1 must appear once"),
         (data(GOOD, {"index": 2, "score": 1}), "index 2: each from 0 to 1"),
         (data(GOOD, {"index": -1, "score": 1}), "index -1: each"),
         (data(GOOD, {"index": True, "score": 1}), "index true: each"),
@@ -117,13 +117,13 @@ GOOD = {"index": 0, "score": 1}
         (data(GOOD, {"index": 1}), "is null, not a finite number"),
     ],
 )  # fmt: skip
-def test_another_shape_is_one_line_and_asked_once(told: bytes, said: str) -> None:
-    line, asked = refusal(200, told)
+def test_another_shape_is_one_line_and_not_retried(content: bytes, said: str) -> None:
+    line, asked = refusal(200, content)
     assert said in line and asked == 1
 
 
-def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LARGEST", 100)
+def test_an_endless_response_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_BODY", 100)
     assert "longer than 100 bytes" in refusal(200, b" " * 101)[0]
 
 
@@ -134,7 +134,7 @@ def closed_port() -> int:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(InputError, match="no answer .*refused.*, 4 times; check that the scorer runs"):
+    with pytest.raises(InputError, match="the request failed .*refused.*, 4 times; check that the scorer is running"):
         HTTPReward(f"http://127.0.0.1:{closed_port()}/")(talks(1))
 
 
@@ -142,7 +142,7 @@ def test_a_server_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "TIMEOUT", 0.1)
     with serving(lambda body: (time.sleep(1), (200, b""))[1]) as scorer:
         begun = time.monotonic()
-        with pytest.raises(InputError, match="no answer .*timed out.*, 4 times"):
+        with pytest.raises(InputError, match="the request failed .*timed out.*, 4 times"):
             HTTPReward(scorer.url)(talks(1))
         assert time.monotonic() - begun < 0.9
 
@@ -159,7 +159,7 @@ def test_a_server_that_hangs_up(spoken: bytes) -> None:
 
     thread = threading.Thread(target=speak, daemon=True)
     thread.start()
-    with listening, pytest.raises(InputError, match="no answer") as error:
+    with listening, pytest.raises(InputError, match="the request failed") as error:
         HTTPReward(f"http://127.0.0.1:{listening.getsockname()[1]}/s")(talks(1))
     thread.join()
     one_line(error.value)
@@ -171,7 +171,7 @@ def test_a_url_that_is_none(url: str) -> None:
         HTTPReward(url)
 
 
-def test_what_we_print_is_what_we_read() -> None:
+def test_the_printed_shape_is_the_shape_read() -> None:
     answer = score_list("m", enumerate([1.5, -2.0]))
     assert answer == {
         "object": "list", "data": [{"index": 0, "score": 1.5}, {"index": 1, "score": -2.0}], "model": "m",
@@ -181,7 +181,7 @@ def test_what_we_print_is_what_we_read() -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long it would have waited, each time."""
+    """The waits between attempts, recorded instead of slept through."""
     waited: list[float] = []
     monkeypatch.setattr(wire, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic))
     monkeypatch.setattr(wire, "PAUSE", 0.5)
@@ -189,7 +189,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def after(*waits: str | None, status: int = 429) -> Answer:
-    """Refuses once for each, with that Retry-After, and then answers."""
+    """Refuses once for each value, with that Retry-After, and then returns scores."""
     said: list[str] = []
 
     def answer(body: dict[str, Any]) -> Any:
@@ -217,39 +217,37 @@ LONG_AGO, LATER = "Tue, 02 Jan 2001 03:04:05 GMT", "Wed, 02 Jan 2999 03:04:05 GM
         ("0", 0.5, 0.5), (LONG_AGO, 0.5, 0.5), ("soon", 0.5, 0.5), ("-7", 0.5, 0.5), ("", 0.5, 0.5),
     ],
 )  # fmt: skip
-def test_a_server_that_says_when_is_asked_again_then(
-    waits: list[float], status: int, said: str, least: float, most: float
-) -> None:
+def test_retry_after_is_followed(waits: list[float], status: int, said: str, least: float, most: float) -> None:
     with serving(after(said, status=status)) as scorer:
         assert HTTPReward(scorer.url)(talks(2)) == [letters(talk) for talk in talks(2)]
     assert len(waits) == 1 and least <= waits[0] <= most
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000"])
-def test_an_hour_on_the_clock_is_greenwich_s(zone: str) -> None:
+def test_retry_after_dates_are_in_utc(zone: str) -> None:
     date = in_seconds(30).replace("GMT", zone)
     assert 25 < wire.seconds_until(date) <= 30
 
 
-def test_it_never_waits_for_less_than_without_a_word(waits: list[float]) -> None:
+def test_retry_after_never_shortens_a_wait(waits: list[float]) -> None:
     with serving(after(None, None, None, "1", "5")) as scorer:
         HTTPReward(scorer.url)(talks(1))
     assert waits == [0.5, 1.0, 2.0, 2.0, 5.0]
 
 
-def test_a_limit_a_minute_is_sat_out_and_no_more(waits: list[float]) -> None:
+def test_total_waiting_is_limited(waits: list[float]) -> None:
     with serving(after(*["119"] * 5)) as scorer:
         assert HTTPReward(scorer.url)(talks(1)) == [letters(talks(1)[0])]
     assert waits == [60.0] * 5
     waits.clear()
     with serving(after(*["119"] * 6)) as scorer:
-        line = r"status 429 \(not now\), and it asks to wait for more than 300 s; raise its limits, or go on later"
-        with pytest.raises(InputError, match=line):
+        waiting = r"and the server asks to wait for more than 300 s in total; raise its rate limit, or resume later"
+        with pytest.raises(InputError, match=rf"status 429 \(not now\), {waiting}"):
             HTTPReward(scorer.url)(talks(1))
     assert waits == [60.0] * 5
 
 
-def test_what_our_own_server_says_is_understood() -> None:
+def test_our_own_servers_retry_after_is_read() -> None:
     limits, key = Limits(), ApiKey(id="k", requests_per_minute=1)
     limits.request(key)
     with pytest.raises(ApiError) as error:
@@ -279,24 +277,24 @@ def test_ctrl_c_ends_a_wait() -> None:
     assert 0.4 < time.monotonic() - begun < 10
 
 
-def test_each_piece_has_what_is_left_of_the_time() -> None:
+def test_each_read_has_the_time_that_is_left() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(5.0)
-        read = wire.Until(ours, ours.makefile("rb", buffering=0))
+        read = wire.DeadlineReader(ours, ours.makefile("rb", buffering=0))
         time.sleep(0.1)
         theirs.sendall(b"ab")
         assert read.read(1) == b"a" and 4.0 < (first := ours.gettimeout()) <= 4.9
         time.sleep(0.1)
         assert read.read(1) == b"b" and 4.0 < ours.gettimeout() <= first - 0.1
-        read.end -= 5.0
+        read.deadline -= 5.0
         with pytest.raises(TimeoutError):
             read.read(1)
 
 
 @contextmanager
 def dripping(spoken: bytes, drop: bytes) -> Iterator[str]:
-    """A server that says this at once and then drop by drop for as long as anybody listens, for 10 s at most."""
+    """A server that sends `spoken` at once and then `drop` every 20 ms until the client leaves, for 10 s at most."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def speak() -> None:
@@ -328,11 +326,11 @@ def dripping(spoken: bytes, drop: bytes) -> Iterator[str]:
     ],
     ids=["first line", "headers", "known length", "until it closes", "chunks"],
 )
-def test_a_server_that_drips_is_left(monkeypatch: pytest.MonkeyPatch, spoken: bytes, drop: bytes) -> None:
-    """Each of its pieces comes in time, the whole does not."""
+def test_a_server_that_sends_too_slowly_times_out(monkeypatch: pytest.MonkeyPatch, spoken: bytes, drop: bytes) -> None:
+    """Each read returns in time, but the whole response does not."""
     monkeypatch.setattr(wire, "TIMEOUT", 0.3)
     monkeypatch.setattr(wire, "ATTEMPTS", 1)
     begun = time.monotonic()
-    with dripping(spoken, drop) as url, pytest.raises(InputError, match="no answer .*timed out"):
+    with dripping(spoken, drop) as url, pytest.raises(InputError, match="the request failed .*timed out"):
         HTTPReward(url)(talks(1))
     assert 0.2 < time.monotonic() - begun < 3

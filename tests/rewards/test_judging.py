@@ -1,4 +1,4 @@
-"""Rewards that are no reward model, and several at once, in the stages that they judge."""
+"""Stages with rewards other than a reward model, and with ensembles."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ CPU = choose_device("cpu", "fp32")
 SHORT = replace(PLAIN, iterations=2)
 
 
-def taste(folder: Path, returned: str, name: str = "taste.py") -> str:
+def reward_file(folder: Path, returned: str, name: str = "reward.py") -> str:
     """A file with a function of the conversations `talks`."""
     (folder / name).write_text(f"def judge(talks):\n    return {returned}\n")
     return f"{folder / name}:judge"
@@ -42,9 +42,9 @@ def taste(folder: Path, returned: str, name: str = "taste.py") -> str:
 
 @pytest.fixture
 def by_letters(tmp_path: Path) -> str:
-    """The same taste as the server's `letters`, as a function."""
+    """The same reward as the server's `letters`, as a function."""
     counted = "10.0 * t[-1]['content'].count('e') + 0.01 * len(t[-2]['content'])"
-    return taste(tmp_path, f"[len(t[-1]['content']) + {counted} for t in talks]")
+    return reward_file(tmp_path, f"[len(t[-1]['content']) + {counted} for t in talks]")
 
 
 # ---- a function, a server
@@ -66,10 +66,10 @@ def test_ppo_by_a_function_and_by_a_server_is_the_same_run(world: World, tmp_pat
     assert made_from["reward"]["path"] == url and len(made_from["reward"]["sha256"]) == 64
 
 
-def test_a_response_is_scored_by_its_own_words(world: World, tmp_path: Path) -> None:
-    """And a missing end of turn has its own score, whatever the function says of the text."""
+def test_a_response_is_scored_by_its_text(world: World, tmp_path: Path) -> None:
+    """A response without an end of turn gets missing_end, whatever the function returns for it."""
     config = replace(PLAIN, batch=32, missing_end=-7.0, max_tokens=10)
-    judged = taste(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
+    judged = reward_file(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
     run = Run(tmp_path / "run", stage="ppo", config=config, inputs={})
     actors = load_actors(world.sft, (judged,), config, run)
     asked = encode_prompts(actors, (world.prompts,), 8, config, "ppo")
@@ -84,13 +84,13 @@ def test_a_response_is_scored_by_its_own_words(world: World, tmp_path: Path) -> 
         expected.append(float(len(text)) if ended else -7.0)
     assert rollout.scores.tolist() == expected and -7.0 in expected and max(expected) > 0
     other = "[-len(t[-1]['content']) / 2 for t in talks]"
-    against = load_judge(taste(tmp_path, other, "other.py"), world.sft, config, run)
+    against = load_judge(reward_file(tmp_path, other, "other.py"), world.sft, config, run)
     halves = [-score / 2 if score != -7.0 else 3.0 for score in expected]
     assert judge_score(against, rollout, 3.0) == pytest.approx(statistics.fmean(halves))
 
 
 @pytest.mark.parametrize("adapters", [0, 2])
-def test_without_a_reward_model_the_value_network_is_the_policy_that_expects_nothing(
+def test_without_a_reward_model_the_value_network_starts_as_the_policy_with_values_of_0(
     world: World, tmp_path: Path, by_letters: str, adapters: int
 ) -> None:
     config = replace(PLAIN, lora_rank=adapters)
@@ -103,15 +103,15 @@ def test_without_a_reward_model_the_value_network_is_the_policy_that_expects_not
     shared = actors.value.trunk.embedding.weight is actors.policy.embedding.weight
     assert shared == bool(adapters)
     out = run_ppo(world, tmp_path / "out", replace(config, iterations=3), reward=by_letters)
-    learnt = load_scorer(out / "value", CPU)[0](ids)
-    assert torch.isfinite(learnt).all() and learnt.abs().max() > 0
+    learned = load_scorer(out / "value", CPU)[0](ids)
+    assert torch.isfinite(learned).all() and learned.abs().max() > 0
     assert torch.equal(actors.value.trunk(ids), load_policy(world.sft, CPU)[0](ids))
 
 
 @pytest.mark.parametrize("config", [RLOO, GRPO], ids=["rloo", "grpo"])
-def test_a_functions_taste_is_served(world: World, tmp_path: Path, config: Any) -> None:
-    """The function likes long answers: after 25 rollouts they are longer."""
-    judged = taste(tmp_path, "[len(t[-1]['content']) / 10 for t in talks]")
+def test_training_raises_a_functions_score(world: World, tmp_path: Path, config: Any) -> None:
+    """The function rewards length: after 25 rollouts the responses are longer."""
+    judged = reward_file(tmp_path, "[len(t[-1]['content']) / 10 for t in talks]")
     longer = replace(config, iterations=25, batch=32, lr=3e-3, missing_end=-5.0, kl_coef=0.0)
     longer = longer if config is RLOO else replace(longer, minibatch=32)
     lines = metrics(run_groups(world, tmp_path / "out", longer, reward=judged))
@@ -119,13 +119,13 @@ def test_a_functions_taste_is_served(world: World, tmp_path: Path, config: Any) 
 
 
 def test_a_changed_function_is_another_run(world: World, tmp_path: Path) -> None:
-    judged = taste(tmp_path, "[1.0 for t in talks]")
+    judged = reward_file(tmp_path, "[1.0 for t in talks]")
     config = replace(SHORT, iterations=1)
     run_ppo(world, tmp_path / "out", config, reward=judged)
     written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     run_ppo(world, tmp_path / "out", config, reward=judged)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
-    taste(tmp_path, "[2.0 for t in talks]")
+    reward_file(tmp_path, "[2.0 for t in talks]")
     with pytest.raises(InputError, match="reward has changed"):
         run_ppo(world, tmp_path / "out", config, reward=judged)
 
@@ -151,13 +151,13 @@ def test_a_scorer_that_fails_leaves_a_run_that_goes_on(world: World, tmp_path: P
 
 def test_best_of_n_keeps_the_functions_favourite(world: World, tmp_path: Path) -> None:
     heard = tmp_path / "heard.jsonl"
-    (tmp_path / "taste.py").write_text(
+    (tmp_path / "reward.py").write_text(
         f"import json\ndef judge(talks):\n    with open({str(heard)!r}, 'a') as file:\n"
         "        file.writelines(json.dumps(t) + '\\n' for t in talks)\n"
         "    return [float(len(t[-1]['content'])) for t in talks]\n"
     )
     config = BestOfNConfig(count=6, samples=4, max_tokens=24, max_prompt=32, missing_end=-1.0, dtype="fp32")
-    judged = f"{tmp_path / 'taste.py'}:judge"
+    judged = f"{tmp_path / 'reward.py'}:judge"
     best_of_n(world.sft, (judged,), (world.prompts,), tmp_path / "best.jsonl", config)
     talks = [json.loads(line) for line in heard.read_text().splitlines()]
     assert len(talks) == 24
@@ -191,7 +191,7 @@ def test_what_is_no_panel_is_one_line(tmp_path: Path) -> None:
 
 
 def test_evaluate_by_a_function(world: World, tmp_path: Path) -> None:
-    judged = taste(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
+    judged = reward_file(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
     config = EvaluateConfig(
         count=8, max_tokens=24, max_prompt=32, heldout_windows=2, samples=8, best_of=(4,), dtype="fp32"
     )
@@ -227,7 +227,7 @@ def scores_of(rewards: tuple[Any, ...], world: World, **config: Any) -> torch.Te
 
 @pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
 def test_an_ensemble_of_one_model_is_that_model(world: World, tmp_path: Path, how: str) -> None:
-    """Also where its copies are on another scale: then in the mean of the scales."""
+    """Copies with other scales count equally; the result is in the mean of the scales."""
     alone = scores_of((world.reward,), world)
     assert alone.std() > 0
     same = scores_of((world.reward, world.reward), world, ensemble=how, uwo_lambda=0.5)
@@ -238,7 +238,7 @@ def test_an_ensemble_of_one_model_is_that_model(world: World, tmp_path: Path, ho
 
 
 def test_members_that_differ_by_definition(world: World, tmp_path: Path) -> None:
-    """In units of each member's spread, and back in the mean one."""
+    """Expected: scores divided by each member's scale, combined, times the mean scale."""
     against = copy_scaled(world, tmp_path / "against", -1.0)
     config = json.loads((against / "config.json").read_text()) | {"reward_std": 0.5}
     (against / "config.json").write_text(json.dumps(config))
@@ -257,8 +257,8 @@ def test_members_that_differ_by_definition(world: World, tmp_path: Path) -> None
 
 def test_functions_in_an_ensemble_are_taken_as_they_are(world: World, tmp_path: Path) -> None:
     ones, length = (
-        taste(tmp_path, "[1.0 for t in talks]"),
-        taste(tmp_path, "[len(t[-1]['content']) for t in talks]", "l.py"),
+        reward_file(tmp_path, "[1.0 for t in talks]"),
+        reward_file(tmp_path, "[len(t[-1]['content']) for t in talks]", "l.py"),
     )
     lengths = scores_of((length,), world).float()
     torch.testing.assert_close(scores_of((ones, length), world), (1 + lengths) / 2)
@@ -277,8 +277,8 @@ def test_the_spread_of_demonstrations_is_recorded(world: World) -> None:
 
 
 def test_ppo_against_the_worst_case(world: World, tmp_path: Path, by_letters: str) -> None:
-    """The members' order names the value network's start; the function is always kinder, so the model decides."""
-    kind = taste(tmp_path, "[1000.0 for t in talks]", "kind.py")
+    """The value network starts from the one reward model; the function always scores higher, so the model decides."""
+    kind = reward_file(tmp_path, "[1000.0 for t in talks]", "kind.py")
     alone = run_ppo(world, tmp_path / "alone", SHORT)
     both = run_ppo(world, tmp_path / "both", replace(SHORT, ensemble="wco"), reward=(kind, world.reward))
     for line, other in zip(metrics(alone), metrics(both), strict=True):
@@ -307,7 +307,7 @@ def test_adapted_members_share_the_policys_base(world: World, tmp_path: Path) ->
 
 
 def test_what_is_no_ensemble_is_one_line(world: World, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--ensemble wco: one reward is no ensemble; give several"):
+    with pytest.raises(InputError, match="--ensemble wco: needs several rewards, one is given"):
         scores_of((world.reward,), world, ensemble="wco")
     unknown = scorer_with(world, tmp_path / "unknown", 0.1)
     config = json.loads((unknown / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""`tutelage score`: the printed shape is a scorer's, and the numbers are transformers'."""
+"""`tutelage score` prints a scorer's shape, with the numbers that transformers computes."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_a_runs_scores_are_transformers(world: World, capsys: pytest.CaptureFixt
 
 
 def test_every_answer_of_a_line_counts(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All shapes that hold an answer, by a server, which sees what they are."""
+    """All shapes of input line, scored by a server that records what it receives."""
     long = [user("hi"), assistant("yes"), user("so?"), assistant("it is")]
     lines = write_lines(
         tmp_path / "in.jsonl",
@@ -90,13 +90,13 @@ def test_an_ensemble_and_a_file(world: World, tmp_path: Path, capsys: pytest.Cap
     ("line", "said"),
     [
         ({"messages": [user("a"), assistant("b"), user("c")]}, "in.jsonl, line 1: ends with a user turn"),
-        ({"prompt": [user("a")]}, 'line 1: holds no answer to score; give "messages"'),
+        ({"prompt": [user("a")]}, 'line 1: holds no response to score; give "messages"'),
         ({"prompt": [user("a")], "responses": []}, '"responses" must be a list of texts, it is an empty list'),
         ({"prompt": [user("a")], "responses": ["b", 3]}, '"responses" must be a list of texts'),
         ({"prompt": [user("a"), assistant("b")], "response": "c"}, "the prompt ends with a turn of role assistant"),
         (
             {"messages": [user("cat " * 99), assistant("b")]},
-            "in.jsonl, line 1: question and answer alone need more than the 64 tokens",
+            "in.jsonl, line 1: the last question and the response exceed the reward model's context of 64 tokens",
         ),
     ],
 )
@@ -133,7 +133,7 @@ def talk(exchanges: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def test_older_turns_make_room(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Scores are transformers', of as many last turns as the context holds; the answers of one line see the same."""
+    """Scores equal transformers' for as many of the last turns as fit; responses of one line keep the same turns."""
     theirs = Theirs(world.reward)
     old = [(f"where is the {'red ' * n}cat?", f"it is on {'the big ' * n}mat.") for n in range(6, -1, -1)]
     short, long = ("is it new?", "yes."), ("is it new?", "no, it is old. " * 3)
@@ -158,13 +158,16 @@ def test_older_turns_make_room(world: World, tmp_path: Path, capsys: pytest.Capt
     assert found == pytest.approx({index: theirs.score(ids) for index, ids in expected.items()}, abs=1e-4)
     cut, over = said.err.splitlines()[-2:]
     assert cut.startswith(f"{path}, line 2: scored without the oldest turns") and "(3 of 6 lines)" in cut
-    assert over.startswith(f"{path}, line 3: question and answer alone") and "not scored (2 of 6 lines)" in over
+    assert (
+        over.startswith(f"{path}, line 3: the last question and the response exceed")
+        and "not scored (2 of 6 lines)" in over
+    )
 
 
 def test_the_context_is_used_to_its_last_token(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Behind one that never fits, an exchange that grows a token at a time: read up to 64 tokens in all."""
+    """An exchange that grows by a token at a time, after one that never fits, is kept up to 64 tokens in total."""
     theirs, last = Theirs(world.reward), ("is it new?", "yes.")
     grown = [[("red cat? " * 20, "no."), ("z" * n, "yes."), last] for n in range(30, 60)]
     path = write_lines(tmp_path / "in.jsonl", [{"messages": talk(exchanges)} for exchanges in grown])
@@ -174,7 +177,7 @@ def test_the_context_is_used_to_its_last_token(
     assert [item["score"] for item in found] == pytest.approx([theirs.score(ids) for ids in expected], abs=1e-4)
 
 
-def test_who_has_no_context_judges_whole_conversations(
+def test_rewards_without_a_context_score_whole_conversations(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = talk([("where is the cat?", "on the mat.")] * 40)

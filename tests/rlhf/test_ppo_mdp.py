@@ -15,24 +15,24 @@ from token_mdp import OPTIMA, REFERENCE, RESPONSES, REWARDS, THETA, every_respon
 
 from tutelage.learning.advantages import gae, shaped_rewards
 from tutelage.learning.losses import policy_loss
-from tutelage.recipe.rl_selftest import practise
-from tutelage.rlhf.token_mdp import DRIFT, Table, Values, length_problem
+from tutelage.recipe.rl_selftest import train_table
+from tutelage.rlhf.token_mdp import TWO_TOKENS, Table, Values, length_problem
 from tutelage.sampling.rollout import response_logprobs, response_values
 
-PROBLEMS = {mdp: replace(DRIFT, reward=rewards.__getitem__) for mdp, rewards in REWARDS.items()}
+PROBLEMS = {mdp: replace(TWO_TOKENS, reward=rewards.__getitem__) for mdp, rewards in REWARDS.items()}
 
 
 def train(mdp: str, beta: float, seed: int, iterations: int = 400, **changed) -> tuple[float, float]:
     """The stage's code on the package's problem; what it has reached is measured here."""
-    logits, gap = practise(PROBLEMS[mdp], beta, iterations, seed=seed, **changed)
+    logits, gap = train_table(PROBLEMS[mdp], beta, iterations, seed=seed, **changed)
     assert gap < 1e-5
     return exact(logits, REWARDS[mdp], beta)
 
 
 def test_the_packages_problem_is_this_one():
     """What `tutelage doctor --rl` has to reach is the enumeration of `token_mdp.py`."""
-    assert set(DRIFT.responses()) == set(RESPONSES)
-    assert {y: DRIFT.reward(y) for y in RESPONSES} == REWARDS["B"]
+    assert set(TWO_TOKENS.responses()) == set(RESPONSES)
+    assert {y: TWO_TOKENS.reward(y) for y in RESPONSES} == REWARDS["B"]
     for (mdp, beta), (best, drift) in OPTIMA.items():
         assert PROBLEMS[mdp].optimum(beta) == pytest.approx((best, drift), abs=2e-6)
         assert PROBLEMS[mdp].objective(THETA, beta) == pytest.approx(exact(THETA, REWARDS[mdp], beta), abs=1e-6)
@@ -97,10 +97,10 @@ def test_four_epochs_reach_it_too():
 
 def test_the_first_gradient_is_the_exact_gradient():
     """Without baseline, whitening or clipping, PPO's gradient at ratio 1 is that of J, here in closed form."""
-    policy = Table(DRIFT, THETA)
+    policy = Table(TWO_TOKENS, THETA)
     responses, weights = every_response(policy)
     logprobs = response_logprobs(policy, responses)
-    old, ref = logprobs.detach(), response_logprobs(Table(DRIFT, REFERENCE.log()), responses).detach()
+    old, ref = logprobs.detach(), response_logprobs(Table(TWO_TOKENS, REFERENCE.log()), responses).detach()
     scores = torch.tensor([REWARDS["A"][y] for y in RESPONSES])
     rewards = shaped_rewards(scores, old, ref, responses.mask, kl_coef=0.5)
     advantages, _ = gae(rewards, torch.zeros_like(old), responses.mask, gamma=1.0, lam=1.0)
@@ -116,11 +116,11 @@ def test_at_the_optimum_every_advantage_is_zero():
     best = torch.tensor(
         [[0.163722, 0.794989, 0.041290], [0.034131, 0.034131, 0.931738], [0.001054, 0.850706, 0.148240]]
     )
-    policy, value = Table(DRIFT, best.log()), Values(DRIFT, (0.788853, 0.230633, 1.276125))
+    policy, value = Table(TWO_TOKENS, best.log()), Values(TWO_TOKENS, (0.788853, 0.230633, 1.276125))
     responses, _ = every_response(policy)
     with torch.no_grad():
         logprobs, values = response_logprobs(policy, responses), response_values(value, responses)
-        ref = response_logprobs(Table(DRIFT, REFERENCE.log()), responses)
+        ref = response_logprobs(Table(TWO_TOKENS, REFERENCE.log()), responses)
     scores = torch.tensor([REWARDS["A"][y] for y in RESPONSES])
     rewards = shaped_rewards(scores, logprobs, ref, responses.mask, kl_coef=0.5)
     for lam in (0.0, 0.5, 0.95, 1.0):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, on a disk that fills up in the middle of a write."""
+"""Atomic writes: a file is complete or absent, even if the disk fills up during the write."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from tutelage.atomic import atomic_write
 
 @contextmanager
 def files_end_after(size: int) -> Iterator[None]:
-    """Every write beyond `size` bytes of a file fails half done, as on a full disk (the error is EFBIG, not ENOSPC)."""
+    """Writes beyond `size` bytes of a file fail part-way, as on a full disk (with EFBIG rather than ENOSPC)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints: state comes back as it went, damaged folders are passed over, and resuming changes no bit (G8)."""
+"""Checkpoints: states are restored exactly, damaged folders are skipped, and resuming changes no bit (G8)."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NESTED = st.recursive(
 
 
 def with_tensors(value: Any, made: list[Tensor]) -> Any:
-    """Replace each "a tensor" by a tensor of its own."""
+    """Replace each "a tensor" by a distinct tensor."""
     if value == "a tensor":
         made.append(torch.full((2,), float(len(made))))
         return made[-1]
@@ -160,8 +160,8 @@ def fresh() -> tuple[nn.Module, list[torch.optim.Optimizer], torch.Generator]:
     return model, [Muon(matrices, lr=0.02), adamw(gains, lr=0.01, weight_decay=0.1)], torch.Generator().manual_seed(3)
 
 
-def test_going_on_is_never_having_stopped(tmp_path: Path) -> None:
-    """G8: 10 steps are 5, a checkpoint on disk, and 5 more in a new process's objects, bit for bit."""
+def test_resuming_equals_not_stopping(tmp_path: Path) -> None:
+    """G8: 10 steps equal 5 steps, a checkpoint on disk and 5 more steps with new objects, bit for bit."""
     straight, optimizers, generator = fresh()
     trained(straight, optimizers, generator, 10)
 

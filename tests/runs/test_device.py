@@ -1,4 +1,4 @@
-"""Where a run computes: what was asked for, or one line on why not."""
+"""The choice of device and precision, and its errors."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_peak_memory_is_in_bytes() -> None:
 
 
 def test_cores_are_used_but_for_those_spared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patched all the way: the tests' own threads stay as they are."""
+    """Every call is patched, so that the tests' own threads do not change."""
     used: list[int] = []
     monkeypatch.setattr(device.torch, "set_num_threads", used.append)
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)

@@ -1,4 +1,4 @@
-"""Export hands over the run's own model or nothing."""
+"""Export writes exactly the run's model, or nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_other_logits_are_not_handed_over(
     for name in ("save_policy", "write_gguf"):
         monkeypatch.setattr(stage, name, spoil(getattr(stage, name)))
     before = set(tmp_path.iterdir())
-    with pytest.raises(InputError, match="logits are off"):
+    with pytest.raises(InputError, match="its logits differ from the run"):
         export(run, tmp_path / "out", format)
     assert set(tmp_path.iterdir()) == before
 
@@ -66,7 +66,7 @@ def test_another_prompt_is_not_handed_over(run: Path, tmp_path: Path, monkeypatc
         save_policy(place, model, Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": template}))
 
     monkeypatch.setattr(stage, "save_policy", save)
-    with pytest.raises(InputError, match="rendered otherwise"):
+    with pytest.raises(InputError, match="renders a conversation to different token ids"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -75,7 +75,7 @@ REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no
 
 
 def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A template that differs only there is another one; one that takes no system turn is held to the rest."""
+    """A template that differs only for system turns is refused; one without system turns is compared on the rest."""
     model, tokenizer = load_policy(run, stage.EXACT)
     other = tokenizer.chat_template.replace(
         "message['content']", "('' if message['role'] == 'system' else message['content'])"
@@ -91,13 +91,13 @@ def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypa
             save_policy(place, model, Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": spoilt}))
 
         monkeypatch.setattr(stage, "save_policy", save)
-        with pytest.raises(InputError, match="rendered otherwise"):
+        with pytest.raises(InputError, match="renders a conversation to different token ids"):
             export(run, tmp_path / "out")
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         export(run, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Model folders: transformers loads them and computes the same numbers; what does not fit is refused in one line."""
+"""Model folders: transformers loads them and computes the same numbers; files that do not fit give one-line errors."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_transformers_logit_less_the_mean_is_our_score(
 
 
 def test_shards_are_one_model(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """As transformers writes them; a shard that is missing, or lies elsewhere, is refused."""
+    """Shards as transformers writes them. A shard that is missing or outside the folder is refused."""
     save_policy(tmp_path / "whole", make_gpt(tied=False), tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
@@ -150,7 +150,7 @@ def test_what_comes_from_different_runs_is_refused(make_gpt: Any, tokenizer: Tok
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Its ids are as many and mean other words: nothing else would notice."""
+    """It has as many ids with other meanings, so no other check would notice."""
     save_policy(tmp_path, make_gpt(), tokenizer)
     other = "quite another text, which has other words in it: mountains, rivers, glaciers, meadows, villages"
     train_bpe([other] * 5, 300).save(tmp_path)
@@ -188,7 +188,7 @@ def test_two_folders_share_a_tokenizer_or_are_refused(tokenizer: Tokenizer, tmp_
 
 
 def test_a_classifier_of_transformers_is_a_scorer(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """One label, made elsewhere: no mean in its config, no language model's head in its file."""
+    """A one-label classifier made by transformers: no reward_mean in its config, no lm_head in its file."""
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=48, num_labels=1, pad_token_id=tokenizer.pad_id,
@@ -206,7 +206,7 @@ def test_a_classifier_of_transformers_is_a_scorer(tokenizer: Tokenizer, tmp_path
 def test_what_no_library_has_is_kept_in_our_own_format(
     make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
-    """A trained GPT-3 has biases of queries, keys and values, which GPT-Neo, its nearest relative, has not."""
+    """GPT-3 has biases of queries, keys and values; GPT-Neo, the nearest model in transformers, has none."""
     ours = make_gpt(family, **changes)
     save_policy(tmp_path / "model", ours, tokenizer)
     again, _ = load_policy(tmp_path / "model", CPU)
@@ -224,7 +224,7 @@ def test_what_no_library_has_is_kept_in_our_own_format(
 def test_frozen_matrices_are_read_into_the_compute_precision(
     make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, saved: torch.dtype
 ) -> None:
-    """The same numbers as cast after all of them were there in fp32; what training keeps in fp32 stays so."""
+    """The same numbers as casting after loading in fp32; parameters that training keeps in fp32 stay in fp32."""
     bf16 = Device(torch.device("cpu"), torch.bfloat16, 1, "the tests")
     tied = family in ("gpt1", "gpt3")
     scorer = ScalarGPT(make_gpt(family, tied=tied), 0.3).initialise(torch.Generator().manual_seed(0))

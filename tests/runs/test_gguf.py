@@ -1,4 +1,4 @@
-"""GGUF files: transformers reads ours and computes our logits, every quantization is unpacked by its definition."""
+"""GGUF files: transformers reads ours and computes our logits; each quantization is unpacked by its definition."""
 
 import json
 import struct
@@ -70,7 +70,7 @@ def test_what_was_written_comes_back(model: GPT, tokenizer: Tokenizer, tmp_path:
 def test_transformers_reads_our_file_and_computes_our_logits(
     make_gpt: Callable[..., GPT], tokenizer: Tokenizer, tmp_path: Path, shape: str
 ) -> None:
-    """Their reader of GGUF knows nothing of our order of channels."""
+    """An independent check: their GGUF reader does not know our order of channels."""
     family, changes = SHAPES[shape]
     theirs_only = {"qwen3": {"head_width": 128}, "gpt2": {"hidden": 128, "context": 1024}}  # it reads no others
     ours = make_gpt(family, **changes | theirs_only.get(shape, {}))
@@ -231,7 +231,7 @@ def test_spare_rows_get_names_and_lose_them_again(make_gpt: Any, tokenizer: Toke
 
 
 def test_pieces_of_text_are_not_written_as_bytes(tokenizer: Tokenizer) -> None:
-    """A SentencePiece vocabulary under the name of a byte-level one would cut nearly everything wrongly."""
+    """A SentencePiece vocabulary written as a byte-level one would split nearly all text wrongly."""
     state = json.loads(tokenizer.to_json()) | {"decoder": {"type": "Metaspace", "replacement": "▁",
                                                            "prepend_scheme": "always", "split": True}}  # fmt: skip
     with pytest.raises(InputError, match="only byte-level BPE"):
@@ -241,7 +241,7 @@ def test_pieces_of_text_are_not_written_as_bytes(tokenizer: Tokenizer) -> None:
 # --- Llama 3's factors
 
 
-def test_the_scaling_is_told_by_its_factors() -> None:
+def test_the_scaling_is_found_from_its_factors() -> None:
     llama = RopeScaling(factor=32.0, low_frequency=1.0, high_frequency=4.0, original_context=8192)
     found = scaling_of(factors_of(llama, 64, 500_000.0), 500_000.0)
     assert found.factor == 32.0 and found.original_context == pytest.approx(8192, rel=1e-3)
@@ -259,7 +259,7 @@ def a_file(folder: Path, make_gpt: Any, tokenizer: Tokenizer) -> Path:
 
 
 def endless_array(whole: bytes) -> bytes:
-    """The list of kinds of tokens says that it has 2^60 entries."""
+    """A file whose list of token types claims 2^60 entries."""
     key = b"tokenizer.ggml.token_type"
     at = whole.index(key) + len(key) + 8
     return whole[:at] + struct.pack("<Q", 2**60) + whole[at + 8 :]

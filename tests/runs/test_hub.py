@@ -1,6 +1,6 @@
-"""A base by its name on the hub: a server on this machine plays the hub for the library that asks it.
+"""A base by its id on the hub, with a local server in place of the hub.
 
-The routes are those that huggingface_hub asks: what a repository's newest commit is, the files in it, each file.
+The routes are those that huggingface_hub requests: the newest commit, the list of files, and each file.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ UNWANTED = {
 
 @dataclass
 class Hub:
-    """One repository, and the paths that it was asked for."""
+    """One repository, and the paths that were requested."""
 
     files: dict[str, bytes]
     asked: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ def digest(body: bytes) -> str:
 
 @pytest.fixture
 def hub(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> Iterator[Hub]:
-    """The hub with a model on it, beside files that nobody here may want."""
+    """The hub with a model, and files that must not be fetched."""
     save_policy(tmp_path / "theirs", make_gpt("llama"), tokenizer)
     played = Hub({path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()} | UNWANTED)
 
@@ -91,7 +91,7 @@ def hub(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> Iterator[Hub]:
 
 
 def import_from(hub: Hub, name: str, tmp_path: Path, out: str = "run") -> "subprocess.CompletedProcess[str]":
-    """The verb in a process of its own: the library reads its settings once, when it is imported."""
+    """Run import-model in a new process, because huggingface_hub reads its settings when it is imported."""
     mine = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
     words = [sys.executable, "-m", "tutelage", "import-model", "--base", name, "--out", str(tmp_path / out)]

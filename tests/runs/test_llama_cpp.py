@@ -87,9 +87,9 @@ def our_greedy(model: GPT, prompts: list[list[int]], end: int, count: int) -> li
 def test_llama_cpp_writes_our_greedy_text(
     make_gpt: Callable[..., GPT], tokenizer: Tokenizer, tmp_path: Path, shape: str, kind: Any
 ) -> None:
-    """Token by token after our own text, against the file read back, whose weights are rounded as theirs are.
+    """Compare token by token after our own text, with the file read back, so that both have the same rounded weights.
 
-    They round activations too, so that two tokens of a random model may now and then be too close to call.
+    llama.cpp rounds activations too, so the best two tokens of a random model are sometimes too close to agree on.
     """
     family, changes = SHAPES[shape]
     file = tmp_path / "model.gguf"
@@ -118,7 +118,7 @@ def test_the_demos_own_shape(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 
 def with_rule(tokenizer: Tokenizer, rule: str) -> Tokenizer:
-    """The same tokens, text cut by another family's rule."""
+    """The same tokens with another family's splitting rule."""
     backend = BackendTokenizer.from_str(tokenizer.to_json())
     backend.pre_tokenizer = RULES[rule]()
     state = json.loads(backend.to_str())
@@ -127,7 +127,7 @@ def with_rule(tokenizer: Tokenizer, rule: str) -> Tokenizer:
 
 
 def test_smollm2s_own_shape_from_text_to_text(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Three groups of three queries, one matrix for embedding and head, and llama.cpp's own cut of the prompt."""
+    """Three groups of three query heads, tied embeddings, and the prompt split into tokens by llama.cpp."""
     family, changes = SHAPES["smollm2"]
     file, ruled = tmp_path / "smollm2.gguf", with_rule(tokenizer, "smollm")
     assert write_gguf(file, make_gpt(family, **changes), ruled, "f16")  # llama.cpp has this rule

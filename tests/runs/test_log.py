@@ -1,4 +1,4 @@
-"""The progress line in its three dresses."""
+"""The progress line in its three modes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run's life: finished or not, refused or made again, stopped by a signal and taken up where it was."""
+"""Runs: finished, refused, replaced, stopped by a signal, and resumed."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def start(tmp_path: Path, config: TeaConfig = TEA, stage: str = "tea") -> Run:
 
 
 def ended(process: Run) -> None:
-    """What the end of its process does for a run: the lock falls."""
+    """Release the lock, as the end of the run's process would."""
     process.lock.close()
 
 
@@ -181,7 +181,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path, leaves: Path) -> None:
 
 
 def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path, leaves: Path) -> None:
-    """As kill -9 leaves it: steps beyond the checkpoint in the log, the last line cut short."""
+    """The state after kill -9: the log has steps beyond the checkpoint, and its last line is cut short."""
     eager = replace(TEA, checkpoint_seconds=0.0)
     with start(tmp_path, eager) as tea:
         for step in range(1, 6):
@@ -248,7 +248,7 @@ def test_a_run_has_one_process_at_a_time(tmp_path: Path, leaves: Path, monkeypat
 
 
 def test_a_run_waits_for_one_that_is_ending(tmp_path: Path, leaves: Path) -> None:
-    """As after kill -9 of a demo: its stage lives until its next line of progress."""
+    """After kill -9 of a demo its stage lives until it next prints progress."""
     tea, begun = start(tmp_path), time.monotonic()
     ending = threading.Timer(0.5, lambda: ended(tea))
     ending.start()

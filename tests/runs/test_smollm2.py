@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, out of the package that carries it: the same logits as transformers', a sensible answer."""
+"""SmolLM2-135M-Instruct from its package: the same logits as transformers, and a sensible response."""
 
 import importlib.util
 from pathlib import Path

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutelage.model.gpt import GPT, Stream
+from tutelage.model.gpt import GPT, ResidualStream
 from tutelage.model.heads import ScalarGPT
 from tutelage.sampling.rollout import (
     Responses,
@@ -148,7 +148,7 @@ def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any)
 def test_a_subset_of_rows_has_its_own_rows_of_the_stream_and_does_not_copy_it(make_gpt: Any) -> None:
     """Also for a subset of a subset: a rollout's parts are divided once more into rows of similar length."""
     model, x = make_gpt(), torch.randn(3, 9, 4)
-    whole = replace(batch(), stream=Stream(x, 1, model.embedding.weight))
+    whole = replace(batch(), stream=ResidualStream(x, 1, model.embedding.weight))
     assert torch.equal(whole.stream_for(model).x, x[:, :6])
     part = whole.rows(torch.tensor([2, 0, 1]))
     for some, numbers in ((part, [2, 0, 1]), (part.rows(torch.tensor([1, 2])), [0, 1])):

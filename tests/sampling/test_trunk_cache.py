@@ -25,7 +25,7 @@ def test_it_holds_what_the_lowest_blocks_compute_for_whole_texts(make_gpt: Any, 
     free = generate(model, PROMPTS, seeds, -1, SAMPLING, samples)
     for end in (-1, free[0][0].ids[2], free[3][-1].ids[0]):
         lower = TrunkCache(1, 4 * samples, 17)
-        answers = generate(model, PROMPTS, seeds, end, SAMPLING, samples, lower=lower)
+        answers = generate(model, PROMPTS, seeds, end, SAMPLING, samples, trunk_cache=lower)
         assert ids_of(answers) == ids_of(generate(model, PROMPTS, seeds, end, SAMPLING, samples))
         texts = [prompt + answer.ids for prompt, some in zip(PROMPTS, answers, strict=True) for answer in some]
         stream = lower.stream(max(map(len, texts)), model.embedding.weight)
@@ -38,7 +38,7 @@ def test_it_holds_what_the_lowest_blocks_compute_for_whole_texts(make_gpt: Any, 
 def test_gradients_flow_through_its_stream(make_gpt: Any) -> None:
     """They could not flow through inference-mode tensors."""
     model, lower = make_gpt(), TrunkCache(1, 1, 13)
-    generate(model, PROMPTS[:1], [1], -1, SAMPLING, lower=lower)
+    generate(model, PROMPTS[:1], [1], -1, SAMPLING, trunk_cache=lower)
     stream = lower.stream(8, model.embedding.weight)
     model.trunk(torch.zeros(1, 8, dtype=torch.long), stream=stream).sum().backward()
     assert model.blocks[-1].mlp.down.weight.grad is not None and model.embedding.weight.grad is None
@@ -46,7 +46,7 @@ def test_gradients_flow_through_its_stream(make_gpt: Any) -> None:
 
 def test_the_original_is_freed_when_the_stream_is_taken(make_gpt: Any) -> None:
     model, lower = make_gpt(), TrunkCache(1, 4, 17)
-    generate(model, PROMPTS, range(4), -1, SAMPLING, lower=lower)
+    generate(model, PROMPTS, range(4), -1, SAMPLING, trunk_cache=lower)
     assert lower.x is not None and lower.x.shape == (4, 17, model.config.width)
     kept = weakref.ref(lower.x)
     stream = lower.stream(17, model.embedding.weight)
@@ -59,11 +59,11 @@ def test_several_batches_give_the_same_as_one(make_gpt: Any, size: int, samples:
     """Each batch is as wide as its own prompts."""
     model, seeds = make_gpt(), list(range(4 * samples))
     whole, split = TrunkCache(1, 4 * samples, 17), TrunkCache(1, 4 * samples, 17)
-    expected = generate(model, PROMPTS, seeds, 290, SAMPLING, samples, lower=whole)
+    expected = generate(model, PROMPTS, seeds, 290, SAMPLING, samples, trunk_cache=whole)
     answers = []
     for at in range(0, 4, size):
         some, chance = PROMPTS[at : at + size], seeds[at * samples : (at + size) * samples]
-        answers += generate(model, some, chance, 290, SAMPLING, samples, lower=split)
+        answers += generate(model, some, chance, 290, SAMPLING, samples, trunk_cache=split)
     assert ids_of(answers) == ids_of(expected)
     one, other = (lower.stream(17, model.embedding.weight).x for lower in (whole, split))
     for row, text in enumerate(len(p) + len(a.ids) for p, some in zip(PROMPTS, expected, strict=True) for a in some):

@@ -1,4 +1,4 @@
-"""The API with a stub behind it."""
+"""Fixtures: the API with a stub engine."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from tutelage.web.keys import KeyRing, read_pepper
 
 @pytest.fixture
 def serving(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., SimpleNamespace]]:
-    """serving(text, pause=..., key=dict(...)): a client with a key, the app, and the engine that says `text`."""
+    """serving(text, pause=..., key=dict(...)): a client with a key, the app, and an engine that generates `text`."""
     opened: list[Database] = []
 
     def start(text: str = "the cat 你好", key: dict[str, Any] | None = None, **engine: Any) -> SimpleNamespace:
@@ -43,5 +43,5 @@ def serving(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., Simp
 
 @pytest.fixture
 def ask() -> dict[str, Any]:
-    """The smallest chat request."""
+    """A minimal chat request."""
     return {"model": "stub", "messages": [{"role": "user", "content": "hello"}]}

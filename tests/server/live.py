@@ -1,4 +1,4 @@
-"""A real `tutelage serve` in a process of its own, and what it printed."""
+"""Runs a real `tutelage serve` in a separate process, and reads its output."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from openai import APIConnectionError, APIError, OpenAI
 
 
 class Live:
-    """Started with `Live(folder, "chat=runs/sft", ...)`; stops by itself when the tests' process is gone."""
+    """Started with `Live(folder, "chat=runs/sft", ...)`; stops by itself when the test process ends."""
 
     def __init__(self, folder: Path, *words: str):
         self.folder = folder
@@ -42,7 +42,7 @@ class Live:
 
     @property
     def key(self) -> str:
-        """The first key, which only the first start prints."""
+        """The first API key, which only the first start prints."""
         assert self.process.stdout
         self._key = self._key or re.findall(r"sk-[\w-]+", next(self.process.stdout))[0]
         return self._key
@@ -53,7 +53,7 @@ class Live:
         return found[1]
 
     def stop(self) -> int:
-        """SIGTERM, and wait: the exit code."""
+        """Send SIGTERM and wait. Returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(20)
         self.log.close()
@@ -65,15 +65,15 @@ class Live:
 
 
 def wait_for(condition, seconds: float = 5.0) -> None:
-    """Until it is so; fails when it never is."""
+    """Wait until a condition holds. Fails if it never does."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to be"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.02)
 
 
 def kill_rounds(folder: Path, words: Sequence[str], rounds: int, seed: int = 0) -> tuple[int, int]:
-    """Start, keep completions, kill -9 in the middle, start again: (acknowledged, lost) in all rounds."""
+    """Start, store completions, kill -9 in the middle, start again. Returns (acknowledged, lost) over all rounds."""
     chance = random.Random(seed)
     acknowledged, lost = 0, 0
     server = Live(folder, *words)
@@ -90,7 +90,7 @@ def kill_rounds(folder: Path, words: Sequence[str], rounds: int, seed: int = 0) 
 
 
 def kept_until_killed(server: Live, secret: str, seconds: float) -> list[str]:
-    """Four clients store one completion after the other; what had been acknowledged when the server was killed."""
+    """Four clients store completions until the server is killed. Returns the acknowledged ones."""
     kept: list[str] = []
     writers = [threading.Thread(target=keep_until_it_dies, args=(server, secret, kept)) for _ in range(4)]
     for writer in writers:
@@ -108,7 +108,7 @@ def client_of(server: Live, secret: str) -> OpenAI:
 
 
 def keep_until_it_dies(server: Live, secret: str, kept: list[str]) -> None:
-    """One completion after the other is stored; its name is noted when the answer has come whole."""
+    """Store completions one by one. An id is noted when its response has arrived whole."""
     client = client_of(server, secret)
     with contextlib.suppress(APIConnectionError, APIError):
         while True:

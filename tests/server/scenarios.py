@@ -1,8 +1,8 @@
-"""What people do with the official Python client, in its strict mode: a shape that is not OpenAI's fails.
+"""Typical uses of OpenAI's Python client, in its strict mode: any shape that is not OpenAI's fails.
 
-Needs nothing but `openai`, so that any version of it can run this file against a server:
+Needs only `openai`, so that any version of it can run this file against a server:
 
-    python scenarios.py URL KEY   ->   a JSON object: scenario -> "" or what went wrong
+    python scenarios.py URL KEY   ->   a JSON object: scenario -> "" or the error
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 class Clients:
-    """The client in its forms. `chat` is a tuned model, `base` a plain one, `judge` a reward model."""
+    """The client in several configurations. `chat` is a tuned model, `base` a base model, `judge` a reward model."""
 
     def __init__(self, url: str, key: str):
         self.settings: dict[str, Any] = dict(base_url=url, api_key=key, max_retries=0, timeout=60)
@@ -58,7 +58,7 @@ def table(name: str, rows: list[Any]) -> Callable[[Callable[[Clients, Any], None
     return add
 
 
-# --- every setting is taken, by both kinds of completion, whole and streamed
+# --- every setting is accepted, by both kinds of completion, whole and streamed
 
 SETTINGS: list[dict[str, Any]] = [
     {}, {"temperature": 0}, {"temperature": 2}, {"temperature": 0.7, "top_p": 0.9}, {"top_p": 0}, {"n": 1}, {"n": 3},
@@ -105,7 +105,7 @@ def plain_stream_takes(c: Clients, settings: dict[str, Any]) -> None:
     assert sorted(ends) == list(range(settings.get("n", 1)))
 
 
-# --- what is streamed is what comes in one piece; a seed decides
+# --- a stream equals the whole response; the seed decides
 
 
 @table(
@@ -158,7 +158,7 @@ def plain_logprobs(c: Clients, top: int) -> None:
 
 
 def spelled(token: str) -> bytes:
-    """A token's bytes; OpenAI spells half a character as bytes:\\xe4."""
+    """A token's bytes; OpenAI writes an incomplete character as bytes:\\xe4."""
     return bytes.fromhex(token[6:].replace("\\x", "")) if token.startswith("bytes:") else token.encode()
 
 

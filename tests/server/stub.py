@@ -1,7 +1,7 @@
-"""A stand-in for the engine: it says what the test wants, at the speed the test wants, through the engine's interface.
+"""A stub with the engine's interface: it generates a given text at a given speed.
 
-For what a real model cannot be made to do on demand (fail, be full, never end), and for benchmarks/serve_overhead.py,
-which measures the server without a model.
+For situations that a real model cannot produce on demand (failure, a full queue, no end), and for
+benchmarks/serve_overhead.py, which measures the server without a model.
 """
 
 import threading
@@ -22,7 +22,7 @@ class StubHandle:
 
 
 class StubEngine:
-    """Answers every request with the same ids, one after the other."""
+    """Generates the same ids for every request."""
 
     def __init__(self, answer: Sequence[int], *, pause: float = 0.0, full: bool = False, fail_after: int | None = None):
         self.answer, self.pause, self.full, self.fail_after = answer, pause, full, fail_after
@@ -71,7 +71,7 @@ class StubModels:
     """A registry of one policy, `stub`, and one reward model, `judge`."""
 
     def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
-        table = tokenizer.bytes_of_tokens()
+        table = tokenizer.token_bytes()
         common = dict(tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context)
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),

@@ -1,4 +1,4 @@
-"""Text out of tokens: the whole is what the tokenizer says; nothing shown is ever taken back."""
+"""The detokenizer: the whole text equals the tokenizer's, and shown text never changes."""
 
 import pytest
 from hypothesis import given
@@ -12,13 +12,13 @@ TEXT = "héllo 世界 👍🏽! stop here, and 今天 again"
 
 
 def spread(data: bytes, cuts: list[int]) -> list[bytes]:
-    """The bytes in tokens that end at the cuts."""
+    """The bytes, split into tokens at the cuts."""
     ends = sorted({c % (len(data) + 1) for c in cuts} | {0, len(data)})
     return [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
 def fed(tokens: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], list[int], bool]:
-    """(what was shown piece by piece, the ids of the entries, stopped)."""
+    """(the deltas, the ids of the entries, stopped)."""
     pieces = Detokenizer(tokens, stop)
     shown, ids = [], []
     for i in range(len(tokens)):
@@ -87,9 +87,9 @@ def test_names_of_tokens_are_distinct() -> None:
 
 
 def test_the_tokenizers_bytes_are_its_text(tokenizer) -> None:
-    """Against the library's own decoder."""
-    table = tokenizer.bytes_of_tokens()
-    assert [len(piece) for piece in table] == tokenizer.token_bytes()
+    """Compared with the library's own decoder."""
+    table = tokenizer.token_bytes()
+    assert [len(piece) for piece in table] == tokenizer.token_byte_counts()
     for text in (TEXT, "\x00\x7f\n\t ~¡¬®ÿ", "the cat 你好"):
         ids = tokenizer.encode(text)
         assert b"".join(table[i] for i in ids).decode() == tokenizer.decode(ids) == text

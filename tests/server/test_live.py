@@ -1,4 +1,4 @@
-"""A real server process with tiny trained models, asked by the official client, by raw sockets, and killed."""
+"""A real server process with tiny trained models: used by the official client and raw sockets, and killed."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ from tutelage.runs.folder import load_policy  # noqa: E402
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A base model, a tuned one and a reward model, trained in seconds, as `serve` takes them."""
+    """The arguments of `serve` for a base model, a tuned one and a reward model, trained in seconds."""
     world = World(tmp_path_factory.mktemp("served")).make()
     return [str(world.base), f"chat={world.sft}", f"judge={world.reward}"]
 
@@ -56,7 +56,7 @@ def test_the_official_client(name: str, clients: scenarios.Clients) -> None:
 
 
 def together(count: int, work) -> None:
-    """`work(0)` ... `work(count - 1)`, each in a thread."""
+    """Run `work(0)` ... `work(count - 1)`, each in a thread."""
     threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
@@ -69,7 +69,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def admin_key(live: Live) -> str:
-    """Made beside the running server, as a person would."""
+    """Make a key while the server runs, as a person would."""
     command = [sys.executable, "-m", "tutelage", "keys", "make", "--scopes", "inference", "admin", "--data"]
     said = subprocess.run([*command, str(live.folder / "data")], capture_output=True, text=True, check=True).stdout
     return re.findall(r"sk-[\w-]{43}", said)[0]
@@ -92,7 +92,7 @@ def test_200_aborted_requests_and_then_one_that_answers(live: Live, clients: sce
 
 
 def test_a_chat_alone_equals_a_chat_in_a_crowd(clients: scenarios.Clients) -> None:
-    """A seed decides, whatever else runs."""
+    """The same seed gives the same completion, whatever else runs."""
 
     def text(seed: int) -> str:
         return clients.chat(seed=seed, temperature=1.3).choices[0].message.content
@@ -104,7 +104,7 @@ def test_a_chat_alone_equals_a_chat_in_a_crowd(clients: scenarios.Clients) -> No
 
 
 def test_what_echo_tells_is_the_models_own(runs: list[str], clients: scenarios.Clients) -> None:
-    """Against one forward pass of the model on the disk, without engine, cache or server."""
+    """Compared with one forward pass of the saved model, without engine, cache or server."""
     model, tokenizer = load_policy(Path(runs[0]), choose_device("cpu", "auto"))
     ids = tokenizer.encode("Ann: is the cat red?\nBob: yes, it is red.")
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_what_echo_tells_is_the_models_own(runs: list[str], clients: scenarios.C
 
 
 def test_the_score_route_is_what_rl_runs_ask(live: Live, clients: scenarios.Clients) -> None:
-    """Our own HTTP scorer against our own server."""
+    """Our HTTP scorer works with our server."""
     said = [[*scenarios.ASK, {"role": "assistant", "content": text}] for text in ("it is on the mat.", "no no no")]
     scores = HTTPReward(live.url + "/v1/scores#judge", live.key)(said)
     told = clients.lax.post("/scores", body={"model": "judge", "input": said}, cast_to=object)
@@ -128,10 +128,10 @@ def test_the_score_route_is_what_rl_runs_ask(live: Live, clients: scenarios.Clie
 def test_the_link_signs_in_and_strangers_stay_out(live: Live) -> None:
     with httpx2.Client(base_url=live.url) as browser:
         assert browser.get("/account", headers={"accept": "text/html"}).status_code == 303
-        assert browser.get(live.link).status_code == 200  # no browser's own step, as a preview's: it leaves the link be
+        assert browser.get(live.link).status_code == 200  # not a navigation, so the link is not used up
         assert browser.get(live.link, headers={"sec-fetch-mode": "navigate"}).status_code == 303
         assert browser.get("/account").status_code == 200
-        assert '"recording": {"allowed": true' in browser.get("/chat").text  # the operator said so
+        assert '"recording": {"allowed": true' in browser.get("/chat").text  # --recording on
         text = Path(live.log.name).read_text()
     assert live.link.rpartition("/")[2] not in text and '"route": "/signin/{token}", "status": 303' in text
 
@@ -155,9 +155,9 @@ def test_the_log_is_a_line_of_json_for_each_request(live: Live) -> None:
     "words, told",
     [
         (("nowhere",), "nowhere: no such folder or file"),
-        (("{base}", "base={chat}"), "a model named base is served already"),
-        (("{base}", "--port", "1000000"), "choose others with --host and --port"),
-        (("{base}", "--database", "mysql://x/y"), "only sqlite and postgresql"),
+        (("{base}", "base={chat}"), "a model named base is already served"),
+        (("{base}", "--port", "1000000"), "change --host or --port"),
+        (("{base}", "--database", "mysql://x/y"), "give a sqlite or postgresql URL"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(runs: list[str], tmp_path: Path, capsys, words, told: str) -> None:
@@ -184,12 +184,12 @@ def test_a_second_start_keeps_the_key_and_a_signal_ends_it_in_order(runs: list[s
             pass
     ended.join()
     assert second.process.returncode == 0
-    assert (tmp_path / "serve.log").read_text() == ""  # the first start had no request, this one logs none
+    assert (tmp_path / "serve.log").read_text() == ""  # the first start had no requests, the second logs none
 
 
 @pytest.mark.slow
 def test_the_client_of_1_x(live: Live, tmp_path: Path) -> None:
-    """The same scenarios with the client's version 1, in a process that finds that one first."""
+    """The same scenarios with version 1 of the client, in a process whose path puts it first."""
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path), "openai>=1.109,<2"]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
@@ -224,7 +224,7 @@ def test_kill_9_loses_no_acknowledged_completion(kind: str, rounds: int, runs: l
 
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(live: Live, tmp_path: Path) -> None:
-    """Thousands of requests, the schema's edges and sequences of calls, against the real process."""
+    """Thousands of requests at the edges of the schema, and sequences of calls, against a real process."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", live.url + "/v1/openapi.json", "--checks", checks,

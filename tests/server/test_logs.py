@@ -1,4 +1,4 @@
-"""The log: a line of JSON for each request, whatever becomes of it, and never a word of what was said."""
+"""The log: one line of JSON per request, however it ends, and never a text or a secret."""
 
 import io
 import json
@@ -20,7 +20,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What has been logged so far, each line read as JSON."""
+    """The lines logged so far, parsed as JSON."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(JSONLines())
@@ -73,7 +73,7 @@ def test_an_error_in_the_middle_of_a_stream_is_named(serving, ask, lines: Lines)
 
 
 def test_no_word_and_no_secret_is_in_it(serving, ask, lines: Lines, monkeypatch) -> None:
-    """The question, the answer, a link that signs in, a key, a mark in a query, a row that the database refuses."""
+    """Prompt, completion, sign-in link, key, query and a failed row are never logged."""
     s = serving("whispered")
     said = {"messages": [{"role": "user", "content": "confided"}], "store": True, "metadata": {"mark": "noted-down"}}
     s.client.post(CHAT, json=ask | said)
@@ -85,7 +85,7 @@ def test_no_word_and_no_secret_is_in_it(serving, ask, lines: Lines, monkeypatch)
         with s.database.write() as session:
             session.add_all([Source(id=new_id("src_"), kind="chat", name="confided") for _ in range(2)])
 
-    monkeypatch.setattr("tutelage.server.api.chat_completions.keep", twice)
+    monkeypatch.setattr("tutelage.server.api.chat_completions.store_completion", twice)
     failed = s.client.post(CHAT, json=ask | said)
     assert failed.status_code == 500
     (bug,) = [line for line in lines() if line["level"] == "error"]

@@ -28,7 +28,7 @@ PROMPT = (5, 17, 260, 33, 8)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, make_gpt: Any, tokenizer: Tokenizer) -> Path:
-    """base; red: an adapter alone; blue: an adapter beside its merged weights; judge: a reward model."""
+    """base; red: only an adapter; blue: an adapter and its merged weights; judge: a reward model."""
     folder = tmp_path_factory.mktemp("runs")
     save_policy(folder / "base", make_gpt("llama", vocab_size=tokenizer.vocab_size), tokenizer)
     for seed, name in enumerate(["red", "blue"]):
@@ -71,7 +71,7 @@ def answer(served: Served) -> list[int]:
 
 
 def expected(run: Path) -> list[int]:
-    """The sampler's own, from the run as a training stage would load it."""
+    """What the sampler generates with the run, loaded as a training stage loads it."""
     model = inference_copy(load_policy(run, DEVICE)[0])
     return generate(model, [PROMPT], [0], -1, SamplingConfig(max_tokens=6, temperature=0))[0][0].ids
 
@@ -82,7 +82,7 @@ def test_models_have_the_names_of_their_runs_or_given_ones(registry: Registry, r
     assert first.engine is again.engine and first.fingerprint == again.fingerprint
     assert first.fingerprint.startswith("fp_") and first.created > 1.7e9 and first.context == 64
     assert answer(first) == expected(runs / "base")
-    with pytest.raises(InputError, match="a model named base is served already"):
+    with pytest.raises(InputError, match="a model named base is already served"):
         registry.load(f"{runs}/base/")
     with pytest.raises(InputError, match="no such folder"):
         registry.load(f"{runs}/nowhere")
@@ -94,7 +94,7 @@ def test_models_have_the_names_of_their_runs_or_given_ones(registry: Registry, r
 def test_spare_rows_of_an_embedding_are_tokens_without_text(
     registry: Registry, make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Models round their vocabulary up; at a high temperature such a row is drawn as any other."""
+    """Embeddings may have more rows than there are tokens. At a high temperature such rows are drawn, too."""
     rows = tokenizer.vocab_size + 2
     save_policy(tmp_path / "padded", make_gpt("llama", vocab_size=rows), tokenizer)
     table = registry.load(str(tmp_path / "padded")).table

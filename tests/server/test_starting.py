@@ -1,4 +1,4 @@
-"""Servers that start at the same moment on one empty database: one sets it up, the others find it set up."""
+"""Servers that start at the same moment on one empty database: one sets it up and the others wait."""
 
 import json
 import re
@@ -30,7 +30,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def starters():
-    """Three processes that have imported everything."""
+    """Three processes that have finished their imports."""
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     started = [subprocess.Popen([sys.executable, "-c", STARTER], **pipes) for _ in range(3)]
     assert [process.stdout.readline() for process in started] == ["ready\n"] * 3

@@ -1,4 +1,4 @@
-"""A store that takes no more, over HTTP: 503 `storage_full`, reads go on, and what was acknowledged is there."""
+"""A full database, over HTTP: 503 `storage_full`, reads still work, and acknowledged completions are there."""
 
 import json
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ CHAT = "/v1/chat/completions"
 
 
 def fill(s: SimpleNamespace) -> list[int]:
-    """From here on the database may not grow; put a number into the list to let it."""
-    pages = [1]  # SQLite takes the size it has, where that is more
+    """From here on the database may not grow. Put a number into the list to allow it again."""
+    pages = [1]  # SQLite keeps its present size if that is larger
 
     @event.listens_for(s.database.engine, "begin")
     def bounded(connection) -> None:
@@ -39,7 +39,7 @@ def test_what_was_acknowledged_is_there_and_the_rest_is_refused(serving, ask) ->
     assert (response.status_code, error["code"], error["type"]) == (503, "storage_full", "server_error")
     assert response.headers["x-should-retry"] == "false" and "x-request-id" in response.headers
     events = s.client.post(CHAT, json=kept | {"stream": True}).text.split("\n\n")
-    assert json.loads(events[-2][6:])["error"]["code"] == "storage_full"  # the last thing said; no [DONE]
+    assert json.loads(events[-2][6:])["error"]["code"] == "storage_full"  # the last event; no [DONE]
     listed = s.client.get(CHAT, params={"limit": 100}).json()["data"]
     assert [row["id"] for row in listed] == known
     assert s.client.post(CHAT, json=ask).status_code == 200
@@ -68,7 +68,7 @@ def test_a_disk_that_is_nearly_full_is_kept_for_what_must_work(serving, ask, mon
     for stream in (False, True):
         response = s.client.post(CHAT, json=ask | {"store": True, "stream": stream})
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
-    assert len(s.engine.requests) == asked  # nobody generates what cannot be kept
+    assert len(s.engine.requests) == asked  # nothing is generated that cannot be stored
     assert s.client.post(CHAT, json=ask).status_code == 200
     assert s.client.delete(f"{CHAT}/{known}").status_code == 200
     assert s.client.get("/readyz").json()["problems"] == ["the disk is nearly full"]
@@ -83,7 +83,7 @@ def test_a_database_that_does_not_answer_may_be_tried_again(serving, ask, monkey
     def gone(*given) -> None:
         raise StorageError("the server closed the connection", full=False)
 
-    monkeypatch.setattr("tutelage.server.api.chat_completions.keep", gone)
+    monkeypatch.setattr("tutelage.server.api.chat_completions.store_completion", gone)
     response = s.client.post(CHAT, json=ask | {"store": True})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
     assert "x-should-retry" not in response.headers

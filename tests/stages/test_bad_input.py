@@ -263,7 +263,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     capsys.readouterr()
     cli.main(words)
     said = capsys.readouterr().err
-    assert "00000005: unreadable" in said and "going on from step 4" in said
+    assert "00000005: unreadable" in said and "resuming from step 4" in said
     same_files(tmp_path / "whole", tmp_path / "out", ["model.safetensors"])
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "out")
 
@@ -304,7 +304,7 @@ def test_a_full_disk(
     assert len([name for name in left if name.endswith("state.safetensors")]) == (2 if step == "checkpoint" else 0)
     cli.main(words)
     if step == "checkpoint":
-        assert "going on from step 3" in capsys.readouterr().err
+        assert "resuming from step 3" in capsys.readouterr().err
     same_files(tmp_path / "whole", tmp_path / "out", ["model.safetensors"])
 
 

@@ -66,8 +66,8 @@ def test_the_favourite_of_transformers_is_kept(
         assert found["best_scores"][str(n)] == pytest.approx(sum(best_of) / 12, abs=1e-4)
     assert found["kl_bound"] == pytest.approx(math.log(5) - 4 / 5)
     assert (found["prompts"], found["demonstrations"]) == (12, len(kept))
-    line = capsys.readouterr().out
-    assert f"{found['best_scores']['1']:.3f} of 1" in line and "KL at most 0.81 nats" in line
+    line = capsys.readouterr().err
+    assert f"{found['best_scores']['1']:.3f} of 1" in line and "KL from the policy 0.81 (upper bound, in nats)" in line
 
 
 def test_a_cut_answer_is_no_demonstration(world: World, tmp_path: Path, watched: list[Any]) -> None:
@@ -75,7 +75,7 @@ def test_a_cut_answer_is_no_demonstration(world: World, tmp_path: Path, watched:
     records = run(world, tmp_path / "best.jsonl", replace(CONFIG, missing_end=100.0, samples=2))
     whole = sum(all(answer.ended for answer in answers) for _, answers in watched)
     assert len(records) == whole < 12
-    with pytest.raises(InputError, match="no favourite has an end of turn"):
+    with pytest.raises(InputError, match="no best response has both an end of turn and text"):
         run(world, tmp_path / "none.jsonl", replace(CONFIG, missing_end=100.0, max_tokens=1))
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -97,7 +97,7 @@ def test_going_on_changes_nothing(world: World, tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_of_somebody_else_is_left_alone(world: World, tmp_path: Path) -> None:
     (tmp_path / "best.jsonl").write_text("mine")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         run(world, tmp_path / "best.jsonl")
     assert (tmp_path / "best.jsonl").read_text() == "mine"
 

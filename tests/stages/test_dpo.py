@@ -25,7 +25,7 @@ from tutelage.runs.adapter import adapt
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
 from tutelage.stages import dpo as stage
-from tutelage.stages.dpo import DPOConfig, dpo, judge, preference_loss, reference_logprobs
+from tutelage.stages.dpo import DPOConfig, batch_logprobs, dpo, preference_loss, reference_logprobs
 
 CPU = choose_device("cpu", "fp32")
 DPO = DPOConfig(batch=4, lr=1e-3, heldout=0.2, dtype="fp32")
@@ -147,7 +147,7 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     theirs = TheirPolicy(world.sft)
     rankings = rankings_of(theirs)
     reference = reference_logprobs(load_policy(world.sft, CPU)[0], rankings, DPO, tokenizer.pad_id)
-    preference_loss(judge(ours, rankings, reference, tokenizer.pad_id), DPO).backward()
+    preference_loss(batch_logprobs(ours, rankings, reference, tokenizer.pad_id), DPO).backward()
     grouped = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
     ours.zero_grad()
 
@@ -158,9 +158,9 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     per_prompt, by_hand = [], []
     for ranking, row in zip(rankings, reference.tolist(), strict=True):
         losses = []
-        for w, i in permutations(range(len(ranking.answers)), 2):
+        for w, i in permutations(range(len(ranking.sequences)), 2):
             if ranking.ranks[w] < ranking.ranks[i]:
-                chosen, rejected = (logprob(ranking.answers[k], ranking.prompt) - row[k] for k in (w, i))
+                chosen, rejected = (logprob(ranking.sequences[k], ranking.prompt_length) - row[k] for k in (w, i))
                 losses.append(-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)))
         per_prompt.append(torch.stack(losses).mean())
         by_hand.append(len(losses))
@@ -185,7 +185,7 @@ def test_the_reference_is_the_policy_without_its_adapters(world: World) -> None:
     expected = [theirs.total("hi?", a) for a in ("yes.", "no.", "it is red. is yours?", "it is big.")]
     assert found[0].tolist() == pytest.approx(expected, abs=1e-3)
     assert found[1, 2:].tolist() == [0, 0]
-    batch = judge(model.eval(), rankings, found, tokenizer.pad_id)
+    batch = batch_logprobs(model.eval(), rankings, found, tokenizer.pad_id)
     assert (batch.logprobs - batch.ref_logprobs)[0].abs().min() > 1
 
 
@@ -209,14 +209,16 @@ def test_answers_that_two_ranked_are_run_once_in_one_step(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[list[Ranking]] = []
-    original = stage.judge
-    monkeypatch.setattr(stage, "judge", lambda m, rankings, *a: steps.append(rankings) or original(m, rankings, *a))
+    original = stage.batch_logprobs
+    monkeypatch.setattr(
+        stage, "batch_logprobs", lambda m, rankings, *a: steps.append(rankings) or original(m, rankings, *a)
+    )
     dpo(world.sft, (mixed(tmp_path / "c.jsonl"),), tmp_path / "out", config=replace(DPO, batch=1, heldout=0.0))
     told = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     strict = [r for r in told if len(set(r["ranks"])) > 1]
     assert sum(len(some) for some in steps) == len(strict)
     assert len(steps) == len({tuple(r["responses"]) for r in strict}) < len(strict)
-    assert all(len({tuple(map(tuple, r.answers)) for r in some}) == 1 for some in steps)
+    assert all(len({tuple(map(tuple, r.sequences)) for r in some}) == 1 for some in steps)
 
 
 @pytest.mark.parametrize("config", [DPO, LORA, replace(DPO, loss="simpo")], ids=["all weights", "lora", "simpo"])

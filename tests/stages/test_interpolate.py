@@ -92,7 +92,7 @@ def test_what_lies_on_no_line_is_one_line(
     config["chat_template"] += "{# other #}"
     (tmp_path / "foreign" / "tokenizer_config.json").write_text(json.dumps(config))
     for other, more, said in (
-        (tmp_path / "deep", [], "layers is 1 and 3; only models of one shape lie on a line"),
+        (tmp_path / "deep", [], "layers is 1 and 3; only models of the same shape can be interpolated"),
         (tmp_path / "foreign", [], "their tokenizers differ"),
         (world.reward, [], "holds a reward model, not a language model"),
         (tmp_path / "nosuch", [], "no such folder or file"),

@@ -25,13 +25,13 @@ from tutelage.stages.kto import (
     Batch,
     KTOConfig,
     Thumb,
+    batch_logprobs,
     encode,
     feedback_loss,
-    judge,
     kto,
     make_batches,
+    mismatched_of,
     reference_logprobs,
-    strangers_of,
 )
 
 CPU = choose_device("cpu", "fp32")
@@ -122,7 +122,7 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
     policy, reference = TheirPolicy(world.base), TheirPolicy(world.sft)  # far from each other, so that z0 counts
     ours, tokenizer = load_policy(world.base, CPU)
     some = encoded(policy)
-    batch = Batch(some, strangers_of(some, 64))
+    batch = Batch(some, mismatched_of(some, 64))
     known = reference_logprobs(load_policy(world.sft, CPU)[0], [batch], [], tokenizer.pad_id)
     config = replace(KTO, beta=0.05, desirable=1.3, undesirable=0.7)
 
@@ -141,10 +141,10 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
             gain = 0.05 * (sign * ratio(question, answer) - z0)
             expected.append(1.3 * (1 - sigmoid(gain)) if liked else 0.7 * (1 - sigmoid(-gain)))
         if sign == 1:
-            judged = judge(ours, batch, known, tokenizer.pad_id)
+            judged = batch_logprobs(ours, batch, known, tokenizer.pad_id)
         else:
             swapped = reference_logprobs(ours, [batch], [], tokenizer.pad_id)
-            judged = judge(load_policy(world.sft, CPU)[0], batch, swapped, tokenizer.pad_id)
+            judged = batch_logprobs(load_policy(world.sft, CPU)[0], batch, swapped, tokenizer.pad_id)
         assert feedback_loss(judged, config).item() == pytest.approx(sum(expected) / 4, abs=1e-5)
         assert judged.z0.item() == pytest.approx(z0, abs=1e-3)
     assert abs(sum(drift)) > 4  # in one of the two directions z0 is clamped
@@ -155,9 +155,9 @@ def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
     theirs = TheirPolicy(world.base)
     ours, tokenizer = load_policy(world.sft, CPU)
     some = encoded(theirs)
-    batch = Batch(some, strangers_of(some, 64))
+    batch = Batch(some, mismatched_of(some, 64))
     known = reference_logprobs(load_policy(world.base, CPU)[0], [batch], [], tokenizer.pad_id)
-    judged = judge(ours, batch, known, tokenizer.pad_id)
+    judged = batch_logprobs(ours, batch, known, tokenizer.pad_id)
     feedback_loss(judged, KTO).backward()
     z0 = judged.z0.item()
     assert z0 != 0
@@ -176,18 +176,18 @@ def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
             torch.testing.assert_close(grouped[name], p.grad, atol=1e-6, rtol=1e-3)
 
 
-def test_strangers_by_hand() -> None:
+def test_mismatched_texts_by_hand() -> None:
     """The next one to another prompt that fits, round the end of the batch; none where there is none."""
     a, b, c = [1, 2], [3], [4, 5, 6]
     some = [Thumb(a, [10], True), Thumb(a, [11, 11, 11], False), Thumb(b, [12, 12], True), Thumb(c, [13, 13], False)]
-    assert [(t.prompt, t.response) for t in strangers_of(some, 64)] == [
+    assert [(t.prompt, t.response) for t in mismatched_of(some, 64)] == [
         (a, [12, 12]), (a, [12, 12]), (b, [13, 13]), (c, [10]),
     ]  # fmt: skip
-    assert [(t.prompt, t.response) for t in strangers_of(some[1:], 5)] == [
+    assert [(t.prompt, t.response) for t in mismatched_of(some[1:], 5)] == [
         (a, [12, 12]), (b, [13, 13]), (c, [12, 12]),
     ]  # fmt: skip
-    assert strangers_of(some[:2], 64) == []
-    assert strangers_of([some[1], some[3]], 5) == [Thumb(a, [13, 13], False)]
+    assert mismatched_of(some[:2], 64) == []
+    assert mismatched_of([some[1], some[3]], 5) == [Thumb(a, [13, 13], False)]
 
 
 def test_every_thumb_once_an_epoch() -> None:
@@ -235,7 +235,7 @@ def test_the_reference_is_the_policy_without_its_adapters(world: World) -> None:
     expected = [theirs.total(question, answer) for question, answer, _ in SAID]
     found = reference_logprobs(model.train(), [Batch(made[:1], []), Batch(made[1:3], [])], made[3:], tokenizer.pad_id)
     assert found.tolist() == pytest.approx(expected, abs=1e-3)
-    assert judge(model.eval(), Batch(made, []), found, tokenizer.pad_id).log_ratios.abs().min() > 1
+    assert batch_logprobs(model.eval(), Batch(made, []), found, tokenizer.pad_id).log_ratios.abs().min() > 1
 
 
 def test_the_adapter_alone_is_a_run(world: World, tmp_path: Path) -> None:

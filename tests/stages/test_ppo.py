@@ -304,7 +304,7 @@ def test_more_passes_of_the_value_network_leave_the_policys_step_alone(world: Wo
         for i, config in enumerate((once, often))
     ]
     assert explained[1] > explained[0]
-    with pytest.raises(InputError, match="at least the policy's --epochs 2"):
+    with pytest.raises(InputError, match="give at least --epochs 2, or 0"):
         replace(PLAIN, epochs=2, value_epochs=1)
 
 

@@ -38,6 +38,19 @@ def test_a_healthy_run_is_left_alone(world: World, tmp_path: Path, capsys: pytes
     assert len(metrics(out)) == 24
 
 
+def test_the_end_names_the_kept_policy_and_where_it_began(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where that is the policy it started from: no rollout but the first is within this budget."""
+    out = run_ppo(world, tmp_path / "out", replace(LONG, iterations=2))
+    printed, first = capsys.readouterr().err, metrics(out)[0]
+    assert f"{out}: optimised with PPO; iteration 2 of 2 was kept\n  score {first['score']:.4g} -> " in printed
+    assert "warning" not in printed and f"next: tutelage chat {out}\n" in printed
+    unchanged = run_ppo(world, tmp_path / "unchanged", replace(LONG, iterations=2, kl_budget=1e-9))
+    assert results(unchanged)["kept_iteration"] == 0
+    assert "warning: iteration 0 was kept, so the policy is the one it started from" in capsys.readouterr().err
+
+
 def test_a_reward_model_without_a_taste_is_named(world: World, tmp_path: Path) -> None:
     """The tiny world's own: its scores hardly differ, and there is nothing for a value network to explain."""
     out = run_ppo(world, tmp_path / "out", LONG)

@@ -15,11 +15,11 @@ from world import PRETRAIN, SHAPE, World, metrics, results, write_texts
 from tutelage.data.packing import stream
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte
+from tutelage.learning import optimizer as optimizer_module
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
-from tutelage.stages import pretrain as stage
-from tutelage.stages.pretrain import PretrainConfig, pretrain
+from tutelage.stages.pretrain import PretrainConfig, pretrain, window_order
 
 transformers = pytest.importorskip("transformers")
 
@@ -92,10 +92,10 @@ def test_one_batch_is_learnt_by_heart(world: World, tmp_path: Path) -> None:
 def test_every_parameter_is_in_exactly_one_optimizer(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Any
 ) -> None:
-    """Seen where the stage takes its step."""
+    """Recorded where the optimizer takes its step."""
     seen: list[Any] = []
-    step = stage.clipped_step
-    monkeypatch.setattr(stage, "clipped_step", lambda o, p, c: step(seen.append(o) or o, [*p], c))
+    step = optimizer_module.clipped_step
+    monkeypatch.setattr(optimizer_module, "clipped_step", lambda o, p, c: step(seen.append(o) or o, [*p], c))
     made: list[GPT] = []
     initialise = GPT.initialise
     monkeypatch.setattr(GPT, "initialise", lambda self, g: made.append(self) or initialise(self, g))
@@ -153,7 +153,7 @@ def test_an_epoch_shows_every_window_once(world: World) -> None:
     """T6: with a budget of two epochs each window comes twice, in two orders."""
     ids = np.arange(64 * 16 + 1, dtype=np.int32)
     config = replace(PRETRAIN, tokens=64 * 32)
-    order = stage.window_order(ids, config, torch.Generator().manual_seed(0)).tolist()
+    order = window_order(ids, config, torch.Generator().manual_seed(0)).tolist()
     assert sorted(order[:16]) == sorted(order[16:]) == list(range(16))
     assert order[:16] != order[16:]
 

@@ -75,6 +75,27 @@ def test_stopped_at_its_very_last_step_it_still_knows_its_figures(
     assert results(parts) == results(whole) and any(name.startswith("heldout") for name in results(parts))
 
 
+@pytest.mark.parametrize(("stage", "figure"), [("pretrain", "held-out bits per byte"), ("sft", "held-out loss")])
+def test_a_resumed_stage_still_knows_where_it_started(
+    stage: str,
+    figure: str,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The ending names the held-out figure before the first step and after the last, the latter as in run.json."""
+    call, step, _ = stages(world)[stage]
+    call(tmp_path / "whole")
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith(f"  {figure} "))
+    start, end = map(float, line.removeprefix(f"  {figure} ").split(" -> "))
+    (value,) = (value for name, value in results(tmp_path / "whole").items() if name.startswith("heldout"))
+    assert start > end == pytest.approx(value, rel=1e-3)
+    interrupted(lambda: call(tmp_path / "parts"), monkeypatch, step)
+    call(tmp_path / "parts")
+    assert line in capsys.readouterr().err.splitlines()
+
+
 def test_rank_goes_on_after_the_prompts_it_has_answered(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,10 +150,10 @@ def test_ppo_survives_a_real_signal(number: signal.Signals, world: World, tmp_pa
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130
-        assert "run the same command again to go on" in said
+        assert "run the same command again to resume" in said
     assert not (parts / "run.json").exists()
     again = subprocess.run(ppo_command(world, parts), capture_output=True, text=True, env=os.environ)
     assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stderr
+    assert "resuming from step" in again.stderr
     same_files(whole, parts, ["model.safetensors", "value/model.safetensors"])
     assert metrics(parts) == metrics(whole)

@@ -170,8 +170,8 @@ def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
     per_prompt = []
     for ranking in rankings:
         losses = []
-        for a, first in enumerate(ranking.answers):
-            for b, second in enumerate(ranking.answers):
+        for a, first in enumerate(ranking.sequences):
+            for b, second in enumerate(ranking.sequences):
                 if ranking.ranks[a] < ranking.ranks[b]:
                     w, loser = (ours(torch.tensor([ids]))[0, -1] for ids in (first, second))
                     losses.append(-F.logsigmoid(w - loser))
@@ -227,7 +227,7 @@ def test_no_conversation_is_on_both_sides(world: World, tmp_path: Path, monkeypa
     """The three annotators' rankings of one prompt, and two prompts of one conversation, stay together."""
     seen: dict[str, list[Any]] = {}
     train, report = stage.train, stage.accuracy_report
-    monkeypatch.setattr(stage, "train", lambda *a, **k: seen.update(kept=a[2]) or train(*a, **k))
+    monkeypatch.setattr(stage, "train", lambda *a, **k: seen.update(kept=a[3]) or train(*a, **k))
     monkeypatch.setattr(stage, "accuracy_report", lambda *a, **k: seen.update(held=a[2]) or report(*a, **k))
     reward(world.sft, (world.comparisons,), (world.demos,), tmp_path / "out", world.panel, REWARD)
     told = [json.loads(line) for line in world.comparisons.read_text().splitlines()]

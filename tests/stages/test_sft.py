@@ -18,12 +18,12 @@ from tutelage.runs.folder import load_policy, save_policy
 from tutelage.stages import sft as stage
 from tutelage.stages.sft import (
     SFTConfig,
-    answers_of,
     packed_rows,
     read_examples,
     sft,
     supervised_loss,
     training_rows,
+    turns_within,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -220,7 +220,7 @@ def test_short_and_long_answers_are_context_only() -> None:
     runs = [False, *[True] * 2, False, *[True] * 4, False, False, *[True] * 6]
 
     def learnt(least: int, most: int) -> list[int]:
-        return [i for i, learn in enumerate(answers_of(runs, least, most)) if learn]
+        return [i for i, learn in enumerate(turns_within(runs, least, most)) if learn]
 
     two, four, six = [1, 2], [4, 5, 6, 7], [10, 11, 12, 13, 14, 15]
     assert learnt(0, 0) == two + four + six

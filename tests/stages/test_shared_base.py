@@ -90,9 +90,9 @@ def test_shared_and_separate_models_agree(
         trained, reference, ModelReward(scorer, shared.tokenizer), value, shared.value_base, shared.tokenizer
     )
     if not kept:
-        monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", 0)
+        monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", 0)
     one = roll(shared)
-    monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", 0)
+    monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", 0)
     other = roll(separate)
     assert (one.responses.stream is not None) == (kept and common > 0) and other.responses.stream is None
     assert torch.equal(one.responses.ids, other.responses.ids)
@@ -136,9 +136,9 @@ def test_what_is_kept_is_bounded_in_bytes(
     config = replace(SHARED, dtype=dtype)
     actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
     size = 18 * 19 * actors.policy.config.width * bytes_each
-    monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", size)
+    monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", size)
     assert trunk_cache_for(actors, 18, 19) is not None and trunk_cache_for(actors, 18, 20) is None
-    monkeypatch.setattr("tutelage.rlhf.actors.STREAM_AT_MOST", size - 1)
+    monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", size - 1)
     assert trunk_cache_for(actors, 18, 19) is None
 
 
@@ -158,7 +158,7 @@ def test_a_rollout_of_more_keys_and_values_than_fit_is_sampled_in_batches(
     assert sizes == [18]
     c = actors.policy.config
     row = 2 * (7 + 12) * c.layers * c.kv_heads * c.head_width
-    monkeypatch.setattr("tutelage.sampling.sampler.CACHE_AT_MOST", 8 * row - 1)
+    monkeypatch.setattr("tutelage.sampling.sampler.MAX_CACHE_NUMBERS", 8 * row - 1)
     split = roll(actors, samples)
     assert sizes[1:] == batches
     assert torch.equal(split.responses.ids, whole.responses.ids) and whole.responses.stream and split.responses.stream

@@ -209,7 +209,7 @@ def test_what_an_update_moved_is_measured_on_all_tokens(world: World, tmp_path: 
     ("settings", "complaint"),
     [
         (["--update", "trpo"], "--update trpo: TRPO cannot mix in a pretraining loss; add --no-ptx"),
-        (["--update", "trpo", "--no-ptx", "--epochs", "2"], "it takes one step a rollout; give --value-epochs"),
+        (["--update", "trpo", "--no-ptx", "--epochs", "2"], "TRPO takes one step a rollout; use --value-epochs"),
         (["--update", "penalty", "--update-kl", "0"], "--update penalty --update-kl 0: the policy could not move"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The database: nothing lost between writers, readers that cannot write, migrations that agree with the tables."""
+"""The database: no lost updates, read-only readers, and migrations that match the tables."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_a_newer_database_is_refused(database: Database) -> None:
 
 
 def test_no_increment_is_lost_between_threads_and_none_fails(database: Database) -> None:
-    """Read, add one, write: the default transactions of SQLite lose most of these."""
+    """Read, add one, write. With SQLite's default transactions most of these would be lost."""
     with database.write() as session:
         session.add(Setting(key="count", value={"n": 0}))
 
@@ -69,7 +69,7 @@ def test_no_increment_is_lost_between_threads_and_none_fails(database: Database)
 
 
 def test_a_nul_in_a_text_is_no_error(database: Database) -> None:
-    """PostgreSQL holds none, neither in text nor in JSON, nor looks for one; a model may write it all the same."""
+    """PostgreSQL accepts no NUL in text, JSON or queries, but a model may write one."""
     name, value = new_id("usr_"), {"a\0": ["b\0c", {"d": "\0"}], "e": 1, "\\u0000": "kept"}
     with database.write() as session:
         session.add_all([User(id=name, name="x\0y"), Setting(key="nul", value=value)])
@@ -118,7 +118,7 @@ for n in range(100_000):
 
 
 def killed_writer(database: Database, name: str, acknowledged: int) -> int:
-    """Start a process that writes and says so after each commit; kill -9; how many commits it had said."""
+    """Start a process that prints each commit, and kill -9 it. Returns how many commits it printed."""
     url = database.url.render_as_string(hide_password=False)
     process = subprocess.Popen([sys.executable, "-c", WRITER, url, name], stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -138,7 +138,7 @@ def rows_of(database: Database, name: str) -> int:
 
 def test_kill_9_loses_no_acknowledged_write(database: Database) -> None:
     said = killed_writer(database, "first", 20)
-    assert said <= rows_of(database, "first") <= said + 1  # one may have been committed, but not yet said
+    assert said <= rows_of(database, "first") <= said + 1  # one may have been committed but not printed yet
     if database.is_sqlite:
         with database.read() as session:
             assert session.execute(text("PRAGMA integrity_check")).scalar_one() == "ok"

@@ -1,4 +1,4 @@
-"""A disk that is full: what was acknowledged stays, what was not is refused by name, and room again is enough."""
+"""A full disk: acknowledged data stays, new data is refused with StorageError, and free space ends the problem."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tutelage.store import migrate
 from tutelage.store.database import Database, StorageError, failures_named, sqlite_url
 from tutelage.store.tables import Setting
 
-# In a mount namespace of its own, which goes with it: a file system of 2 MiB, whose last part a file takes.
+# Runs in a new mount namespace, with a file system of 2 MiB that a second file fills up.
 ON_A_SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == "full True the database fails: database or disk is full" and said[1:4] == ["refused"] * 3
+    assert said[0] == "full True the database failed: database or disk is full" and said[1:4] == ["refused"] * 3
     first, again = said[4].split(), said[6].split()
     assert first[1] == first[2] and again[1] == again[2] and int(again[1]) == int(first[1]) + 1 > 20
     assert said[5] == said[7] == "ok"
@@ -70,7 +70,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path):
-    """A database that may not grow beyond a size, and the row that says how many pages."""
+    """A database with a maximum size, and the list that sets its number of pages."""
     database = Database(sqlite_url(tmp_path / "t.db"))
     migrate.upgrade(database)
     with database.read() as session:
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_fails_fails_no_commit(tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(database, "_writer", Database(sqlite_url(tmp_path / "nowhere" / "t.db"))._writer)
     (tmp_path / "nowhere").rename(tmp_path / "gone")
     database._checkpoint("PASSIVE")
-    assert "could not be brought into its file" in caplog.text
+    assert "checkpoint of the database failed" in caplog.text
 
 
 def test_postgresql_says_it_otherwise() -> None:

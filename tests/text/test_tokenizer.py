@@ -31,7 +31,7 @@ def test_a_batch_is_the_map_of_singles(tokenizer: Tokenizer, texts: list[str]) -
 
 @given(text=st.text() | HOSTILE)
 def test_token_bytes_add_up_to_the_text(tokenizer: Tokenizer, text: str) -> None:
-    sizes = tokenizer.token_bytes()
+    sizes = tokenizer.token_byte_counts()
     assert sum(sizes[i] for i in tokenizer.encode(text)) == len(text.encode())
 
 
@@ -39,7 +39,7 @@ def test_special_tokens_are_few_distinct_and_weigh_nothing(tokenizer: Tokenizer)
     assert set(tokenizer.special) == set(SPECIAL)
     assert len(set(tokenizer.special.values())) == len(SPECIAL)
     assert len({tokenizer.pad_id, tokenizer.end_of_turn_id, tokenizer.end_of_text_id}) == 3  # PAD is not EOS
-    assert all(tokenizer.token_bytes()[i] == 0 for i in tokenizer.special.values())
+    assert all(tokenizer.token_byte_counts()[i] == 0 for i in tokenizer.special.values())
 
 
 def test_bytes_that_are_no_text_become_replacement_characters(tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""A site with nothing behind it, and browsers for it."""
+"""Fixtures: a site without models, and browsers for it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def site(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def browser(site: SimpleNamespace) -> Callable[..., TestClient]:
-    """browser("admin"): a client that is signed in; browser(None): one that is not."""
+    """browser("admin"): a signed-in client; browser(None): one that is not signed in."""
 
     def make(role: str | None = "admin", **headers: str) -> TestClient:
         client = TestClient(site.app, headers={"accept": "text/html"} | headers, follow_redirects=False)
@@ -45,7 +45,7 @@ def browser(site: SimpleNamespace) -> Callable[..., TestClient]:
 
 
 def csrf_of(client: TestClient) -> str:
-    """The token that stands in the page's own form."""
+    """The CSRF token in the page's form."""
     return client.get("/account").text.split('name="csrf" value="')[1].split('"')[0]
 
 

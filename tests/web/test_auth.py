@@ -1,4 +1,4 @@
-"""Closed unless listed as public: links, sessions, passwords, keys, and where a request comes from."""
+"""Authentication: routes are closed unless public; links, sessions, passwords, keys and origins."""
 
 import re
 import threading
@@ -14,11 +14,11 @@ from tutelage.store.tables import SignInLink, User, WebSession
 from tutelage.web import people
 from tutelage.web.auth import PUBLIC, PUBLIC_BELOW
 
-GOING = {"sec-fetch-mode": "navigate"}  # a browser on its way there
+GOING = {"sec-fetch-mode": "navigate"}  # a browser's navigation
 
 
 def every_route(app) -> list[tuple[str, str]]:
-    """(method, path) of each route and mount, parameters filled in."""
+    """(method, path) of every route and mount, with parameters filled in."""
     found = [("GET", route.path + "/x") for route in app.routes if isinstance(route, Mount)]
     for route in iter_route_contexts(app.routes):
         if getattr(route, "methods", None):
@@ -187,7 +187,7 @@ def test_guessing_is_stopped_even_for_the_right_password(site, browser) -> None:
     client = browser(None)
     for _ in range(5):
         failed = client.post("/login", data={"email": "o@example.com", "password": "wrong"})
-        assert failed.status_code == 401 and 'value="o@example.com"' in failed.text  # not to be typed again
+        assert failed.status_code == 401 and 'value="o@example.com"' in failed.text  # the e-mail stays in the form
     assert client.post("/login", data={"email": "o@example.com", "password": "correct horse"}).status_code == 401
 
 
@@ -198,7 +198,7 @@ def test_guessing_many_at_once_is_stopped_too(site, monkeypatch) -> None:
 
     def slow(hashed: str, password: str) -> bool:
         compared.append(password)
-        time.sleep(0.2)  # as long as the comparison itself takes
+        time.sleep(0.2)  # about the time of a comparison
         return False
 
     def guess(number: int) -> None:
@@ -215,7 +215,7 @@ def test_guessing_many_at_once_is_stopped_too(site, monkeypatch) -> None:
 
 
 def test_few_passwords_are_compared_at_once_and_others_wait_without_a_thread(site, monkeypatch) -> None:
-    """Each comparison takes 64 MiB, and anybody may ask for one."""
+    """Each comparison takes 64 MiB, and anybody may trigger one."""
     go, comparing = threading.Event(), []
 
     def slow(hashed: str, password: str) -> bool:
@@ -227,7 +227,7 @@ def test_few_passwords_are_compared_at_once_and_others_wait_without_a_thread(sit
     with client, ThreadPoolExecutor(60) as pool:
         guesses = [pool.submit(client.post, "/login", data={"email": f"{i}@x", "password": "p"}) for i in range(60)]
         time.sleep(0.3)
-        assert client.get("/readyz").status_code == 503  # no model, but there is a thread to say so
+        assert client.get("/readyz").status_code == 503  # no model, but a thread is free to respond
         assert len(comparing) == 2
         go.set()
         assert {future.result().status_code for future in guesses} == {401}
@@ -277,7 +277,7 @@ def test_noting_that_a_key_was_used_does_not_bring_a_revoked_one_back(site, monk
 
     monkeypatch.setattr(site.database, "write", write_after_another_process_revoked)
     assert site.keys.find(secret)  # looked up before it was revoked
-    site.keys._seen.clear()
+    site.keys._cache.clear()
     assert site.keys.find(secret) is None
 
 

@@ -1,4 +1,4 @@
-"""`tutelage keys`, as it is typed, beside a server that holds the same database."""
+"""`tutelage keys` on the command line, next to a server with the same database."""
 
 import errno
 import re
@@ -12,7 +12,7 @@ from tutelage.web.keys import open_store
 
 @pytest.fixture
 def keys(tmp_path, capsys: pytest.CaptureFixture[str]):
-    """keys("list") -> (exit code, what was printed)."""
+    """keys("list") -> (exit code, output)."""
 
     def run(*words: str) -> tuple[int, str]:
         code = 0

@@ -1,4 +1,4 @@
-"""Pages in two languages, escaped, with nothing from elsewhere."""
+"""Pages: two languages, escaped text, and no references to other hosts."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,16 @@ from tutelage.web.problems import problems
 from tutelage.web.translations import FOLDER, choose
 
 PACKAGE = FOLDER.parent.parent
-PAGE_PARTS = ("page_answers", "chat_page", "conversations", "judgements", "keeping", "generation", "prepare")
+PAGE_PARTS = (
+    "chat/answers",
+    "chat/page",
+    "chat/context",
+    "chat/conversations",
+    "chat/feedback",
+    "chat/consent",
+    "generation",
+)
+
 METHODS = [("**/templates/**.html", "jinja2"), ("**.py", "python")]
 
 
@@ -58,7 +67,7 @@ def test_an_error_speaks_the_readers_language(browser) -> None:
 
 
 def test_there_are_words_for_every_error_of_a_page() -> None:
-    """All codes that the rooms of pages raise, but for those that say what is wrong with a field."""
+    """Every error code that pages can raise has a sentence, except those about a single field."""
     raised = set()
     for name in ("web/auth", "web/login", "web/envelope", "web/errors", *(f"server/{part}" for part in PAGE_PARTS)):
         raised |= set(re.findall(r'code="(\w+)"', (PACKAGE / f"{name}.py").read_text(encoding="utf-8")))

@@ -31,7 +31,7 @@ def stream(documents: Sequence[Sequence[int]], separator: int) -> np.ndarray:
     return ids
 
 
-def encode_enough(tokenizer: Tokenizer, texts: Sequence[str], needed: int, generator: torch.Generator) -> np.ndarray:
+def encode_at_least(tokenizer: Tokenizer, texts: Sequence[str], needed: int, generator: torch.Generator) -> np.ndarray:
     """A stream of documents in random order: at least `needed` tokens, or all documents if they have fewer.
 
     Documents beyond the budget are not tokenized. On a laptop, tokenizing them would be most of the start-up time.

@@ -93,7 +93,7 @@ def choose_fitting(
     return chosen
 
 
-def check_room(context: int, max_prompt: int, max_tokens: int, model: object = "the model") -> None:
+def check_context(context: int, max_prompt: int, max_tokens: int, model: object = "the model") -> None:
     """Raises InputError unless the longest prompt and the longest response together fit the model's context."""
     if max_prompt + max_tokens > context:
         raise InputError(
@@ -102,7 +102,7 @@ def check_room(context: int, max_prompt: int, max_tokens: int, model: object = "
         )
 
 
-def text_length(requested: int, context: int, option: str) -> int:
+def row_length(requested: int, context: int, option: str) -> int:
     """Tokens per row of text: `requested`, or if that is 0, the context but at most 512, because memory grows with it.
 
     Raises InputError if more than the context is requested.

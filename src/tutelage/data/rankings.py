@@ -23,9 +23,9 @@ MATCHED = 0.1  # responses are length-matched if their lengths differ by at most
 class Ranking:
     """A comparison as token ids."""
 
-    answers: list[list[int]]  # K sequences: prompt, response, end-of-turn token
+    sequences: list[list[int]]  # K sequences: prompt, response, end-of-turn token
     ranks: list[int]
-    prompt: int  # number of tokens in the prompt, with which every sequence starts
+    prompt_length: int  # number of tokens in the prompt, with which every sequence starts
 
 
 def strict_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
@@ -71,7 +71,7 @@ def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """Group rankings of the same responses by different annotators, so that each response is computed only once."""
     groups: dict[tuple[tuple[int, ...], ...], list[Ranking]] = {}
     for ranking in rankings:
-        groups.setdefault(tuple(map(tuple, ranking.answers)), []).append(ranking)
+        groups.setdefault(tuple(map(tuple, ranking.sequences)), []).append(ranking)
     return list(groups.values())
 
 

@@ -21,6 +21,7 @@ from tutelage.engine.requests import Done, Handle, Reason, Token
 from tutelage.engine.running import RunningRequest, shares
 from tutelage.engine.slot_cache import SlotCache
 from tutelage.model.gpt import GPT
+from tutelage.model.prepack import batch_invariant
 
 WORTH_WAITING = 32  # tokens; a request computes a shorter common prefix itself instead of waiting for it
 
@@ -66,6 +67,7 @@ class Batch:
     def _sharing_kv(self, row: RunningRequest) -> list[RunningRequest]:
         return [other for other in self.rows if other.shares_kv_with(row)]
 
+    @batch_invariant()
     def step(self) -> None:
         """Run one pass. Requests that end leave the batch."""
         decoding, chunks = self._plan()

@@ -18,7 +18,7 @@ from tutelage.engine.batch import Batch
 from tutelage.engine.fairness import FairLock, FairQueue
 from tutelage.engine.multi_lora import Adapters
 from tutelage.engine.prefix_cache import PrefixCache
-from tutelage.engine.requests import Done, Gone, Handle, Listener, Request
+from tutelage.engine.requests import Done, Handle, Listener, ModelUnloaded, Request
 from tutelage.engine.slot_cache import SlotCache, bytes_per_token
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
@@ -86,13 +86,13 @@ class Engine:
     def submit(self, request: Request, listener: Listener) -> Handle:
         """Queue a request, from any thread. The listener is called in the engine's thread.
 
-        Raises QueueFull, Gone, or ValueError for a request that this model cannot answer.
+        Raises QueueFull, ModelUnloaded, or ValueError for a request that this model cannot answer.
         """
         self._check(request)
         handle = Handle(request, listener, self._wake)
         with self.changed:
             if self.closing:
-                raise Gone("the engine is closed")
+                raise ModelUnloaded("the engine is closed")
             self.waiting.add(request.owner, handle)
             self.changed.notify_all()
         return handle
@@ -108,7 +108,7 @@ class Engine:
             needed = f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones"
             raise ValueError(f"{needed} exceed the context of {self.context} tokens")
         if request.adapter and request.adapter not in self.adapters.named:
-            raise Gone(f"adapter {request.adapter!r} is not loaded")
+            raise ModelUnloaded(f"adapter {request.adapter!r} is not loaded")
 
     def load(self) -> tuple[int, int]:
         """The number of running and of waiting requests."""

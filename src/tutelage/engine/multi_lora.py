@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.model.gpt import GPT, Linear
 from tutelage.model.lora import adapted_linears
+from tutelage.model.prepack import product
 
 Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r); B includes the LoRA scale
 
@@ -31,7 +31,7 @@ class AdaptersOfTokens(nn.Module):
     def forward(self, x: Tensor, mapped: Tensor) -> Tensor:
         """Input x (1, N, k) and output `mapped` (1, N, d) of the linear map -> `mapped`."""
         for tokens, (down, up) in self.pairs:
-            mapped[:, tokens] += F.linear(F.linear(x[:, tokens], down), up)
+            mapped[:, tokens] += product(product(x[:, tokens], down, None), up, None)
         return mapped
 
 

@@ -19,7 +19,7 @@ class QueueFull(Exception):
     """The queue has no place for this owner's request."""
 
 
-class Gone(Exception):
+class ModelUnloaded(Exception):
     """The model or adapter is no longer served."""
 
 

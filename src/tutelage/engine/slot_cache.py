@@ -11,6 +11,10 @@ This holds bit for bit if the matrix products have that property (bf16 on CPU; L
 A slot is stored in blocks: the first blocks of all slots lie side by side in one tensor, the second blocks in another,
 and so on. Neighbouring slots then form one dense tensor per block. A product over a slice of a larger tensor would copy
 it first, which took half of the time.
+
+On CPUs with AMX, bf16 products of batches have that property within limits only (oneDNN 3.12, measured): two rows or
+more, 64 numbers or more in the left factor, sums over at most 384 numbers, a multiple of 32. Longer sums are split, and
+by the number of rows. There blocks are cut accordingly, and `padded_bmm` adds rows.
 """
 
 from collections.abc import Sequence
@@ -18,11 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tutelage.model.config import GPTConfig
+from tutelage.model.prepack import has_amx
 
 BLOCK = 128  # tokens in the first blocks; a later block is up to half as long as all before it together
+AMX_LONGEST, AMX_MULTIPLE = 384, 32  # tokens in a block, with AMX
 PRODUCT = 300  # cost of one more matrix product, in keys attended to (approximate)
 
 SavedKV = list[Tensor]  # a slot's first tokens by block: (layers, 2, kv_heads, tokens, D)
@@ -60,8 +67,10 @@ class SlotCache:
     def __init__(self, config: GPTConfig, count: int, context: int, dtype: torch.dtype, device: torch.device):
         self.config, self.device = config, device
         self.groups, self.scale = config.heads // config.kv_heads, config.head_width**-0.5
-        self.starts = block_starts(context)
-        sizes = np.diff([*self.starts, context])
+        self.amx = dtype == torch.bfloat16 and device.type == "cpu" and has_amx()
+        self.starts = block_starts(context, AMX_LONGEST if self.amx else context)
+        end = -(-context // AMX_MULTIPLE) * AMX_MULTIPLE if self.amx else context
+        sizes = np.diff([*self.starts, end])
         shapes = [(config.layers, 2, count, config.kv_heads, int(size), config.head_width) for size in sizes]
         self.kv = [_zeros(shape, dtype, device) for shape in shapes]
         self.tokens = 0  # number of planned tokens
@@ -155,15 +164,16 @@ class SlotCache:
         )
         queries = queries.view(count, L, kv_heads, self.groups, D).permute(0, 2, 3, 1, 4)
         queries = queries.reshape(count * kv_heads, self.groups * L, D)
-        scores = torch.cat([torch.bmm(queries, block.mT) for block in keys], -1)
+        bmm = padded_bmm if self.amx else torch.bmm
+        scores = torch.cat([bmm(queries, block.mT) for block in keys], -1)
         bias = group.banded if self.config.bands[layer] else group.causal
         scores.view(count, kv_heads, self.groups, L, -1).add_(bias)
         weights = scores.softmax(-1).split([block.shape[1] for block in values], -1)
-        output = torch.bmm(weights[0], values[0])
+        output = bmm(weights[0], values[0])
         if len(values) > 1:  # sums in fp32, in the order of the text; blocks past a row's end add exact zeros
             total = output.float()
             for block_weights, block in zip(weights[1:], values[1:], strict=True):
-                total += torch.bmm(block_weights, block)
+                total += bmm(block_weights, block)
             output = total.to(output.dtype)
         output = output.view(count, kv_heads, self.groups, L, D).permute(0, 3, 1, 2, 4)
         return output.reshape(count * L, kv_heads * self.groups, D)
@@ -175,10 +185,16 @@ class SlotCache:
         """Does nothing: each request counts its own tokens."""
 
 
-def block_starts(context: int) -> list[int]:
-    """The positions at which the blocks of a slot begin."""
+def padded_bmm(a: Tensor, b: Tensor) -> Tensor:
+    """torch.bmm of a (B, L, K) and b. A short `a` gets rows of zeros: oneDNN would compute it without AMX."""
+    missing = max(2, -(-64 // a.shape[2])) - a.shape[1]
+    return torch.bmm(F.pad(a, (0, 0, 0, missing)), b)[:, : a.shape[1]] if missing > 0 else torch.bmm(a, b)
+
+
+def block_starts(context: int, longest: int) -> list[int]:
+    """The positions at which the blocks of a slot begin. No block has more than `longest` tokens."""
     starts = [0]
-    while (end := starts[-1] + max(BLOCK, starts[-1] // 2 // BLOCK * BLOCK)) < context:
+    while (end := starts[-1] + min(longest, max(BLOCK, starts[-1] // 2 // BLOCK * BLOCK))) < context:
         starts.append(end)
     return starts
 

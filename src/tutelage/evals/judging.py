@@ -1,11 +1,12 @@
-"""What reward, SFT and base think of all answers: each judge runs a prompt once, whatever the number of its answers.
+"""Score the responses of all models with the reward, the SFT model and the base model.
 
-    answers by model -> rewards -> best of n -> log pi_SFT, log p of the base -> each model's figures
+    responses by model -> reward scores -> best of n -> log pi_SFT, log p of the base model -> each model's figures
 
-Prompts are several times as long as responses, so the responses to one prompt share a row (`model/shared_prefix.py`).
-A response that several models gave is judged once. Best-of-n takes the SFT response with the highest score.
-KL is the mean of log pi(y|x) - log pi_SFT(y|x) over the model's own answers, the first as it was sampled; for best-of-n
-it is the bound log n - (n-1)/n (Stiennon et al. 2020), marked as such.
+Prompts are several times as long as responses, so all responses to a prompt share one row (`model/shared_prefix.py`)
+and each scorer runs the prompt once. A response that several models gave is scored once. Best-of-n takes the SFT
+response with the highest score. KL is the mean of log pi(y|x) - log pi_SFT(y|x) over the model's own responses, with
+log pi(y|x) as it was when the response was sampled. For best-of-n it is the bound log n - (n-1)/n (Stiennon et al.
+2020), and marked as a bound.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.evals.bench import Bench, Said, ask
+from tutelage.evals.bench import Bench, ModelOutput, run_model
 from tutelage.evals.text_statistics import distinct
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.model.gpt import GPT
@@ -24,164 +25,165 @@ from tutelage.runs.run import seed_for
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.sampling.sampler import Response
 
-DISTINCT_TOKENS = 12  # of each answer, for distinct-n
+DISTINCT_TOKENS = 12  # of each response, for distinct-n
 
-Answers = Sequence[Sequence[Response]]  # [prompt][some]
-Judged = dict[str, Tensor]  # by judge: (prompts, answers each), or two of these
+Responses = Sequence[Sequence[Response]]  # [prompt][response]
+Outputs = dict[str, ModelOutput]  # by model
+Scores = dict[str, Tensor]  # by scorer; the shape is in the scorer's docstring
 
 
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     """One model's figures."""
-    said, judged = {"model": ask(bench, bench.load(folder))}, Judged()
-    for judge, find in JUDGES.items():
-        judged[judge] = find(bench, said, judged)
-    return figures(bench, said, judged)["model"]
+    outputs, scores = {"model": run_model(bench, bench.load(folder))}, Scores()
+    for name, score in SCORERS.items():
+        scores[name] = score(bench, outputs, scores)
+    return figures(bench, outputs, scores)["model"]
 
 
-# ---- the judges, in this order
+# ---- the scorers, in the order in which they run
 
 
-def by_reward(bench: Bench, said: dict[str, Said], judged: Judged) -> Tensor:
-    """(prompts, everything that was said to each)."""
-    return rewards(bench, side_by_side(one.all for one in said.values()))
+def by_reward(bench: Bench, outputs: Outputs, scores: Scores) -> Tensor:
+    """(prompts, all responses to each, candidates included): the reward's scores."""
+    return reward_scores(bench, side_by_side(output.by_prompt for output in outputs.values()))
 
 
-def by_sft(bench: Bench, said: dict[str, Said], judged: Judged) -> Tensor:
-    """(2, prompts, rows of the table): log pi_SFT of each answer after its own prompt, and after another one's."""
-    answers = list(zip(*compared(bench, said, judged).values(), strict=True))
-    return torch.stack(own_and_strange(bench, bench.load(bench.sft), answers))
+def by_sft(bench: Bench, outputs: Outputs, scores: Scores) -> Tensor:
+    """(2, prompts, rows of the table): log pi_SFT of each response after its own prompt, and after another one."""
+    responses = list(zip(*table_rows(bench, outputs, scores).values(), strict=True))
+    return torch.stack(own_and_other(bench, bench.load(bench.sft), responses))
 
 
-def by_base(bench: Bench, said: dict[str, Said], judged: Judged) -> Tensor:
-    """(prompts, rows of the table): log p of each answer."""
-    return logprobs(bench, bench.load(bench.base), list(zip(*compared(bench, said, judged).values(), strict=True)))
+def by_base(bench: Bench, outputs: Outputs, scores: Scores) -> Tensor:
+    """(prompts, rows of the table): log p of each response under the base model."""
+    responses = list(zip(*table_rows(bench, outputs, scores).values(), strict=True))
+    return logprobs(bench, bench.load(bench.base), responses)
 
 
-JUDGES: dict[str, Callable[[Bench, dict[str, Said], Judged], Tensor]] = {
-    "reward": by_reward, "sft": by_sft, "base": by_base,
-}  # fmt: skip
+Scorer = Callable[[Bench, Outputs, Scores], Tensor]
+SCORERS: dict[str, Scorer] = {"reward": by_reward, "sft": by_sft, "base": by_base}
 
 
-def compared(bench: Bench, said: dict[str, Said], judged: Judged) -> dict[str, Sequence[Response]]:
-    """The rows of the table, one answer per prompt: each model's, and behind the SFT model's the best of n."""
+def table_rows(bench: Bench, outputs: Outputs, scores: Scores) -> dict[str, Sequence[Response]]:
+    """The rows of the table, one response per prompt each. The best-of-n rows follow the SFT model's."""
     rows: dict[str, Sequence[Response]] = {}
-    for name, one in said.items():
-        rows[name] = one.answers
-        if any(one.candidates):
-            scores = scores_by_model(said, judged)[name][:, 1:]
+    for name, output in outputs.items():
+        rows[name] = output.responses
+        if any(output.candidates):
+            candidate_scores = scores_by_model(outputs, scores)[name][:, 1:]
             for n in bench.config.best_of:
-                favourites = scores[:, :n].argmax(1).tolist()
-                rows[f"best-of-{n}"] = [some[k] for some, k in zip(one.candidates, favourites, strict=True)]
+                best = candidate_scores[:, :n].argmax(1).tolist()
+                rows[f"best-of-{n}"] = [samples[k] for samples, k in zip(output.candidates, best, strict=True)]
     return rows
 
 
-def scores_by_model(said: dict[str, Said], judged: Judged) -> dict[str, Tensor]:
-    """(prompts, answer and candidates) of each model."""
-    sizes = [len(one.all[0]) for one in said.values()]
-    return dict(zip(said, judged["reward"].split(sizes, 1), strict=True))
+def scores_by_model(outputs: Outputs, scores: Scores) -> dict[str, Tensor]:
+    """Each model's reward scores: (prompts, the response and its candidates)."""
+    sizes = [len(output.by_prompt[0]) for output in outputs.values()]
+    return dict(zip(outputs, scores["reward"].split(sizes, 1), strict=True))
 
 
-# ---- what they do
+# ---- scoring
 
 
-def side_by_side(models: Iterable[Answers]) -> Answers:
-    """The answers of several models, by prompt."""
-    return [[answer for some in prompt for answer in some] for prompt in zip(*models, strict=True)]
+def side_by_side(models: Iterable[Responses]) -> Responses:
+    """All models' responses, by prompt."""
+    return [[one for responses in prompt for one in responses] for prompt in zip(*models, strict=True)]
 
 
-def rewards(bench: Bench, answers: Answers) -> Tensor:
-    """(prompts, answers each): the reward's scores; a model's are read at the end-of-turn token.
+def reward_scores(bench: Bench, responses: Responses) -> Tensor:
+    """(prompts, responses each): the reward's scores; a reward model's are read at the end-of-turn token.
 
-    Cut answers get one, so that all can be compared.
+    Truncated responses get an end-of-turn token, so that all are comparable.
     """
     end = bench.tokenizer.end_of_turn_id
 
-    def judge(different: Answers) -> list[Tensor]:
-        texts = [
-            [[*asked, *answer.ids, *([] if answer.ended else [end])] for answer in some]
-            for asked, some in zip(bench.asked, different, strict=True)
+    def score(unique: Responses) -> list[Tensor]:
+        ids = [
+            [[*prompt, *one.ids, *([] if one.ended else [end])] for one in group]
+            for prompt, group in zip(bench.prompt_ids, unique, strict=True)
         ]
-        told = [
-            [with_response(p.prompt, bench.tokenizer.decode(answer.ids)) for answer in some]
-            for p, some in zip(bench.prompts, different, strict=True)
+        conversations = [
+            [with_response(p.prompt, bench.tokenizer.decode(one.ids)) for one in group]
+            for p, group in zip(bench.prompts, unique, strict=True)
         ]
-        return bench.scorer.score_groups(texts, told)
+        return bench.reward.score_groups(ids, conversations)
 
-    return each_once(judge, answers)
+    return score_once(score, responses)
 
 
 @torch.inference_mode()
-def logprobs(bench: Bench, model: GPT, answers: Answers) -> Tensor:
-    """(prompts, answers each): log pi(answer | prompt), summed over the answer's tokens."""
+def logprobs(bench: Bench, model: GPT, responses: Responses) -> Tensor:
+    """(prompts, responses each): log pi(response | prompt), summed over the response's tokens."""
 
-    def judge(different: Answers) -> list[Tensor]:
-        texts = [[[*asked, *one.ids] for one in some] for asked, some in zip(bench.asked, different, strict=True)]
-        return summed_logprobs(model, texts, [len(asked) for asked in bench.asked], bench.tokenizer.pad_id)
+    def score(unique: Responses) -> list[Tensor]:
+        texts = [[[*prompt, *one.ids] for one in group] for prompt, group in zip(bench.prompt_ids, unique, strict=True)]
+        return summed_logprobs(model, texts, [len(prompt) for prompt in bench.prompt_ids], bench.tokenizer.pad_id)
 
-    return each_once(judge, answers)
+    return score_once(score, responses)
 
 
-def each_once(judge: Callable[[Answers], list[Tensor]], answers: Answers) -> Tensor:
-    """(prompts, answers each): what the judge finds, asked once for an answer that a prompt has several times."""
-    different = [list({tuple(answer.ids): answer for answer in some}.values()) for some in answers]
+def score_once(score: Callable[[Responses], list[Tensor]], responses: Responses) -> Tensor:
+    """(prompts, responses each): the scores, where identical responses to a prompt are scored only once."""
+    unique = [list({tuple(one.ids): one for one in group}.values()) for group in responses]
     rows = []
-    for some, few, found in zip(answers, different, judge(different), strict=True):
-        place = {tuple(answer.ids): k for k, answer in enumerate(few)}
-        rows.append(found[[place[tuple(answer.ids)] for answer in some]])
+    for group, different, scores in zip(responses, unique, score(unique), strict=True):
+        place = {tuple(one.ids): k for k, one in enumerate(different)}
+        rows.append(scores[[place[tuple(one.ids)] for one in group]])
     return torch.stack(rows)
 
 
-def own_and_strange(bench: Bench, sft: GPT, answers: Answers) -> tuple[Tensor, Tensor]:
-    """Both (prompts, answers each): log pi_SFT of each answer after its own prompt, and after another one's."""
-    hosts = another_prompt(len(answers), bench.config.seed)
-    guests = {host: here for here, host in enumerate(hosts)}
-    found = logprobs(bench, sft, [[*mine, *answers[guests[host]]] for host, mine in enumerate(answers)])
-    own, strange = found.chunk(2, 1)
-    return own, strange[hosts]
+def own_and_other(bench: Bench, sft: GPT, responses: Responses) -> tuple[Tensor, Tensor]:
+    """Both (prompts, responses each): log pi_SFT of each response after its own prompt, and after another prompt."""
+    hosts = another_prompt(len(responses), bench.config.seed)
+    guests = {host: guest for guest, host in enumerate(hosts)}
+    found = logprobs(bench, sft, [[*own, *responses[guests[host]]] for host, own in enumerate(responses)])
+    own, other = found.chunk(2, 1)
+    return own, other[hosts]
 
 
 def another_prompt(count: int, seed: int) -> list[int]:
-    """For each prompt another one, by a fixed shuffle: one cycle, so that nobody keeps their own."""
+    """For each prompt, the index of another one, by a fixed shuffle. A single cycle: no prompt maps to itself."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_for(seed, "answer-fit"))).tolist()
     following = dict(zip(order, [*order[1:], order[0]], strict=True))
     return [following[i] for i in range(count)]
 
 
-# ---- what comes out
+# ---- figures
 
 
-def figures(bench: Bench, said: dict[str, Said], judged: Judged) -> dict[str, dict[str, Any]]:
-    """What can be said of each model's answers, best-of-n among them, and of the model itself."""
-    scores, (own, strange), base = scores_by_model(said, judged), judged["sft"], judged["base"]
+def figures(bench: Bench, outputs: Outputs, scores: Scores) -> dict[str, dict[str, Any]]:
+    """Every row's figures, best-of-n included: those of its responses and those of the model."""
+    rewards, (own, other), base = scores_by_model(outputs, scores), scores["sft"], scores["base"]
     rows = {}
-    for k, (name, answers) in enumerate(compared(bench, said, judged).items()):
-        row = describe(bench, answers)
-        row["nats_under_base"] = -float(base[:, k].sum()) / sum(len(answer.ids) for answer in answers)
-        # How often SFT finds an answer likelier after its own prompt than after another one's.
-        row["answer_fit"] = float((own[:, k] > strange[:, k]).float().mean())
-        if name in said:
-            drawn = torch.tensor([sum(answer.logprobs) for answer in answers])
-            row |= {"reward": float(scores[name][:, 0].mean()), "kl": float((drawn - own[:, k].cpu()).mean())}
-            row |= {"kl_is_bound": False, "bits_per_byte": said[name].bits_per_byte}
+    for k, (name, responses) in enumerate(table_rows(bench, outputs, scores).items()):
+        row = describe(bench, responses)
+        row["nats_under_base"] = -float(base[:, k].sum()) / sum(len(one.ids) for one in responses)
+        # How often SFT finds a response more likely after its own prompt than after another one.
+        row["answer_fit"] = float((own[:, k] > other[:, k]).float().mean())
+        if name in outputs:
+            sampled = torch.tensor([sum(one.logprobs) for one in responses])
+            row |= {"reward": float(rewards[name][:, 0].mean()), "kl": float((sampled - own[:, k].cpu()).mean())}
+            row |= {"kl_is_bound": False, "bits_per_byte": outputs[name].bits_per_byte}
         else:
             n = int(name.removeprefix("best-of-"))
-            row |= {"reward": float(scores["sft"][:, 1 : n + 1].amax(1).mean()), "kl": best_of_n_kl_bound(n)}
+            row |= {"reward": float(rewards["sft"][:, 1 : n + 1].amax(1).mean()), "kl": best_of_n_kl_bound(n)}
             row |= {"kl_is_bound": True, "bits_per_byte": None}
         rows[name] = row
     return rows
 
 
-def describe(bench: Bench, answers: Sequence[Response]) -> dict[str, Any]:
-    """One answer per prompt -> what it says, gold, length, diversity."""
-    texts = [bench.tokenizer.decode(answer.ids) for answer in answers]
-    ids = [answer.ids[:-1] if answer.ended else answer.ids for answer in answers]
+def describe(bench: Bench, responses: Sequence[Response]) -> dict[str, Any]:
+    """One response per prompt -> their texts, gold scores, lengths and diversity."""
+    texts = [bench.tokenizer.decode(one.ids) for one in responses]
+    ids = [one.ids[:-1] if one.ended else one.ids for one in responses]
     gold = [bench.panel.utility(p.prompt, text) for p, text in zip(bench.prompts, texts, strict=True)]
     return {
         "texts": texts,
         "golds": gold,
         "gold": sum(gold) / len(gold),
-        "length": sum(len(answer.ids) for answer in answers) / len(answers),
-        "end_of_turn_rate": sum(answer.ended for answer in answers) / len(answers),
+        "length": sum(len(one.ids) for one in responses) / len(responses),
+        "end_of_turn_rate": sum(one.ended for one in responses) / len(responses),
         "distinct_1": distinct(ids, 1, DISTINCT_TOKENS),
         "distinct_2": distinct(ids, 2, DISTINCT_TOKENS),
     }

@@ -1,8 +1,8 @@
-"""How well a model predicts text it has not seen, in bits per byte: comparable across tokenizers.
+"""Bits per byte of held-out text under a model, comparable across tokenizers.
 
     model, held-out windows -> sum of -log2 p(token) / bytes of text
 
-A document's end has no bytes but its loss counts, so the figure is never flattered.
+The end-of-text token has no bytes but its loss counts, so the figure errs on the high side.
 """
 
 import math
@@ -20,22 +20,22 @@ BATCH = 32  # windows per forward pass
 
 
 def check_windows(ids: np.ndarray, length: int) -> None:
-    """Raises InputError unless the held-out text fills a window: found before the training, not at its first look."""
+    """Raises InputError unless the held-out text fills at least one window. Call it before training starts."""
     if window_count(ids, length) == 0:
-        raise InputError(f"held-out text: it has {len(ids)} tokens, a window takes {length + 1}; give more of it")
+        raise InputError(f"held-out text: {len(ids)} tokens, but a window needs {length + 1}; pass more text")
 
 
 @torch.no_grad()
-def bits_per_byte(model: GPT, ids: np.ndarray, token_bytes: Sequence[int], windows: int, length: int) -> float:
+def bits_per_byte(model: GPT, ids: np.ndarray, token_byte_counts: Sequence[int], windows: int, length: int) -> float:
     """Bits per byte on the first `windows` windows of `length` tokens of a stream (fewer if it is shorter)."""
     rows = np.arange(min(windows, window_count(ids, length)))
-    sizes = torch.tensor(token_bytes)
-    nats, bytes_seen = 0.0, 0
-    for some in np.array_split(rows, math.ceil(len(rows) / BATCH)):
-        batch = window(ids, some, length)
+    sizes = torch.tensor(token_byte_counts)
+    nats, total_bytes = 0.0, 0
+    for batch_rows in np.array_split(rows, math.ceil(len(rows) / BATCH)):
+        batch = window(ids, batch_rows, length)
         inputs, targets = batch[:, :-1], batch[:, 1:]
         device = model.embedding.weight.device
         hidden = model.trunk(inputs.to(device)).flatten(0, 1)
         nats += float(next_token_loss(hidden, model.head_weight, targets.flatten().to(device), total=1.0))
-        bytes_seen += int(sizes[targets].sum())
-    return nats / math.log(2) / bytes_seen
+        total_bytes += int(sizes[targets].sum())
+    return nats / math.log(2) / total_bytes

@@ -1,11 +1,12 @@
-"""Small tasks for zero-, one- and few-shot prompting: what a model can do without any training on them.
+"""Zero-, one- and few-shot accuracy on small tasks that the model was not trained on.
 
-    run -> for each task and number of shots: prompts -> likeliest choice, or text that is written -> accuracy
+    run -> for each task and number of shots: prompts -> most likely choice, or generated text -> accuracy
 
-Multiple choice as in Brown et al. 2020, section 2.4: the choice whose tokens are likeliest on average, or likeliest
-compared with how likely they are after "A:" alone. Sums are written out: plainly, with reasons shown (Wei et al. 2022),
-asked for (Kojima et al. 2022), or as the majority of several (Wang et al. 2022). The items are ours: `tasks.json`, and
-sums made from a seed. A model of this size is not expected to gain from chains of thought: the mechanics are shown.
+Multiple choice follows Brown et al. 2020, section 2.4: the choice with the highest mean log-probability per token, or
+the highest after subtracting its log-probability after "A:" alone. Sums are answered in free text: directly, with
+worked examples (Wei et al. 2022), after "Let's think step by step" (Kojima et al. 2022), or by majority over several
+samples (Wang et al. 2022). The items are our own: `tasks.json`, and sums generated from a seed. Models of this size are
+not expected to gain from chains of thought; the task shows the mechanics.
 """
 
 import json
@@ -44,31 +45,31 @@ from tutelage.sampling.stops import cut, stop_at
 from tutelage.text.tokenizer import Tokenizer
 
 CHOICES = 4
-ROWS = 64  # texts written at once
-BLANK_LINE = "\n\n"  # after it a model that goes on with the pattern has begun the next question
+ROWS = 64  # texts generated at once
+BLANK_LINE = "\n\n"  # a model that continues the pattern begins the next question after it
 
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig(RunConfig):
-    """How the tasks are asked."""
+    """Number of examples and items, and how choices and texts are scored."""
 
     shots: tuple[int, ...] = (0, 1, 5)
-    """Solved examples before the item: 0 is zero-shot."""
+    """Numbers of solved examples before the item; 0 is zero-shot."""
     count: int = 48
-    """Items of each task."""
+    """Number of items per task."""
     scoring: Literal["mean", "unconditional"] = "mean"
-    """Multiple choice: mean log-probability per token, or that of the choice less that of the choice after "A:"."""
+    """Multiple choice: mean log-probability per token, or that minus the same choice's after "A:" alone."""
     sums: bool = True
-    """Also write out sums, with and without chains of thought."""
+    """Also ask for sums in free text, with and without chains of thought."""
     samples: int = 5
-    """Chains of thought per item for self-consistency."""
+    """Sampled chains of thought per item, for self-consistency."""
     max_tokens: int = 64
-    """Longest text that is written, in tokens."""
+    """Maximum length of a generated text, in tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.shots, default=0) < 0:
-            raise InputError(f"--shots {min(self.shots)}: a number of examples is 0 or more")
+            raise InputError(f"--shots {min(self.shots)}: must be 0 or more")
 
 
 def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = TasksConfig()) -> None:
@@ -80,8 +81,8 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
     with Run(out, stage="tasks", config=config, inputs={"run": folder}) as work:
         if work.finished:
             return
-        trained, tokenizer = load_policy(folder, work.device, frozen=True)
-        model = for_inference(trained)
+        policy, tokenizer = load_policy(folder, work.device, frozen=True)
+        model = for_inference(policy)
         plan = [(name, f"{shots}-shot") for name in read_tasks() for shots in config.shots]
         plan += [("sums", how) for how in WAYS] if config.sums else []
         table: dict[str, dict[str, float]] = {}
@@ -96,9 +97,9 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
 
 
 def measure(model: GPT, tokenizer: Tokenizer, name: str, how: str, config: TasksConfig) -> float:
-    """Accuracy on one task, asked in one way."""
+    """Accuracy on one task with one kind of prompt."""
     if name == "sums":
-        return write_out(model, tokenizer, make_sums(config.count, config.seed), how, config)
+        return generate_answers(model, tokenizer, make_sums(config.count, config.seed), how, config)
     opening, pool = load_task(name)
     return choose(model, tokenizer, opening, pool, int(how.removesuffix("-shot")), config)
 
@@ -111,29 +112,29 @@ def read_tasks() -> dict[str, Any]:
 
 
 def load_task(name: str) -> tuple[str, list[Example]]:
-    """Its opening and its items, each with three wrong choices that are right elsewhere."""
+    """A task's opening and its items. The three wrong choices of an item are the answers to other items."""
     task = read_tasks()[name]
     answers = [answer for _, answer in task["items"]]
     pool = []
-    for asked, answer in task["items"]:
-        chance = random.Random(f"{name}/{asked}")
-        wrong = chance.sample([other for other in answers if other != answer], CHOICES - 1)
-        choices = chance.sample([answer, *wrong], CHOICES)
-        pool.append(Example(task["question"].format(asked), answer, tuple(choices)))
+    for subject, answer in task["items"]:
+        rng = random.Random(f"{name}/{subject}")
+        wrong = rng.sample([other for other in answers if other != answer], CHOICES - 1)
+        choices = rng.sample([answer, *wrong], CHOICES)
+        pool.append(Example(task["question"].format(subject), answer, tuple(choices)))
     return task["opening"], pool
 
 
 def make_sums(count: int, seed: int) -> list[Example]:
-    """Stories with two steps of adding and taking away, all different, with their reasons."""
-    chance = random.Random(f"sums/{seed}")
-    made: dict[str, Example] = {}
-    while len(made) < count:
-        name, thing = chance.choice(["Ann", "Ben", "Mia", "Tom", "Li"]), chance.choice(["apples", "books", "coins"])
-        first, more, less = chance.randint(3, 20), chance.randint(2, 12), chance.randint(1, 5)
+    """Different word problems with one addition and one subtraction, and their reasoning."""
+    rng = random.Random(f"sums/{seed}")
+    sums: dict[str, Example] = {}
+    while len(sums) < count:
+        name, thing = rng.choice(["Ann", "Ben", "Mia", "Tom", "Li"]), rng.choice(["apples", "books", "coins"])
+        first, more, less = rng.randint(3, 20), rng.randint(2, 12), rng.randint(1, 5)
         question = f"{name} has {first} {thing}, buys {more} more and gives {less} away. How many {thing} are left?"
         reasons = f"{first} + {more} = {first + more}. {first + more} - {less} = {first + more - less}."
-        made[question] = Example(question, str(first + more - less), reasons=reasons)
-    return list(made.values())
+        sums[question] = Example(question, str(first + more - less), reasons=reasons)
+    return list(sums.values())
 
 
 # ---- multiple choice
@@ -142,12 +143,12 @@ def make_sums(count: int, seed: int) -> list[Example]:
 def choose(
     model: GPT, tokenizer: Tokenizer, opening: str, pool: Sequence[Example], shots: int, config: TasksConfig
 ) -> float:
-    """Share of items whose right choice is the likeliest one."""
+    """Share of items whose most likely choice is the right one."""
     longest = max(len(tokenizer.encode(f" {choice}")) for example in pool for choice in example.choices)
-    fits = fitting(model, tokenizer, longest)
+    fits = leaves_room(model, tokenizer, longest)
     items, right = pool[: config.count], 0
     for item in items:
-        prompt = asked(item, pool, shots, fits, config.seed, question_answer, opening)
+        prompt = make_prompt(item, pool, shots, fits, config.seed, question_answer, opening)
         scores = choice_scores(model, tokenizer, prompt, item.choices)
         if config.scoring == "unconditional":
             scores = scores - choice_scores(model, tokenizer, "A:", item.choices)
@@ -157,16 +158,17 @@ def choose(
 
 @torch.inference_mode()
 def choice_scores(model: GPT, tokenizer: Tokenizer, prompt: str, choices: Sequence[str]) -> torch.Tensor:
-    """(n,): mean log-probability per token of each choice after the prompt and a space."""
+    """(choices,): mean log-probability per token of each choice after the prompt and a space."""
     start = tokenizer.encode(prompt)
-    answers = [Response(tokenizer.encode(f" {choice}"), [], True) for choice in choices]
-    batch = pad_responses([start] * len(answers), answers, tokenizer.pad_id, model.embedding.weight.device)
+    responses = [Response(tokenizer.encode(f" {choice}"), [], True) for choice in choices]
+    batch = pad_responses([start] * len(responses), responses, tokenizer.pad_id, model.embedding.weight.device)
     return response_logprobs(model, batch).sum(1) / batch.mask.sum(1)
 
 
-# ---- writing the answer out
+# ---- free text
 
-WAYS: dict[str, tuple[Render, int, int]] = {  # how an item is shown, solved examples before it, texts that are sampled
+# How an item is rendered, the number of solved examples before it, and the texts sampled per item (0: --samples).
+WAYS: dict[str, tuple[Render, int, int]] = {
     "plain, 0-shot": (question_answer, 0, 1),
     "plain, 5-shot": (question_answer, 5, 1),
     "as an instruction, 0-shot": (as_instruction, 0, 1),
@@ -179,37 +181,46 @@ WAYS: dict[str, tuple[Render, int, int]] = {  # how an item is shown, solved exa
 }
 
 
-def write_out(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], how: str, config: TasksConfig) -> float:
-    """Share of items whose written answer is the right one: greedy, or the majority of sampled texts."""
+def generate_answers(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], how: str, config: TasksConfig) -> float:
+    """Share of items answered right in free text: decoded greedily, or the majority answer of sampled texts."""
     render, shots, samples = WAYS[how]
     samples = samples or config.samples
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=0.0 if samples == 1 else 0.7)
     items = pool[: config.count]
-    fits = fitting(model, tokenizer, config.max_tokens)
+    fits = leaves_room(model, tokenizer, config.max_tokens)
     shots = min(shots, len(pool) - 1)
-    prompts = [tokenizer.encode(asked(item, pool, shots, fits, config.seed, render)) for item in items]
-    # InstructGPT's automatic evaluations cut at the first newline; reasons may take several lines, not a blank one.
+    prompts = [tokenizer.encode(make_prompt(item, pool, shots, fits, config.seed, render)) for item in items]
+    # InstructGPT's automatic evaluations cut at the first newline. Reasoning may span lines, so we cut at a blank line.
     stop = stop_at([BLANK_LINE], tokenizer.decode)
-    written, size = [], max(1, ROWS // samples)
-    for at in range(0, len(prompts), size):
-        some = prompts[at : at + size]
-        seeds = [seed_for(config.seed, f"tasks/{how}/{at + i}/{k}") for i in range(len(some)) for k in range(samples)]
-        written += generate(model, some, seeds, tokenizer.end_of_turn_id, sampling, samples, stop)
-    found = [majority([final_answer(cut(tokenizer.decode(a.ids), [BLANK_LINE])) for a in some]) for some in written]
-    return sum(answer == item.answer for answer, item in zip(found, items, strict=True)) / len(items)
+    responses, size = [], max(1, ROWS // samples)
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
+        places = range(start, start + len(batch))
+        seeds = [seed_for(config.seed, f"tasks/{how}/{i}/{k}") for i in places for k in range(samples)]
+        responses += generate(model, batch, seeds, tokenizer.end_of_turn_id, sampling, samples, stop)
+    texts = [[cut(tokenizer.decode(one.ids), [BLANK_LINE]) for one in group] for group in responses]
+    answers = [majority([final_answer(text) for text in group]) for group in texts]
+    return sum(answer == item.answer for answer, item in zip(answers, items, strict=True)) / len(items)
 
 
-def asked(
-    item: Example, pool: Sequence[Example], shots: int, fits: Callable[[str], bool], seed: int, render: Render,
+def make_prompt(
+    item: Example,
+    pool: Sequence[Example],
+    shots: int,
+    fits: Callable[[str], bool],
+    seed: int,
+    render: Render,
     opening: str = "",
-) -> str:  # fmt: skip
-    """The prompt. Raises InputError where it cannot be made."""
+) -> str:
+    """As `few_shot_prompt`, with its ValueError as an InputError."""
     try:
         return few_shot_prompt(item, pool, shots, fits, seed, render, opening)
     except ValueError as error:
-        raise InputError(f"tasks: {error}; lower --shots or --max-tokens, or take a model with more context") from None
+        raise InputError(
+            f"tasks: {error}; lower --shots or --max-tokens, or use a model with a longer context"
+        ) from None
 
 
-def fitting(model: GPT, tokenizer: Tokenizer, room: int) -> Callable[[str], bool]:
-    """Whether a prompt leaves `room` tokens in the model's context."""
+def leaves_room(model: GPT, tokenizer: Tokenizer, room: int) -> Callable[[str], bool]:
+    """A function that says whether a prompt leaves `room` tokens of the model's context free."""
     return lambda prompt: len(tokenizer.encode(prompt)) + room <= model.config.context

@@ -1,13 +1,14 @@
-"""What answers look like, whoever wrote them.
+"""Statistics of a set of responses.
 
-distinct-n: different n-grams over all n-grams of a set of answers (Li et al. 2016), on their first tokens only,
-since long answers repeat themselves more than short ones and would be compared by length otherwise.
+distinct-n: the number of different n-grams divided by the number of all n-grams (Li et al. 2016). Only the first tokens
+of each response count: long responses repeat themselves more, so distinct-n of whole responses mostly measures length.
 """
 
 from collections.abc import Sequence
 
 
-def distinct(answers: Sequence[Sequence[int]], n: int, first: int) -> float | None:
-    """Share of different n-grams among all of the answers' first `first` tokens; None when there is none."""
-    grams = [tuple(a[i : i + n]) for a in (answer[:first] for answer in answers) for i in range(len(a) - n + 1)]
+def distinct(responses: Sequence[Sequence[int]], n: int, first: int) -> float | None:
+    """Share of different n-grams among all n-grams in each response's first `first` tokens; None if there are none."""
+    openings = [response[:first] for response in responses]
+    grams = [tuple(ids[i : i + n]) for ids in openings for i in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None

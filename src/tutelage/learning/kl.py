@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage.learning.losses import masked_mean
 
 # The relative error of the KL is clipped to this in one update of the KL coefficient (Ziegler et al. 2019).
-LARGEST_ERROR = 0.2
+MAX_RELATIVE_ERROR = 0.2
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def adaptive_kl_coef(coef: float, kl: float, target: float, gain: float) -> floa
     kl and target are in nats per response. The paper's gain is 0.1; its code uses the episodes per batch over 10,000.
     With a gain below 5 the coefficient stays above 0; from 0 it could not rise again.
     """
-    error = min(max(kl / target - 1, -LARGEST_ERROR), LARGEST_ERROR)
+    error = min(max(kl / target - 1, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
     return max(coef * (1 + gain * error), sys.float_info.min)
 
 

@@ -29,7 +29,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     a response, because rankings may differ in K. Without ties the mean over a ranking's pairs is the paper's
     1/C(K,2) times their sum. The paper does not treat ties; ours leave both the sum and the count.
     """
-    return pair_mean(F.softplus(-margins(scores)), winning(ranks, mask))
+    return pair_mean(F.softplus(-margins(scores)), winner_mask(ranks, mask))
 
 
 def margins(values: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def margins(values: Tensor) -> Tensor:
     return values[:, :, None] - values[:, None, :]
 
 
-def winning(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+def winner_mask(ranks: Tensor, mask: Tensor | None = None) -> Tensor:
     """(P, K) ranks, 1 is best -> (P, K, K), True where response i (row) ranks strictly above response j (column)."""
     pairs = ranks[:, :, None] < ranks[:, None, :]
     return pairs if mask is None else pairs & mask[:, :, None] & mask[:, None, :]
@@ -53,7 +53,7 @@ def pair_mean(losses: Tensor, pairs: Tensor) -> Tensor:
     return masked_mean(per_prompt, count > 0)
 
 
-def pairs_right(scores: Tensor, pairs: Tensor) -> float:
+def pair_accuracy(scores: Tensor, pairs: Tensor) -> float:
     """Share of the pairs (P, K, K) that the scores (P, K) order as the ranks do; equal scores count one half."""
     right = margins(scores).sign().add(1) / 2
     return float(masked_mean(right, pairs))

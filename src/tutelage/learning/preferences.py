@@ -61,7 +61,7 @@ def kto_loss(
     return losses.mean()
 
 
-def liked_above(rewards: Tensor, liked: Tensor) -> float | None:
+def liked_pair_accuracy(rewards: Tensor, liked: Tensor) -> float | None:
     """Share of all (liked, other) pairs in which the liked response has the higher reward; both (B,).
 
     Equal rewards count one half. None if there is no such pair. Unlike a comparison with z0, it is unaffected by a

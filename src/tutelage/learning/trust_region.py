@@ -18,11 +18,11 @@ from torch import Tensor
 from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import masked_mean
 
-Product = Callable[[Tensor], Tensor]  # v -> A v
+MatrixVectorProduct = Callable[[Tensor], Tensor]  # v -> A v
 
 # Largest factor between the penalty's coefficient and 1. Without it, a coefficient that has moved far would take as
 # long to come back.
-FURTHEST = 2.0**10
+MAX_COEF_FACTOR = 2.0**10
 # The line search accepts a KL up to SLACK times the limit. The penalty keeps its coefficient while the KL is within a
 # factor of SLACK of the target.
 SLACK = 1.5
@@ -51,14 +51,14 @@ def penalised_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, m
 def adaptive_penalty_coef(coef: float, kl: float, target: float) -> float:
     """The penalty's next coefficient (Schulman et al. 2017, section 4).
 
-    It is halved if the KL is below target / 1.5 and doubled if above 1.5 target. Ours: limited to 1 / FURTHEST and
-    FURTHEST.
+    It is halved if the KL is below target / 1.5 and doubled if above 1.5 target. Ours: limited to
+    1 / MAX_COEF_FACTOR and MAX_COEF_FACTOR.
     """
     if kl < target / SLACK:
         coef /= 2
     elif kl > target * SLACK:
         coef *= 2
-    return min(max(coef, 1 / FURTHEST), FURTHEST)
+    return min(max(coef, 1 / MAX_COEF_FACTOR), MAX_COEF_FACTOR)
 
 
 def mean_kl(old_logits: Tensor, logits: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def mean_kl(old_logits: Tensor, logits: Tensor) -> Tensor:
     return (old.exp() * (old - new)).sum(-1).mean()
 
 
-def fisher_product(logits: Tensor, weights: Sequence[Tensor]) -> Product:
+def fisher_product(logits: Tensor, weights: Sequence[Tensor]) -> MatrixVectorProduct:
     """v -> F v, where F is the Fisher information matrix of the weights, averaged over the N states of logits (N, V).
 
     F is the Hessian of the mean KL(pi_old || pi) at pi = pi_old, so F v is a second derivative of that KL
@@ -87,7 +87,7 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
+def conjugate_gradient(product: MatrixVectorProduct, b: Tensor, iterations: int) -> Tensor:
     """Solve A x = b for a positive definite A, given only v -> A v (Hestenes and Stiefel 1952). x and b are (N,).
 
     Exact after as many iterations as A has distinct eigenvalues. If A is singular, x is the shortest solution.
@@ -107,7 +107,9 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
     return x
 
 
-def natural_step(gradient: Tensor, fisher: Product, *, limit: float, iterations: int, damping: float) -> Tensor:
+def natural_step(
+    gradient: Tensor, fisher: MatrixVectorProduct, *, limit: float, iterations: int, damping: float
+) -> Tensor:
     """The step s (N,) along F^-1 g whose quadratic KL, s'Fs / 2, equals `limit`; 0 if the gradient is 0.
 
     Schulman et al. 2015, appendix C. `damping`, in units of g'Fg / g'g, is added to F's diagonal in the conjugate

@@ -87,7 +87,7 @@ def _read_shape(
         **shape,
         norm_eps=number("attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
-        rope_scaling=None if factors is None else scaling_of(factors, theta),
+        rope_scaling=None if factors is None else infer_scaling(factors, theta),
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
     )
@@ -134,7 +134,7 @@ def to_gguf_weights(model: GPT) -> dict[str, Tensor]:
     if kind == "llama":
         views = {name: _reordered(name, tensor, model.config, ours=False) for name, tensor in views.items()}
     if model.config.rope_scaling:
-        views[FREQUENCIES] = factors_of(model.config.rope_scaling, model.config.head_width, model.config.rope_theta)
+        views[FREQUENCIES] = rope_factors(model.config.rope_scaling, model.config.head_width, model.config.rope_theta)
     return views
 
 
@@ -155,13 +155,13 @@ def _reordered(name: str, tensor: Tensor, config: GPTConfig, ours: bool) -> Tens
     return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
 
 
-def factors_of(scaling: RopeScaling, head_width: int, theta: float) -> Tensor:
+def rope_factors(scaling: RopeScaling, head_width: int, theta: float) -> Tensor:
     """(D/2,): for each pair of channels, the rotary frequency without the scaling over that with it."""
     frequency = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     return (frequency / scaling.scale(frequency)).float()
 
 
-def scaling_of(factors: Tensor, theta: float) -> RopeScaling:
+def infer_scaling(factors: Tensor, theta: float) -> RopeScaling:
     """The scaling that gives these factors (D/2,), inferred from two channels between its thresholds.
 
     Only the ratios of context and thresholds matter, so the lower threshold is set to 1 rotation, as in Llama 3.
@@ -178,7 +178,7 @@ def scaling_of(factors: Tensor, theta: float) -> RopeScaling:
     high = 1 + 1 / (slope * float(frequency[j]) - float(kept[j]))
     context = round(slope * (high - 1) * 2 * math.pi)
     scaling = RopeScaling(factor=most, low_frequency=1.0, high_frequency=high, original_context=context)
-    if not torch.allclose(factors_of(scaling, head_width, theta), factors.float(), rtol=1e-3):
+    if not torch.allclose(rope_factors(scaling, head_width, theta), factors.float(), rtol=1e-3):
         raise ValueError("its rotary factors are not those of Llama 3's scaling")
     return scaling
 

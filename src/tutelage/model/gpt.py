@@ -181,7 +181,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Stream(NamedTuple):
+class ResidualStream(NamedTuple):
     """The residual stream after the lowest blocks, computed once for all models that share these blocks."""
 
     x: Tensor  # (B, L, C)
@@ -231,7 +231,7 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: Cache | None = None,
-        stream: Stream | None = None,
+        stream: ResidualStream | None = None,
         first: int = 0,
     ) -> Tensor:
         """Hidden states (B, L - first, C) after the final norm, of the tokens from `first` on.
@@ -254,13 +254,13 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: Cache | None = None,
-    ) -> Stream:
+    ) -> ResidualStream:
         """Run ids (B, L) through the lowest `layers` blocks only; `trunk` can continue from the result.
 
         Call `trunk` with the same ids, positions, mask and cache. The cache advances there, not here.
         """
         x = self._run_blocks(slice(layers), ids, positions, mask, cache, None)
-        return Stream(x, layers, self.embedding.weight)
+        return ResidualStream(x, layers, self.embedding.weight)
 
     def _run_blocks(
         self,
@@ -269,7 +269,7 @@ class GPT(nn.Module):
         positions: Tensor | None,
         mask: Tensor | None,
         cache: Cache | None,
-        stream: Stream | None,
+        stream: ResidualStream | None,
         first: int = 0,
     ) -> Tensor:
         """The residual stream (B, L, C) after these blocks, starting from the embedding or from `stream`.

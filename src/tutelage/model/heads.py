@@ -11,7 +11,7 @@ The head has no bias, because transformers' sequence-classification heads have n
 import torch
 from torch import Tensor, nn
 
-from tutelage.model.gpt import GPT, Linear, Stream
+from tutelage.model.gpt import GPT, Linear, ResidualStream
 
 
 class ScalarGPT(nn.Module):
@@ -28,7 +28,7 @@ class ScalarGPT(nn.Module):
         nn.init.normal_(self.score.weight, std=(self.trunk.config.width + 1) ** -0.5, generator=generator)
         return self
 
-    def forward(self, ids: Tensor, stream: Stream | None = None, first: int = 0) -> Tensor:
+    def forward(self, ids: Tensor, stream: ResidualStream | None = None, first: int = 0) -> Tensor:
         """Right-padded ids (B, L) -> scores (B, L - first) at the tokens from `first` on, minus `mean`, in fp32."""
         hidden = self.trunk.trunk(ids, stream=stream, first=first)
         return (hidden.float() @ self.score.weight.float().T).squeeze(-1) - self.mean
@@ -39,7 +39,7 @@ class ScalarGPT(nn.Module):
         last: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        stream: Stream | None = None,
+        stream: ResidualStream | None = None,
     ) -> Tensor:
         """Scores at the tokens `last` of each row, where turns end: ids (B, L), last (B,) or (B, K) -> shape of `last`.
 

@@ -159,7 +159,7 @@ def merge_adapters(model: GPT) -> GPT:
     return model
 
 
-def sharing(model: GPT) -> GPT:
+def shallow_copy(model: GPT) -> GPT:
     """A copy that shares the original's frozen matrices, if they are in the compute precision; the rest is copied."""
     frozen = (p for p in model.parameters() if p.ndim == 2 and not p.requires_grad and p.dtype == model.compute_dtype)
     copied = copy.deepcopy(model, {id(p): p for p in frozen})
@@ -172,7 +172,7 @@ def sharing(model: GPT) -> GPT:
 def without_adapters(model: GPT) -> GPT:
     """The base of an adapted model, for another role: shares the frozen matrices, has no adapter."""
     with adapters_off(model):
-        return sharing(model)
+        return shallow_copy(model)
 
 
 def frozen_depth(model: GPT) -> int:

@@ -72,7 +72,7 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
     """
     device = model.score.weight.device
     scored: dict[Group, Tensor] = {}
-    for batch in alike(groups):
+    for batch in length_batches(groups):
         rows = lay_out(batch, pad)
         ids, last, positions, mask = (x.to(device) for x in (rows.ids, rows.last, rows.positions, rows.mask()))
         scores = model.at(ids, last, positions, mask)
@@ -80,7 +80,7 @@ def score_texts(model: ScalarGPT, groups: Sequence[Sequence[Sequence[int]]], pad
     return [scored[as_key(group)] for group in groups]
 
 
-def alike(groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Group]]:
+def length_batches(groups: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[Group]]:
     """Batches of the distinct groups, sorted by the length of their rows, for one forward pass each."""
     distinct = sorted(set(map(as_key, groups)), key=lambda group: (row_size(group), group))
     for at in range(0, len(distinct), ROWS_AT_ONCE):

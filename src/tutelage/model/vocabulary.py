@@ -19,7 +19,7 @@ ALIKE = 0.98
 
 
 @torch.no_grad()
-def renew_untrained(model: GPT, tokens: Sequence[int], generator: torch.Generator) -> list[int]:
+def redraw_untrained_rows(model: GPT, tokens: Sequence[int], generator: torch.Generator) -> list[int]:
     """Redraw the rows of those `tokens` that are nearly parallel to another's, with the statistics of all other rows.
 
     Returns the tokens that were redrawn; none if training has seen them all.
@@ -36,7 +36,7 @@ def renew_untrained(model: GPT, tokens: Sequence[int], generator: torch.Generato
 
 
 @torch.no_grad()
-def resized(model: GPT, rows: int) -> GPT:
+def resize_vocabulary(model: GPT, rows: int) -> GPT:
     """A copy of the model with `rows` tokens: the last rows are dropped, or new ones added as the mean of the old.
 
     With the mean (Hewitt 2021) a new token is about as likely as an average one. A small random row has a logit near 0,

@@ -1,11 +1,11 @@
-"""Is this text harmful, in which way, and may it pass?
+"""Moderation: which harmful categories a text falls into, and whether the policy lets it pass.
 
-    texts -> term lists (built in, the administrator's) and the trained classifier -> a verdict per text, OpenAI's shape
-    policy -> which verdicts stop a message on its way in or an answer on its way out
+    texts -> term lists (built in and your own) and the trained classifier -> a verdict per text, in OpenAI's shape
+    policy -> whether a verdict stops a prompt (input) or the model's text (output)
 
-A term counts as certain (score 1); the classifier is asked beside it, once people have flagged enough to train it
-(`training.py`). A verdict says what is in a text; the policy alone says what is done about it: by default little
-is stopped, since a person who speaks of harming himself needs an answer more than a refusal.
+A term that is found scores 1. The classifier adds its probabilities, once there are enough flags to train it
+(`training.py`). The verdict describes the text; only the policy decides what follows. By default few categories are
+stopped: a person who speaks of self-harm needs an answer more than a refusal.
 """
 
 import logging
@@ -26,30 +26,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ModerationConfig:
-    """What is moderated, with what, and what it leads to."""
+    """What is moderated and which categories are blocked."""
 
     moderate: Literal["off", "input", "output", "both"] = "both"
-    """Which side may be stopped: what people write, what the model answers, both or neither."""
+    """What may be stopped: what people write (input), what the model writes (output), both, or nothing (off)."""
     blocked: tuple[str, ...] = BLOCKED
-    """Categories (OpenAI's names) that stop a text; the others are only noted with it."""
+    """Categories (OpenAI's names) that stop a text. All others are only recorded."""
     threshold: float = 0.5
-    """Score from which a category counts as flagged; a term scores 1."""
+    """A category is flagged if its score is at least this (above 0, at most 1). A term scores 1."""
     terms: Path | None = None
-    """Your own term list, read again when it changes: `[category]` lines, a term a line, `[allow]` for exceptions."""
+    """Your own term list: `[category]` lines, one term per line, `[allow]` for exceptions. Reloaded when it changes."""
     builtin_terms: bool = True
-    """Also use the lists that come with tutelage (English, Chinese)."""
+    """Also use the English and Chinese term lists that come with tutelage."""
     classifier: Path | None = None
-    """A run of `tutelage moderation`."""
+    """Folder of a classifier trained with `tutelage moderation`."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.blocked) - set(CATEGORIES):
-            raise InputError(f"--blocked {sorted(unknown)[0]}: no such category; there are {', '.join(CATEGORIES)}")
+            raise InputError(f"--blocked {sorted(unknown)[0]}: no such category; choose from {', '.join(CATEGORIES)}")
         if not 0 < self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold}: must be above 0 and at most 1")
 
 
 class Moderator:
-    """The lists and the classifier of one policy. Safe to call from several threads."""
+    """The term lists and the classifier of one policy. Safe to call from several threads."""
 
     def __init__(self, config: ModerationConfig = ModerationConfig()):
         self.config = config
@@ -60,43 +60,43 @@ class Moderator:
 
     @property
     def terms(self) -> TermList:
-        """The lists in force. The administrator's file is read again when it has changed; a faulty one is not taken."""
+        """The term lists in force. Your own file is read again when it changes; an invalid one is ignored."""
         with self._lock:
             if self._stamp != (stamp := self._changed()):
                 self._stamp = stamp
                 try:
                     self._terms = self._read()
                 except InputError as error:
-                    log.warning("the term list stays as it was: %s", error)
+                    log.warning("the changed term list is invalid, the old one stays in force: %s", error)
             return self._terms
 
     def check(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """One verdict per text: {flagged, categories: {name: bool}, category_scores: {name: 0..1}}, as OpenAI's."""
+        """One verdict per text, as OpenAI's: {flagged, categories: {name: bool}, category_scores: {name: 0..1}}."""
         terms = self.terms
         return [self.verdict(terms.categories(text), self.scores(text)) for text in texts]
 
     def scores(self, text: str) -> dict[str, float] | None:
-        """The classifier's scores; None without one."""
+        """The classifier's scores; None without a classifier."""
         return self.classifier.score(text) if self.classifier else None
 
     def verdict(self, termed: set[str], scores: dict[str, float] | None) -> dict[str, Any]:
-        """What the categories of the terms found and the classifier's scores, if it was asked, come to."""
+        """A verdict from the categories of the terms found and the classifier's scores (None: not run)."""
         scores = dict.fromkeys(CATEGORIES, 0.0) | (scores or {}) | dict.fromkeys(termed, 1.0)
         categories = {name: scores[name] >= self.config.threshold for name in CATEGORIES}
         return {"flagged": any(categories.values()), "categories": categories, "category_scores": scores}
 
     def stops(self, side: Literal["input", "output"], verdict: dict[str, Any]) -> bool:
-        """Whether the policy lets no such text pass on this side."""
+        """Whether the policy stops a text with this verdict on this side."""
         stopped = any(verdict["categories"][name] for name in self.config.blocked)
         return self.config.moderate in (side, "both") and stopped
 
     def _changed(self) -> tuple[int, int] | None:
-        """Time and size of the administrator's file; None without one."""
+        """Modification time and size of your own term list; None without one."""
         try:
-            found = os.stat(self.config.terms) if self.config.terms else None
+            stat = os.stat(self.config.terms) if self.config.terms else None
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_size) if found else None
+        return (stat.st_mtime_ns, stat.st_size) if stat else None
 
     def _read(self) -> TermList:
         own = (self.config.terms,) if self.config.terms else ()

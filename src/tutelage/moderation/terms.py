@@ -1,16 +1,16 @@
-"""Lists of terms, and where they stand in a text.
+"""Term lists, and the search for their terms in a text.
 
-    [violence]           a category of OpenAI's, then one term a line; # opens a comment
-    blow up the school   words as such: "ass" is not found in "class"
-    behead*              also as the beginning of a longer word
-    砍死你                scripts written without spaces: anywhere
+    [violence]           one of OpenAI's categories, then one term per line; # begins a comment
+    blow up the school   found as whole words: "ass" is not found in "class"
+    behead*              also found at the beginning of a longer word
+    砍死你                found anywhere, in scripts written without spaces
     [allow]
-    dick van dyke        what stands inside an allowed phrase does not count
+    dick van dyke        a term inside an allowed phrase does not count
 
-A text is folded before it is searched (compatibility forms, case, traditional characters, invisible ones, runs of
-spaces), and so are the terms: full-width letters, capitals, 砍死妳 and zero-width joiners hide nothing. Nor do spaces
-and punctuation between Chinese or Japanese characters, 砍 死，你, in terms of three and more: two meet by chance at any
-comma. All terms are looked for in one pass, however many there are (Aho & Corasick 1975).
+Texts and terms are folded before the search: compatibility forms, case, traditional characters, invisible characters
+and runs of spaces. So full-width letters, capitals, 砍死妳 and zero-width joiners hide nothing. In terms of three or
+more Chinese or Japanese characters, spaces and punctuation between them are ignored as well (砍 死，你). Not in shorter
+terms: two characters often meet by chance around a comma. All terms are found in one pass (Aho & Corasick 1975).
 """
 
 import re
@@ -26,29 +26,29 @@ from opencc import OpenCC
 from tutelage.data.records import read_text
 from tutelage.errors import InputError
 
-CATEGORIES = (
-    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
-    "self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic",
-)  # fmt: skip
+CATEGORIES = tuple(
+    "harassment harassment/threatening hate hate/threatening illicit illicit/violent self-harm self-harm/intent "
+    "self-harm/instructions sexual sexual/minors violence violence/graphic".split()
+)
 ALLOW = "allow"
 BUILT_IN = tuple(sorted((Path(__file__).parent / "terms").glob("*.txt")))
 FIRST_UNSPACED = "\u2e80"  # from the CJK radicals on, scripts are mostly written without spaces between words
-_HAN_OR_KANA = r"[^\W\0-\u2e7f\ua4d0-\U0001ffff]"  # Korean, further up, has spaces between words
+_HAN_OR_KANA = r"[^\W\0-\u2e7f\ua4d0-\U0001ffff]"  # not Korean, which puts spaces between words
 _APART = re.compile(rf"(?<={_HAN_OR_KANA})[\W_]+(?={_HAN_OR_KANA})")
 
 
 def searched(text: str) -> str:
-    """The text as terms are looked for in it: folded, and nothing that is no letter between Chinese characters."""
+    """The form in which most terms are searched: folded, with only letters between Chinese or Japanese characters."""
     return _APART.sub("", fold(text))
 
 
 def is_short(words: str) -> bool:
-    """One or two Chinese or Japanese characters, which are a term only where they stand together."""
+    """Whether a term has one or two Chinese or Japanese characters. Such terms match only without gaps."""
     return len(words) <= 2 and min(words) >= FIRST_UNSPACED
 
 
 def fold(text: str) -> str:
-    """One form for many: NFKC, casefold, simplified characters, no invisible ones, one space for several."""
+    """Normalise a text: NFKC, casefold, simplified characters, no invisible characters, single spaces."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     if not folded.isascii():
         folded = "".join(c for c in folded if not invisible(c)).translate(simplified())
@@ -57,28 +57,28 @@ def fold(text: str) -> str:
 
 @cache
 def simplified() -> dict[int, str]:
-    """The simplified form of every character that has one, by OpenCC's table: one for one, so that no place moves."""
+    """OpenCC's simplified form of every traditional character. Only one-to-one forms, so that lengths stay the same."""
     convert = OpenCC("t2s").convert
     forms = {point: convert(chr(point)) for point in range(0x3400, 0xA000)}
     return {point: form for point, form in forms.items() if len(form) == 1 and form != chr(point)} | {ord("妳"): "你"}
 
 
 def invisible(character: str) -> bool:
-    """Zero-width characters, direction marks, soft hyphens, variation selectors: they change nothing one reads."""
+    """Whether a reader cannot see it: zero-width characters, direction marks, soft hyphens, variation selectors."""
     return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
 @dataclass(frozen=True)
 class Term:
-    """One line of a list."""
+    """One line of a term list."""
 
-    words: str  # as it is searched for
+    words: str  # in the form that is searched
     category: str  # one of CATEGORIES, or "allow"
-    open_end: bool  # written with * at its end: a longer word may begin with it
+    open_end: bool  # written with a final *: also matches the beginning of a longer word
 
 
 class TermList:
-    """Terms that are searched for together."""
+    """A set of terms, searched together."""
 
     def __init__(self, terms: Iterable[Term]):
         self.terms = list(dict.fromkeys(terms))
@@ -92,36 +92,36 @@ class TermList:
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> "TermList":
-        """The terms of these files, taken together. Raises InputError with the line that is no term."""
+        """The terms of all these files. Raises InputError that names an invalid line."""
         return cls(term for path in paths for term in read_terms(path))
 
     @cached_property
     def beginnings(self) -> frozenset[str]:
-        """Every beginning of every term, and the term itself: the next letter may make it another word."""
+        """Every prefix of every term, and the whole term: the next letter may turn it into another word."""
         return frozenset(term.words[:end] for term in self.terms for end in range(1, len(term.words) + 1))
 
     def categories(self, text: str, begin: int = 0, end: int | None = None) -> set[str]:
-        """The categories of the terms that stand in the text; with `begin` and `end` of those that begin in between."""
+        """The categories of the terms found in the text that begin in text[begin:end]."""
         return {name for form, search in self._searches for name in search.categories(text, form, begin, end)}
 
 
 class Search:
-    """Some of the terms, in one automaton."""
+    """The search for terms that share one form of the text, with one automaton."""
 
     def __init__(self, terms: list[Term]):
         self.terms = terms
         self._automaton = AhoCorasick([term.words for term in terms])
 
     def categories(self, text: str, form: Callable[[str], str], begin: int, end: int | None) -> set[str]:
-        """Of the terms that stand in this form of the text and begin between these places of the text."""
+        """The categories of the terms found in form(text) that begin in text[begin:end], outside allowed phrases."""
         whole = form(text)
         low, high = place(text, begin, form), len(whole) if end is None else place(text, end, form)
-        found = [(start, stop, self.terms[term]) for term, start, stop in self._matches(whole)]
-        found = [match for match in found if whole_words(whole, *match)]
-        allowed = [(start, stop) for start, stop, term in found if term.category == ALLOW]
+        matches = [(start, stop, self.terms[term]) for term, start, stop in self._matches(whole)]
+        matches = [match for match in matches if whole_words(whole, *match)]
+        allowed = [(start, stop) for start, stop, term in matches if term.category == ALLOW]
         return {
             term.category
-            for start, stop, term in found
+            for start, stop, term in matches
             if low <= start < high and term.category != ALLOW and not any(s <= start and stop <= e for s, e in allowed)
         }
 
@@ -130,33 +130,32 @@ class Search:
 
 
 def place(text: str, index: int, form: Callable[[str], str]) -> int:
-    """Where in a form of the text a character of it stands, at the earliest: the one after it may join it."""
+    """The earliest position in form(text) of the character text[index]; folding may join it with the one after it."""
     return len(form(text[:index] + "一")) - 1
 
 
 def whole_words(text: str, start: int, end: int, term: Term) -> bool:
-    """Whether a match at text[start:end] cuts no word in two."""
+    """Whether a match at text[start:end] covers whole words. With `open_end` the last word may go on."""
     before = start > 0 and spaced(text[start - 1]) and spaced(text[start])
     after = end < len(text) and spaced(text[end]) and spaced(text[end - 1])
     return not before and (term.open_end or not after)
 
 
 def spaced(character: str) -> bool:
-    """A letter or digit of a script that puts spaces between words."""
+    """Whether it is a letter or digit of a script that puts spaces between words."""
     return character.isalnum() and character < FIRST_UNSPACED
 
 
 def read_terms(path: Path) -> list[Term]:
-    """The terms of one file. Raises InputError with the number of the line that is none."""
+    """The terms of one file. Raises InputError that names an invalid line."""
     terms, category = [], ""
     for number, raw in enumerate(read_text(path).splitlines(), start=1):
         line = raw.partition("#")[0].strip()
         if line.startswith("[") and line.endswith("]"):
             category = line[1:-1].strip()
             if category not in (*CATEGORIES, ALLOW):
-                raise InputError(
-                    f"{path}, line {number}: [{category}] is no category; there are {', '.join(CATEGORIES)} and {ALLOW}"
-                )
+                known = ", ".join((*CATEGORIES, ALLOW))
+                raise InputError(f"{path}, line {number}: [{category}] is not a category; use one of {known}")
         elif line:
             terms.append(_term(line, category, f"{path}, line {number}"))
     return terms
@@ -165,7 +164,7 @@ def read_terms(path: Path) -> list[Term]:
 def _term(line: str, category: str, where: str) -> Term:
     words = searched(line.removesuffix("*"))
     if not category:
-        raise InputError(f"{where}: {line!r} stands above the first [category]; say which one it belongs to")
+        raise InputError(f"{where}: {line!r} comes before the first [category]; put it under one")
     if not words:
-        raise InputError(f"{where}: nothing is left of {line!r} once it is folded; write the term in letters")
+        raise InputError(f"{where}: nothing is left of {line!r} after normalisation; write the term in letters")
     return Term(words, category, line.endswith("*"))

@@ -1,10 +1,10 @@
-"""`tutelage moderation`: what people flagged -> the classifier that moderates beside the term lists.
+"""`tutelage moderation`: train the moderation classifier, which works alongside the term lists, on people's flags.
 
-    flags (JSONL) -> train and held-out texts -> logistic regressions, one per category -> flags.safetensors, run.json
+    flags (JSONL) -> training and held-out texts -> one logistic regression per category -> flags.safetensors, run.json
 
-A flag is one person's judgement of one text: {"text": ..., "flags": [categories, none if it is harmless], "annotator",
-"source"}. Off until there are MIN_FLAGS flagged texts, and as many harmless ones: with fewer, what it learns is the
-handful of texts it saw. A category is learned once MIN_PER_CATEGORY texts carry it.
+A flag is one person's label of one text: {"text": ..., "flags": [categories; empty if harmless], "annotator",
+"source"}. Training needs at least MIN_FLAGS flagged texts and as many harmless ones; with fewer it would only memorise
+them. A category is learned if at least MIN_PER_CATEGORY texts carry it.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from tutelage.data.records import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
 from tutelage.store.consent import recording_of
 from tutelage.store.tables import ModerationFlag
@@ -37,7 +38,7 @@ HELDOUT = 5  # one text in five
 
 @dataclass(frozen=True)
 class Flag:
-    """One text as a person judged it."""
+    """One text as a person labelled it."""
 
     text: str
     categories: frozenset[str]  # empty: harmless
@@ -47,22 +48,22 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class ModerationTrainingConfig(RunConfig):
-    """How the classifier is fitted."""
+    """How the classifier is trained."""
 
     l2: float = 0.02
-    """Weight of the squared weights beside the summed loss: more is a duller, surer classifier."""
+    """Coefficient of the L2 penalty, which is added to the summed loss. Larger values regularise more."""
     threshold: float = 0.5
     """Probability from which a text counts as flagged in the reported precision and recall."""
     data: Path | None = None
-    """Folder of a server's own files (`tutelage serve --data`): also learn from the flags that people gave there."""
+    """Data folder of a server (`tutelage serve --data`). Its users' flags are also used, if they consented."""
     database: str = ""
-    """That server's database by its URL, if it is not the SQLite file in --data."""
+    """URL of that server's database, if it is not the SQLite file in --data."""
 
 
 def moderation(
     out: Path, flags: tuple[Path, ...] = (), config: ModerationTrainingConfig = ModerationTrainingConfig()
 ) -> None:
-    """Train the moderation classifier on what people flagged, in files or on a server's pages.
+    """Train the moderation classifier on flags, from files or from a server's chat page.
 
     Example: tutelage moderation --data tutelage-data --out runs/moderation
     """
@@ -70,32 +71,41 @@ def moderation(
         if config.data:
             flags = (*flags, stack.enter_context(flags_of_server(config.data, config.database, out)))
         if not flags:
-            raise InputError(
-                "tutelage moderation: there is nothing to learn from; give --flags FILE.. or --data FOLDER"
-            )
+            raise InputError("tutelage moderation: no training data; give --flags FILE.. or --data FOLDER")
         train(out, flags, config)
 
 
 def train(out: Path, flags: tuple[Path, ...], config: ModerationTrainingConfig) -> None:
-    """Read, fit, measure on the held-out fifth, write."""
+    """Read the flags, fit the classifier, save it, and measure it on the held-out fifth."""
     with Run(out, stage="moderation", config=config, inputs={"flags": flags}) as run:
         if run.finished:
             return
-        judged = merged(flag for path in flags for flag in read_flags(path))
-        learned = learnable(judged)
-        heldout = [flag for flag in judged if is_heldout(flag.text)]
-        classifier = fit([flag for flag in judged if not is_heldout(flag.text)], learned, config.l2)
+        labelled = merged(flag for path in flags for flag in read_flags(path))
+        learned = learnable(labelled)
+        heldout = [flag for flag in labelled if is_heldout(flag.text)]
+        classifier = fit([flag for flag in labelled if not is_heldout(flag.text)], learned, config.l2)
         classifier.save(out)
-        counts = {"texts": len(judged), "flagged": sum(bool(flag.categories) for flag in judged)}
-        run.finish(counts | {"heldout": measure(classifier, heldout, config.threshold)})
+        counts = {"texts": len(labelled), "flagged": sum(bool(flag.categories) for flag in labelled)}
         run.progress.update(1.0)
+        table = measure(classifier, heldout, config.threshold)
+        run.finish(counts | {"heldout": table}, ending(out, counts, table))
+
+
+def ending(out: Path, counts: dict[str, int], table: dict[str, dict[str, float | int]]) -> Ending:
+    figures = [
+        Figure(f"{category}: recall", row["recall"], note=f"precision {row['precision']:.1%}, {texts}", format=".1%")
+        for category, row in table.items()
+        for texts in [f"{row['texts']} flagged texts held out"]
+    ]
+    made = f"trained on {counts['texts']:,} texts, {counts['flagged']:,} of them flagged"
+    return Ending(made, figures, next=[command("serve", "...", "--classifier", out)])
 
 
 @contextlib.contextmanager
 def flags_of_server(data: Path, url: str, out: Path) -> Iterator[Path]:
-    """The flags of people who let them train models, in a file beside the run that is gone when it is made."""
+    """The flags of people who consent to training, in a temporary file beside the run's folder."""
     if not url and not (data / "tutelage.db").is_file():
-        raise InputError(f"--data {data}: holds no tutelage.db; give the folder that tutelage serve was started with")
+        raise InputError(f"--data {data}: contains no tutelage.db; give the data folder of tutelage serve")
     database, _ = open_store(data, url)
     path = out.with_name(f"{out.name}.flags.jsonl")
     try:
@@ -113,22 +123,22 @@ def flags_of_server(data: Path, url: str, out: Path) -> Iterator[Path]:
 
 
 def read_flags(path: Path) -> list[Flag]:
-    """The flags of one file, checked line by line."""
-    found: list[Flag] = []
+    """The flags of one file. Raises InputError that names an invalid line."""
+    flags: list[Flag] = []
     for number, record in read_jsonl(path) if path.stat().st_size else ():
         where = f"{path}, line {number}"
-        text, given = text_field(record, "text", where), record.get("flags")
-        if not isinstance(given, list) or not set(map(str, given)) <= set(CATEGORIES):
+        text, categories = text_field(record, "text", where), record.get("flags")
+        if not isinstance(categories, list) or not set(map(str, categories)) <= set(CATEGORIES):
             raise InputError(
                 f'{where}: "flags" must be a list of categories ({", ".join(CATEGORIES)}), empty if harmless'
             )
         annotator, source = labels(record, where, "annotator", "source")
-        found.append(Flag(text, frozenset(given), annotator, source))
-    return found
+        flags.append(Flag(text, frozenset(categories), annotator, source))
+    return flags
 
 
 def merged(flags: Iterable[Flag]) -> list[Flag]:
-    """One flag per text: a category counts when at least half of those who judged the text named it."""
+    """One flag per text: a category counts if at least half of the text's annotators named it."""
     votes: dict[str, list[Flag]] = {}
     for flag in flags:
         votes.setdefault(fold(flag.text), []).append(flag)
@@ -141,29 +151,30 @@ def _majority(group: list[Flag]) -> Flag:
     return Flag(group[0].text, agreed, group[0].annotator, group[0].source)
 
 
-def learnable(judged: list[Flag]) -> tuple[str, ...]:
-    """The categories with enough flags. Raises InputError while there are too few flags to learn from at all."""
-    flagged = sum(bool(flag.categories) for flag in judged)
-    harmless = len(judged) - flagged
+def learnable(labelled: list[Flag]) -> tuple[str, ...]:
+    """The categories with enough flags. Raises InputError if there are too few texts, or no such category."""
+    flagged = sum(bool(flag.categories) for flag in labelled)
+    harmless = len(labelled) - flagged
     if min(flagged, harmless) < MIN_FLAGS:
         raise InputError(
-            f"{flagged} flagged and {harmless} harmless texts: the classifier stays off until there are {MIN_FLAGS} of "
-            "each; until then the term lists moderate alone"
+            f"{flagged} flagged and {harmless} harmless texts: training needs {MIN_FLAGS} of each; until then moderate "
+            "with the term lists alone"
         )
-    counts = Counter(category for flag in judged for category in flag.categories)
+    counts = Counter(category for flag in labelled for category in flag.categories)
     learned = tuple(category for category in CATEGORIES if counts[category] >= MIN_PER_CATEGORY)
     if not learned:
-        raise InputError(f"no category has {MIN_PER_CATEGORY} flagged texts; the most has {max(counts.values())}")
+        most = max(counts.values())
+        raise InputError(f"no category has {MIN_PER_CATEGORY} flagged texts (most: {most}); collect more flags")
     return learned
 
 
 def is_heldout(text: str) -> bool:
-    """By the text itself: the same text is on the same side in every training, whoever flagged it."""
+    """Whether a text belongs to the held-out set. Decided by its hash, so it is the same in every training run."""
     return hashlib.sha256(fold(text).encode()).digest()[0] % HELDOUT == 0
 
 
 def fit(flags: list[Flag], learned: tuple[str, ...], l2: float) -> FlagClassifier:
-    """L2-regularised logistic regressions. The loss is convex: there is one solution, and no seed."""
+    """Fit L2-regularised logistic regressions. The loss is convex with one minimum, so no seed is needed."""
     columns, rows = examples([flag.text for flag in flags])
     truth = torch.tensor([[category in flags[row].categories for category in learned] for row in rows]).double()
     weights = torch.zeros(BUCKETS, len(learned), dtype=torch.double, requires_grad=True)
@@ -183,7 +194,7 @@ def fit(flags: list[Flag], learned: tuple[str, ...], l2: float) -> FlagClassifie
 
 
 def objective(weights: Tensor, bias: Tensor, columns: list[np.ndarray], truth: Tensor, l2: float) -> Tensor:
-    """Summed cross-entropy of the windows, each a unit vector over its n-grams, and the penalty on the weights."""
+    """The summed cross-entropy of the windows (unit vectors over their n-grams) plus the L2 penalty on the weights."""
     ids = torch.from_numpy(np.concatenate(columns))
     sizes = torch.tensor([len(c) for c in columns])
     per_id = sizes.double().rsqrt().repeat_interleave(sizes)
@@ -193,7 +204,7 @@ def objective(weights: Tensor, bias: Tensor, columns: list[np.ndarray], truth: T
 
 
 def measure(classifier: FlagClassifier, heldout: list[Flag], threshold: float) -> dict[str, dict[str, float | int]]:
-    """Per learned category on the held-out texts: how many carry it, precision and recall at the threshold."""
+    """Per learned category, on the held-out texts: how many carry it, precision and recall at the threshold."""
     scores = [classifier.score(flag.text) for flag in heldout]
     table = {}
     for category in classifier.categories:

@@ -1,7 +1,7 @@
-"""Runs the steps of a recipe one after another, each a process of its own, and keeps demo.json.
+"""Runs the steps of a recipe one after another, each in a separate process, and keeps demo.json.
 
-A step is left alone when the hash of its config and inputs is that of the run on disk; otherwise it is made again and
-the reason printed. Stop it however you like and run it again: it goes on from the last checkpoint.
+A step is skipped if the run on disk has the same config and the same inputs, by hash. Otherwise it runs again, and the
+reason is printed. However a recipe was stopped, running it again continues from the last checkpoint.
 """
 
 import json
@@ -16,82 +16,78 @@ from typing import Any, NoReturn
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.recipe.step import Step
+from tutelage.recipe.step import NOT_RUN, Step
 from tutelage.runs.log import clock
 from tutelage.runs.run import read_run
 from tutelage.runs.stage_process import INTERRUPTED, read_messages, stop, wait
 
-GUESS = 30.0  # seconds of the plan that the guess at this machine's pace weighs as much as
+GUESS = 30.0  # weight of the guessed pace, in seconds of the plan: from then on measured time outweighs it
 
 
 class Conductor:
-    """Runs the steps one after another and keeps the one progress line."""
+    """Runs the steps one after another and keeps the single progress line up to date."""
 
     def __init__(
         self, out: Path, record: dict[str, Any], plan: Sequence[Step], expected: dict[str, int], pace: float = 1.0
     ):
         self.out, self.record, self.plan, self.expected = out, record, plan, expected
-        self.pace = pace  # seconds here for a second of the plan: a guess, until stages have been timed
+        # Seconds on this machine per second of the plan: a guess, until stages have been timed.
+        self.pace = pace
         self.live = sys.stdout.isatty()
         self.shown = 0.0
-        self.resumed: float | None = None  # the fraction at which the running stage went on
-        self.spent = self.planned = (
-            0.0  # seconds of the stages run in this sitting, and what they were expected to take
-        )
+        # The fraction of its work at which the running stage started or resumed.
+        self.resumed: float | None = None
+        # Seconds of the stages run by this command, and the seconds they were expected to take.
+        self.spent = self.planned = 0.0
 
     def run_all(self) -> None:
         for number, step in enumerate(self.plan, start=1):
             title = f"{number:2}/{len(self.plan)} {step.name:9}"
             reason = step.reason_to_run()
             if reason is None:
-                self.line(f"{title} done before", keep=True)
+                self.line(f"{title} already done", keep=True)
                 continue
-            if reason != "not made yet":
-                self.line(f"{title} made again: {reason}", keep=True)
-            goes_on = reason == "not made yet" and (step.record / "checkpoints").is_dir()
-            if not goes_on:
-                self.record["stages"].pop(step.name, None)  # what it took the other time is not part of this result
+            if reason != NOT_RUN:
+                self.line(f"{title} running again: {reason}", keep=True)
+            resumes = reason == NOT_RUN and (step.record / "checkpoints").is_dir()
+            if not resumes:
+                self.record["stages"].pop(step.name, None)  # the time of an earlier result does not count for this one
             self.run(step, title)
 
     def run(self, step: Step, title: str) -> None:
-        """One stage as a subprocess, its progress shown, its time and peak memory recorded."""
-        environment = os.environ | {"TUTELAGE_PROGRESS": "json"}
-        command = [sys.executable, "-m", "tutelage", *step.command()]
-        begun, self.resumed = time.monotonic(), None
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        said: list[str] = []
+        """Run one stage as a subprocess, show its progress, and record its time and peak memory."""
+        start, self.resumed = time.monotonic(), None
+        process = start_process(step)
+        output: list[str] = []
         try:
             for message in read_messages(process):
                 if "fraction" in message:
-                    self.progress(step, title, message, time.monotonic() - begun)
+                    self.progress(step, title, message, time.monotonic() - start)
                 elif "say" in message:
                     self.line(f"{title} {message['say']}", keep=True)
-                else:
-                    said.append(message["text"])
+                elif "text" in message:  # a stage's ending is left out: the line below sums it up
+                    output.append(message["text"])
             status, peak = wait(process)
-            if status == INTERRUPTED:  # its Ctrl-C was ours, too, whoever hears of it first
+            if status == INTERRUPTED:  # Ctrl-C reaches both processes; the stage may handle it before we do
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             stop(process)
-            self.line(f"{title} stopped; run the same command again to go on from here", keep=True)
+            self.line(f"{title} stopped; run the same command again to continue", keep=True)
             raise
         finally:
-            self.note(step, time.monotonic() - begun, 0)
+            self.note(step, time.monotonic() - start, 0)
         if status == 2:
-            raise InputError(f"{step.name}: {said[-1] if said else 'refused its input'}")
+            raise InputError(f"{step.name}: {output[-1] if output else 'the stage rejected its input'}")
         if status != 0:
-            crash(step, status, said)
+            crash(step, status, output)
         self.note(step, 0.0, peak)
-        self.spent += time.monotonic() - begun
+        seconds = time.monotonic() - start
+        self.spent += seconds
         self.planned += self.expected[step.name]
-        self.line(
-            f"{title} {clock(time.monotonic() - begun):>5} | {peak / 2**20:,.0f} MiB | {outcome(step)}", keep=True
-        )
+        self.line(f"{title} {clock(seconds):>5} | {peak / 2**20:,.0f} MiB | {outcome(step)}", keep=True)
 
     def note(self, step: Step, seconds: float, peak: int) -> None:
-        """Add to the stage's time over all sittings; keep its highest peak."""
+        """Add to the stage's recorded time, which is summed over all resumed runs, and keep its highest peak memory."""
         old = self.record["stages"].get(step.name, {"seconds": 0.0, "peak_memory_bytes": 0})
         self.record["stages"][step.name] = {
             "seconds": round(old["seconds"] + seconds, 2),
@@ -100,7 +96,7 @@ class Conductor:
         write_record(self.out, self.record)
 
     def progress(self, step: Step, title: str, message: dict[str, Any], running: float) -> None:
-        """The stage's own numbers and the time left in all, at most a few times a second."""
+        """Show the stage's own numbers and the total time left, at most a few times a second."""
         now = time.monotonic()
         if self.resumed is None:
             self.resumed = message["fraction"]
@@ -111,44 +107,52 @@ class Conductor:
         numbers = "".join(
             f" | {k} {v}" if isinstance(v, str) else f" | {k} {v:.3g}" for k, v in message["shown"].items()
         )
-        self.line(f"{title} {fraction:4.0%}{numbers} | {clock(self.left(step, fraction, running))} left in all")
+        self.line(f"{title} {fraction:4.0%}{numbers} | {clock(self.left(step, fraction, running))} left in total")
 
     def left(self, step: Step, fraction: float, running: float) -> float:
-        """Expected seconds of what is to come, scaled by how this machine has kept to the expectation so far."""
+        """Expected seconds until the end: the plan's, scaled by this machine's pace so far."""
         done = self.planned + (fraction - (self.resumed or 0.0)) * self.expected[step.name]
         pace = (GUESS * self.pace + self.spent + running) / (GUESS + done)
         coming = sum(self.expected[s.name] for s in self.plan[self.plan.index(step) + 1 :])
         return pace * (coming + (1 - fraction) * self.expected[step.name])
 
     def line(self, text: str, keep: bool = False) -> None:
-        """Overwrite the progress line on a terminal; elsewhere one line each."""
+        """On a terminal, overwrite the progress line; otherwise print one line each time."""
         if self.live:
             print(f"\r\x1b[2K{text}", end="\n" if keep else "", flush=True)
         else:
             print(text, flush=True)
 
 
-def crash(step: Step, status: int, said: Sequence[str]) -> NoReturn:
-    """A stage that failed through no fault of the user: its own last words, whole, and exit code 1."""
-    print("\n".join(said), file=sys.stderr)
+def start_process(step: Step) -> subprocess.Popen[str]:
+    """The stage's command, with its progress as JSON lines and stderr merged into stdout."""
+    environment = os.environ | {"TUTELAGE_PROGRESS": "json"}
+    command = [sys.executable, "-m", "tutelage", *step.command()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def crash(step: Step, status: int, output: Sequence[str]) -> NoReturn:
+    """Print the output of a stage that failed through no mistake of the user, and exit with code 1."""
+    print("\n".join(output), file=sys.stderr)
     if status < 0:
-        reason = f"ended by {signal.Signals(-status).name}; if memory ran out, free some and run the same command again"
+        name = signal.Signals(-status).name
+        reason = f"ended by {name}; if memory ran out, free some and run the same command again"
     else:
-        reason = "failed; what it printed stands above"
+        reason = "failed; its output is above"
     print(f"{step.name}: {reason}", file=sys.stderr)
     sys.exit(1)
 
 
 def outcome(step: Step) -> str:
     """The stage's main numbers, from its run.json."""
-    found = read_run(step.record) if step.config else None
-    numbers = (found or {}).get("results", {})
-    shown = {k: v for k, v in numbers.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in list(shown.items())[:4])
+    finished = read_run(step.record) if step.config else None
+    results = (finished or {}).get("results", {})
+    numbers = {k: v for k, v in results.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in list(numbers.items())[:4])
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """demo.json: what the stages took, over all sittings."""
+    """demo.json: the seed, and each stage's time and peak memory. None if it is missing or not JSON."""
     try:
         return json.loads((out / "demo.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

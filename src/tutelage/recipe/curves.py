@@ -1,10 +1,10 @@
-"""Logged metrics -> curves as SVG, to stand inside an HTML page.
+"""Draws logged metrics as SVG charts for the report page.
 
     Recipe -> {chart name: <svg>...</svg>}
 
-Titles, units and legends belong to the page, which has two languages; the drawing holds lines and numbers only. Its
-colours are names: matplotlib draws with placeholders, and each becomes a CSS variable of the page, so that one drawing
-is legible on white, on black and on paper. A chart without a single logged value is left out.
+Titles, units and legends are on the page, in two languages; a drawing contains lines and numbers only. matplotlib draws
+with placeholder colours, which are replaced by CSS variables of the page, so that a drawing is legible in light mode,
+in dark mode and in print. A chart without a logged value is left out.
 """
 
 import io
@@ -21,21 +21,29 @@ from matplotlib.ticker import MaxNLocator
 
 from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe
 
-# Placeholder colours: they occur nowhere else, and say which CSS variable to put in their place.
+# Placeholder colours, which occur nowhere else. Each stands for the CSS variable of its name.
 OWN = ("base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx", "reward")
 OTHERS = ("other-1", "other-2", "other-3", "other-4")
 INKS = ("axis", "grid", "text", *OWN, *OTHERS)
 INK = {name: f"#0000{i + 1:02x}" for i, name in enumerate(INKS)}
 PREFERENCE_METRICS = ("accuracy", "reward_margin", "chosen_logprob")
 PPO_METRICS = (
-    "score", "judge_score", "kl", "length", "end_of_turn_rate", "entropy", "clip_fraction", "explained_variance",
-    "ptx_loss", "ptx_gradient_ratio",
-)  # fmt: skip
-LOWEST = {"ppo-explained_variance": -1.0}  # an untrained value head starts at minus anything
-KL_BUDGET = 8.0  # nats per response, where the run's config names none
-FAR = 4.0  # a level more than so many times the largest value is left out, or it would flatten the curve
+    "score",
+    "judge_score",
+    "kl",
+    "length",
+    "end_of_turn_rate",
+    "entropy",
+    "clip_fraction",
+    "explained_variance",
+    "ptx_loss",
+    "ptx_gradient_ratio",
+)
+LOWEST = {"ppo-explained_variance": -1.0}  # lower axis limit: an untrained value head may start far below 0
+KL_BUDGET = 8.0  # nats per response, for a run whose config has none
+FAR = 4.0  # a level above this multiple of the axis limit is not drawn, because it would flatten the curves
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # letters stay letters: small, searchable, in the page's own type
+    "svg.fonttype": "none",  # text instead of outlines: smaller, searchable, in the page's font
     "font.size": 10,
     "axes.edgecolor": INK["axis"],
     "axes.labelcolor": INK["text"],
@@ -60,12 +68,12 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one stage, and how it is drawn."""
+    """One metric of one stage, and how to draw it."""
 
     stage: str
     metric: str
     ink: str
-    style: str = "plain"  # plain, dashed, noisy (every value faint, their moving average in full), dotted (few values)
+    style: str = "plain"  # plain, dashed, noisy (faint values with their moving average), dotted (few values)
 
 
 CURVES: dict[str, tuple[Curve, ...]] = {
@@ -78,21 +86,21 @@ CURVES: dict[str, tuple[Curve, ...]] = {
 
 
 def policy_curves(recipe: Recipe) -> dict[str, tuple[Curve, ...]]:
-    """Of PPO with and without its mix and of their siblings, whatever these are called."""
+    """The charts of PPO, PPO-ptx and the other policies in the folder."""
     inks = inks_of(recipe)
     sampled, preferred = (recipe.siblings(stages) for stages in (SAMPLED, PREFERRED))
     both = Curve("ppo", "", "ppo", "dashed"), Curve("ppo-ptx", "", "ppo-ptx")
-    lines = *both, *(Curve(name, "", inks[name]) for name in sampled)
-    judged = [Curve(name, "", inks[name], "noisy") for name in preferred]
+    on_rollouts = *both, *(Curve(name, "", inks[name]) for name in sampled)
+    on_preferences = tuple(Curve(name, "", inks[name], "noisy") for name in preferred)
+    charts = [("ppo", metric, on_rollouts) for metric in PPO_METRICS]
+    charts += [("preference", metric, on_preferences) for metric in PREFERENCE_METRICS]
     return {
-        f"ppo-{metric}": tuple(replace(line, metric=metric) for line in lines) for metric in PPO_METRICS
-    } | {
-        f"preference-{metric}": tuple(replace(line, metric=metric) for line in judged) for metric in PREFERENCE_METRICS
-    }  # fmt: skip
+        f"{kind}-{metric}": tuple(replace(curve, metric=metric) for curve in curves) for kind, metric, curves in charts
+    }
 
 
 def inks_of(recipe: Recipe) -> dict[str, str]:
-    """{model or run: its colour on the page}; those that are not the recipe's own take turns, chart by chart."""
+    """{model or run: its colour on the page}. Models that are not the recipe's share four colours in turn."""
     inks = {name: name for name in OWN}
     for names in (recipe.siblings(SAMPLED), recipe.siblings(PREFERRED), recipe.models):
         others = [name for name in names if name not in inks]
@@ -101,12 +109,12 @@ def inks_of(recipe: Recipe) -> dict[str, str]:
 
 
 def draw_curves(recipe: Recipe) -> dict[str, str]:
-    """Every chart that has something to show."""
+    """All charts that have values, by name."""
     charted = CURVES | policy_curves(recipe)
     logged = {curve.stage: recipe.metrics(curve.stage) for curves in charted.values() for curve in curves}
-    judged = recipe.results("reward")
-    levels = {"reward-accuracy": judged.get("ceiling"), "ppo-kl": kl_budget(recipe)}
-    ends = {"reward-loss": judged.get("heldout_loss"), "reward-accuracy": judged.get("accuracy")}
+    reward = recipe.results("reward")
+    levels = {"reward-accuracy": reward.get("ceiling"), "ppo-kl": kl_budget(recipe)}
+    ends = {"reward-loss": reward.get("heldout_loss"), "reward-accuracy": reward.get("accuracy")}
     charts = {}
     with matplotlib.rc_context(SETTINGS):
         for name, curves in charted.items():
@@ -123,7 +131,7 @@ def kl_budget(recipe: Recipe) -> float:
 
 
 def values(lines: Sequence[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two metrics where both are logged and finite."""
+    """The values of two metrics, from the lines in which both are logged and finite."""
     pairs = [(line[x], line[y]) for line in lines if line.get(x) is not None and line.get(y) is not None]
     table = np.array(pairs, dtype=float).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
@@ -131,7 +139,7 @@ def values(lines: Sequence[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray,
 
 
 def moving_average(y: np.ndarray) -> np.ndarray:
-    """Over a window of a twentieth of the run; at the ends, over what there is of it."""
+    """The moving average over a twentieth of the run; near its ends the window is cut off."""
     window = np.ones(2 * (y.size // 40) + 1)
     return np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
 
@@ -139,7 +147,7 @@ def moving_average(y: np.ndarray) -> np.ndarray:
 def draw_chart(
     name: str, drawn: Sequence[tuple[Curve, np.ndarray, np.ndarray]], level: float | None, end: float | None
 ) -> str:
-    """Curves over steps; a level to compare them with and a held-out measurement after the last step, if there are."""
+    """Curves over steps, with an optional horizontal level and an optional held-out value at the last step."""
     figure, axes = canvas(3.6, 2.2)
     for curve, x, y in drawn:
         if y.size:
@@ -148,8 +156,8 @@ def draw_chart(
                 axes.plot(x[-1], end, color=INK[curve.ink], marker="o", markersize=6, clip_on=False)
     if level is not None and level <= FAR * axes.get_ylim()[1]:
         axes.axhline(level, color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(f"{level:.3g}", (1, level), (0, 2), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"{level:.3g}", (1, level), (0, 2), **place, ha="right", va="bottom", fontsize=9)
     if name in LOWEST and axes.get_ylim()[1] > LOWEST[name]:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], LOWEST[name]))
     return svg(figure, name)
@@ -167,7 +175,7 @@ def draw_curve(axes: Axes, curve: Curve, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> str:
-    """Score against KL: a point per PPO iteration, and what was measured on held-out prompts as named diamonds."""
+    """Score against KL: one point per PPO iteration, and a named diamond per model measured on held-out prompts."""
     figure, axes = canvas(5.6, 3.6)
     inks = inks_of(recipe)
     for stage in ("ppo", "ppo-ptx", *recipe.siblings(SAMPLED)):
@@ -178,18 +186,10 @@ def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> st
             axes.plot(x, y, color=ink, linestyle="", marker="^" if stage == "ppo" else "o", markersize=4.5)
     for model, figures in recipe.evaluation.get("models", {}).items():
         if model != "base" and figures.get("kl") is not None and figures.get("reward") is not None:
-            axes.plot(
-                figures["kl"], figures["reward"], color=INK[inks[model]], marker="D", markersize=8, fillstyle="none"
-            )
-            axes.annotate(
-                model,
-                (figures["kl"], figures["reward"]),
-                (8, -3),
-                textcoords="offset points",
-                fontsize=10,
-                parse_math=False,
-            )
-    right, budget = 1.15 * axes.get_xlim()[1], kl_budget(recipe)  # room for the rightmost name
+            point = figures["kl"], figures["reward"]
+            axes.plot(*point, color=INK[inks[model]], marker="D", markersize=8, fillstyle="none")
+            axes.annotate(model, point, (8, -3), textcoords="offset points", fontsize=10, parse_math=False)
+    right, budget = 1.15 * axes.get_xlim()[1], kl_budget(recipe)  # with room for the rightmost name
     if budget <= FAR * right:
         axes.axvline(budget, color=INK["text"], linewidth=1, linestyle=(0, (1, 2)))
         right = max(right, budget * 1.05)
@@ -200,7 +200,7 @@ def draw_frontier(recipe: Recipe, logged: dict[str, list[dict[str, Any]]]) -> st
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches with margins for tick labels: automatic layout would cost .1 s each."""
+    """A figure of the given size in inches. Margins are fixed, because automatic layout takes .1 s per chart."""
     figure = Figure(figsize=(width, height))
     left, bottom = (0.44, 0.3) if width < 4 else (0.58, 0.5)
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + 0.12) / width, 1 - (bottom + 0.1) / height))
@@ -211,16 +211,16 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The drawing without what only a file of its own needs: no header, size, metadata or names of groups."""
+    """The drawing as inline SVG: without XML header, size, metadata and names of groups."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids are hashes: the same in each run, different in each chart
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids are hashes: reproducible, and different in each chart
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true">', text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"font-family: [^;]*; | transform=\"rotate\(-0[^)]*\)\"", "", text)  # the page says which type
+    text = re.sub(r"font-family: [^;]*; | transform=\"rotate\(-0[^)]*\)\"", "", text)  # the page sets the font
     for ink, placeholder in INK.items():
         text = text.replace(placeholder, f"var(--{ink})")
     return re.sub(r"\n\s*", "\n", text)

@@ -1,8 +1,8 @@
-"""The whole recipe, stage after stage: from raw dialogue to an aligned chat model.
+"""The whole recipe, one stage after another: from raw dialogue to an aligned chat model.
 
     data -> tokenizer -> pretrain -> SFT -> rank -> reward -> PPO, PPO-ptx -> evaluate -> report
 
-Every stage is the very command a person would type (`step.py`), run in a process of its own (`conductor.py`).
+Every stage is the command that a person would type (`step.py`), run in a separate process (`conductor.py`).
 """
 
 import os
@@ -23,13 +23,14 @@ from tutelage.runs.run import RunConfig
 from tutelage.stages.collect import source_files
 from tutelage.stages.import_model import ImportConfig
 
-# Not all of the time is products: 820 -> 125 GFLOP/s (bf16 -> fp32) made SmolLM2's stages 3.2 to 5 times as long.
+# Exponent of the machine's speed. Matrix products are not all of the time: going from 820 to 125 GFLOP/s (bf16 to fp32)
+# made SmolLM2's stages take 3.2 to 5 times as long.
 PRODUCTS = 0.75
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the user brings: a base model made elsewhere, demonstrations and pretraining text beside the demo's."""
+    """The user's own inputs: a base model, demonstrations added to the demo's, and pretraining text instead of its."""
 
     base: Path | None = None
     demos: tuple[Path, ...] = ()
@@ -37,43 +38,51 @@ class Start:
 
 
 def steps(out: Path, preset: Preset, seed: int, start: Start = Start()) -> list[Step]:
-    """The recipe in order."""
+    """The recipe's stages in order."""
     data = out / "data"
     train, valid = start.corpus or (data / "corpus.train.jsonl",), data / "corpus.valid.jsonl"
-    asked, demos = data / "prompts.train.jsonl", (data / "demonstrations.train.jsonl", *start.demos)
-    ranked, panel = out / "comparisons.jsonl", data / "panel.json"
+    prompts, demos = data / "prompts.train.jsonl", (data / "demonstrations.train.jsonl", *start.demos)
+    comparisons, panel = out / "comparisons.jsonl", data / "panel.json"
     tokenizer, sft, reward = out / "tokenizer", out / "sft", out / "reward"
     base = out / "imported" if start.base else out / "base"
 
     def step(name: str, verb: str, to: Path, config: RunConfig, **inputs: Path | tuple[Path, ...]) -> Step:
         return Step(name, verb, inputs, to, to.with_suffix(".run") if to.suffix else to, seeded(config, seed))
 
-    rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (asked,), "judge": panel}
-    taxed = start.corpus or (valid,)  # what alignment costs is measured on the text that the base is to keep
-    tested: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": taxed}
+    rl: dict[str, Any] = {"policy": sft, "reward": reward, "prompts": (prompts,), "judge": panel}
+    # The alignment tax is measured on the text that the base model is meant to keep predicting well.
+    text = start.corpus or (valid,)
+    heldout: dict[str, Any] = {"panel": panel, "prompts": (data / "prompts.test.jsonl",), "heldout": text}
     if isinstance(preset.base, ImportConfig):
         assert start.base is not None
-        made = [step("import", "import-model", base, preset.base, base=start.base)]
+        base_steps = [step("import", "import-model", base, preset.base, base=start.base)]
     else:
         tokenizer_config, pretrain_config = preset.base
-        made = [
+        base_steps = [
             step("tokenizer", "tokenizer", tokenizer, tokenizer_config, corpus=train),
             step("pretrain", "pretrain", base, pretrain_config, tokenizer=tokenizer, corpus=train, heldout=(valid,)),
         ]
     return [
         replace(step("data", "collect", data, preset.collect), found=source_files()),
-        *made,
+        *base_steps,
         step("sft", "sft", sft, preset.sft, base=base, demos=demos, heldout=(data / "demonstrations.valid.jsonl",)),
-        step("rank", "rank", ranked, preset.rank, policy=sft, panel=panel, prompts=(asked,)),
-        step("reward", "reward", reward, preset.reward, base=sft, comparisons=(ranked,), demos=demos, panel=panel),
+        step("rank", "rank", comparisons, preset.rank, policy=sft, panel=panel, prompts=(prompts,)),
+        step("reward", "reward", reward, preset.reward, base=sft, comparisons=(comparisons,), demos=demos, panel=panel),
         step("ppo", "ppo", out / "ppo", replace(preset.ppo, ptx=False), **rl),
         step("ppo-ptx", "ppo", out / "ppo-ptx", preset.ppo, **rl, corpus=train),
         step(
-            "evaluate", "evaluate", out / "evaluate", preset.evaluate,
-            policies=(out / "ppo", out / "ppo-ptx"), base=base, sft=sft, reward=reward, **tested,
+            "evaluate",
+            "evaluate",
+            out / "evaluate",
+            preset.evaluate,
+            policies=(out / "ppo", out / "ppo-ptx"),
+            base=base,
+            sft=sft,
+            reward=reward,
+            **heldout,
         ),
         Step("report", "report", {}, out, out, None),
-    ]  # fmt: skip
+    ]
 
 
 def demo(
@@ -84,18 +93,23 @@ def demo(
     demos: tuple[Path, ...] = (),
     corpus: tuple[Path, ...] = (),
 ) -> None:
-    """Raise a small ChatGPT from raw dialogue: the whole recipe, in minutes on two cores.
+    """Train a small ChatGPT from raw dialogue: the whole recipe, in minutes on two cores.
 
-    Run it again after an interruption: it goes on where it was.
+    After an interruption, run the same command again to continue.
 
-    out: runs/demo, or runs/demo-BASE with a base.
-    base: start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining one.
-    demos: your own demonstrations, beside the demo's.
-    corpus: your own pretraining text, instead of the demo's.
+    --out: folder for the results. By default runs/demo, or runs/demo-BASE with --base.
+
+    --preset toy: runs every stage in seconds, to test the installation.
+
+    --base: start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining.
+
+    --demos: your own demonstrations, in addition to the demo's.
+
+    --corpus: your own pretraining text, instead of the demo's.
 
     Example: tutelage demo --out runs/demo --seed 0
     """
-    begun = time.monotonic()
+    start_time = time.monotonic()
     out = out or Path("runs") / (f"demo-{base.resolve().name.removesuffix('.gguf')}" if base else "demo")
     sizes = (BASED if base else PRESETS)[preset]
     start = Start(find_base(base) if base else None, demos, corpus)
@@ -111,14 +125,11 @@ def demo(
     record["total_seconds"] = round(sum(s["seconds"] for s in record["stages"].values()), 1)
     write_record(out, record)
     write_summary(out)
-    sitting = clock(time.monotonic() - begun)
-    print(
-        f"\ndone in {sitting} (all sittings: {clock(record['total_seconds'])}). "
-        f"Read {out / 'report.html'}, and talk to it:\n"
-    )
-    print(f"    tutelage chat {out / 'ppo-ptx'}\n")
+    this_time, total = clock(time.monotonic() - start_time), clock(record["total_seconds"])
+    print(f"\ndone in {this_time} (in total, with earlier runs: {total}). The report: {out / 'report.html'}")
+    print(f"Chat with the model:\n\n    tutelage chat {out / 'ppo-ptx'}\n")
 
 
 def pace_of(sizes: Preset, rate: float) -> float:
-    """How many seconds one of the plan's may take here, where products run at `rate` GFLOP/s."""
+    """Expected seconds on this machine per second of the plan; `rate` is its speed of matrix products, in GFLOP/s."""
     return max(1.0, sizes.gflops / rate) ** PRODUCTS

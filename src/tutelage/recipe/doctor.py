@@ -1,6 +1,6 @@
-"""`tutelage doctor`: what this machine is; with `--rl`, whether the installed PPO solves problems of known answer.
+"""`tutelage doctor`: facts about this machine; with `--rl`, checks of the installed PPO.
 
-nothing  ->  a short list on the terminal;  --rl  ->  one line for each gate
+nothing  ->  a short table on the terminal;  --rl  ->  one line per check
 """
 
 import sys
@@ -13,14 +13,14 @@ from tutelage.runs.machine import facts
 
 
 def doctor(rl: bool = False) -> None:
-    """Say what this machine is, which device and precision training will use and why, and what is missing.
+    """Describe this machine: which device and precision training will use and why, and which packages are missing.
 
-    With --rl, let the installed PPO solve small problems whose answers are known; it takes less than a minute.
+    --rl: instead, train the installed PPO on small problems with known answers. This takes less than a minute.
 
     Example: tutelage doctor
     """
     if rl:
-        return examine_ppo()
+        return check_ppo()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -29,20 +29,19 @@ def doctor(rl: bool = False) -> None:
     return Console(highlight=False).print(table)
 
 
-def examine_ppo() -> None:
-    """One line for each gate. Leaves with exit code 1 if one fails: that is nothing a user did."""
-    from tutelage.recipe.rl_selftest import (
-        gates,  # here, so that a broken training does not keep a machine from its facts
-    )
+def check_ppo() -> None:
+    """Print one line per check. Exits with code 1 if one fails, because that is never the user's mistake."""
+    # Imported here, so that doctor still describes the machine if the training code cannot be imported.
+    from tutelage.recipe.rl_selftest import checks
 
     failed = []
-    for gate in gates():
-        print(f"{'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.words}", flush=True)
-        failed += [] if gate.passed else [gate.name]
+    for check in checks():
+        print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.details}", flush=True)
+        failed += [] if check.passed else [check.name]
     if failed:
         print(
-            f"failed: {'; '.join(failed)}: a bug of ours or a broken installation, not your data; "
-            "reinstall with make clean install, and report it with tutelage doctor's output if it stays",
+            f"failed: {'; '.join(failed)}: a bug in tutelage or a broken installation, not your data; reinstall with "
+            "make clean install, and if it still fails report it with the output of tutelage doctor",
             file=sys.stderr,
         )
         sys.exit(1)

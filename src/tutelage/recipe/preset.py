@@ -1,10 +1,10 @@
-"""The demo's sizes and budgets: tokens and iterations, never minutes.
+"""The demo's sizes and budgets, in tokens and iterations, never in minutes.
 
-    PRESETS[name] -> a config for every stage;  BASED[name] -> the same for a base model that was trained elsewhere
+    PRESETS[name] -> a config for every stage;  BASED[name] -> the same for an imported base model
 
-`demo` is the real thing for two CPU cores; `toy` runs every stage in seconds, to test the plumbing. The seconds beside
-each stage are what it took where the demo was tuned (LOG.md), and `gflops` how fast that machine was: they split the
-progress bar and are the first guess at the time left.
+`demo` is the full recipe for two CPU cores; `toy` runs every stage in seconds, to test the plumbing. `seconds` is what
+each stage took on the machine where the demo was tuned (LOG.md), and `gflops` is that machine's speed. Together they
+give the first estimate of the time left.
 """
 
 from dataclasses import dataclass, replace
@@ -26,14 +26,14 @@ class Preset:
     """One config per stage."""
 
     collect: CollectConfig
-    base: tuple[TokenizerConfig, PretrainConfig] | ImportConfig  # made here, or taken over
+    base: tuple[TokenizerConfig, PretrainConfig] | ImportConfig  # pretrained here, or imported
     sft: SFTConfig
     rank: RankConfig
     reward: RewardConfig
     ppo: PPOConfig
     evaluate: EvaluateConfig
     seconds: dict[str, int]
-    gflops: float = 0.0  # matrix products where the seconds were taken; 0 where they say nothing about the time
+    gflops: float = 0.0  # speed of matrix products on the machine of `seconds`; 0: the time does not depend on it
 
 
 DEMO = Preset(
@@ -45,18 +45,34 @@ DEMO = Preset(
     ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, kl_coef=0.05, ema=0.8),
     evaluate=EvaluateConfig(),
     seconds={
-        "data": 11, "tokenizer": 7, "pretrain": 155, "sft": 56, "rank": 55, "reward": 79, "ppo": 50, "ppo-ptx": 74,
-        "evaluate": 47, "report": 2,
+        "data": 11,
+        "tokenizer": 7,
+        "pretrain": 155,
+        "sft": 56,
+        "rank": 55,
+        "reward": 79,
+        "ppo": 50,
+        "ppo-ptx": 74,
+        "evaluate": 47,
+        "report": 2,
     },
     gflops=820,
-)  # fmt: skip
+)
 
 TOY = Preset(
     collect=CollectConfig(limit=240),
     base=(
         TokenizerConfig(vocab_size=512),
         PretrainConfig(
-            width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64, tokens=32_768, batch=8, evaluate_every=8,
+            width=32,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            head_width=16,
+            hidden=64,
+            tokens=32_768,
+            batch=8,
+            evaluate_every=8,
             heldout_windows=4,
         ),
     ),
@@ -66,31 +82,59 @@ TOY = Preset(
     ppo=PPOConfig(iterations=3, batch=8, minibatch=4, max_tokens=12, ptx_windows=2, ptx_calibration=1, kl_budget=1e3),
     evaluate=EvaluateConfig(count=12, max_tokens=12, best_of=(4, 16), samples=12, heldout_windows=4),
     seconds=dict.fromkeys(DEMO.seconds, 5),
-)  # fmt: skip
+)
 
-# For an instruct model of some hundred million parameters: adapters in every stage, rows shorter than its context. From
-# the reward model on they sit in the top layers, so that four models are one and its trunk runs once per rollout.
+# For an instruct model of roughly a hundred million parameters: adapters in every stage, rows shorter than its context.
+# From the reward model on, adapters are in the top layers only: policy, reference, value network and reward model share
+# the layers below, which run once per rollout.
 DEMO_BASED = Preset(
     collect=CollectConfig(),
     base=ImportConfig(),
     sft=SFTConfig(
-        tokens=100_000, row=256, batch=4, lr=7e-4, min_answer=5, max_answer=32, heldout_rows=16, evaluate_every=50,
+        tokens=100_000,
+        row=256,
+        batch=4,
+        lr=7e-4,
+        min_answer=5,
+        max_answer=32,
+        heldout_rows=16,
+        evaluate_every=50,
         lora_rank=16,
     ),
     rank=RankConfig(count=320, answers=9, max_prompt=96),
     reward=RewardConfig(batch=4, lr=1e-3, lora_rank=16, lora_layers=8, demonstrations=64),
     ppo=PPOConfig(
-        iterations=24, batch=48, minibatch=48, value_epochs=3, max_prompt=96, lr=2e-3, value_lr=3e-3, warmup=8,
-        kl_coef=0.05, value_clip=5.0, ema=0.8, ptx_windows=8, ptx_window=256, ptx_share=0.5, lora_rank=16,
+        iterations=24,
+        batch=48,
+        minibatch=48,
+        value_epochs=3,
+        max_prompt=96,
+        lr=2e-3,
+        value_lr=3e-3,
+        warmup=8,
+        kl_coef=0.05,
+        value_clip=5.0,
+        ema=0.8,
+        ptx_windows=8,
+        ptx_window=256,
+        ptx_share=0.5,
+        lora_rank=16,
         lora_layers=8,
     ),
     evaluate=EvaluateConfig(count=200, heldout_windows=64, heldout_window=256),
     seconds={
-        "data": 10, "import": 5, "sft": 190, "rank": 75, "reward": 73, "ppo": 330, "ppo-ptx": 430, "evaluate": 335,
+        "data": 10,
+        "import": 5,
+        "sft": 190,
+        "rank": 75,
+        "reward": 73,
+        "ppo": 330,
+        "ppo-ptx": 430,
+        "evaluate": 335,
         "report": 2,
     },
     gflops=820,
-)  # fmt: skip
+)
 TOY_BASED = replace(
     TOY,
     base=ImportConfig(),
@@ -106,5 +150,5 @@ BASED = {"demo": DEMO_BASED, "toy": TOY_BASED}
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:
-    """The same stage with another seed, free to replace a run made with other settings."""
+    """The config with another seed, and permission to replace a run that has other settings."""
     return replace(config, seed=seed, overwrite=True)

@@ -1,10 +1,10 @@
-"""A recipe's folder -> report.html, one page that opens offline, and summary.json, the same figures for programs.
+"""Write report.html, one page that opens offline, and summary.json, the same figures for programs.
 
     run.json, metrics.jsonl, evaluation.json of every stage -> table, samples, curves, lineage, costs
 
-The page holds no script and asks for nothing: its policy forbids both. Models wrote the answers on it, so every value
-is escaped. A stage that has not run gets a line that says so. The words, in English and Chinese, stand in
-report.html.jinja.
+The page has no scripts and loads nothing; its Content-Security-Policy forbids both. It shows text that models wrote, so
+every value is escaped. A stage that has not run gets a line that says so. The page's text, in English and Chinese, is
+in report.html.jinja.
 """
 
 from collections.abc import Iterable
@@ -22,19 +22,20 @@ from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe, read_recipe, sum
 from tutelage.runs.log import clock
 
 NONE = "–"
-INK = {"pretrain": "base"}  # the colours of stages that have none by their own name; the rest are neutral
+NO_BREAK = "\N{NO-BREAK SPACE}"
+STAGE_INK = {"pretrain": "base"}  # stages drawn in the colour of another name; those without a colour are grey
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """How the page opens; a reader can change it there."""
+    """How the page opens. A reader can switch the language on the page."""
 
     language: Literal["en", "zh"] = "en"
-    """Language in which the page opens: en or zh."""
+    """Language in which the page opens: en (English) or zh (Chinese)."""
 
 
 def report(out: tyro.conf.Positional[Path], config: ReportConfig = ReportConfig()) -> None:
-    """Write report.html and summary.json into the folder of a recipe, whatever of it has run so far.
+    """Write report.html and summary.json into a recipe's folder, from the stages that have finished so far.
 
     Example: tutelage report runs/demo
     """
@@ -50,15 +51,14 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=ChainableUndefined,  # a figure that an older run did not record is a dash, not a crash
+        undefined=ChainableUndefined,  # a figure that an older run did not record becomes a dash, not an error
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number, "percent": percent, "interval": interval, "count": count, "gib": gib, "clock": duration,
-        "words_en": lambda s: spoken(s, "h", "min", "s"), "words_zh": lambda s: spoken(s, "小时", "分", "秒"),
-    }  # fmt: skip
+    environment.filters |= FILTERS
     models = recipe.evaluation.get("models", {})
+    stage_costs = costs(recipe)
+    peaks = [row["memory"] for row in stage_costs if row["memory"] and row["stage"] in recipe.stages]
     return environment.get_template("report.html.jinja").render(
         language=config.language,
         name=recipe.folder.resolve().name,
@@ -73,28 +73,28 @@ def render(recipe: Recipe, config: ReportConfig) -> str:
         evaluated=[model for model in recipe.models if model in models],
         prompts=recipe.evaluation.get("prompts", NONE),
         samples=recipe.evaluation.get("samples", []),
-        charts={name: Markup(drawing) for name, drawing in draw_curves(recipe).items()},  # numbers and our own names
+        charts={
+            name: Markup(drawing) for name, drawing in draw_curves(recipe).items()
+        },  # safe: matplotlib escapes text
         kl_budget=kl_budget(recipe),
         parameters=rounded((recipe.results("pretrain") or recipe.results("import")).get("parameters")),
         imported=recipe.results("import"),
         machine=machine(recipe),
-        costs=costs(recipe),
-        peak=max(
-            (row["memory"] for row in costs(recipe) if row["memory"] and row["stage"] in recipe.stages), default=None
-        ),
-        ranked=recipe.results("rank"),
-        judged=recipe.results("reward"),
+        costs=stage_costs,
+        peak=max(peaks, default=None),
+        rankings=recipe.results("rank"),
+        reward_model=recipe.results("reward"),
         policies=("ppo", "ppo-ptx", *recipe.siblings(SAMPLED)),
         results=recipe.results,
         data=recipe.data,
         duplicates=sum(recipe.data.get("duplicates", {}).values()),
-        words=recipe.results("tokenizer"),
+        tokenizer=recipe.results("tokenizer"),
         lineage=lineage(recipe),
     )
 
 
 def machine(recipe: Recipe) -> dict[str, str]:
-    """The device of the last run that names one, in both languages."""
+    """The device of the last run that recorded one, in both languages."""
     for run in reversed(recipe.runs.values()):
         if device := run.get("device"):
             kind = f"{device.get('machine') or ''} {device.get('kind', '').upper()}".strip()
@@ -107,9 +107,9 @@ def machine(recipe: Recipe) -> dict[str, str]:
 
 
 def costs(recipe: Recipe) -> list[dict[str, Any]]:
-    """Per stage: seconds, peak bytes, and each as a share (%) of the largest, for the bars."""
+    """Per stage: seconds, peak memory in bytes, and both in percent of the largest, for the bars."""
     rows = [(stage, recipe.cost(stage)) for stage in (*recipe.stages, *recipe.siblings())]
-    inks = inks_of(recipe) | INK
+    inks = inks_of(recipe) | STAGE_INK
     rows = [(stage, cost) for stage, cost in rows if any(value is not None for value in cost.values())]
     longest = largest([cost["seconds"] for _, cost in rows])
     most = largest([cost["peak_memory_bytes"] for _, cost in rows])
@@ -131,7 +131,7 @@ def largest(values: Iterable[float | None]) -> float:
 
 
 def lineage(recipe: Recipe) -> list[dict[str, Any]]:
-    """Per run: what it was made from with hashes, its own fingerprint, its settings."""
+    """Per run: its inputs with their hashes, its fingerprint and its settings."""
     return [
         {
             "stage": stage,
@@ -147,23 +147,23 @@ def lineage(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def parent_label(recipe: Recipe, path: str) -> str:
-    """A path inside the recipe's folder as seen from there; of others the name alone: pages get passed on."""
-    folder, place = recipe.folder.resolve(), Path(path).resolve()
-    return str(place.relative_to(folder)) if place.is_relative_to(folder) else place.name
+    """A path relative to the recipe's folder; outside of it the file name alone, because pages are passed on."""
+    folder, parent = recipe.folder.resolve(), Path(path).resolve()
+    return str(parent.relative_to(folder)) if parent.is_relative_to(folder) else parent.name
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """With a true minus sign; a dash for what is not a number."""
+    """A number with a true minus sign; a dash for anything else."""
     return f"{value:z,.{digits}f}".replace("-", "−") if isinstance(value, int | float) else NONE
 
 
 def percent(value: Any, digits: int = 0) -> str:
-    return f"{number(100 * value, digits)} %" if isinstance(value, int | float) else NONE
+    return f"{number(100 * value, digits)}{NO_BREAK}%" if isinstance(value, int | float) else NONE
 
 
 def interval(pair: Any) -> str:
-    """[.62, .71] -> 62–71 %."""
-    return f"{100 * pair[0]:.0f}–{100 * pair[1]:.0f} %" if isinstance(pair, list) and None not in pair else ""
+    """A confidence interval: [.62, .71] -> 62–71 %."""
+    return f"{100 * pair[0]:.0f}–{100 * pair[1]:.0f}{NO_BREAK}%" if isinstance(pair, list) and None not in pair else ""
 
 
 def count(value: Any) -> str:
@@ -178,13 +178,26 @@ def duration(seconds: Any) -> str:
     return clock(seconds) if isinstance(seconds, int | float) else NONE
 
 
-def spoken(seconds: float, hours: str, minutes: str, rest: str) -> str:
-    """508 -> 8 min 28 s."""
-    parts = zip(clock(seconds).split(":"), (hours, minutes, rest)[-clock(seconds).count(":") - 1 :], strict=True)
-    return " ".join(f"{int(part)} {unit}" for part, unit in parts)
+def spelled_out(seconds: float, *units: str) -> str:
+    """508, "h", "min", "s" -> 8 min 28 s."""
+    parts = clock(seconds).split(":")
+    return " ".join(f"{int(part)} {unit}" for part, unit in zip(parts, units[-len(parts) :], strict=True))
 
 
 def rounded(parameters: Any) -> str:
+    """4_200_192 -> 4.2M."""
     if not isinstance(parameters, int | float):
         return ""
     return f"{parameters / 1e6:.1f}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"
+
+
+FILTERS = {
+    "number": number,
+    "percent": percent,
+    "interval": interval,
+    "count": count,
+    "gib": gib,
+    "clock": duration,
+    "duration_en": lambda seconds: spelled_out(seconds, "h", "min", "s"),
+    "duration_zh": lambda seconds: spelled_out(seconds, "小时", "分", "秒"),
+}

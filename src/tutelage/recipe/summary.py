@@ -1,10 +1,10 @@
-"""A recipe's folder -> its figures, as the report shows them and as summary.json gives them to programs.
+"""Collects a recipe's figures from its folder, for the report and for summary.json.
 
     runs/demo/{data, tokenizer, base, ..., evaluate, demo.json} -> Recipe -> summary.json
 
-Policies that were trained into the same folder by other means, PPO's siblings, are shown with it under their own names.
-Only what is on disk counts: a stage that has not run has no figures (null), and nothing is computed again.
-Needs neither torch nor matplotlib, so that a program can call `write_summary` at any time.
+Other policies trained into the same folder (siblings: RLOO, DPO, ...) are shown next to PPO, under their folders'
+names. Figures are read from disk and never recomputed; a stage that has not run has none (null). This module needs
+neither torch nor matplotlib, so that a program can call `write_summary` at any time.
 """
 
 import json
@@ -17,7 +17,7 @@ from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.runs.log import read_metrics
 
-FOLDERS = {  # stage -> its folder in the recipe's, in the order in which they run
+FOLDERS = {  # stage -> its folder inside the recipe's, in the order in which the stages run
     "data": "data",
     "tokenizer": "tokenizer",
     "pretrain": "base",
@@ -30,25 +30,35 @@ FOLDERS = {  # stage -> its folder in the recipe's, in the order in which they r
     "evaluate": "evaluate",
 }
 STAGES = (*FOLDERS, "report")
-MADE_HERE = ("tokenizer", "pretrain")  # by a recipe whose base was not taken over from elsewhere
-SAMPLED = ("ppo", "rloo", "grpo")  # stages that learn from rollouts
-PREFERRED = ("dpo", "kto")  # stages that learn from what people preferred
+MADE_HERE = ("tokenizer", "pretrain")  # stages of a recipe that pretrains its base model instead of importing one
+SAMPLED = ("ppo", "rloo", "grpo")  # stages that train on rollouts
+PREFERRED = ("dpo", "kto")  # stages that train on preferences directly
 MODELS = ("base", "sft", "best-of-4", "best-of-16", "ppo", "ppo-ptx")
 FIGURES = (
-    "gold_win_rate", "gold_win_rate_ci", "reward", "kl", "kl_is_bound", "bits_per_byte", "length", "end_of_turn_rate",
-    "distinct_1", "distinct_2", "answer_fit", "nats_under_base",
-)  # fmt: skip
+    "gold_win_rate",
+    "gold_win_rate_ci",
+    "reward",
+    "kl",
+    "kl_is_bound",
+    "bits_per_byte",
+    "length",
+    "end_of_turn_rate",
+    "distinct_1",
+    "distinct_2",
+    "answer_fit",
+    "nats_under_base",
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one folder tells. Files that are not there are empty."""
+    """The contents of a recipe's folder. Missing files are empty dicts."""
 
     folder: Path
-    runs: dict[str, dict[str, Any]]  # stage -> run.json; the siblings' by their folder's name, after all stages
+    runs: dict[str, dict[str, Any]]  # stage -> run.json; siblings follow the stages, by the name of their folder
     data: dict[str, Any]  # data/report.json: counts
     evaluation: dict[str, Any]  # evaluate/evaluation.json
-    demo: dict[str, Any]  # demo.json: seconds and peak memory of the whole processes
+    demo: dict[str, Any]  # demo.json: seconds and peak memory of each stage's process
 
     def results(self, stage: str) -> dict[str, Any]:
         return self.runs.get(stage, {}).get("results", {})
@@ -61,16 +71,16 @@ class Recipe:
         return read_metrics(self.folder / FOLDERS.get(stage, stage) / "metrics.jsonl")
 
     def siblings(self, stages: tuple[str, ...] = (*SAMPLED, *PREFERRED)) -> tuple[str, ...]:
-        """Other policies that one of these stages trained into this folder."""
+        """Names of the other policies in this folder that one of the given stages trained."""
         return tuple(name for name, run in self.runs.items() if name not in FOLDERS and run["stage"] in stages)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The recipe's, then whatever else was evaluated beside them."""
+        """The recipe's models, then all others in the evaluation."""
         return tuple(dict.fromkeys((*MODELS, *self.evaluation.get("models", {}))))
 
     def cost(self, stage: str) -> dict[str, Any]:
-        """Seconds and peak memory: of the process where the demo measured it, else as the run itself did."""
+        """Seconds and peak memory: of the whole process if the demo measured it, otherwise as the run recorded them."""
         run = self.runs.get(stage, {})
         own = {"seconds": run.get("wall_seconds"), "peak_memory_bytes": run.get("peak_memory_bytes")}
         measured = self.demo.get("stages", {}).get(stage, {})
@@ -78,19 +88,19 @@ class Recipe:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those of this recipe: its base was either made here or taken over."""
+        """The stages of this recipe, whose base model was either pretrained or imported."""
         others = MADE_HERE if "import" in self.runs else ("import",)
         return tuple(stage for stage in STAGES if stage not in others)
 
     @property
     def total_seconds(self) -> float | None:
-        """Of the stages that are there, over all their sittings."""
+        """Time of all finished stages, including time before interruptions."""
         known = [seconds for stage in self.stages if (seconds := self.cost(stage)["seconds"]) is not None]
         return round(sum(known), 1) if known else None
 
     @property
     def latest(self) -> dict[str, Any]:
-        """run.json of the last stage that has one."""
+        """run.json of the last stage that has finished."""
         own = [run for stage, run in self.runs.items() if stage in FOLDERS]
         return (own or list(self.runs.values()) or [{}])[-1]
 
@@ -100,41 +110,41 @@ class Recipe:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Raises InputError for a folder that holds no run, and for a file in it that is not JSON."""
-    found = {stage: read_object(folder / name / "run.json") for stage, name in FOLDERS.items()}
-    runs = {stage: run for stage, run in found.items() if run} | read_siblings(folder)
+    """Raises InputError for a folder without a finished run, and for a file in it that is not JSON."""
+    records = {stage: read_object(folder / name / "run.json") for stage, name in FOLDERS.items()}
+    runs = {stage: run for stage, run in records.items() if run} | read_siblings(folder)
     evaluation = read_object(folder / FOLDERS["evaluate"] / "evaluation.json")
     if not runs and not evaluation:
         raise InputError(
-            f"{folder}: holds no finished run; point at a folder as `tutelage demo` makes it, with base, sft, ..."
+            f"{folder}: holds no finished run; pass a folder that `tutelage demo` has made, with base, sft, ... in it"
         )
     data = read_object(folder / FOLDERS["data"] / "report.json")
     return Recipe(folder, runs, data, evaluation, read_object(folder / "demo.json"))
 
 
 def read_siblings(folder: Path) -> dict[str, dict[str, Any]]:
-    """{folder's name: run.json} of finished policies that are no stage of the recipe."""
+    """{folder name: run.json} of finished policies that are not a stage of the recipe."""
     known = {*FOLDERS, *FOLDERS.values()}
     places = [path.parent for path in sorted(folder.glob("*/run.json")) if path.parent.name not in known]
-    found = {place.name: read_object(place / "run.json") for place in places}
-    return {name: run for name, run in found.items() if run.get("stage") in (*SAMPLED, *PREFERRED)}
+    records = {place.name: read_object(place / "run.json") for place in places}
+    return {name: run for name, run in records.items() if run.get("stage") in (*SAMPLED, *PREFERRED)}
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no file. Numbers that are not finite become None."""
+    """A JSON object, or an empty one if the file is missing. NaN and infinities become None."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
     except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error}); run its stage again") from error
+        raise InputError(f"{path}: not valid JSON ({error}); run its stage again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object; run its stage again")
+        raise InputError(f"{path}: not a JSON object; run its stage again")
     return content
 
 
 def summarise(recipe: Recipe) -> dict[str, Any]:
-    """Every figure of summary.json; None where undefined or not measured."""
+    """All figures of summary.json; None if undefined or not measured."""
     models = recipe.evaluation.get("models", {})
     reward = recipe.results("reward")
     return {
@@ -149,6 +159,6 @@ def summarise(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_summary(folder: Path) -> None:
-    """Write folder/summary.json. The demo calls it again once it knows what the report itself took."""
+    """Write folder/summary.json. The demo calls it once more at the end, to include the report's own time."""
     with atomic_write(folder / "summary.json") as file:
         json.dump(summarise(read_recipe(folder)), file, indent=2, allow_nan=False)

@@ -1,4 +1,4 @@
-"""What is told about rewards, beside their names."""
+"""Settings for rewards: how several are combined, and the key for HTTP scorers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,17 @@ from tutelage.learning.ensembles import Combination
 
 @dataclass(frozen=True, kw_only=True)
 class RewardsConfig:
-    """How several rewards become one, and how a scorer knows us."""
+    """How several rewards are combined, and the key for HTTP scorers."""
 
     ensemble: Combination = "mean"
-    """Of several rewards: their mean; wco, the worst case; uwo, the mean less --uwo-lambda times the variance."""
+    """How to combine several rewards: mean; wco, the worst case; uwo, the mean less --uwo-lambda times the variance."""
     uwo_lambda: float = 0.1
-    """Price of the members' variance in uwo; Coste et al. 2024: .1 in PPO, .5 in best-of-n."""
+    """Weight of the members' variance in uwo. Coste et al. 2024 use .1 in PPO and .5 in best-of-n."""
     reward_key_file: Path | None = None
-    """A file with the key that HTTP scorers ask for; it is sent to them as a bearer token, and kept nowhere."""
+    """File with the key for HTTP scorers. The key is sent as a bearer token and is not stored anywhere."""
 
     def reward_key(self) -> str:
-        """What the file holds. Raises InputError for one that cannot be read, or is no key."""
+        """The key in the file; empty without a file. Raises InputError if it cannot be read or holds no key."""
         if self.reward_key_file is None:
             return ""
         try:
@@ -27,5 +27,5 @@ class RewardsConfig:
         except (OSError, UnicodeDecodeError):
             raise InputError(f"--reward-key-file {self.reward_key_file}: cannot be read; check the path") from None
         if not (key and key.isascii() and key.isprintable()):
-            raise InputError(f"--reward-key-file {self.reward_key_file}: holds no key; it is one line of ASCII")
+            raise InputError(f"--reward-key-file {self.reward_key_file}: holds no key; write one line of ASCII text")
         return key

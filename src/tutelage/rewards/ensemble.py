@@ -1,10 +1,11 @@
-"""Several rewards as one: fewer mistakes that all of them share, for a policy to find (Coste et al. 2024).
+"""Several rewards combined into one, so that the policy finds fewer errors to exploit (Coste et al. 2024).
 
-    members' scores -> on one scale -> combined (`learning/ensembles.py`) -> reward units
+    members' scores -> divided by each member's scale -> combined (`learning/ensembles.py`) -> times the mean scale
 
-A reward model's scale is the standard deviation of its scores of demonstrations, `reward_std` in its config.json;
-their mean is 0 already. What comes out is in the members' mean scale, so that an ensemble of the same model is that
-model and --kl-coef and --missing-end keep their meaning. Functions and HTTP scorers are taken as they are.
+A reward model's scale is the standard deviation of its scores of the demonstrations, `reward_std` in its config.json.
+Their mean is 0 already. The result is multiplied by the mean scale of the reward models. An ensemble of copies of one
+model therefore equals that model, and --kl-coef and --missing-end keep their meaning. Functions and HTTP scorers have
+no scale: the mean scale stands in for it, so their scores keep their units.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +21,14 @@ from tutelage.sampling.rollout import Responses
 
 
 class Ensemble:
-    """Members that judge the same answers."""
+    """A `Reward` whose members all score the same responses."""
 
     def __init__(self, members: Sequence[Reward], config: RewardsConfig):
         self.members, self.config = members, config
         self.models = [model for member in members for model in member.models]
         known = [model.std for model in self.models if model.std]
-        self.unit = sum(known) / len(known) if known else 1.0
-        self.scales = [next((m.std for m in member.models if m.std), self.unit) for member in members]
+        self.mean_scale = sum(known) / len(known) if known else 1.0
+        self.scales = [next((m.std for m in member.models if m.std), self.mean_scale) for member in members]
 
     def score(self, conversations: Sequence[Messages]) -> Tensor:
         return self._combined(lambda member: member.score(conversations))
@@ -41,5 +42,5 @@ class Ensemble:
 
     def _combined(self, scores_by: Callable[[Reward], Tensor]) -> Tensor:
         scores = [scores_by(member) / scale for member, scale in zip(self.members, self.scales, strict=True)]
-        alike = torch.stack([score.to(scores[0].device, torch.float32) for score in scores])
-        return self.unit * combine(alike, self.config.ensemble, self.config.uwo_lambda)
+        stacked = torch.stack([score.to(scores[0].device, torch.float32) for score in scores])
+        return self.mean_scale * combine(stacked, self.config.ensemble, self.config.uwo_lambda)

@@ -1,9 +1,9 @@
 """A reward that is a Python function of the user's: `module:function` or `file.py:function`.
 
-    list of conversations (lists of messages) -> list of numbers, checked: as many, and finite
+    list of conversations (lists of messages) -> list of numbers, checked: one per conversation, all finite
 
-It is code that somebody wrote and named on the command line, and it is run as such, in this process. A module is found
-as Python finds it from the current folder.
+The function is code that the user names on the command line, and it runs in this process. Modules are found as
+`python -m` finds them, starting from the current folder.
 """
 
 import importlib
@@ -18,56 +18,57 @@ from typing import Any
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
-from tutelage.runs.identity import Named
+from tutelage.runs.identity import NamedInput
 
 
 class FunctionReward:
-    """Calls the function and checks what comes back."""
+    """Calls the function and checks what it returns."""
 
-    def __init__(self, named: str):
-        self.named = named
-        self.function = load_function(named)
+    def __init__(self, name: str):
+        self.name = name
+        self.function = load_function(name)
 
     def __call__(self, conversations: Sequence[Messages]) -> list[float]:
-        copies = [[dict(message) for message in messages] for messages in conversations]  # it may change them
+        # Copies, because the function may change its argument.
+        copies = [[dict(message) for message in messages] for messages in conversations]
         try:
             returned = self.function(copies)
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}, line {place.lineno}"
-            raise InputError(f"reward {self.named}: {type(error).__name__}: {error} ({where})") from error
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}, line {frame.lineno}"
+            raise InputError(f"reward {self.name}: {type(error).__name__}: {error} ({where})") from error
         return self.checked(returned, len(conversations))
 
     def checked(self, returned: Any, count: int) -> list[float]:
-        """As many finite numbers as there are conversations. Raises InputError for anything else."""
+        """The scores as floats. Raises InputError unless they are `count` finite numbers."""
         try:
             scores = [float(score) for score in returned]
         except (TypeError, ValueError, OverflowError) as error:
-            line = f"must return a list of numbers, one per conversation ({error})"
-            raise InputError(f"reward {self.named}: {line}") from None
+            problem = f"must return a list of numbers, one per conversation ({error})"
+            raise InputError(f"reward {self.name}: {problem}") from None
         if len(scores) != count:
-            line = f"returned {len(scores)} scores for {count} conversations; return one for each, in their order"
-            raise InputError(f"reward {self.named}: {line}")
+            problem = f"returned {len(scores)} scores for {count} conversations; return one per conversation, in order"
+            raise InputError(f"reward {self.name}: {problem}")
         if bad := [i for i, score in enumerate(scores) if not is_score(score)]:
-            raise InputError(f"reward {self.named}: score {bad[0]} is {scores[bad[0]]}; return finite numbers")
+            raise InputError(f"reward {self.name}: score {bad[0]} is {scores[bad[0]]}; return finite numbers")
         return scores
 
 
-def load_function(named: str) -> Callable[[list[Messages]], Any]:
-    """Import the module or the file and take the function out of it. Raises InputError where there is none."""
-    place, _, name = named.rpartition(":")
+def load_function(name: str) -> Callable[[list[Messages]], Any]:
+    """Import the module or file and return the function. Raises InputError if there is no such function."""
+    place, _, attribute = name.rpartition(":")
     module = load_file(Path(place)) if place.endswith(".py") else load_module(place)
-    function = getattr(module, name, None)
+    function = getattr(module, attribute, None)
     if not callable(function):
-        raise InputError(f"reward {named}: {place} has no function {name!r}; name one as {place}:FUNCTION")
+        raise InputError(f"reward {name}: {place} has no function {attribute!r}; name one as {place}:FUNCTION")
     return function
 
 
 def load_module(name: str) -> ModuleType:
-    look_here()
+    search_current_folder()
     try:
         return importlib.import_module(name)
-    except Exception as error:  # whatever the user's module does while it is imported
+    except Exception as error:  # importing runs the user's code, which may raise anything
         raise not_importable(name, error) from error
 
 
@@ -83,43 +84,42 @@ def load_file(path: Path) -> ModuleType:
 
 
 def not_importable(place: str | Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
-    return InputError(
-        f"reward {place}: cannot be imported ({type(error).__name__}: {reason}); mend it or what it needs"
-    )
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return InputError(f"reward {place}: cannot be imported ({reason}); fix it, or install what it imports")
 
 
-def look_here() -> None:
-    """Modules are found from the current folder, as with python -m."""
+def search_current_folder() -> None:
+    """Put the current folder on sys.path, as `python -m` does."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def function_identity(named: str) -> Named:
-    """Its name and the text of its file: another function, or a changed file, makes another run.
+def function_identity(name: str) -> NamedInput:
+    """The function's name and the text of its file: if either changes, the run is a different one.
 
-    The file itself is not run for it, only the packages that a module lies in, and what it imports from elsewhere is
-    not looked at.
+    What the file imports is not part of the identity. The file itself is not executed; the parent packages of a module
+    are imported to find it. Raises InputError if there is no such file or module.
     """
-    place, _, name = named.rpartition(":")
+    place, _, attribute = name.rpartition(":")
     file = Path(place) if place.endswith(".py") else module_file(place)
     if not file.is_file():
-        raise InputError(f"reward {named}: {file} is no file; check what stands before the colon")
-    return Named(named, f"{name}\n{file.read_text(encoding='utf-8', errors='replace')}")
+        raise InputError(f"reward {name}: {file} is not a file; check the part before the colon")
+    return NamedInput(name, f"{attribute}\n{file.read_text(encoding='utf-8', errors='replace')}")
 
 
 def module_file(name: str) -> Path:
-    """Where a module's source lies; the packages around it are imported. Raises InputError where python finds none."""
-    look_here()
+    """A module's source file; its parent packages are imported. Raises InputError if Python finds no such module."""
+    search_current_folder()
     try:
         spec = importlib.util.find_spec(name) if all(name.split(".")) else None
     except ModuleNotFoundError as error:
-        if not f"{name}.".startswith(f"{error.name}."):  # another one, which a package around it asks for
+        # The missing module may be one that a parent package imports, rather than the one named here.
+        if not f"{name}.".startswith(f"{error.name}."):
             raise not_importable(name, error) from error
         spec = None
     except Exception as error:
         raise not_importable(name, error) from error
     if spec is None or not spec.origin:
-        line = "is neither a run nor a module that python finds from here; give FILE.py:FUNCTION"
-        raise InputError(f"reward {name}: {line}")
+        problem = "is neither a run nor a module that Python finds from this folder; give FILE.py:FUNCTION"
+        raise InputError(f"reward {name}: {problem}")
     return Path(spec.origin)

@@ -1,12 +1,14 @@
-"""A reward that is somebody's server.
+"""A reward that is an HTTP server, called a scorer.
 
     POST {"model": name, "input": [conversation, ...]}  ->  {"object": "list", "data": [{"index", "score"}, ...]}
 
-A conversation is a list of messages that ends with the answer to judge; scores may come in any order, by their index.
-The model's name is the URL's fragment: http://127.0.0.1:8000/v1/score#helpful. Requests hold a batch, end at a time
-limit and are repeated a few times where that may help: no connection, a timeout, status 429 or 5xx. A server that says
-with these when to come back (Retry-After) is asked again then, for some minutes: limits are often so many a minute.
-Redirects are not followed and proxies not asked.
+A conversation is a list of messages that ends with the response to score. Scores may come in any order; each carries
+the index of its conversation. The model's name is the URL's fragment: http://127.0.0.1:8000/v1/score#helpful.
+
+Each request holds one batch and has a time limit. It is repeated a few times after a connection error, a timeout, or
+status 429 or 5xx. If the server sends Retry-After with such a status, the next attempt waits that long, but at most a
+minute, and such waits may take five minutes in total: rate limits are often per minute. Redirects are not followed and
+proxies are not used.
 """
 
 import email.utils
@@ -26,25 +28,27 @@ from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
 
 BATCH = 32  # conversations per request
-TIMEOUT = 60.0  # seconds for a connection, and for the whole of an answer
-ATTEMPTS = 4  # of a request, the first one included; those after which the server said when to come back do not count
+TIMEOUT = 60.0  # seconds for the connection, and again for the whole HTTP response
+ATTEMPTS = 4  # failures after which a request is given up; those with a Retry-After do not count
 PAUSE = 0.5  # seconds before the second attempt, doubled before each further one
-LONGEST_WAIT = 60.0  # seconds until the next attempt, whatever the server asks for: it may be free sooner
-PATIENCE = 300.0  # seconds that a request waits in all because the server says so
-LARGEST = 2**24  # bytes of an answer; 32 scores take about 1,500
+MAX_WAIT = (
+    60.0  # seconds until the next attempt at most, even if Retry-After asks for more: the server may be free sooner
+)
+MAX_TOTAL_WAIT = 300.0  # seconds that one request waits in total because of Retry-After
+MAX_BODY = 2**24  # bytes of an HTTP response; 32 scores take about 1,500
 DEFAULT_MODEL = "reward"
 
 
-class Again(Exception):
-    """What another attempt may mend, in so many seconds if the server has said when."""
+class RetryableError(Exception):
+    """A failure that another attempt may avoid. `wait` is the server's Retry-After in seconds, 0 without one."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
-        self.wait = min(wait, LONGEST_WAIT)
+        self.wait = min(wait, MAX_WAIT)
 
 
 class HTTPReward:
-    """Asks a server for scores, batch by batch."""
+    """Requests scores from a server, batch by batch."""
 
     def __init__(self, url: str, key: str = ""):
         try:
@@ -55,109 +59,116 @@ class HTTPReward:
         if not self.url.hostname:
             raise InputError(f"reward {url}: names no host; give http://HOST:PORT/PATH")
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.shown, self.model = self.url._replace(fragment="").geturl(), self.url.fragment or DEFAULT_MODEL
+        self.address, self.model = self.url._replace(fragment="").geturl(), self.url.fragment or DEFAULT_MODEL
 
     def __call__(self, conversations: Sequence[Messages]) -> list[float]:
         scores: list[float] = []
-        for at in range(0, len(conversations), BATCH):
-            some = conversations[at : at + BATCH]
-            scores += self.checked(self.ask({"model": self.model, "input": list(some)}), len(some))
+        for start in range(0, len(conversations), BATCH):
+            batch = conversations[start : start + BATCH]
+            body = self.request({"model": self.model, "input": list(batch)})
+            scores += self.checked(body, len(batch))
         return scores
 
-    def ask(self, question: dict[str, Any]) -> bytes:
-        """The body of the answer, after as many attempts as it takes. Raises InputError when all have failed."""
-        body = json.dumps(question, ensure_ascii=False).encode()
-        failed, waited = 0, 0.0
+    def request(self, content: dict[str, Any]) -> bytes:
+        """Post the content, repeatedly if that may help, and return the response's body.
+
+        Raises InputError after ATTEMPTS failures, or when the waits that the server asks for exceed MAX_TOTAL_WAIT.
+        """
+        body = json.dumps(content, ensure_ascii=False).encode()
+        failures, waited = 0, 0.0
         while True:
             try:
                 return self.post(body)
-            except Again as error:
+            except RetryableError as error:
                 reason, wait = str(error), error.wait
-            failed += not wait
-            if failed == ATTEMPTS:
-                raise InputError(f"reward {self.shown}: {reason}, {ATTEMPTS} times; check that the scorer runs there")
-            pause = max(wait, PAUSE * 2 ** max(0, failed - 1))
+            failures += not wait
+            if failures == ATTEMPTS:
+                problem = f"{reason}, {ATTEMPTS} times; check that the scorer is running at this address"
+                raise InputError(f"reward {self.address}: {problem}")
+            pause = max(wait, PAUSE * 2 ** max(0, failures - 1))
             waited += pause if wait else 0
-            if waited > PATIENCE:
-                line = f"{reason}, and it asks to wait for more than {PATIENCE:.0f} s"
-                raise InputError(f"reward {self.shown}: {line}; raise its limits, or go on later")
+            if waited > MAX_TOTAL_WAIT:
+                problem = f"{reason}, and the server asks to wait for more than {MAX_TOTAL_WAIT:.0f} s in total"
+                raise InputError(f"reward {self.address}: {problem}; raise its rate limit, or resume later")
             time.sleep(pause)
 
     def post(self, body: bytes) -> bytes:
-        """One attempt. Raises Again for what may pass, InputError for what will not."""
+        """One attempt. Raises RetryableError for a failure that may pass, InputError for one that will not."""
         connection = connect(self.url, self.port)
         try:
             connection.request("POST", path_of(self.url), body, self.headers)
-            answer = connection.getresponse()
-            status, told = answer.status, answer.read(LARGEST + 1)
-            if answer.length and len(told) <= LARGEST:
-                raise http.client.IncompleteRead(told, answer.length)
+            response = connection.getresponse()
+            status, received = response.status, response.read(MAX_BODY + 1)
+            if response.length and len(received) <= MAX_BODY:
+                raise http.client.IncompleteRead(received, response.length)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
-            raise Again(f"no answer ({' '.join(str(error).split()) or type(error).__name__})") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RetryableError(f"the request failed ({reason})") from None
         finally:
             connection.close()
         if status == 429 or status >= 500:
-            raise Again(f"status {status}{excerpt(told)}", seconds_until(answer.getheader("Retry-After", "")))
+            wait = seconds_until(response.getheader("Retry-After", ""))
+            raise RetryableError(f"status {status}{excerpt(received)}", wait)
         if status != 200:
-            move = "give --reward-key-file" if status in (401, 403) else "check the URL and what it takes"
-            raise InputError(f"reward {self.shown}: status {status}{excerpt(told)}; {move}")
-        if len(told) > LARGEST:
-            raise InputError(f"reward {self.shown}: the answer is longer than {LARGEST} bytes; check the URL")
-        return told
+            move = "give --reward-key-file" if status in (401, 403) else "check the URL and what the server accepts"
+            raise InputError(f"reward {self.address}: status {status}{excerpt(received)}; {move}")
+        if len(received) > MAX_BODY:
+            raise InputError(f"reward {self.address}: the response is longer than {MAX_BODY} bytes; check the URL")
+        return received
 
-    def checked(self, told: bytes, count: int) -> list[float]:
-        """The scores in the order of the conversations. Raises InputError for any other shape."""
+    def checked(self, body: bytes, count: int) -> list[float]:
+        """The scores in the order of the conversations. Raises InputError for a body of another shape."""
         try:
-            return read_scores(json.loads(told), count)
+            return read_scores(json.loads(body), count)
         except (ValueError, RecursionError) as error:
-            what = str(error) if type(error) is ValueError else f"not JSON{excerpt(told)}"
+            problem = str(error) if type(error) is ValueError else f"the response is not JSON{excerpt(body)}"
             shape = '{"object": "list", "data": [{"index": 0, "score": 1.5}, ...]}'
-            raise InputError(f"reward {self.shown}: {what}; a scorer answers {shape}") from None
+            raise InputError(f"reward {self.address}: {problem}; a scorer must return {shape}") from None
 
 
-class Until(io.RawIOBase):
-    """What a socket receives within its timeout from now on, where its own would begin anew with each piece."""
+class DeadlineReader(io.RawIOBase):
+    """Reads a socket with one deadline for everything; the socket's own timeout starts anew with each read."""
 
-    def __init__(self, receiving: socket.socket, pieces: io.RawIOBase):
-        self.receiving, self.pieces = receiving, pieces
-        self.end = time.monotonic() + (receiving.gettimeout() or TIMEOUT)
+    def __init__(self, source: socket.socket, stream: io.RawIOBase):
+        self.source, self.stream = source, stream
+        self.deadline = time.monotonic() + (source.gettimeout() or TIMEOUT)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self.end - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
-        self.receiving.settimeout(left)
-        return self.pieces.readinto(buffer)
+        self.source.settimeout(left)
+        return self.stream.readinto(buffer)
 
     def close(self) -> None:
-        self.pieces.close()
+        self.stream.close()
         super().close()
 
 
-class Answer(http.client.HTTPResponse):
-    """One with a time limit for the whole of it, from its first line on: a server may drip."""
+class DeadlineResponse(http.client.HTTPResponse):
+    """An HTTP response with one time limit for all of it, for servers that send a few bytes at a time."""
 
-    def __init__(self, receiving: socket.socket, *given: Any, **named: Any):
-        super().__init__(receiving, *given, **named)
-        self.fp = io.BufferedReader(Until(receiving, self.fp.detach()))
+    def __init__(self, source: socket.socket, *args: Any, **kwargs: Any):
+        super().__init__(source, *args, **kwargs)
+        self.fp = io.BufferedReader(DeadlineReader(source, self.fp.detach()))
 
 
 def connect(url: SplitResult, port: int | None) -> http.client.HTTPConnection:
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     connection = kind(url.hostname or "", port, timeout=TIMEOUT)
-    connection.response_class = Answer
+    connection.response_class = DeadlineResponse
     return connection
 
 
-def seconds_until(said: str) -> float:
-    """How long Retry-After asks to wait, in seconds or until an HTTP date; 0 where it says neither."""
-    if said.strip().isdecimal():
-        return float(said)
+def seconds_until(retry_after: str) -> float:
+    """The wait that a Retry-After header asks for, given as seconds or an HTTP date; 0 if it is neither."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
     try:
-        date = email.utils.parsedate_to_datetime(said)
+        date = email.utils.parsedate_to_datetime(retry_after)
     except (ValueError, OverflowError):
         return 0.0
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
@@ -167,17 +178,17 @@ def path_of(url: SplitResult) -> str:
     return quote((url.path or "/") + (f"?{url.query}" if url.query else ""), safe="/%?=&+,;:@")
 
 
-def excerpt(told: bytes) -> str:
-    """The beginning of an answer that nobody expected, in brackets."""
-    text = " ".join(told[:200].decode("utf-8", "replace").split())
+def excerpt(body: bytes) -> str:
+    """The beginning of an unexpected body, in brackets, for an error message."""
+    text = " ".join(body[:200].decode("utf-8", "replace").split())
     return f" ({text})" if text else ""
 
 
-def read_scores(answer: Any, count: int) -> list[float]:
-    """data: one finite score for each index from 0 to count - 1. Raises ValueError that says what is wrong."""
-    data = answer.get("data") if isinstance(answer, dict) else None
+def read_scores(content: Any, count: int) -> list[float]:
+    """The scores in a scorer's parsed response, by index. Raises ValueError unless each index has one finite score."""
+    data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
-        found = f'"data" is {kind_of(data)}' if isinstance(answer, dict) else f"it is {kind_of(answer)}"
+        found = f'"data" is {kind_of(data)}' if isinstance(content, dict) else f"the response is {kind_of(content)}"
         raise ValueError(f"no list of scores: {found}")
     if len(data) != count:
         raise ValueError(f"{len(data)} scores for {count} conversations")
@@ -185,7 +196,7 @@ def read_scores(answer: Any, count: int) -> list[float]:
     for item in data:
         index, score = (item.get("index"), item.get("score")) if isinstance(item, dict) else (None, None)
         if type(index) is not int or not 0 <= index < count or index in scores:
-            raise ValueError(f"index {json.dumps(index)}: each from 0 to {count - 1} must come once")
+            raise ValueError(f"index {json.dumps(index)}: each from 0 to {count - 1} must appear once")
         if not isinstance(score, int | float) or isinstance(score, bool) or not is_score(score):
             raise ValueError(f"the score of index {index} is {json.dumps(score)}, not a finite number")
         scores[index] = float(score)
@@ -193,6 +204,6 @@ def read_scores(answer: Any, count: int) -> list[float]:
 
 
 def score_list(model: str, scores: Iterable[tuple[int, float]]) -> dict[str, Any]:
-    """What a scorer answers to so many (index, score): the same shape that `read_scores` reads."""
+    """The body of a scorer's response with these (index, score) pairs; `read_scores` reads the same shape."""
     data = [{"index": index, "score": score} for index, score in scores]
     return {"object": "list", "data": data, "model": model}

@@ -1,9 +1,9 @@
-"""What judges answers, behind one interface: a reward model, a Python function, an HTTP scorer, several of them.
+"""The reward interface, and its implementations: a reward model, or any function from messages to numbers.
 
-    conversations, each ending with the answer to judge -> one score each
+    conversations, each ending with the response to score -> one score each
 
-A reward model reads the very ids that were sampled, and in a rollout goes on from what the policy has computed; the
-others read messages.
+A reward model reads the sampled token ids. In a rollout it can reuse the activations that the policy has already
+computed, if the two share their lower layers. All other rewards read messages.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,29 +20,29 @@ from tutelage.model.shared_prefix import score_texts
 from tutelage.sampling.rollout import Responses, response_scores
 from tutelage.text.tokenizer import Tokenizer
 
-LARGEST = 3e38  # what fp32 holds
-Group = Sequence[Sequence[int]]  # texts in ids, the answers to one prompt
+LARGEST = 3e38  # just below the largest fp32 number
+Group = Sequence[Sequence[int]]  # token ids of each text: one prompt with its responses
 
 
 class Reward(Protocol):
-    """One score per answer. The three methods differ in what is known of the answers."""
+    """One score per response. The three methods differ in the form in which the responses arrive."""
 
     @property
     def models(self) -> Sequence[ScalarGPT]:
-        """The reward models in it; none where a function or a server judges."""
+        """The reward models in it; empty for a function or a server."""
 
     def score(self, conversations: Sequence[Messages]) -> Tensor:
-        """(N,) of N conversations in words."""
+        """(N,) scores of N conversations, given as messages."""
 
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:
-        """One (K,) per group of K answers to one prompt, each in ids and in words."""
+        """One (K,) tensor per group of K responses to one prompt, given both as token ids and as messages."""
 
     def score_responses(self, responses: Responses, conversations: Sequence[Messages]) -> Tensor:
-        """(B,) of a rollout's responses, and the same in words."""
+        """(B,) scores of a rollout's B responses, given both as token ids and as messages."""
 
 
 class ModelReward:
-    """A reward model: its score at the last token of the answer."""
+    """A reward model: the score is its output at the last token of the response."""
 
     def __init__(self, model: ScalarGPT, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -51,12 +51,12 @@ class ModelReward:
     @torch.no_grad()
     def score(self, conversations: Sequence[Messages]) -> Tensor:
         texts = [encode_response(messages[:-1], messages[-1]["content"], self.tokenizer) for messages in conversations]
-        room = self.model.trunk.config.context
+        context = self.model.trunk.config.context
         for messages, ids in zip(conversations, texts, strict=True):
-            if len(ids) > room:
+            if len(ids) > context:
                 raise InputError(
-                    f"reward: a conversation needs {len(ids)} tokens, the model's context is {room}; shorten the one "
-                    f"that ends {messages[-1]['content'][-40:]!r}"
+                    f"reward: a conversation has {len(ids)} tokens, the reward model's context is {context}; shorten "
+                    f"the one that ends {messages[-1]['content'][-40:]!r}"
                 )
         return torch.cat(score_texts(self.model, [[text] for text in texts], self.tokenizer.pad_id))
 
@@ -69,26 +69,26 @@ class ModelReward:
         return response_scores(self.model, responses)
 
 
-def with_response(prompt: Messages, answer: str) -> Messages:
-    """A conversation that ends with this answer."""
-    return [*prompt, {"role": "assistant", "content": answer}]
+def with_response(prompt: Messages, response: str) -> Messages:
+    """The prompt with this response as its last turn."""
+    return [*prompt, {"role": "assistant", "content": response}]
 
 
 def is_score(value: float) -> bool:
-    """A number that is finite, in fp32, too."""
+    """Whether the number is finite in fp32."""
     return abs(value) < LARGEST
 
 
 class TextReward:
-    """Whatever turns conversations into numbers: somebody's function, somebody's server."""
+    """A reward computed from messages by a function, such as a user's function or an HTTP scorer."""
 
     models: Sequence[ScalarGPT] = ()
 
-    def __init__(self, judge: Callable[[Sequence[Messages]], list[float]]):
-        self.judge = judge
+    def __init__(self, function: Callable[[Sequence[Messages]], list[float]]):
+        self.function = function
 
     def score(self, conversations: Sequence[Messages]) -> Tensor:
-        return torch.tensor(self.judge(conversations), dtype=torch.float64)  # as it was said
+        return torch.tensor(self.function(conversations), dtype=torch.float64)  # keeps every digit of the scores
 
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:
         scores = self.score([messages for group in conversations for messages in group])

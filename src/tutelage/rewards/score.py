@@ -1,11 +1,11 @@
-"""`tutelage score`: what a reward gives the answers in a file, in the shape that an HTTP scorer answers.
+"""`tutelage score`: scores the responses in a file with a reward and prints them as an HTTP scorer would return them.
 
     rewards by name, a JSONL file -> {"object": "list", "data": [{"index", "score"}, ...], "model": name}
 
-Each line holds one answer or several: a conversation that ends with the answer (`messages`, or an instruction triple),
-a `prompt` with one `response`, or a `prompt` with `responses`, each of which is scored. The index counts the answers
-through the file, in their order. A conversation that a reward model cannot read whole loses its oldest turns; an answer
-that does not even fit with its question is passed over, and its index is missing.
+Each line holds one or more responses: a conversation that ends with the response (`messages`, or an instruction
+triple), a `prompt` with one `response`, or a `prompt` with `responses`, each of which is scored. The index counts the
+responses through the file, in order. A conversation longer than a reward model's context loses its oldest turns. A
+response that does not fit even with the last question alone is not scored, and its index is missing.
 """
 
 import json
@@ -32,12 +32,12 @@ from tutelage.runs.device import choose_device
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(RewardsConfig):
-    """Where reward models are run, and how several rewards become one."""
+    """Device and precision for reward models, and how several rewards are combined."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
-    """Precision of activations and products: auto, fp32 or bf16."""
+    """Precision of activations and matrix products: auto, fp32 or bf16."""
 
 
 def score(
@@ -47,17 +47,17 @@ def score(
     out: Path | None = None,
     config: ScoreConfig = ScoreConfig(),
 ) -> None:
-    """Score the answers in a file by a reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL.
+    """Score the responses in a file with a reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL.
 
-    Turns that a reward model has no room for are dropped, the oldest first.
+    Conversations longer than a reward model's context lose their oldest turns.
 
-    members: further rewards; with the first they are an ensemble.
-    out: write there, instead of printing.
+    members: further rewards, combined with the first into an ensemble.
+    out: write the scores to this file instead of printing them.
 
     Example: tutelage score runs/reward demonstrations.jsonl
     """
     lines = [(f"{input}, line {n}", record) for n, record in read_jsonl(input)]
-    answers = [(where, answers_in(record, where)) for where, record in lines]
+    conversations = [(where, conversations_in(record, where)) for where, record in lines]
     device = choose_device(config.device, config.dtype)
     rewards = (reward, *members)
     models: list[ModelReward] = []
@@ -66,75 +66,82 @@ def score(
         models.append(load_frozen(place, device))
         return models[-1]
 
-    judge = open_reward(rewards, config, load)
-    fitting = fit_all(answers, models)
+    combined = open_reward(rewards, config, load)
+    fitting = fit_all(conversations, models)
+    scores = combined.score(list(fitting.values())).tolist()
     name = f"{config.ensemble}({', '.join(rewards)})" if members else reward
-    answer = score_list(name, zip(fitting, judge.score(list(fitting.values())).tolist(), strict=True))
+    result = score_list(name, zip(fitting, scores, strict=True))
     if out is None:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json.dumps(result, ensure_ascii=False))
         return
     with atomic_write(out) as file:
-        json.dump(answer, file, ensure_ascii=False)
+        json.dump(result, file, ensure_ascii=False)
+    print(f"{out}: {len(fitting):,} scores by {name}", file=sys.stderr)
 
 
 def fit_all(lines: Sequence[tuple[str, list[Messages]]], models: Sequence[ModelReward]) -> dict[int, Messages]:
-    """By index, what all of these models can read. Says what had to go; raises InputError where nothing is left."""
+    """The conversations that fit the contexts of all models, by index. Warns about those it shortens or leaves out.
+
+    Raises InputError if none fits.
+    """
     fitting: dict[int, Messages] = {}
-    cut: list[str] = []
-    over: list[str] = []
+    shortened: list[str] = []
+    left_out: list[str] = []
     index = 0
-    for where, answers in lines:
-        kept = fitted(answers, models)
+    for where, conversations in lines:
+        kept = fitted(conversations, models)
         fitting |= enumerate(kept, start=index)
-        index += len(answers)
-        if kept != answers:
-            (cut if kept else over).append(where)
-    room = min((model.model.trunk.config.context for model in models), default=0)
-    too_long = f"question and answer alone need more than the {room} tokens that the reward model reads"
+        index += len(conversations)
+        if kept != conversations:
+            (shortened if kept else left_out).append(where)
+    context = min((model.model.trunk.config.context for model in models), default=0)
+    too_long = f"the last question and the response exceed the reward model's context of {context} tokens"
     if not fitting:
-        raise InputError(f"{over[0]}: {too_long}; shorten them")
-    if cut:
-        tell(f"{cut[0]}: scored without the oldest turns, as the reward model reads {room} tokens", cut, lines)
-    if over:
-        tell(f"{over[0]}: {too_long}; not scored", over, lines)
+        raise InputError(f"{left_out[0]}: {too_long}; shorten them")
+    if shortened:
+        cause = f"to fit the reward model's context of {context} tokens"
+        warn(f"{shortened[0]}: scored without the oldest turns {cause}", shortened, lines)
+    if left_out:
+        warn(f"{left_out[0]}: {too_long}; not scored", left_out, lines)
     return fitting
 
 
-def fitted(answers: list[Messages], models: Sequence[ModelReward]) -> list[Messages]:
-    """Answers to one prompt, all without the oldest turns that one of them has no room for.
+def fitted(conversations: list[Messages], models: Sequence[ModelReward]) -> list[Messages]:
+    """Conversations with one prompt, shortened from the oldest turn on until all of them fit all models.
 
-    Empty if the longest has none beside the last question. Scores after different turns could not be compared.
+    All lose the same turns, because scores after different prompts could not be compared. Empty if the longest response
+    does not fit even with the last question alone.
     """
-    asked = answers[0][:-1]
+    prompt = conversations[0][:-1]
     for model in models:
-        size = max(len(encode_response(asked, messages[-1]["content"], model.tokenizer)) for messages in answers)
+        size = max(len(encode_response(prompt, messages[-1]["content"], model.tokenizer)) for messages in conversations)
         context = model.model.trunk.config.context
         if size > context:
-            room = context - (size - len(encode_prompt(asked, model.tokenizer)))
-            latest = latest_turns(asked, model.tokenizer, room)
+            room = context - (size - len(encode_prompt(prompt, model.tokenizer)))
+            latest = latest_turns(prompt, model.tokenizer, room)
             if latest is None:
                 return []
-            asked = latest
-    return [[*asked, messages[-1]] for messages in answers]
+            prompt = latest
+    return [[*prompt, messages[-1]] for messages in conversations]
 
 
-def tell(what: str, some: Sequence[str], lines: Sequence[object]) -> None:
-    print(f"{what} ({len(some)} of {len(lines)} lines)", file=sys.stderr)
+def warn(message: str, affected: Sequence[str], lines: Sequence[object]) -> None:
+    print(f"{message} ({len(affected)} of {len(lines)} lines)", file=sys.stderr)
 
 
-def answers_in(record: dict[str, Any], where: str) -> list[Messages]:
-    """The conversations of one line, each ending with an answer. Raises InputError for a line without any."""
+def conversations_in(record: dict[str, Any], where: str) -> list[Messages]:
+    """The conversations of one line, each ending with a response. Raises InputError for a line without any."""
     if "messages" in record or "instruction" in record:
         messages = demonstration_from(record, where).messages
         if messages[-1]["role"] != "assistant":
-            raise InputError(f"{where}: ends with a {messages[-1]['role']} turn; end it with the answer to be scored")
+            raise InputError(f"{where}: ends with a {messages[-1]['role']} turn; end it with the response to score")
         return [messages]
     if "responses" in record:
         return [with_response(prompt_field(record, where), text) for text in texts_field(record, where)]
     if "response" in record:
         return [with_response(prompt_field(record, where), text_field(record, "response", where))]
     shapes = '"messages", or "prompt" with "response" or "responses"'
-    raise InputError(f"{where}: holds no answer to score; give {shapes}, this one has {names_of(record)}")
+    raise InputError(f"{where}: holds no response to score; give {shapes}; this line has {names_of(record)}")
 
 
 def texts_field(record: dict[str, Any], where: str) -> Sequence[str]:

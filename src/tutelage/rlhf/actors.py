@@ -2,12 +2,11 @@
 
     policy run, rewards by name -> policy, reference, reward, value;  prompts -> responses -> Rollout
 
-PPO has all four; RLOO and GRPO do without the value network. Trained whole they are as many sets of weights. With
-adapters they are one frozen base, the SFT model, in which each role has adapters and heads of its own: the reference
-has none, the value network starts from the reward model's. What lies below the lowest adapter is then run once per
-rollout, and all roles and every pass over the rollout go on from there. Where no reward is a model (a Python function,
-an HTTP scorer), the value network starts as the policy with a head of zeros: it expects nothing until it has seen
-returns.
+PPO has all four; RLOO and GRPO have no value network. Without adapters each is a separate set of weights. With adapters
+all share one frozen base, the SFT model, and each role has its own adapters and head: the reference has none, and the
+value network starts from the reward model's. The layers below the lowest adapter then run once per rollout, and every
+role and epoch reuses their output. Where no reward is a model (a Python function, an HTTP scorer), the value network
+starts as the policy with a head of zeros, so that it predicts 0 until it has seen returns.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import encode_prompt
 from tutelage.data.records import Messages, read_prompts
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import frozen_depth, without_adapters
 from tutelage.model.prepack import unpack
-from tutelage.rewards.open import first_run, frozen_beside, open_one, open_reward
+from tutelage.rewards.open import first_run, frozen_loader, open_reward, open_single
 from tutelage.rewards.reward import ModelReward, Reward, with_response
 from tutelage.rlhf.config import RLConfig
 from tutelage.runs.adapter import adapt, load_adapted_scorer
@@ -39,23 +38,23 @@ from tutelage.sampling.sampler import Response, generate, inference_copy, rows_t
 from tutelage.sampling.trunk_cache import TrunkCache
 from tutelage.text.tokenizer import Tokenizer
 
-STREAM_AT_MOST = 2**28  # bytes of the residual stream that are kept for a rollout
+MAX_STREAM_BYTES = 2**28  # of the residual stream that is kept for a rollout
 
 
 @dataclass(frozen=True)
 class Actors:
-    """Who plays in a rollout."""
+    """The models of a rollout."""
 
     policy: GPT
-    reference: GPT | None  # what the policy started as; None: the policy with its adapters off
+    reference: GPT | None  # the policy's starting point; None: the policy with its adapters off
     reward: Reward
-    value: ScalarGPT | None  # None: the other responses to a prompt are the baseline
-    value_base: Path  # the model that a value network's adapters belong to
+    value: ScalarGPT | None  # None for RLOO and GRPO
+    value_base: Path  # the model that the value network's adapters belong to
     tokenizer: Tokenizer
 
     @property
     def shared_layers(self) -> int:
-        """How many of the lowest blocks all of them have in common, with nothing to train in them."""
+        """How many of the lowest blocks are frozen and shared by all roles."""
         scalars = [*self.reward.models, *([self.value] if self.value else [])]
         roles = [self.policy, *(scalar.trunk for scalar in scalars)]
         common = [role for role in roles if role.embedding.weight is self.policy.embedding.weight]
@@ -63,21 +62,21 @@ class Actors:
 
 
 class EncodedPrompt(NamedTuple):
-    """What the policy is asked, and how it is asked."""
+    """A prompt as token ids and as messages."""
 
     ids: list[int]
     messages: Messages
 
 
 def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run, critic: bool = True) -> Actors:
-    """The roles' starting points, without a value network if there is to be no `critic`.
+    """Load every role; without a `critic` there is no value network.
 
-    Raises InputError when policy and reward model have different tokenizers, or one of them no room for an answer.
+    Raises InputError when policy and reward model have different tokenizers, or a context too short for a response.
     """
     trained, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
-    check_room(trained.config.context, config.max_prompt, config.max_tokens)
+    check_context(trained.config.context, config.max_prompt, config.max_tokens)
     trained.eval()
-    frozen = frozen_beside(policy, run.device, config.max_prompt, config.max_tokens)
+    frozen = frozen_loader(policy, run.device, config.max_prompt, config.max_tokens)
     if not config.adapted:
         reward = open_reward(rewards, config, frozen)
         value, base = load_value(first_run(rewards), policy, run.device) if critic else (None, policy)
@@ -89,8 +88,8 @@ def load_actors(policy: Path, rewards: Sequence[str], config: RLConfig, run: Run
 
 
 def load_value(start: Path | None, policy: Path, device: Device, frozen: bool = False) -> tuple[ScalarGPT, Path]:
-    """A value network that starts as this reward model, which has been found fit to judge the policy, else as the
-    policy and a head of zeros; and as which run.
+    """A value network, and the run that it starts from: the reward model `start`, or without one the policy with a
+    head of zeros.
     """
     if start:
         return load_scorer(start, device, frozen)[0].eval(), start
@@ -100,7 +99,7 @@ def load_value(start: Path | None, policy: Path, device: Device, frozen: bool = 
 def load_beside(
     trained: GPT, tokenizer: Tokenizer, policy: Path, frozen: Callable[[Path], ModelReward], place: Path
 ) -> ModelReward:
-    """A frozen reward model: adapters on the policy's own base where it was trained as such, else all its weights."""
+    """A frozen reward model: adapters on the policy's base if it was trained as such, else its own weights."""
     same_tokenizer(policy, place)
     if shared := load_adapted_scorer(without_adapters(trained), policy, place):
         return ModelReward(shared.requires_grad_(False).eval(), tokenizer)
@@ -110,7 +109,7 @@ def load_beside(
 def adapted_value(
     trained: GPT, rewards: Sequence[str], policy: Path, config: RLConfig, run: Run
 ) -> tuple[ScalarGPT, Path]:
-    """A value network of adapters and a head: the reward model's where it can be, and what they belong to."""
+    """A value network of adapters and a head, from the reward model if possible, and the run that they belong to."""
     start = first_run(rewards)
     if start and (shared := load_adapted_scorer(without_adapters(trained), policy, start)):
         return shared.eval(), policy
@@ -124,7 +123,7 @@ def adapted_value(
 
 
 def with_zero_head(trunk: GPT) -> ScalarGPT:
-    """A value network that says 0 everywhere."""
+    """A value network that predicts 0 everywhere."""
     value = ScalarGPT(trunk).to(trunk.embedding.weight.device).eval()
     torch.nn.init.zeros_(value.score.weight)
     return value
@@ -133,104 +132,118 @@ def with_zero_head(trunk: GPT) -> ScalarGPT:
 def encode_prompts(
     actors: Actors, prompts: Sequence[Path], count: int, config: RLConfig, salt: str
 ) -> list[EncodedPrompt]:
-    """Up to `count` prompts as the policy is asked them."""
+    """Up to `count` prompts that fit the policy, chosen at random."""
     chosen = choose_fitting(read_prompts(prompts), actors.tokenizer, count, config.max_prompt, salt)
     return [EncodedPrompt(encode_prompt(p.prompt, actors.tokenizer), p.prompt) for p in chosen]
 
 
 def next_rollout(
-    actors: Actors, asked: Sequence[EncodedPrompt], iteration: int, config: RLConfig, parts: Sequence[Tensor],
+    actors: Actors,
+    prompts: Sequence[EncodedPrompt],
+    iteration: int,
+    config: RLConfig,
+    parts: Sequence[Tensor],
     samples: int = 1,
-) -> tuple[Rollout, float]:  # fmt: skip
-    """The rollout of an iteration: the next prompts, round and round, `samples` responses to each. See `roll_out`."""
+) -> tuple[Rollout, float]:
+    """The rollout of an iteration: the next prompts, cyclically, with `samples` responses to each. See `roll_out`."""
     count = config.batch // samples
-    prompts = [asked[(iteration * count + i) % len(asked)] for i in range(count)]
+    chosen = [prompts[(iteration * count + i) % len(prompts)] for i in range(count)]
     seeds = rollout_seeds(config.seed, iteration, config.batch)
     sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
-    return roll_out(actors, prompts, seeds, sampling, config.missing_end, parts, samples)
+    return roll_out(actors, chosen, seeds, sampling, config.missing_end, parts, samples)
 
 
 def roll_out(
-    actors: Actors, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], sampling: SamplingConfig,
-    missing_end: float, parts: Sequence[Tensor], samples: int = 1,
-) -> tuple[Rollout, float]:  # fmt: skip
-    """Sample `samples` responses to each prompt, prompt by prompt, and run the models over them.
+    actors: Actors,
+    prompts: Sequence[EncodedPrompt],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    missing_end: float,
+    parts: Sequence[Tensor],
+    samples: int = 1,
+) -> tuple[Rollout, float]:
+    """Sample `samples` responses to each prompt, prompt by prompt, and run all models over them.
 
-    What learning compares with is computed in `parts`, the rows that are learned from together.
+    Log-probabilities are computed in `parts`, the minibatches of the first epoch, so that the first ratio is exactly 1.
 
-    Also returns the mean gap between the sampler's log-probabilities and the training forward's: a wrong sampler shows
-    here, though not in the ratio.
+    Also returns the mean gap between the sampler's log-probabilities and those of the training forward. A wrong sampler
+    shows here, but not in the ratio.
     """
-    release_memory()  # what learning from the last rollout left in pieces
-    tokenizer = actors.tokenizer
-    lower = trunk_cache_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
-    answers = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, lower)
-    release_memory()  # the copy and its keys and values: what learning needs next has other sizes
-    asked = [prompt for prompt in prompts for _ in range(samples)]
-    responses = pad_responses([p.ids for p in asked], answers, tokenizer.pad_id, actors.policy.embedding.weight.device)
-    if lower:
-        responses = replace(responses, stream=lower.stream(responses.ids.shape[1], actors.policy.embedding.weight))
-    told = [with_response(p.messages, tokenizer.decode(a.ids)) for p, a in zip(asked, answers, strict=True)]
-    rollout = score_rollout(
-        actors.policy, actors.reference, actors.value, actors.reward.score_responses(responses, told), responses,
-        parts=parts, missing_end=missing_end, temperature=sampling.temperature,
-    )  # fmt: skip
-    unpack(actors.policy)
-    return replace(rollout, conversations=told), sampler_gap(answers, rollout)
+    policy, tokenizer = actors.policy, actors.tokenizer
+    release_memory()  # fragments that learning from the last rollout left
+    trunk_cache = trunk_cache_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
+    sampled = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, trunk_cache)
+    release_memory()  # the sampler's copy and KV cache; learning needs blocks of other sizes
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    responses = pad_responses([p.ids for p in repeated], sampled, tokenizer.pad_id, policy.embedding.weight.device)
+    if trunk_cache:
+        responses = replace(responses, stream=trunk_cache.stream(responses.ids.shape[1], policy.embedding.weight))
+    texts = (tokenizer.decode(response.ids) for response in sampled)
+    conversations = [with_response(p.messages, text) for p, text in zip(repeated, texts, strict=True)]
+    scores = actors.reward.score_responses(responses, conversations)
+    limits = dict(missing_end=missing_end, temperature=sampling.temperature)
+    rollout = score_rollout(policy, actors.reference, actors.value, scores, responses, parts=parts, **limits)
+    unpack(policy)
+    return replace(rollout, conversations=conversations), sampler_gap(sampled, rollout)
 
 
 def sample(
-    actors: Actors, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: SamplingConfig, samples: int,
-    lower: TrunkCache | None,
-) -> list[Response]:  # fmt: skip
-    """`samples` answers to each prompt, prompt by prompt: as many prompts at once as their keys and values fit for."""
+    actors: Actors,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    samples: int,
+    trunk_cache: TrunkCache | None,
+) -> list[Response]:
+    """`samples` responses to each prompt, prompt by prompt, in batches whose KV cache fits."""
     policy, end = inference_copy(actors.policy), actors.tokenizer.end_of_turn_id
     longest = max(map(len, prompts)) + sampling.max_tokens
     size = max(1, rows_that_fit(policy.config, longest, len(seeds)) // samples)
-    answers: list[Response] = []
+    responses: list[Response] = []
     for at in range(0, len(prompts), size):
-        some, chance = prompts[at : at + size], seeds[at * samples : (at + size) * samples]
-        groups = generate(policy, some, chance, end, sampling, samples, lower=lower)
-        answers += [answer for group in groups for answer in group]
-    return answers
+        batch, batch_seeds = prompts[at : at + size], seeds[at * samples : (at + size) * samples]
+        groups = generate(policy, batch, batch_seeds, end, sampling, samples, trunk_cache=trunk_cache)
+        responses += [response for group in groups for response in group]
+    return responses
 
 
 def trunk_cache_for(actors: Actors, rows: int, length: int) -> TrunkCache | None:
-    """Where the layers that all have in common leave something to go on from; nothing where it would take too much
-    memory: then each pass runs them again.
+    """A cache for the output of the shared layers; None if there are none, or if it would exceed MAX_STREAM_BYTES.
+
+    Without it every forward pass runs these layers again.
     """
     policy = actors.policy
     size = rows * length * policy.config.width * policy.compute_dtype.itemsize
-    return TrunkCache(actors.shared_layers, rows, length) if actors.shared_layers and size <= STREAM_AT_MOST else None
+    return TrunkCache(actors.shared_layers, rows, length) if actors.shared_layers and size <= MAX_STREAM_BYTES else None
 
 
 def rollout_seeds(seed: int, iteration: int, count: int) -> list[int]:
-    """One per response, the same however often the run was stopped.
+    """One seed per response, the same however often the run was interrupted.
 
-    "ppo/" is RLOO's and GRPO's salt as well: another one would change every number that they have given so far.
+    RLOO and GRPO use the salt "ppo/", too: another one would change all their published numbers.
     """
     return [seed_for(seed, f"ppo/{iteration}/{i}") for i in range(count)]
 
 
-def sampler_gap(answers: Sequence[Response], rollout: Rollout) -> float:
+def sampler_gap(responses: Sequence[Response], rollout: Rollout) -> float:
     """Mean |log p of the sampler - log p of the training forward| over the response tokens."""
     mask = rollout.responses.mask
-    sampled = torch.tensor([p for answer in answers for p in answer.logprobs], device=mask.device)
+    sampled = torch.tensor([p for response in responses for p in response.logprobs], device=mask.device)
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
 def load_judge(judge: str | None, policy: Path, config: RLConfig, run: Run) -> Reward | None:
-    """A second reward, which is not learnt from; without one the run says what it will not see.
+    """The held-out reward that only monitors; without one the run says what it cannot notice.
 
     Raises InputError as `load_actors` does.
     """
     if judge:
-        return open_one(judge, config, frozen_beside(policy, run.device, config.max_prompt, config.max_tokens))
-    run.progress.say(f"{run.out}: no --judge, so a score that rises while the answers get worse goes unseen")
+        return open_single(judge, config, frozen_loader(policy, run.device, config.max_prompt, config.max_tokens))
+    run.progress.say(f"{run.out}: no --judge, so nothing notices a score that rises while the responses get worse")
     return None
 
 
 def judge_score(judge: Reward, rollout: Rollout, missing_end: float) -> float:
-    """Mean score of the rollout's responses by the judge, a missing end replaced as it is for the reward."""
+    """Mean score of the rollout's responses by the judge; a missing end scores `missing_end`, as for the reward."""
     scores = judge.score_responses(rollout.responses, rollout.conversations)
     return float(torch.where(rollout.responses.ended, scores, missing_end).mean())

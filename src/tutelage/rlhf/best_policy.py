@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tutelage.rlhf.history import PATIENCE, History, mean
+from tutelage.rlhf.history import PATIENCE, History, Metrics, mean
 
 
 class BestPolicy:
@@ -23,19 +23,23 @@ class BestPolicy:
         self.best: dict[str, Tensor] | None = None  # None until a policy has been rated
         self.best_rating = -math.inf
         self.candidate_iteration = self.best_iteration = 0  # the iterations whose rollouts these policies sampled
+        self.candidate_metrics: Metrics = {}  # of these rollouts
+        self.best_metrics: Metrics = {}
 
-    def propose(self, weights: Mapping[str, Tensor], iteration: int, rating: float) -> None:
+    def propose(self, weights: Mapping[str, Tensor], iteration: int, metrics: Metrics, rating: float) -> None:
         """Make a copy of these weights the candidate; a rating of NaN never makes it the best."""
         self.candidate = {name: weight.clone() for name, weight in weights.items()}
-        self.candidate_iteration = iteration
+        self.candidate_iteration, self.candidate_metrics = iteration, metrics
         if rating > self.best_rating:
-            self.best, self.best_rating, self.best_iteration = self.candidate, rating, iteration
+            self.best, self.best_rating = self.candidate, rating
+            self.best_iteration, self.best_metrics = iteration, metrics
 
     def fall_back_to_best(self) -> bool:
         """Make the best policy the candidate. Returns whether there is one."""
         if self.best is None:
             return False
         self.candidate, self.candidate_iteration = self.best, self.best_iteration
+        self.candidate_metrics = self.best_metrics
         return True
 
     def state(self) -> dict[str, Any]:

@@ -6,14 +6,14 @@ Defaults suit a laptop. InstructGPT's values (Ouyang et al. 2022, appendix C.4) 
 from dataclasses import dataclass
 
 from tutelage.errors import InputError
-from tutelage.learning.kl import LARGEST_ERROR
+from tutelage.learning.kl import MAX_RELATIVE_ERROR
 from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.snapshots import SnapshotConfig
 
 # Far below this temperature only one token is ever drawn in each state, so there is nothing to compare it with.
 MIN_TEMPERATURE = 0.01
 # At this gain one iteration may take the KL coefficient to 0.
-KL_GAIN_LIMIT = 1 / LARGEST_ERROR
+KL_GAIN_LIMIT = 1 / MAX_RELATIVE_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,10 @@ def learn_in_groups(algorithm: GroupAlgorithm, inputs: RLInputs, config: GroupCo
         learner = policy_learner(setup.actors.policy, config)
         if inputs.corpus:
             learner.mix = set_up_mix(setup, inputs, config, minibatch=config.rows, epochs=config.passes)
-        results = train(algorithm, setup, learner, config).restore_best()
+        loop = train(algorithm, setup, learner, config)
+        results = loop.restore_best()
         save_tuned(inputs.out, learner.policy, setup.actors.tokenizer, inputs.policy, config)
-        run.finish(results | setup.results())
+        run.finish(results | setup.results(), loop.ending())
 
 
 def train(algorithm: GroupAlgorithm, setup: Setup, learner: PolicyLearner, config: GroupConfig) -> TrainingLoop:

@@ -23,6 +23,7 @@ from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.early_stopping import EarlyStopping
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import PolicyLearner
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import save_snapshot
 from tutelage.text.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ class TrainingLoop:
             return False
         monitor = self.stopping.monitor
         if monitor.sound:
-            self.policies.propose(self.learner.average.weights, iteration, rating(monitor.history))
+            self.policies.propose(self.learner.average.weights, iteration, metrics, rating(monitor.history))
             self._snapshot(iteration)
         return iteration < self.config.iterations
 
@@ -101,6 +102,24 @@ class TrainingLoop:
         coefficient = mix.share.coefficient if mix else 0.0
         kept = {"stopped": self.stopping.reason, "kept_iteration": self.policies.candidate_iteration}
         return {"ptx_coef": coefficient, **kept, "findings": self.stopping.monitor.results()}
+
+    def ending(self) -> Ending:
+        """What to say at the end of the run: the kept policy's metrics against those of the policy it started from."""
+        kept, start, config = self.policies, self.stopping.monitor.history.first, self.config
+        score = Figure("score", kept.candidate_metrics.get("score"), start=start("score"), better="higher")
+        judge = kept.candidate_metrics.get("judge_score")
+        judged = Figure(
+            "judge score", judge, start=start("judge_score") if judge is not None else None, better="higher"
+        )
+        kl = Figure("KL", kept.candidate_metrics.get("kl"), note=f"nats per response, budget {config.kl_budget:g}")
+        unchanged = "iteration 0 was kept, so the policy is the one it started from; see the findings, or lower --lr"
+        made = (
+            f"optimised with {config.algorithm}; iteration {kept.candidate_iteration} of {config.iterations} was kept"
+        )
+        warnings = [] if kept.candidate_iteration else [unchanged]
+        return Ending(
+            made, [score, judged, kl], warnings, [command("chat", self.run.out), command("serve", self.run.out)]
+        )
 
     def _end(self, metrics: Metrics, iteration: int) -> None:
         """End the run with its best policy, and say which one that is."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data.packing import Windows, encode_enough, window_count
-from tutelage.data.prompts import text_length
+from tutelage.data.packing import Windows, encode_at_least, window_count
+from tutelage.data.prompts import row_length
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
@@ -53,7 +53,7 @@ class PretrainingMix:
 
 def open_mix(run: Run, config: RLConfig, actors: Actors, corpus: Sequence[Path], steps: int) -> PretrainingMix:
     """Enough windows for this many optimizer steps, if the corpus has them."""
-    length = text_length(config.ptx_window, actors.policy.config.context, "--ptx-window")
+    length = row_length(config.ptx_window, actors.policy.config.context, "--ptx-window")
     count, generator = steps * config.ptx_windows, run.generator("mix")
     windows = read_windows(actors.tokenizer, corpus, length, count, generator)
     absent = absent_specials(actors.tokenizer, windows)
@@ -68,7 +68,7 @@ def read_windows(
     Raises InputError when the corpus fills none.
     """
     texts = [document.plain_text() for document in read_documents(corpus)]
-    ids = encode_enough(tokenizer, texts, count * length + 1, generator)
+    ids = encode_at_least(tokenizer, texts, count * length + 1, generator)
     available = window_count(ids, length)
     if available == 0:
         raise InputError(f"corpus: it has {len(ids)} tokens, and one window takes {length + 1}; give more text")

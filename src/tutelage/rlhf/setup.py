@@ -6,7 +6,7 @@ RLInputs, config  ->  Run  ->  Setup  ->  (rollout, metrics) of an iteration
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tutelage.rewards.open import one_input, reward_inputs
+from tutelage.rewards.open import reward_input, reward_inputs
 from tutelage.rewards.reward import Reward
 from tutelage.rlhf.actors import (
     Actors,
@@ -75,7 +75,7 @@ def open_run(stage: str, inputs: RLInputs, config: RLConfig) -> Run:
         "reward": reward_inputs(inputs.reward),
         "prompts": inputs.prompts,
         "corpus": inputs.corpus,
-        "judge": one_input(inputs.judge) if inputs.judge else None,
+        "judge": reward_input(inputs.judge) if inputs.judge else None,
     }
     return Run(inputs.out, stage=stage, config=config, inputs=given)
 

@@ -1,17 +1,19 @@
-"""Two problems small enough to be solved by hand, and the tables that PPO's own code drives as if they were models.
+"""Two token-level decision processes with exact solutions, and tabular models that PPO's own code can train on them.
 
     TokenMDP -> rollouts of a tabular policy;  TokenMDP, beta -> the exact J* and KL* that PPO has to reach
 
-A "language" of a few tokens, in which the last token alone is the state. Every response can be enumerated, so the
-optimum of InstructGPT's eq. 2, pi* ~ pi_ref exp(r / beta) with J* = beta log Z, is known to the last digit.
-DRIFT: seven responses of at most two tokens, with rewards that see a misplaced score, a lost end and a wrong KL.
-LENGTH: one word and an end, every response worth the same; the optimum is the reference, of mean length 3.287.
+A "language" of a few tokens in which the last token is the state. Every response can be enumerated, so the optimum of
+InstructGPT's eq. 2 is known exactly: pi* ~ pi_ref exp(r / beta), J* = beta log Z.
+TWO_TOKENS: seven responses of at most two tokens. Its rewards expose a misplaced score, a lost end and a wrong KL.
+`length_problem`: one word and an end of turn, the same reward for every response. The optimum is the reference, with a
+mean length of 3.287 tokens.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ Tokens = tuple[int, ...]  # of one response
 
 @dataclass(frozen=True)
 class TokenMDP:
-    """V tokens, the last of them the end of turn; then START and PAD. S states: the one before the first token is 0."""
+    """V tokens, the last one the end of turn; then START and PAD. S states; the state before the first token is 0."""
 
     reference: tuple[tuple[float, ...], ...]  # (S, V) probabilities
     after: tuple[int, ...]  # (V,) the state that each token leads to
@@ -46,7 +48,7 @@ class TokenMDP:
         return torch.tensor(self.reference).log()
 
     def responses(self, begun: Tokens = ()) -> Iterator[Tokens]:
-        """Every response there is."""
+        """Every possible response."""
         if len(begun) == self.longest or begun[-1:] == (self.end,):
             yield begun
             return
@@ -54,13 +56,13 @@ class TokenMDP:
             yield from self.responses((*begun, token))
 
     def logprob(self, logits: Tensor, response: Tokens) -> float:
-        """log pi(response) of a table (S, V), in double precision."""
+        """log pi(response) under a table of logits (S, V), in double precision."""
         table = logits.double().log_softmax(-1)
         states = (0, *(self.after[token] for token in response))
         return sum(float(table[state, token]) for state, token in zip(states, response, strict=False))
 
     def objective(self, logits: Tensor, beta: float) -> tuple[float, float]:
-        """Exact J = E[r] - beta KL and KL of a table, over every response."""
+        """Exact J = E[r] - beta KL, and the KL, of a table of logits."""
         reference, reward, kl = self.reference_logits, 0.0, 0.0
         for response in self.responses():
             logp = self.logprob(logits, response)
@@ -81,13 +83,13 @@ class TokenMDP:
         return sum(math.exp(self.logprob(logits, response)) * len(response) for response in self.responses())
 
 
-def drift_reward(response: Tokens) -> float:
-    """The table of rewards; an end at once is worth something, so that its loss is seen."""
+def two_token_reward(response: Tokens) -> float:
+    """The table of rewards. Ending at once has a reward, so that losing the end of turn shows."""
     table = {(2,): 0.7, (0, 2): 1.0, (1, 2): 0.5, (0, 0): -1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 2.0}
     return table[response]
 
 
-DRIFT = TokenMDP(((0.5, 0.3, 0.2), (0.4, 0.4, 0.2), (0.1, 0.2, 0.7)), (1, 2, 0), 2, drift_reward)
+TWO_TOKENS = TokenMDP(((0.5, 0.3, 0.2), (0.4, 0.4, 0.2), (0.1, 0.2, 0.7)), (1, 2, 0), 2, two_token_reward)
 
 
 def length_problem(constant: float) -> TokenMDP:
@@ -95,7 +97,7 @@ def length_problem(constant: float) -> TokenMDP:
 
 
 class Table(nn.Module):
-    """A "language model" whose hidden state is the one-hot state and whose head is the table of logits (S, V)."""
+    """A language model whose hidden state is the one-hot state and whose head is a table of logits (S, V)."""
 
     compute_dtype = torch.float32
 
@@ -109,9 +111,14 @@ class Table(nn.Module):
         )
 
     def trunk(
-        self, ids: Tensor, positions: object = None, mask: object = None, cache: object = None, stream: object = None,
+        self,
+        ids: Tensor,
+        positions: object = None,
+        mask: object = None,
+        cache: object = None,
+        stream: object = None,
         first: int = 0,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         if cache is not None:
             cache.advance(ids.shape[1])  # type: ignore[attr-defined]
         return nn.functional.one_hot(self.state[ids[:, first:]], self.table.shape[0]).float()
@@ -125,7 +132,7 @@ class Table(nn.Module):
 
 
 class Values(nn.Module):
-    """A "value network": a number per state."""
+    """A value network with one number per state."""
 
     trunk = None
 
@@ -139,7 +146,7 @@ class Values(nn.Module):
 
 
 class Rewards(nn.Module):
-    """A "reward model": the problem's reward of everything after START."""
+    """A reward model: the problem's reward of what follows START."""
 
     trunk = None
 
@@ -153,24 +160,22 @@ class Rewards(nn.Module):
 
 
 def state_of(problem: TokenMDP) -> Tensor:
-    """(V + 2,): the state after each token; START and PAD lead to the first."""
+    """(V + 2,) the state after each token; START and PAD lead to state 0."""
     return torch.tensor([*problem.after, 0, 0])
 
 
 def roll_out_table(
     problem: TokenMDP, policy: Table, value: Values, seeds: Sequence[int], parts: Sequence[Tensor]
 ) -> tuple[Rollout, float]:
-    """As `actors.roll_out` does it: sampled, padded, scored by the four; and the sampler's gap."""
+    """Like `actors.roll_out`: sampled, padded, scored by all models; also returns the sampler gap."""
     prompts = [[problem.start]] * len(seeds)
     sampling = SamplingConfig(max_tokens=problem.longest)
-    answers = [a for (a,) in generate(policy, prompts, seeds, problem.end, sampling)]  # type: ignore[arg-type]
-    # What is cut has a reward of its own here, not the price of a missing end.
-    whole = [Response(a.ids, a.logprobs, True) for a in answers]
+    sampled = [response for (response,) in generate(policy, prompts, seeds, problem.end, sampling)]  # type: ignore[arg-type]
+    # Here a response cut at the limit has its own reward, not the score of a missing end.
+    whole = [Response(response.ids, response.logprobs, True) for response in sampled]
     responses = pad_responses(prompts, whole, problem.start + 1, torch.device("cpu"))
     reference = Table(problem, problem.reference_logits)
     scores = response_scores(Rewards(problem), responses)  # type: ignore[arg-type]
-    rollout = score_rollout(
-        policy, reference, value, scores, responses,  # type: ignore[arg-type]
-        parts=parts, missing_end=0.0, temperature=1.0,
-    )  # fmt: skip
-    return rollout, sampler_gap(answers, rollout)
+    models: dict[str, Any] = {"policy": policy, "reference": reference, "value": value}
+    rollout = score_rollout(**models, scores=scores, responses=responses, parts=parts, missing_end=0.0, temperature=1.0)
+    return rollout, sampler_gap(sampled, rollout)

@@ -1,9 +1,10 @@
-"""A stage that trains adapters instead of all weights, and what it leaves on disk.
+"""Training of LoRA adapters (Hu et al. 2021) instead of all weights, and how they are saved.
 
-    load -> adapt -> train -> save_tuned: adapter/ in PEFT's format beside the merged model
+    load -> adapt -> train -> save_tuned: the merged model, and adapter/ in PEFT's format next to it
 
-The frozen weights are kept in the compute precision while training, half the memory and no cast per step; merging
-starts from the base on disk, in fp32, and is checked: the merged model must give the adapted one's logits.
+During training the frozen weights are held in the compute precision: in bf16 this halves their memory and saves a cast
+per step. Merging starts from the base on disk in fp32. It is checked: the merged model must give the same logits as
+the model with adapters.
 """
 
 import json
@@ -28,42 +29,43 @@ from tutelage.runs.run import RunConfig, seed_for
 from tutelage.text.tokenizer import Tokenizer
 
 EXACT = Device(torch.device("cpu"), torch.float32, torch.get_num_threads(), "merging is done in fp32")
-GATE = 1e-4  # largest difference of a logit, in fp32, relative to the largest logit
+TOLERANCE = 1e-4  # largest difference of a logit, in fp32, relative to the largest logit
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(RunConfig):
-    """What every stage that can train adapters is told about them."""
+    """Adapter settings of the stages that can train adapters."""
 
     lora_rank: int = 0
     """Rank of low-rank adapters (Hu et al. 2021); 0 trains all weights."""
     lora_alpha: float = 32.0
     """The adapters' update is multiplied by alpha / rank."""
     lora_targets: tuple[str, ...] = ALL
-    """Maps that get an adapter, of q k v out gate up down; the paper has q v, later work all of them."""
+    """Linear maps that get an adapter, out of q k v out gate up down. The paper uses q v; later work uses all."""
     lora_layers: int = 0
-    """Adapters in the top layers only, this many: what lies below is the same for all models; 0 is all layers."""
+    """Number of top layers that get adapters; 0 is all. The layers below stay the same in all models."""
     lora_dropout: float = 0.0
-    """Share of an adapter's inputs that are dropped in training."""
+    """Dropout rate on the adapters' inputs during training."""
     adapter_only: bool = False
-    """Save the adapter without the merged model: a few megabytes, but its base must stay where it is."""
+    """Save the adapter without the merged model. This takes a few megabytes, but the base must stay where it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.adapted and (self.adapter_only or self.lora_dropout or self.lora_layers):
             raise InputError(
-                "--adapter-only, --lora-layers and --lora-dropout are for adapters; give --lora-rank, or leave them out"
+                "--adapter-only, --lora-layers and --lora-dropout need adapters; give --lora-rank, or leave them out"
             )
         if self.lora_dropout >= 1:
             raise InputError(f"--lora-dropout {self.lora_dropout}: must be below 1")
 
     @property
     def adapted(self) -> bool:
+        """Whether adapters are trained instead of all weights."""
         return self.lora_rank > 0
 
 
 def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
-    """Add adapters if the config asks for any. Raises InputError for maps that the model does not have."""
+    """Add adapters to the model if the config asks for them. Raises InputError for maps the model does not have."""
     if not config.adapted:
         return model
     targets = config.lora_targets
@@ -71,9 +73,12 @@ def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
         targets = tuple(name for name in ALL if name != "gate")
     try:
         lora = LoRAConfig(
-            rank=config.lora_rank, alpha=config.lora_alpha, targets=targets, dropout=config.lora_dropout,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            targets=targets,
+            dropout=config.lora_dropout,
             layers=config.lora_layers,
-        )  # fmt: skip
+        )
         add_adapters(model, lora, generator)
     except ValueError as error:
         raise InputError(f"--lora-targets, --lora-layers: {error}") from None
@@ -81,7 +86,7 @@ def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
 
 
 def lighten(model: GPT) -> GPT:
-    """Keep the frozen matrices in the compute precision, to which they would be cast at each use: the same numbers."""
+    """Convert the frozen matrices to the compute precision. Results stay the same: each use casts them anyway."""
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim == 2:
             parameter.data = parameter.data.to(model.compute_dtype)
@@ -89,46 +94,47 @@ def lighten(model: GPT) -> GPT:
 
 
 def seed_dropout(config: AdapterConfig, step: int) -> None:
-    """The same inputs are dropped in a step however often the run was stopped before it."""
+    """Seed dropout for this step, so that a resumed run drops the same inputs."""
     if config.lora_dropout:
         torch.manual_seed(seed_for(config.seed, f"dropout/{step}"))
 
 
 def merged(model: GPT, base: GPT) -> GPT:
-    """The adapted model's adapters merged into `base`, its own weights in fp32, which becomes the result.
+    """Merge the model's adapters into `base`, the same base model in fp32, and return it.
 
-    Raises InputError when the merged model's logits are not the adapted one's.
+    Raises InputError if merging changes the logits by more than TOLERANCE.
     """
     lora = next(adapter.config for _, _, adapter in adapted_linears(model))
     add_adapters(base, lora, torch.Generator())
-    own = dict(base.named_parameters())
+    parameters = dict(base.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".adapter." in name:
-                own[name].copy_(parameter)
-        # From all over the vocabulary: its first tokens may all be markers, and a row of these, which no model has
-        # met, amplified rounding tenfold in SmolLM2.
+                parameters[name].copy_(parameter)
+        # Tokens from the whole vocabulary. The first ones may all be special tokens; no model has seen a row of these,
+        # and in SmolLM2 it amplified rounding tenfold.
         probe = torch.linspace(0, base.config.vocab_size - 1, min(64, base.config.context)).long()[None]
         before = base.eval()(probe)
         gap = (merge_adapters(base)(probe) - before).abs().max() / before.abs().max()
-    if not gap <= GATE:
-        raise InputError(f"lora: the merged model's logits are off by {gap:.1e} of the largest, {GATE:g} is rounding")
+    if not gap <= TOLERANCE:
+        sizes = f"{gap:.1e} of the largest logit; at most {TOLERANCE:g} is allowed for rounding"
+        raise InputError(f"lora: the merged model's logits differ from the adapted model's by {sizes}")
     return base
 
 
 def save_tuned(out: Path, model: GPT, tokenizer: Tokenizer, base: Path, config: AdapterConfig) -> None:
-    """A fine-tuned language model as a run: the model, with its adapter beside it if it has one."""
+    """Save a fine-tuned language model: the merged model unless --adapter-only, and the adapter if there is one."""
     if config.adapter_only:
         tokenizer.save(out)
     else:
-        whole = merged(model, load_policy(base, EXACT)[0]) if config.adapted else model
-        save_policy(out, whole, tokenizer)
-    if config.adapted:  # last: a folder with an adapter alone counts as a model
+        full = merged(model, load_policy(base, EXACT)[0]) if config.adapted else model
+        save_policy(out, full, tokenizer)
+    if config.adapted:  # last, because a folder that holds only an adapter counts as a model
         save_adapter(out / "adapter", model, base)
 
 
 def save_tuned_scorer(out: Path, model: ScalarGPT, tokenizer: Tokenizer, base: Path, config: AdapterConfig) -> None:
-    """The same for a reward model, whose adapter is never without the merged model: later stages start from that."""
+    """Save a reward model, always with its merged weights, because later stages start from them."""
     if config.adapted:
         save_adapter(out / "adapter", model.trunk, base, model.score.weight)
         trunk = merged(model.trunk, load_trunk(base, EXACT))
@@ -138,7 +144,10 @@ def save_tuned_scorer(out: Path, model: ScalarGPT, tokenizer: Tokenizer, base: P
 
 
 def load_adapted_scorer(model: GPT, base: Path, folder: Path) -> ScalarGPT | None:
-    """A reward model as adapters on `model`, its own base's weights; None where it was not trained as such on them."""
+    """A reward model as adapters on `model`, which holds its base's weights.
+
+    None if the reward model was not trained as adapters on this base.
+    """
     adapter = folder / "adapter"
     if not (adapter / "base.json").is_file() or read_json(adapter / "base.json").get("sha256") != hash_input(base):
         return None
@@ -154,7 +163,7 @@ def load_adapted_scorer(model: GPT, base: Path, folder: Path) -> ScalarGPT | Non
 
 
 def save_adapter(folder: Path, model: GPT, base: Path, head: Tensor | None = None) -> None:
-    """Write PEFT's two files, and which base they belong to. `head` is a reward model's, (1, C)."""
+    """Write PEFT's two files and base.json, which names the base. `head` is a reward model's, (1, C)."""
     config, tensors = to_peft(model)
     if head is not None:
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}

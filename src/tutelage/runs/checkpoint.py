@@ -1,9 +1,9 @@
-"""Resumable state on disk: a folder per step that is either whole or absent.
+"""Checkpoints on disk: one folder per step, either complete or absent.
 
     nested dicts, lists, tuples, numbers, strings and tensors  <->  checkpoints/<step>/{state.json, state.safetensors}
 
-Tensors lie in safetensors, everything else in JSON; nothing is pickled. A folder is written under another name, forced
-to the disk and renamed. The newest one that can be read wins; one that cannot is passed over with a line that says so.
+Tensors are stored in safetensors, everything else in JSON; nothing is pickled. A folder is written under a temporary
+name, synced to disk and renamed. Loading takes the newest readable checkpoint and reports each unreadable one it skips.
 """
 
 import json
@@ -22,11 +22,11 @@ from tutelage.atomic import sync_file, sync_folder
 from tutelage.errors import InputError
 from tutelage.model.parameters import trainable
 
-KEPT = 2  # one may be damaged by a full disk or a power cut; two rarely are
+KEPT = 2  # a full disk or a power cut may damage one; two are rarely damaged
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write folder/<step> atomically and delete all but the last two."""
+    """Write folder/<step> atomically, then delete all checkpoints but the last two."""
     temporary, final = folder / f".{step:08d}.tmp", folder / f"{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -49,14 +49,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints, oldest first."""
+    """Steps of the complete checkpoints, in ascending order."""
     return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """The newest readable state and a line for each damaged one passed over; None when there is none at all.
+    """The newest readable state, and a message for each damaged checkpoint skipped; None without any checkpoint.
 
-    Raises InputError when checkpoints exist but none can be read.
+    Raises InputError if checkpoints exist but none can be read.
     """
     damaged: list[str] = []
     for step in reversed(steps_in(folder)):
@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
             tree = json.loads((folder / f"{step:08d}" / "state.json").read_text(encoding="utf-8"))
             return _unflatten(tree, tensors), damaged
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            damaged.append(f"{folder / f'{step:08d}'}: unreadable ({error}); going on from the one before it")
+            damaged.append(f"{folder / f'{step:08d}'}: unreadable ({error}); falling back to the previous checkpoint")
     if damaged:
         raise InputError(f"{folder}: no checkpoint can be read; delete this folder to start the stage again")
     return None
@@ -73,10 +73,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        name = (
-            f"{len(tensors)}{name}"  # the number tells apart keys that make the same path, as "a/b" and a dict in "a"
-        )
-        tensors[name] = value.detach().cpu().contiguous().clone()  # a clone: safetensors refuses shared storage
+        # The number keeps names unique when different keys give the same path, such as "a/b" and "b" in a dict "a".
+        name = f"{len(tensors)}{name}"
+        # A clone, because safetensors refuses tensors that share storage.
+        tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
         return {"items": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
@@ -99,14 +99,15 @@ def _unflatten(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def training_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """What a model and its optimizers need to go on as if never stopped; frozen weights are on disk already."""
+    """What a model and its optimizers need to resume exactly. Frozen weights are left out: they are on disk already."""
     return {"model": dict(trainable(model)), "optimizers": [o.state_dict() for o in optimizers]}
 
 
 def load_training_state(state: dict[str, Any], model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Restore what `training_state` returned. Raises InputError if the model trains other weights."""
     weights = trainable(model)
     if weights.keys() != state["model"].keys():
-        raise InputError("checkpoint: holds other weights than this model trains; give another --out")
+        raise InputError("checkpoint: holds other weights than this model trains; choose another --out")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state["model"][name])

@@ -1,9 +1,9 @@
-"""Hand a model over: a Hugging Face folder or a GGUF file, held against the run before anybody sees it.
+"""`tutelage export`: writes a model as a Hugging Face folder or a GGUF file, and verifies it before it appears.
 
-    run -> write under another name -> read back -> same logits? same prompt? -> rename
+    run -> write under a temporary name -> read back -> same logits? same prompt? -> rename
 
-What is written is read again the way a stranger would and must give the run's logits (to the rounding of its precision)
-and render a conversation to the same ids. Otherwise nothing is left behind but the reason.
+The export is read back like any model. It must give the run's logits, up to the rounding of its precision, and render
+a conversation to the same token ids. Otherwise it is deleted and the error gives the reason.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tutelage.text.tokenizer import Tokenizer
 
 # Largest difference of a logit, relative to the largest logit: fp32 is exact, the others round the weights.
 ROUNDING = {"hf": 1e-5, "f16": 5e-3, "bf16": 5e-2, "q8_0": 1e-1}
-SYSTEM = {"role": "system", "content": "Be brief."}  # left out where the template takes none
+SYSTEM = {"role": "system", "content": "Be brief."}  # left out if the chat template refuses system turns
 CONVERSATION = [
     {"role": "user", "content": "Hello! 你好。 <|end|>\n\nAnd: 42?"},
     {"role": "assistant", "content": "Fine."},
@@ -41,7 +41,7 @@ def export(
     format: Literal["hf", "gguf"] = "hf",
     kind: Kind = "f16",
 ) -> None:
-    """Write a run's model for other programs: a folder for transformers, vLLM and others, or a file for llama.cpp.
+    """Export a run's model: a folder for transformers, vLLM and other programs, or a file for llama.cpp.
 
     format: hf writes a folder, gguf one file.
     kind: precision of the matrices in a GGUF file; hf is always fp32.
@@ -49,44 +49,46 @@ def export(
     Example: tutelage export runs/demo/ppo-ptx --format gguf --kind q8_0 --out chat.gguf
     """
     if out.exists():
-        raise InputError(f"{out}: is there already; choose another --out")
+        raise InputError(f"{out}: already exists; choose another --out")
     model, tokenizer = load_policy(find_base(run), EXACT)
     partial = out.with_name(f".{out.name}.partial")
     try:
         if format == "hf":
-            to_hf_config(model.config), to_hf_weights(model)  # refuses what only we can read
+            to_hf_config(model.config), to_hf_weights(model)  # both raise if transformers has no such model
             save_policy(partial, model, tokenizer)
         else:
             exact = write_gguf(partial, model, tokenizer, kind)
-        hold_against(partial, model, tokenizer, ROUNDING["hf" if format == "hf" else kind])
+        verify(partial, model, tokenizer, ROUNDING["hf" if format == "hf" else kind])
         partial.rename(out)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
-    print(f"{out}: the run's logits and prompts, read back")
+    print(f"{out}: written and read back; logits and prompts are those of the run")
     if format == "gguf" and not exact:
-        print("llama.cpp has no name for this tokenizer's rule and cuts some texts otherwise; the nearest one is named")
+        rule = "llama.cpp has no name for this tokenizer's splitting rule; the file names the nearest one"
+        print(f"{rule}, so llama.cpp splits some texts differently")
 
 
 @torch.no_grad()
-def hold_against(written: Path, model: GPT, tokenizer: Tokenizer, rounding: float) -> None:
-    """Raises InputError unless what was written is the same model with the same prompts."""
-    again, their_words = load_policy(written, EXACT)
+def verify(written: Path, model: GPT, tokenizer: Tokenizer, rounding: float) -> None:
+    """Raises InputError unless the written model gives the same logits, up to `rounding`, and the same prompts."""
+    written_model, written_tokenizer = load_policy(written, EXACT)
     prompts = rendered(tokenizer)
-    if prompts != rendered(their_words):
-        raise InputError(f"{written}: a conversation is rendered otherwise than by the run; nothing was written")
-    probe = torch.tensor([prompts[-1]])[:, : model.config.context]
-    expected, found = model.eval()(probe), again.eval()(probe)
-    gap = float((found - expected).abs().max() / expected.abs().max())
-    if not gap <= rounding:
+    if prompts != rendered(written_tokenizer):
         raise InputError(
-            f"{written}: logits are off by {gap:.1e} of the largest, {rounding:g} is rounding; not written"
+            f"{written}: it renders a conversation to different token ids than the run; nothing was written"
         )
+    probe = torch.tensor([prompts[-1]])[:, : model.config.context]
+    expected, actual = model.eval()(probe), written_model.eval()(probe)
+    gap = float((actual - expected).abs().max() / expected.abs().max())
+    if not gap <= rounding:
+        sizes = f"{gap:.1e} of the largest logit, with at most {rounding:g} allowed for rounding"
+        raise InputError(f"{written}: its logits differ from the run's by {sizes}; nothing was written")
 
 
 def rendered(tokenizer: Tokenizer) -> list[list[int]]:
-    """The conversation as the template writes it, alone and after a system turn if it takes one."""
+    """The token ids of CONVERSATION, alone and, if the template accepts it, after a system turn."""
     prompts = [encode_chat(tokenizer, CONVERSATION, add_generation_prompt=True).ids]
     with contextlib.suppress(InputError):
         prompts.append(encode_chat(tokenizer, [SYSTEM, *CONVERSATION], add_generation_prompt=True).ids)

@@ -1,11 +1,11 @@
-"""A model on disk: a plain Hugging Face folder, written whole and read with every fit checked.
+"""Models on disk: Hugging Face folders, written atomically and checked when read.
 
     save_policy / load_policy    config.json, model.safetensors, generation_config.json, the tokenizer's two files
     save_scorer / load_scorer    the same as a one-label sequence classifier; the score is its logit less reward_mean
 
-A folder may hold an adapter instead (PEFT's files, or a run's `adapter/`): its base is loaded, the adapter merged into
-it. A GGUF file is a language model, too. Only safetensors, GGUF and JSON are read; what does not fit is refused in one
-line.
+A folder may hold an adapter instead of a full model: PEFT's files, or a run's `adapter/`. Its base is loaded and the
+adapter merged into it. `load_policy` also reads GGUF files. Only safetensors, GGUF and JSON are read. Files that do not
+fit together are refused with a one-line error.
 """
 
 import json
@@ -32,7 +32,7 @@ from tutelage.model.hf_config import (
 )
 from tutelage.model.lora import merge_adapters
 from tutelage.model.peft import from_peft
-from tutelage.model.vocabulary import resized
+from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device, release_memory
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
@@ -43,9 +43,9 @@ SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens
 
 
 def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write a causal language model and its tokenizer; config.json comes last, so that half a folder is no model.
+    """Write a causal language model and its tokenizer, in our own format if transformers has no such model.
 
-    In our own format where no other library has such a model.
+    config.json is written last, so that an incomplete folder does not count as a model.
     """
     config, weights = _described(model)
     _write_weights(folder / "model.safetensors", weights)
@@ -56,11 +56,11 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
 
 
 def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: bool = False) -> tuple[GPT, Tokenizer]:
-    """Read a language model onto the device. Raises InputError for anything missing, cut short or foreign.
+    """Read a language model onto the device. Raises InputError if a file is missing, truncated or does not fit.
 
-    With `make_chat` a folder without a chat template gets ours, and its embedding a row for each new marker. With
-    `frozen`, for whoever trains none of its matrices, these are read into the compute precision: half the memory in
-    bf16. Adapters are merged and GGUF files read in fp32 all the same.
+    make_chat: give a folder without a chat template ours, and its embedding a row for each new special token.
+    frozen: read the matrices into the compute precision, which halves their memory in bf16; for models that will not be
+    trained. Adapters are merged and GGUF files read in fp32 in any case.
     """
     if folder.is_file():
         model, tokenizer = read_gguf(folder)
@@ -70,17 +70,17 @@ def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: b
         return load_adapted(adapter, device)
     config, tokenizer = _read_config(folder), Tokenizer.load(folder, make_chat)
     if _classifies(config):
-        raise InputError(f"{folder}: holds a reward model, not a language model; give the model it judges")
+        raise InputError(f"{folder}: holds a reward model, not a language model; give a language model")
     if not make_chat:
         _check_vocabulary(folder, config, tokenizer)
     model = _built(config, _read_weights(folder), device, frozen)
     if make_chat and tokenizer.vocab_size > model.config.vocab_size:
-        model = resized(model, tokenizer.vocab_size)
+        model = resize_vocabulary(model, tokenizer.vocab_size)
     return model.to(device.torch_device), tokenizer
 
 
 def _described(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the tensors, by transformers' names where it has a class for such a model."""
+    """config.json and the named tensors: in transformers' format if it has a class for the model, else in ours."""
     try:
         return to_hf_config(model.config), to_hf_weights(model)
     except NoClassError:
@@ -98,39 +98,41 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device, f
 
 
 def load_adapted(folder: Path, device: Device) -> tuple[GPT, Tokenizer]:
-    """An adapter merged into its base. Raises InputError for a base that has moved or changed."""
+    """The base of an adapter with the adapter merged into it. Raises InputError if the base has moved or changed."""
     model, tokenizer = load_policy(adapter_base(folder), device)
-    adapted, own = read_adapter(folder, model)
-    return merge_adapters(adapted).requires_grad_(True), own or tokenizer
+    adapted, adapter_tokenizer = read_adapter(folder, model)
+    return merge_adapters(adapted).requires_grad_(True), adapter_tokenizer or tokenizer
 
 
 def adapter_base(folder: Path) -> Path:
-    """The base of an adapter. Raises InputError where it has moved or changed."""
+    """Where the adapter's base is. Raises InputError if the base has moved or changed."""
     base = _base_of(folder, read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    note = read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
-    if note and note.get("sha256") != hash_input(base):
-        raise InputError(f"{folder}: its base {base} has changed since; bring the old one back, or train it again")
+    record = read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
+    if record and record.get("sha256") != hash_input(base):
+        raise InputError(
+            f"{folder}: its base {base} has changed since; restore the old base, or train the adapter again"
+        )
     return base
 
 
 def read_adapter(folder: Path, base: GPT) -> tuple[GPT, Tokenizer | None]:
-    """The adapter on its base, which becomes the result; and its tokenizer, if it brings one.
+    """Put the adapter on `base` and return it, with the adapter's own tokenizer if its folder has one.
 
-    PEFT's folders may have one of their own, with another chat template.
+    A PEFT folder may have a tokenizer with another chat template than the base's.
     """
-    own = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    if own:
-        _check_vocabulary(folder, {"vocab_size": base.config.vocab_size}, own)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    if tokenizer:
+        _check_vocabulary(folder, {"vocab_size": base.config.vocab_size}, tokenizer)
     tensors = read_safetensors(folder / "adapter_model.safetensors")
-    return from_peft(base, read_json(folder / "adapter_config.json"), tensors), own
+    return from_peft(base, read_json(folder / "adapter_config.json"), tensors), tokenizer
 
 
-def _base_of(folder: Path, named: Any) -> Path:
-    """By a path seen from the adapter, or by any name that a base may have."""
-    if not isinstance(named, str) or not named:
+def _base_of(folder: Path, name: Any) -> Path:
+    """The base that an adapter names: by a path relative to its folder, or by any name that `find_base` knows."""
+    if not isinstance(name, str) or not name:
         raise InputError(f"{folder}: adapter_config.json names no base; write its path there")
-    place = folder / named
-    base = place if place.exists() else find_base(Path(named))
+    place = folder / name
+    base = place if place.exists() else find_base(Path(name))
     if base.resolve() in (folder.resolve(), folder.parent.resolve()):
         raise InputError(f"{folder}: names itself as its base; write the base's path into adapter_config.json")
     refuse_ring(folder)
@@ -157,24 +159,23 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
 
 
 def holds_scorer(place: Path) -> bool:
-    """Whether it is a reward or value model rather than a language model."""
+    """Whether the folder holds a reward or value model rather than a language model."""
     config = _read_config(place) if (place / "config.json").is_file() else {}
     return "reward_mean" in config or _classifies(config)
 
 
 def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[ScalarGPT, Tokenizer]:
-    """Read a reward or value model, its trunk as `load_policy` does. Raises InputError, also when the folder holds a
-    language model instead.
-    """
+    """Read a reward or value model. Errors and `frozen` are as in `load_policy`; a language model is refused."""
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     if "reward_mean" not in config and not _classifies(config):
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
     weights = _read_weights(folder)
     if "score.weight" not in weights:
-        raise InputError(f"{folder}: model.safetensors has no score.weight, so it is no reward model")
+        raise InputError(f"{folder}: model.safetensors has no score.weight, so it is not a reward model")
     _check_vocabulary(folder, config, tokenizer)
     head = weights.pop("score.weight")
-    if config["model_type"] != OURS and "lm_head.weight" not in weights:  # others' classifiers leave this head out
+    # transformers' classifiers have no lm_head; with tied embeddings none is expected.
+    if config["model_type"] != OURS and "lm_head.weight" not in weights:
         config = config | {"tie_word_embeddings": True}
     model = ScalarGPT(_built(config, weights, device, frozen), config.get("reward_mean", 0.0), config.get("reward_std"))
     if head.shape != model.score.weight.shape:
@@ -191,84 +192,88 @@ def _classifies(config: dict[str, Any]) -> bool:
 
 
 def load_trunk(folder: Path, device: Device) -> GPT:
-    """The decoder of a language model, or of a reward model without its head."""
+    """The decoder of a language model, or of a reward model, without the score head."""
     if (folder / "config.json").is_file() and "reward_mean" in _read_config(folder):
         return load_scorer(folder, device)[0].trunk
     return load_policy(folder, device)[0]
 
 
 def load_tokenizer(place: Path) -> Tokenizer:
-    """The tokenizer of anything that `load_policy` reads."""
+    """The tokenizer of any model that `load_policy` reads."""
     if place.is_file():
         return read_gguf_tokenizer(place)
     adapter = None if (place / "tokenizer.json").is_file() else find_adapter(place)
     if adapter:
-        named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-        return load_tokenizer(_base_of(adapter, named))
+        name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+        return load_tokenizer(_base_of(adapter, name))
     return Tokenizer.load(place)
 
 
 def same_tokenizer(first: Path, second: Path) -> None:
-    """Raises InputError unless both have the same tokens by the same ids, and the same chat template."""
+    """Raises InputError unless both models have the same tokens with the same ids, and the same chat template."""
     one, other = load_tokenizer(first), load_tokenizer(second)
     if (one.vocabulary_sha256, one.chat_template) != (other.vocabulary_sha256, other.chat_template):
         raise InputError(
-            f"{first} and {second}: their tokenizers differ, so their token ids do; use runs of one lineage"
+            f"{first} and {second}: their tokenizers differ (tokens, ids or chat template); use runs made from one base"
         )
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Raises InputError when the tokenizer is not the model's, as far as the folder can tell.
+    """Raises InputError if the vocabulary's size or hash shows that the tokenizer is not the model's.
 
-    An embedding may have a few spare rows: many models round their vocabulary up to a multiple of 64 or 128.
+    The embedding may have up to SPARE_ROWS more rows, because many models round their vocabulary up to a multiple of 64
+    or 128.
     """
     rows, tokens = config["vocab_size"], tokenizer.vocab_size
     if not tokens <= rows <= tokens * (1 + SPARE_ROWS):
         raise InputError(
-            f"{folder}: the model has {rows} tokens, tokenizer.json has {tokens}. "
-            "They come from different runs; point at a directory that holds both"
+            f"{folder}: the model has {rows} tokens, tokenizer.json has {tokens}, so they come from different runs; "
+            "use a folder that holds one model's files"
         )
     if config.get("vocabulary_sha256") not in (None, tokenizer.vocabulary_sha256):
         raise InputError(
-            f"{folder}: tokenizer.json is not the one this model was saved with, its ids mean other words; "
-            "copy the model's own"
+            f"{folder}: tokenizer.json is not the one this model was saved with, so token ids mean different things; "
+            "copy the model's own tokenizer"
         )
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    with atomic_path(path) as temporary:  # copies, because several tensors may be views into one of ours
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in weights.items()}, temporary, {"format": "pt"})
+    with atomic_path(path) as temporary:
+        # Clones, because several tensors may be views of one, and safetensors refuses shared storage.
+        clones = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+        save_file(clones, temporary, {"format": "pt"})
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    release_memory()  # while they are copied, the weights are there twice
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file() or not index.is_file():
-        return read_safetensors(whole)
-    places = read_json(index).get("weight_map", {})
-    if any(Path(name).name != name for name in places.values()):
+    release_memory()  # because the weights exist twice while they are copied into the model
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return read_safetensors(single)
+    shards = read_json(index).get("weight_map", {})
+    if any(Path(name).name != name for name in shards.values()):
         raise InputError(f"{index}: a shard lies outside the folder; copy the model again")
     weights: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(shards.values())):
         weights |= read_safetensors(folder / shard)
-    if weights.keys() != places.keys():
-        raise InputError(f"{index}: lists {len(places)} tensors, its files hold {len(weights)}; copy the model again")
+    if weights.keys() != shards.keys():
+        raise InputError(f"{index}: lists {len(shards)} tensors, its files hold {len(weights)}; copy the model again")
     return weights
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises InputError if it is missing or unreadable, or only a pickle is there."""
     if not path.is_file():
         pickles = sorted(p.name for p in path.parent.glob("*.bin")) + sorted(p.name for p in path.parent.glob("*.pt"))
         if pickles:
             raise InputError(
-                f"{path.parent}: holds {pickles[0]}, a pickle, which can run any code; convert it to safetensors"
+                f"{path.parent}: holds {pickles[0]}, a pickle, which could run any code; convert it to safetensors"
             )
-        raise InputError(f"{path}: missing; point at a finished run, or run the stage that makes it again")
+        raise InputError(f"{path}: missing; give a finished run, or run the stage that makes it again")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); it may be cut short: copy or make it again") from None
+        raise InputError(f"{path}: cannot be read ({error}); it may be cut short; copy it or make it again") from None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -278,15 +283,16 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json here; point at a finished run that holds a model")
+        raise InputError(f"{folder}: no config.json here; give a finished run that holds a model")
     return read_json(folder / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError if it does not hold one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); copy or make the model again") from None
+        raise InputError(f"{path}: not readable as JSON ({error}); copy the model or make it again") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; copy or make the model again")
+        raise InputError(f"{path}: holds no JSON object; copy the model or make it again")
     return value

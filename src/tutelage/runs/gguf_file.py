@@ -1,9 +1,9 @@
-"""A model in one GGUF file, the format of llama.cpp: read whatever its quantization, written in F16, BF16 or Q8_0.
+"""Models as GGUF files, the format of llama.cpp: read in any quantization, written as F16, BF16 or Q8_0.
 
     read_gguf(path) -> GPT, Tokenizer;  write_gguf(path, GPT, Tokenizer, kind)
 
-The library `gguf` reads and writes the file; names and shapes are translated by `model/gguf.py`, the tokenizer by
-`text/gguf_vocabulary.py`. Weights are fp32 in memory: a quantized file is unpacked once, when it is imported.
+The library `gguf` reads and writes the file. `model/gguf.py` translates names and shapes, `text/gguf_vocabulary.py` the
+tokenizer. Weights are dequantized to fp32 when the file is read.
 """
 
 from collections.abc import Callable
@@ -29,24 +29,26 @@ LLAMA_FILE_TYPE = {"f16": 1, "q8_0": 7, "bf16": 32}
 def read_gguf(path: Path) -> tuple[GPT, Tokenizer]:
     """The model in fp32 and its tokenizer.
 
-    Raises InputError for a file that is cut short or whose header lies, and for a model that is not computed here.
+    Raises InputError for a truncated file, a header that does not fit the content, and an unsupported model.
     """
     metadata, tensors = _read_file(path)
     config, tokenizer = from_metadata(metadata, tensors), from_gguf(metadata)
-    if (told := len(metadata["tokenizer.ggml.tokens"])) != config.vocab_size:
-        raise InputError(f"{path}: names {told} tokens, its embedding has {config.vocab_size} rows; download it again")
+    if (tokens := len(metadata["tokenizer.ggml.tokens"])) != config.vocab_size:
+        raise InputError(
+            f"{path}: lists {tokens} tokens, its embedding has {config.vocab_size} rows; download it again"
+        )
     model = build(config, lambda model: load_gguf_weights(model, tensors), len(tensors), torch.float32)
     return model, tokenizer
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer alone."""
+    """The tokenizer in a GGUF file, without its weights."""
     return from_gguf(_metadata(_open(path)))
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     reader = _open(path)
-    return _metadata(reader), _guarded(path, lambda: {t.name: _unpacked(t) for t in reader.tensors})
+    return _metadata(reader), _guarded(path, lambda: {t.name: _dequantized(t) for t in reader.tensors})
 
 
 def _metadata(reader: Any) -> dict[str, Any]:
@@ -54,9 +56,9 @@ def _metadata(reader: Any) -> dict[str, Any]:
 
 
 def _open(path: Path) -> Any:
-    """The library's reader, which stops where the file ends, whatever the header promises.
+    """The library's reader, changed to raise ValueError when the header asks for more bytes than the file has.
 
-    It takes its pieces out of a plain view of the file: 800,000 of them out of a memory map take four times as long.
+    It slices a plain array view of the file, because slicing the memory map 800,000 times takes four times as long.
     """
     library: Any = _library()
 
@@ -66,25 +68,26 @@ def _open(path: Path) -> Any:
             kind = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
             end = int(offset) + kind.itemsize * int(count)
             if end > len(plain):
-                raise ValueError("it ends before its header says")
+                raise ValueError("the file is shorter than its header says")
             return plain[int(offset) : end].view(kind)
 
     return _guarded(path, lambda: Reader(path))
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+    """Call `read`; turn the library's errors about the content into InputError."""
     try:
         return read()
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever a wrong byte makes the library stumble over
+    except Exception as error:  # a wrong byte can make the library raise anything
         raise InputError(
-            f"{path}: cannot be read as GGUF ({type(error).__name__}: {error}); it may be cut short: download it again"
+            f"{path}: cannot be read as GGUF ({type(error).__name__}: {error}); it may be cut short; download it again"
         ) from None
 
 
-def _unpacked(tensor: Any) -> Tensor:
-    """fp32, in the shape that the header gives, whatever the bytes on disk are."""
+def _dequantized(tensor: Any) -> Tensor:
+    """The tensor in fp32, in the shape that the header gives."""
     from gguf.quants import dequantize
 
     values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
@@ -92,9 +95,10 @@ def _unpacked(tensor: Any) -> Tensor:
 
 
 def write_gguf(path: Path, model: GPT, tokenizer: Tokenizer, kind: Kind) -> bool:
-    """Write the file whole or not at all. Returns whether llama.cpp cuts text exactly as our tokenizer does.
+    """Write the file atomically. Returns whether llama.cpp will split text exactly as our tokenizer does.
 
-    Vectors and learned positions stay fp32. Raises InputError for a model that llama.cpp does not have.
+    Vectors and learned position embeddings stay fp32, as do matrices that do not fit the blocks of Q8_0. Raises
+    InputError for a model that llama.cpp does not support.
     """
     gguf = _library()
     metadata, (vocabulary, exact) = to_metadata(model.config), to_gguf(tokenizer, model.config.vocab_size)
@@ -131,17 +135,17 @@ def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: Kind) -> None:
     from gguf.quants import quantize
 
     values = tensor.detach().float().cpu().contiguous().numpy()
-    whole = values.ndim < 2 or name.startswith("position_embd") or (kind == "q8_0" and values.shape[-1] % 32)
-    if whole:
+    keep_fp32 = values.ndim < 2 or name.startswith("position_embd") or (kind == "q8_0" and values.shape[-1] % 32)
+    if keep_fp32:
         writer.add_tensor(name, values)
         return
-    how = GGMLQuantizationType[kind.upper()]
-    writer.add_tensor(name, quantize(values, how), raw_dtype=how)
+    dtype = GGMLQuantizationType[kind.upper()]
+    writer.add_tensor(name, quantize(values, dtype), raw_dtype=dtype)
 
 
 def _library() -> Any:
     try:
         import gguf
     except ModuleNotFoundError:
-        raise InputError("a GGUF file needs the package gguf: pip install 'tutelage[gguf]'") from None
+        raise InputError("GGUF files need the package gguf: pip install 'tutelage[gguf]'") from None
     return gguf

@@ -1,24 +1,25 @@
-"""What a run tells people while it works: one progress line, and metrics.jsonl for the report.
+"""The output of a run while it works: a progress line for people, and metrics.jsonl for the report.
 
-    Progress(title).update(fraction, score=1.8, kl=6.1) -> a bar on a terminal, a plain line now and then elsewhere
+    Progress(title).update(fraction, score=1.8, kl=6.1) -> one updated line on a terminal, a line every 10 s elsewhere
 
-A parent that runs stages as subprocesses sets TUTELAGE_PROGRESS=json and gets one JSON object per line instead.
+With TUTELAGE_PROGRESS=json, which a parent process sets, each update is one JSON object per line on standard output.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage.atomic import atomic_write
 
-INTERVAL = {"bar": 0.2, "json": 0.5, "lines": 10.0}  # seconds between two updates of each kind
+INTERVAL = {"bar": 0.2, "json": 0.5, "lines": 10.0}  # seconds between two updates, by mode
 
 
 class Progress:
-    """The one progress line of a stage: rate, time left, and the two or three numbers that matter."""
+    """The progress line of a stage: fraction done, a few current numbers, and the time left."""
 
     def __init__(self, title: str):
         self.title = title
@@ -28,10 +29,10 @@ class Progress:
         self.last = 0.0
 
     def update(self, fraction: float, **shown: float | str) -> None:
-        """Say how much is done (0 to 1), if it is time to say something again."""
+        """Show the fraction done (0 to 1) and these numbers, unless the last update was too recent."""
         now = time.monotonic()
         if self.start_fraction is None:
-            self.start_fraction = fraction  # a resumed run's rate counts from where it resumed
+            self.start_fraction = fraction  # the time left is estimated from the work done since resuming
         if self.mode not in INTERVAL or (now - self.last < INTERVAL[self.mode] and fraction < 1):
             return
         self.last = now
@@ -42,31 +43,37 @@ class Progress:
         for name, value in shown.items():
             line += f" | {name} {value}" if isinstance(value, str) else f" | {name} {value:.4g}"
         line += f" | {clock(self._left(fraction, now))} left"
-        print(
-            f"\r\x1b[2K{line}" if self.mode == "bar" else line, end="" if self.mode == "bar" else "\n", file=sys.stderr
-        )
-        sys.stderr.flush()
+        if self.mode == "bar":
+            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _left(self, fraction: float, now: float) -> float:
         done = fraction - (self.start_fraction or 0.0)
         return (now - self.begun) * (1 - fraction) / done if done > 0 else 0.0
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that later updates do not overwrite."""
         if self.mode == "json":
             print(json.dumps({"stage": self.title, "say": text}), flush=True)
         else:
             print(f"\r\x1b[2K{text}" if self.mode == "bar" else text, file=sys.stderr, flush=True)
 
+    def end(self, lines: Sequence[str]) -> None:
+        """The last lines of a stage. A parent gets them in a message of another kind, and prints its own summary."""
+        if self.mode == "json":
+            print(json.dumps({"stage": self.title, "ending": list(lines)}), flush=True)
+        else:
+            for line in lines:
+                self.say(line)
+
 
 def clock(seconds: float) -> str:
-    """90 -> 1:30."""
+    """Minutes and seconds, and hours if there are any: 90 -> 1:30, 3725 -> 1:02:05."""
     whole = max(0, round(seconds))
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
+    if whole >= 3600:
+        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{whole // 60}:{whole % 60:02d}"
 
 
 class MetricsFile:
@@ -77,12 +84,13 @@ class MetricsFile:
         self.begun = time.monotonic()
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: the run goes on from there."""
+        """Remove the lines after `step`, from which the run resumes."""
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        with atomic_write(self.path) as file:  # a full disk here must not cost the curves so far
+        with atomic_write(self.path) as file:  # atomic, so that a full disk does not lose the earlier lines
             file.writelines(json.dumps(line) + "\n" for line in kept)
 
     def append(self, step: int, seconds: float, metrics: dict[str, Any]) -> None:
+        """Add one line; numbers are rounded to seven digits."""
         line = {"step": step, "time": round(seconds, 3)} | {k: _plain(v) for k, v in metrics.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -93,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The lines of a metrics.jsonl, without a last line that a crash has cut short; empty without the file."""
     if not path.is_file():
         return []
     lines = []

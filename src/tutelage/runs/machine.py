@@ -1,10 +1,9 @@
-"""What this machine is, what the training will use of it and why, and what is missing.
+"""Facts about this machine: hardware, software, the device that training would use, and missing packages.
 
-    nothing  ->  facts, which `tutelage doctor` shows
+    facts(folder)  ->  (name, fact) rows, which `tutelage doctor` prints
 
-Also `gemm_rate`, the one figure that lets times from different machines be compared: the demo prints it at its start,
-because a wall time means little without the speed of the machine beside it.
-Nothing here touches the network.
+`gemm_rate` measures the speed of a matrix product, so that times from different machines can be compared. The demo
+prints it at its start. Nothing here uses the network.
 """
 
 import importlib.metadata
@@ -25,7 +24,7 @@ MEASURED = (torch.float32, torch.bfloat16)
 
 
 def facts(folder: Path) -> Iterator[tuple[str, str]]:
-    """(name, fact) rows, in the order a reader asks: machine, software, choice, room, what is missing."""
+    """(name, fact) rows: machine, software, device and precision, speed, free disk, missing packages, network."""
     yield "machine", f"{platform.system()} {platform.machine()}, {processor()}"
     yield "cores", f"{usable_cores()} usable of {os.cpu_count()}"
     yield "memory", f"{memory_bytes() / 2**30:.1f} GiB"
@@ -38,17 +37,17 @@ def facts(folder: Path) -> Iterator[tuple[str, str]]:
     yield "matrix speed", ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in rates.items())
     yield "free disk", f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB in {folder}"
     for extra, packages in missing_extras().items():
-        yield "missing", f"what the extra {extra} needs: pip install {' '.join(packages)}"
-    yield "network", "not needed: nothing is downloaded or sent once the packages are installed"
+        yield "missing", f"packages of the extra {extra}: pip install {' '.join(packages)}"
+    yield "network", "not needed: once the packages are installed, nothing is downloaded or sent"
 
 
 def gemm_rate(
     dtype: torch.dtype, device: torch.device | str = "cpu", *, size: int = 1024, seconds: float = 0.2
 ) -> float:
-    """Measured GFLOP/s of a square matrix product, the best of the repeats that fit in `seconds`."""
+    """GFLOP/s of a square matrix product: the fastest of the repeats that fit into `seconds`."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     fastest, deadline = float("inf"), time.perf_counter() + seconds
-    # The first product pays for thread pools and kernel choice; where it alone takes too long it is the answer.
+    # The first product includes starting threads and choosing kernels. It counts if there is no time for a second one.
     while fastest == float("inf") or time.perf_counter() < deadline:
         start = time.perf_counter()
         product = left @ right
@@ -58,26 +57,26 @@ def gemm_rate(
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The short name people use: bf16, fp16 or fp32."""
+    """The usual short name of a dtype: bf16, fp16 or fp32."""
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(dtype, str(dtype))
 
 
 def processor() -> str:
-    """The processor's own name; Linux keeps it in /proc, elsewhere Python knows it."""
+    """The processor's name, from /proc/cpuinfo on Linux and from Python elsewhere."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown processor"
+        match = None
+    return match[1] if match else platform.processor() or "unknown processor"
 
 
 def usable_cores() -> int:
-    """Cores this process may use: containers and taskset often grant fewer than the machine has."""
+    """Cores this process may use; containers and taskset often grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Memory this process may use: the machine's, or the container's where that is less."""
+    """Bytes of memory this process may use: the machine's, or the container's limit if that is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -87,7 +86,7 @@ def memory_bytes() -> int:
 
 
 def version(package: str) -> str:
-    """The installed version, or what to say where there is none."""
+    """The installed version, or "(not installed)"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -95,10 +94,10 @@ def version(package: str) -> str:
 
 
 def missing_extras() -> dict[str, list[str]]:
-    """{extra: its packages that are not installed}, read from the package's own metadata, empty extras left out."""
+    """{extra: its packages that are not installed}, according to tutelage's metadata; only extras that lack some."""
     try:
         requirements = importlib.metadata.requires("tutelage") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree: nothing is declared anywhere
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree, which has no metadata
         return {}
     missing: dict[str, list[str]] = {}
     for requirement in requirements:

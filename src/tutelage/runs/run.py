@@ -1,13 +1,13 @@
-"""One run on disk: what it is made from, whether it is finished, where it can go on.
+"""One run on disk: what it was made from, whether it is finished, and how it resumes.
 
     with Run(out, stage="sft", config=config, inputs={"base": base, "demos": demos}) as run:
         if run.finished: return
         state = run.restore()
         ... run.log(step, loss=loss); run.checkpoint(step, state) ...
-        run.finish(results)
+        run.finish(results, Ending("fine-tuned on 1,204 conversations", next=[command("chat", out)]))
 
-A run is finished only if run.json names the same fingerprint: the hash of its stage, its config and every input's
-content. A checkpoint counts only under the same fingerprint. Ctrl-C and SIGTERM save before they stop.
+A run is finished only if run.json holds the same fingerprint: the hash of its stage, its config and the content of
+every input. A checkpoint is used only under the same fingerprint. After Ctrl-C or SIGTERM the run saves, then stops.
 """
 
 import fcntl
@@ -31,49 +31,51 @@ from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
+from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
 
-LOCK_PATIENCE = 15.0  # seconds: a stage whose demo was killed ends at its next line of progress
-BELOW_ZERO = ("missing_end",)  # the one setting that may be negative
+LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
+MAY_BE_NEGATIVE = ("missing_end",)  # the only setting that may be negative
 AT_LEAST_ONE = (
-    "tokens", "batch", "minibatch", "epochs", "iterations", "count", "answers", "max_tokens", "max_prompt",
-    "vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context", "evaluate_every",
-    "heldout_windows", "per_conversation", "samples",
-)  # fmt: skip
+    "tokens batch minibatch epochs iterations count answers max_tokens max_prompt vocab_size width layers heads "
+    "kv_heads head_width hidden context evaluate_every heldout_windows per_conversation samples"
+).split()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every stage can be told. Raises InputError for a number that is too small to mean anything."""
+    """Settings of every stage. Raises InputError for a number below its minimum."""
 
     seed: int = 0
-    """Seeds initial weights, data order and sampling; each purpose has a generator of its own."""
+    """Seeds the initial weights, the data order and sampling. Each of these has its own random generator."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
-    """Precision of activations and products: auto, fp32 or bf16. Weights and losses are fp32 always."""
+    """Precision of activations and matrix products: auto, fp32 or bf16. Trained weights and losses are always fp32."""
     overwrite: bool = False
-    """Replace a run made with other settings at --out; without it such a run is refused."""
+    """Replace a run at --out that was made with other settings or inputs. Without this, the stage refuses to run."""
     checkpoint_seconds: float = 20.0
-    """Most work that a kill -9 or a power cut can cost; one save takes about .2 s for 4M parameters."""
+    """Seconds between checkpoints: the most work that a crash can lose. Saving 4M parameters takes about .2 s."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 1 if name in AT_LEAST_ONE else 0
-            if isinstance(value, int | float) and name not in BELOW_ZERO and not value >= least:
+            if isinstance(value, int | float) and name not in MAY_BE_NEGATIVE and not value >= least:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has saved what it had."""
+    """The run was asked to stop and has saved a checkpoint."""
 
 
 class Run:
-    """See the module's opening for its life."""
+    """One run directory. The top of this module shows how a stage uses it."""
 
-    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs):
+    def __init__(self, out: Path, *, stage: str, config: RunConfig, inputs: Inputs, product: Path | None = None):
+        """product: the one file that the stage writes beside its run directory `out`, if that is what it makes."""
         self.out, self.stage, self.config = out, stage, config
+        self.product = product or out
         self.inputs = hash_inputs(inputs)
         self.fingerprint = fingerprint(stage, config, self.inputs)
         self.device: Device = choose_device(config.device, config.dtype)
@@ -83,36 +85,37 @@ class Run:
         self.saved = time.monotonic()
         self.stop_requested = False
         self.lock: IO[str] | None = None
-        self.finished = self._prepare()
+        self.finished = self._prepare() and self.product.exists()
+        if self.finished:
+            self.progress.say(f"{self.product}: already finished with these settings and inputs; nothing to do")
 
     def _prepare(self) -> bool:
-        """True when the same run is finished already. Clears away a run made otherwise, if allowed."""
-        found = read_run(self.out)
-        mark = self.out / "checkpoints" / "fingerprint"
-        marked = mark.read_text(encoding="utf-8") if mark.is_file() else None
-        if found and found["fingerprint"] == self.fingerprint:
+        """Whether this run is already finished. Otherwise lock the folder, after removing another run if allowed."""
+        record = read_run(self.out)
+        if record and record["fingerprint"] == self.fingerprint:
             return True
-        begun = any(path.is_dir() for path in mark.parent.iterdir()) if marked else False
-        if found or (begun and marked != self.fingerprint):
-            reason = (
-                difference(found, self.stage, self.config, self.inputs) if found else "its settings or inputs differ"
-            )
+        marker = self.out / "checkpoints" / "fingerprint"  # the run that the checkpoints belong to
+        marked = marker.read_text(encoding="utf-8") if marker.is_file() else None
+        has_checkpoint = any(path.is_dir() for path in marker.parent.iterdir()) if marked else False
+        if record or (has_checkpoint and marked != self.fingerprint):
+            reason = "its settings or inputs differ"
+            if record:
+                reason = difference(record, self.stage, self.config, self.inputs)
             if not self.config.overwrite:
-                raise InputError(
-                    f"{self.out}: another run is here ({reason}); choose another --out, or give --overwrite"
-                )
-            self.progress.say(f"{self.out}: made again, as {reason}")
+                move = "choose another --out, or give --overwrite"
+                raise InputError(f"{self.out}: another run is here ({reason}); {move}")
+            self.progress.say(f"{self.out}: replacing another run ({reason})")
             self._lock()
             self._clear()
         elif not marked and self.out.exists() and any(self.out.iterdir()) and not self.config.overwrite:
             raise InputError(f"{self.out}: the folder is not empty and holds no run; choose another --out")
         self._lock()
-        with atomic_write(mark) as file:
+        with atomic_write(marker) as file:
             file.write(self.fingerprint)
         return False
 
     def _clear(self) -> None:
-        """Remove everything but the lock that this process holds."""
+        """Remove everything except the lock that this process holds."""
         for path in self.out.iterdir():
             if path.name == "checkpoints":
                 for old in path.iterdir():
@@ -124,19 +127,19 @@ class Run:
                 path.unlink()
 
     def _lock(self) -> None:
-        """One process per run directory; the system lets go when the process ends, however it ends."""
+        """Allow one process per run directory. The system releases the lock when the process ends, however it ends."""
         if self.lock is not None:
             return None
         (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.out / "checkpoints" / "lock", "w")  # noqa: SIM115 - held for the life of the run
-        patience = time.monotonic() + LOCK_PATIENCE
+        self.lock = open(self.out / "checkpoints" / "lock", "w")  # noqa: SIM115 - open for the life of the run
+        deadline = time.monotonic() + LOCK_PATIENCE
         while True:
             try:
                 return fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > patience:
-                    line = "another process is working on this run; wait for it or end it"
-                    raise InputError(f"{self.out}: {line}") from None
+                if time.monotonic() > deadline:
+                    problem = "another process is working on this run; wait until it ends, or stop it"
+                    raise InputError(f"{self.out}: {problem}") from None
             time.sleep(0.2)
 
     def __enter__(self) -> "Run":
@@ -151,20 +154,20 @@ class Run:
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once, without saving
         self.stop_requested = True
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, over all its sittings."""
+        """Time spent on this run, including the time before it was resumed."""
         return self.earlier_seconds + time.monotonic() - self.begun
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A seeded CPU generator for one purpose, so that two purposes never share a stream."""
+        """A seeded CPU generator for one purpose, so that no two purposes share a sequence of random numbers."""
         return torch.Generator().manual_seed(seed_for(self.config.seed, purpose))
 
     def restore(self) -> dict[str, Any] | None:
-        """The state to go on from, or None for a fresh start."""
+        """The state of the newest readable checkpoint; None for a fresh start. Rewinds metrics.jsonl to its step."""
         loaded = load_checkpoint(self.out / "checkpoints")
         if loaded is None:
             self.metrics.rewind(-1)
@@ -174,7 +177,7 @@ class Run:
             self.progress.say(line)
         self.earlier_seconds = state.pop("seconds")
         self.metrics.rewind(state["step"])
-        self.progress.say(f"{self.out}: going on from step {state['step']}")
+        self.progress.say(f"{self.out}: resuming from step {state['step']}")
         return state
 
     def log(self, step: int, **metrics: Any) -> None:
@@ -182,15 +185,15 @@ class Run:
         self.metrics.append(step, self.seconds, metrics)
 
     def checkpoint(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Save if it is time to, or if somebody asked to stop; then stop by raising Interrupted."""
+        """Save if a checkpoint is due or a stop was requested. After a stop request, raise Interrupted."""
         if self.stop_requested or time.monotonic() - self.saved > self.config.checkpoint_seconds:
             save_checkpoint(self.out / "checkpoints", step, state() | {"step": step, "seconds": self.seconds})
             self.saved = time.monotonic()
         if self.stop_requested:
-            raise Interrupted(f"{self.stage} stopped at step {step} and saved; run the same command again to go on")
+            raise Interrupted(f"{self.stage} stopped at step {step} and saved; run the same command again to resume")
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Write run.json, which makes the run finished, and drop the checkpoints it no longer needs."""
+    def finish(self, results: dict[str, Any], ending: Ending | None = None) -> None:
+        """Write run.json, which makes the run finished, drop its checkpoints, and print the ending."""
         record = {
             "stage": self.stage,
             "config": plain_config(self.config),
@@ -212,6 +215,8 @@ class Run:
         with atomic_write(self.out / "run.json") as file:
             json.dump(record, file, indent=2)
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        if ending:
+            self.progress.end(ending.lines(self.product))
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -220,10 +225,10 @@ def seed_for(seed: int, purpose: str) -> int:
 
 
 def read_run(out: Path) -> dict[str, Any] | None:
-    """run.json of a finished run; None if there is none, or it is not ours."""
+    """run.json of a finished run; None if there is none or it is not a run's record."""
     try:
-        found = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    known = isinstance(found, dict) and found.keys() >= {"stage", "config", "inputs", "fingerprint"}
-    return found if known else None
+    known = isinstance(record, dict) and record.keys() >= {"stage", "config", "inputs", "fingerprint"}
+    return record if known else None

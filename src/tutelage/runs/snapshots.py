@@ -1,6 +1,6 @@
-"""Policies in the middle of their training, kept as runs of their own: the points of a curve.
+"""Snapshots of a policy during training, each saved as a run, so that it can be evaluated as a point of a curve.
 
-every N steps -> out/snapshots/<step>: the adapter where there is one, else the whole model
+every N steps -> out/snapshots/<step>: only the adapter if there is one, otherwise the full model
 """
 
 import shutil
@@ -15,18 +15,18 @@ from tutelage.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotConfig(AdapterConfig):
-    """What every stage that keeps policies on the way is told about it."""
+    """Snapshot settings of the stages that can save them."""
 
     snapshot_every: int = 0
-    """Iterations (dpo: steps) after which the policy is kept in snapshots/, to be evaluated; 0 keeps none."""
+    """Save the policy to snapshots/ every so many iterations (dpo: steps), to be evaluated later; 0 saves none."""
 
     def snapshot_due(self, step: int, steps: int) -> bool:
-        """Not before the first step, and not after the last one: these are the policy given and the run itself."""
+        """Whether to save after this step: not at 0, the initial policy, and not after the last, the run itself."""
         return self.snapshot_every > 0 and 0 < step < steps and step % self.snapshot_every == 0
 
 
 def save_snapshot(run: Run, step: int, policy: GPT, tokenizer: Tokenizer) -> None:
-    """Write the policy whole or not at all; it counts as a run wherever one is asked for."""
+    """Write the policy atomically. The snapshot can be used wherever a run is expected."""
     config: SnapshotConfig = run.config  # type: ignore[assignment]
     base = Path(run.inputs["policy"]["path"])
     final = run.out / "snapshots" / f"{step:05d}"
@@ -34,5 +34,5 @@ def save_snapshot(run: Run, step: int, policy: GPT, tokenizer: Tokenizer) -> Non
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_tuned(partial, policy, tokenizer, base, replace(config, adapter_only=config.adapted))
-    shutil.rmtree(final, ignore_errors=True)  # a run that was killed makes it again
+    shutil.rmtree(final, ignore_errors=True)  # a killed run saves it again after resuming
     partial.rename(final)

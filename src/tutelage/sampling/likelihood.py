@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.learning.head import head_logprobs
 from tutelage.model.gpt import GPT
-from tutelage.model.shared_prefix import Group, alike, as_key, lay_out
+from tutelage.model.shared_prefix import Group, as_key, lay_out, length_batches
 
 
 def summed_logprobs(
@@ -26,7 +26,7 @@ def summed_logprobs(
     """
     starts = {as_key(group): start for group, start in zip(groups, prompts, strict=True)}
     sums: dict[Group, Tensor] = {}
-    for batch in alike(groups):
+    for batch in length_batches(groups):
         batch_sums = _row_logprobs(policy, batch, [starts[group] for group in batch], pad)
         sums |= dict(zip(batch, batch_sums.split([len(group) for group in batch]), strict=True))
     return [sums[as_key(group)] for group in groups]

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tutelage.learning.head import head_logprobs
 from tutelage.learning.kl import kl_per_response, mean_k3
 from tutelage.learning.losses import masked_mean
-from tutelage.model.gpt import GPT, Stream
+from tutelage.model.gpt import GPT, ResidualStream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
 from tutelage.sampling.sampler import Response
@@ -34,7 +34,7 @@ class Responses:
     tokens: Tensor  # (B, T) response ids, right-padded
     mask: Tensor  # (B, T) True up to and including end-of-turn
     ended: Tensor  # (B,) True if the response has an end-of-turn
-    stream: Stream | None = None  # residual stream of the whole rollout after the frozen lowest blocks
+    stream: ResidualStream | None = None  # residual stream of the whole rollout after the frozen lowest blocks
     stream_rows: Tensor | None = None  # (B,) the stream's row for each row here; None: all, in order
 
     @property
@@ -55,7 +55,7 @@ class Responses:
             stream_rows=chosen if self.stream_rows is None else self.stream_rows[chosen],
         )
 
-    def stream_for(self, model: GPT) -> Stream | None:
+    def stream_for(self, model: GPT) -> ResidualStream | None:
         """The stream of these rows, for this model to continue from; None if it comes from another model's blocks."""
         if not self.stream or self.stream.source is not model.embedding.weight:
             return None

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.lora import merge_adapters, sharing
+from tutelage.model.lora import merge_adapters, shallow_copy
 from tutelage.model.prepack import prepack
 from tutelage.sampling.distribution import SamplingConfig, TokenHistory, draw, filtered_probabilities
 from tutelage.sampling.prefill import last_hidden, prefill
 from tutelage.sampling.stops import Stopped
 from tutelage.sampling.trunk_cache import TrunkCache
 
-CACHE_AT_MOST = 2**28  # numbers in the KV cache of one batch: 512 MiB in bf16
+MAX_CACHE_NUMBERS = 2**28  # numbers in the KV cache of one batch: 512 MiB in bf16
 COMPACT_BELOW = 0.75  # drop finished rows from the batch once fewer than this share of its rows are unfinished
 
 
@@ -43,7 +43,7 @@ class Response:
 def rows_that_fit(config: GPTConfig, tokens: int, most: int) -> int:
     """How many responses, at most `most`, can be sampled at once if prompt and response take `tokens` tokens."""
     row = 2 * tokens * config.layers * config.kv_heads * config.head_width
-    return max(1, min(most, CACHE_AT_MOST // row))
+    return max(1, min(most, MAX_CACHE_NUMBERS // row))
 
 
 def inference_copy(model: GPT) -> GPT:
@@ -51,7 +51,7 @@ def inference_copy(model: GPT) -> GPT:
 
     Weights that are already frozen in that precision are shared with the model, not copied.
     """
-    return for_inference(sharing(model))
+    return for_inference(shallow_copy(model))
 
 
 def for_inference(model: GPT) -> GPT:
@@ -75,20 +75,20 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         samples: int,
         config: SamplingConfig,
-        lower: TrunkCache | None = None,
+        trunk_cache: TrunkCache | None = None,
     ):
         device = model.embedding.weight.device
         lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self.model, self.config, self.layers = model, config, lower.layers if lower else 0
+        self.model, self.config, self.layers = model, config, trunk_cache.layers if trunk_cache else 0
         self.history = TokenHistory(prompts, samples, model.config.vocab_size, device) if config.penalised else None
         self.cache, hidden, residual = prefill(model, prompts, config.max_tokens, self.layers)
         self.cache.repeat(samples)
         self.pads = (self.cache.length - lengths).repeat_interleave(samples)
         self.real = torch.arange(self.cache.length, device=device) >= self.pads[:, None]  # False: padding
         self.hidden = hidden.repeat_interleave(samples, 0)
-        if lower:
+        if trunk_cache:
             assert residual is not None
-            lower.begin(residual, self.pads, samples)
+            trunk_cache.begin(residual, self.pads, samples)
 
     def probabilities(self) -> Tensor:
         """(rows, V): the distribution of each row's next token."""
@@ -159,18 +159,18 @@ def generate(
     config: SamplingConfig,
     samples: int = 1,
     stopped: Stopped | None = None,
-    lower: TrunkCache | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> list[list[Response]]:
     """Sample `samples` responses to each prompt; returns them as [prompt][sample].
 
     `seeds` has one seed per response, prompt by prompt; `end` is the end-of-turn id. `stopped` is called after each
-    token and says whether a stop string has come (`stops.py`). `lower` stores the residual stream after the lowest
-    blocks. Raises ValueError when prompt plus response exceed the model's context.
+    token and says whether a stop string has come (`stops.py`). `trunk_cache` stores the output of the lowest blocks.
+    Raises ValueError when prompt plus response exceed the model's context.
     """
     longest = max(len(p) for p in prompts) + config.max_tokens
     if longest > model.config.context:
         raise ValueError(f"prompt and response need {longest} tokens, the model's context is {model.config.context}")
-    decoding = Decoding(model, prompts, samples, config, lower)
+    decoding = Decoding(model, prompts, samples, config, trunk_cache)
     device = model.embedding.weight.device
     chance = torch.from_numpy(np.stack([uniforms(seed, config.max_tokens) for seed in seeds])).to(device)
     transcript = Transcript(len(seeds), end, config.max_tokens, device)
@@ -180,17 +180,17 @@ def generate(
         tokens = transcript.add(rows, step, draw(probabilities, chance[rows, step]), probabilities)
         if stopped:
             transcript.stop(rows, step, stopped)
-        if lower:  # before the loop may end, because the cache also needs the last tokens
+        if trunk_cache:  # before the loop may end, because the cache also needs the last tokens
             residual = decoding.push(tokens)
             assert residual is not None
-            lower.add(rows, step, residual)
+            trunk_cache.add(rows, step, residual)
         unfinished = (~transcript.done[rows]).nonzero().squeeze(1)
         if len(unfinished) == 0 or step + 1 == config.max_tokens:
             break
         if len(unfinished) < COMPACT_BELOW * len(rows):
             decoding.keep(unfinished)
             rows, tokens = rows[unfinished], tokens[unfinished]
-        if not lower:
+        if not trunk_cache:
             decoding.push(tokens)
     responses = transcript.responses()
     return [responses[i : i + samples] for i in range(0, len(responses), samples)]

@@ -1,6 +1,7 @@
 """The residual stream after the frozen lowest blocks, kept by the sampler for the models that share these blocks.
 
-    lower = TrunkCache(layers, rows, length);  generate(..., lower=lower);  lower.stream(length, source) -> Stream
+    cache = TrunkCache(layers, rows, length);  generate(..., trunk_cache=cache)
+    cache.stream(length, source) -> ResidualStream
 
 Policy, reference, reward model and value network share the frozen blocks (`rlhf/actors.py`). The sampler has already
 run them on every token except the last one of each response; it runs that token only for this cache. A rollout may be
@@ -10,7 +11,7 @@ sampled in several batches: call `generate` once for each, in order, with the sa
 import torch
 from torch import Tensor
 
-from tutelage.model.gpt import Stream
+from tutelage.model.gpt import ResidualStream
 
 
 class TrunkCache:
@@ -36,7 +37,7 @@ class TrunkCache:
         assert self.x is not None
         self.x[self.first + rows, self.starts[rows] + step] = x[:, 0]
 
-    def stream(self, length: int, source: Tensor) -> Stream:
+    def stream(self, length: int, source: Tensor) -> ResidualStream:
         """The right-padded stream (B, length, C). `source` is the embedding of the model it comes from.
 
         Returns a clone, because inference-mode tensors cannot enter autograd. The original, which may take as much
@@ -44,4 +45,4 @@ class TrunkCache:
         """
         assert self.x is not None
         copied, self.x = self.x[:, :length].clone(), None
-        return Stream(copied, self.layers, source)
+        return ResidualStream(copied, self.layers, source)

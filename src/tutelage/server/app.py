@@ -1,4 +1,4 @@
-"""The web application: every route behind one gate.
+"""The web application: all routes of the API and the chat page, behind one authentication gate.
 
 create_app(database, keys, registry)  ->  an ASGI app:   Envelope( Gate( routes ) )
 """
@@ -30,7 +30,7 @@ SHARED = (health, metrics, login)
 
 
 def create_app(database: Database, keys: KeyRing, registry: Registry, moderator: Moderator | None = None) -> FastAPI:
-    """Build the application. Without a moderator the default moderation policy applies."""
+    """Build the application. Without a moderator, the default moderation policy applies."""
     no_telemetry: TelemetryConfig = {"tracing": False, "metrics": False}
     app = FastAPI(
         title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, telemetry=no_telemetry
@@ -38,7 +38,7 @@ def create_app(database: Database, keys: KeyRing, registry: Registry, moderator:
     app.state.database, app.state.keys, app.state.registry = database, keys, registry
     app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
     app.state.readiness = health.Readiness(database, registry)
-    app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # calls at once
+    app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # concurrent calls
     app.state.pages = Pages(HERE / "chat" / "templates")
     database.on_write_wait = metrics.WRITE_WAIT.observe
     errors.install(app)
@@ -48,5 +48,5 @@ def create_app(database: Database, keys: KeyRing, registry: Registry, moderator:
     app.mount("/static/server", Files(directory=HERE / "chat" / "static"))
     app.mount("/static", Files(directory=HERE.parent / "web" / "static"))
     app.add_middleware(Gate, database=database, keys=keys, limits=app.state.limits)
-    app.add_middleware(Envelope)  # added last: outermost
+    app.add_middleware(Envelope)  # the last one added is the outermost
     return app

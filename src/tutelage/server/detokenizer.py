@@ -1,10 +1,9 @@
-"""From tokens to the text that may be shown: never half a character, never the beginning of a stop string.
+"""Turns tokens into text that may be shown: never half a character, never the beginning of a stop string.
 
     Detokenizer(...).feed(token)  ->  TextDelta(text, entries)   ...   .finish()  ->  the rest
 
-A character may be spread over several tokens and a stop string over several more, so text is held back while it could
-still become part of one. The entries, a token each with its log-probability, are handed out with the text they begin
-in.
+A character or a stop string may span several tokens, so text is withheld while it could still become part of a stop
+string. Each token comes with its log-probability, as an entry of the delta in which its text begins.
 """
 
 import codecs
@@ -19,81 +18,81 @@ from tutelage.moderation.stream_filter import StreamFilter
 
 @dataclass(frozen=True)
 class TokenEntry:
-    """One token of an answer, with what OpenAI's `logprobs` say of it."""
+    """One generated token, with the data for OpenAI's `logprobs`."""
 
     id: int
     logprob: float
-    top: list[tuple[int, float]]
-    offset: int  # in code points, of the character that the token begins in
+    top: list[tuple[int, float]]  # the most likely tokens and their log-probabilities
+    offset: int  # position of the token's first character in the text, in code points
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that is certain, and the tokens that began in it."""
+    """Text that will not change, and the tokens that begin in it."""
 
     text: str
     entries: tuple[TokenEntry, ...] = ()
 
 
 class Detokenizer:
-    """The text of one answer as it grows. `judge` may hold text back for longer, or end the answer."""
+    """The text of one completion as it grows. A stream filter may withhold text for longer, or end the completion."""
 
     def __init__(
         self,
-        bytes_of_tokens: Sequence[bytes],
+        token_bytes: Sequence[bytes],
         stop: Sequence[str] = (),
         strip_first: bool = False,
-        judge: StreamFilter | None = None,
+        stream_filter: StreamFilter | None = None,
     ):
-        self._bytes, self._stop = bytes_of_tokens, tuple(stop)
+        self._bytes, self._stop = token_bytes, tuple(stop)
         self._strip = strip_first  # SentencePiece puts a space before the first word of a text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._judge = judge
-        self._held = ""
-        self._passed = 0  # code points that are no longer held
+        self._filter = stream_filter
+        self._withheld = ""
+        self._passed = 0  # code points that are no longer withheld
         self._shown = 0  # code points handed out
         self._waiting: list[TokenEntry] = []
         self.stopped = False
         self.tokens = 0
 
     def feed(self, token: Token) -> TextDelta:
-        """One more token; afterwards `stopped` says whether the text came to a stop string."""
-        piece = self._bytes[token.id]
-        if self._strip and piece:
-            piece, self._strip = piece.removeprefix(b" "), False
+        """Add a token. Afterwards `stopped` is true if the text reached a stop string or the filter ended it."""
+        added = self._bytes[token.id]
+        if self._strip and added:
+            added, self._strip = added.removeprefix(b" "), False
         self.tokens += 1
-        self._waiting.append(TokenEntry(token.id, token.logprob, token.top, self._passed + len(self._held)))
-        self._held += self._decoder.decode(piece)
+        self._waiting.append(TokenEntry(token.id, token.logprob, token.top, self._passed + len(self._withheld)))
+        self._withheld += self._decoder.decode(added)
         return self._release(final=False)
 
     @property
     def blocked(self) -> bool:
-        """Whether the judge ended the answer."""
-        return self._judge is not None and self._judge.stopped
+        """Whether the stream filter ended the completion."""
+        return self._filter is not None and self._filter.stopped
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """What the judge has found so far; empty without one."""
-        return self._judge.verdict if self._judge else {}
+        """The stream filter's verdict so far; empty without a filter."""
+        return self._filter.verdict if self._filter else {}
 
     def finish(self) -> TextDelta:
-        """What was held back, at the end of the answer; half a character becomes U+FFFD."""
+        """The withheld rest, at the end of the completion. An incomplete character becomes U+FFFD."""
         if self.stopped:
             return TextDelta("")
-        self._held += self._decoder.decode(b"", True)
+        self._withheld += self._decoder.decode(b"", True)
         return self._release(final=True)
 
     def _release(self, final: bool) -> TextDelta:
-        places = [place for string in self._stop if (place := self._held.find(string)) >= 0]
-        if places:
+        stops = [index for string in self._stop if (index := self._withheld.find(string)) >= 0]
+        if stops:
             self.stopped = True
-            text, self._held = self._held[: min(places)], ""
+            text, self._withheld = self._withheld[: min(stops)], ""
         else:
-            keep = 0 if final else self._possible_stop()
-            text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            end = len(self._withheld) - (0 if final else self._possible_stop())
+            text, self._withheld = self._withheld[:end], self._withheld[end:]
         self._passed += len(text)
-        if self._judge:
-            text = self._judge.push(text) + (self._judge.finish() if final or self.stopped else "")
+        if self._filter:
+            text = self._filter.push(text) + (self._filter.finish() if final or self.stopped else "")
             self.stopped |= self.blocked
         self._shown += len(text)
         ready = math.inf if final and not self.stopped else self._shown
@@ -102,14 +101,14 @@ class Detokenizer:
         return TextDelta(text, entries)
 
     def _possible_stop(self) -> int:
-        """The longest end of the held text that a stop string begins with."""
+        """Length of the longest tail of the withheld text that is the beginning of a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
-        lengths = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in lengths if self._held.endswith(tuple(s[:n] for s in self._stop if len(s) > n))), 0)
+        lengths = range(min(longest, len(self._withheld)), 0, -1)
+        return next((n for n in lengths if self._withheld.endswith(tuple(s[:n] for s in self._stop if len(s) > n))), 0)
 
 
 def name_of(token: bytes) -> str:
-    """A token's text; one that is only part of a character is spelt as OpenAI does, so that names stay distinct."""
+    """A token's text. A token that is only part of a character is written as OpenAI does, so that names are unique."""
     try:
         return token.decode("utf-8")
     except UnicodeDecodeError:

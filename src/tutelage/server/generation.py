@@ -1,9 +1,11 @@
-"""Answers in progress: the engine's events, from its thread, as text in the event loop.
+"""Completions in progress: receives the engine's events from its thread, and yields text in the event loop.
 
-    async with Generation(served, requests, stop) as answers:  async for index, event in answers: ...
+    async with Generation(served, requests, stop) as generation:
+        async for index, event in generation: ...          index: which of the requests
 
-Events of a response: PromptScored, TextDelta (text that will not change) ..., Ended. Leaving the block cancels what is
-still running. So do a deadline, which ends responses with "length", the server's shutdown, and unloading the model.
+Each completion yields PromptScored (if requested), then TextDelta (text that will not change) ..., then GenerationEnd.
+Leaving the block cancels completions that are still running. They are also cancelled by the deadline (they then end
+with "length"), by the server's shutdown, and by unloading the model.
 """
 
 import asyncio
@@ -14,7 +16,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tutelage.engine.requests import Done, Event, Gone, Handle, Listener, PromptScored, QueueFull, Request, Token
+from tutelage.engine.requests import (
+    Done,
+    Event,
+    Handle,
+    Listener,
+    ModelUnloaded,
+    PromptScored,
+    QueueFull,
+    Request,
+    Token,
+)
 from tutelage.moderation.moderator import Moderator
 from tutelage.moderation.stream_filter import StreamFilter
 from tutelage.server.detokenizer import Detokenizer, TextDelta
@@ -22,14 +34,14 @@ from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT,
 from tutelage.server.registry import Served, no_such_model
 from tutelage.web.errors import ApiError
 
-SECONDS = 300.0  # an answer that takes longer ends there
+SECONDS = 300.0  # deadline of a completion
 
 _running: set["Generation"] = set()
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The end of one answer. `reason` is OpenAI's: stop, length or content_filter."""
+class GenerationEnd:
+    """The end of one completion. `reason` is OpenAI's: stop, length or content_filter."""
 
     reason: str
     prompt_tokens: int
@@ -37,18 +49,18 @@ class Ended:
     completion_tokens: int
 
 
-Happening = PromptScored | TextDelta | Ended
+GenerationEvent = PromptScored | TextDelta | GenerationEnd
 
 
-def _judges(moderator: Moderator | None) -> Callable[[], StreamFilter | None]:
-    """Makes what watches over an answer's text, or nothing where the policy lets all answers pass."""
+def _filters(moderator: Moderator | None) -> Callable[[], StreamFilter | None]:
+    """A factory of stream filters, one per completion. It makes None if the policy does not moderate output."""
     if moderator is None or moderator.config.moderate not in ("output", "both"):
         return lambda: None
     return lambda: StreamFilter(moderator)
 
 
 class Generation:
-    """See the module's opening."""
+    """The completions of one call; see the module's docstring."""
 
     def __init__(
         self,
@@ -61,21 +73,21 @@ class Generation:
     ):
         self._served, self._requests = served, requests
         strip = chat and not served.tokenizer.byte_level
-        judge = _judges(moderator)
-        self._pieces = [Detokenizer(served.table, stop, strip, judge()) for _ in requests]
+        make_filter = _filters(moderator)
+        self._detokenizers = [Detokenizer(served.table, stop, strip, make_filter()) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
         self._stopping = self._late = False
         self._started: float | None = None
-        self._last: list[float | None] = [None] * len(requests)  # when each answer's last token came
+        self._last: list[float | None] = [None] * len(requests)  # when each completion's last token came
 
     async def __aenter__(self) -> Self:
-        """Hand all to the engine. Raises ApiError when it has too much to do already, or could never do so much."""
+        """Submit all requests to the engine. Raises ApiError if there are too many, or its queue is full."""
         self._loop = asyncio.get_running_loop()
         engine = self._served.engine
-        assert engine, "only policies write"
+        assert engine, "only policies generate text"
         if len(self._requests) > engine.most:
-            message = f"This asks for {len(self._requests)} answers at once; at most {engine.most} are possible here."
+            message = f"The request needs {len(self._requests)} completions; this server allows {engine.most} at once."
             raise ApiError(400, message, code="invalid_value")
         try:
             for index, request in enumerate(self._requests):
@@ -85,7 +97,7 @@ class Generation:
             REJECTED.labels("engine_overloaded").inc()
             message = "Too many requests are waiting for the model. Try again soon."
             raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"}) from None
-        except Gone:
+        except ModelUnloaded:
             self.cancel()
             raise no_such_model(self._served.name) from None
         self._deadline = self._loop.call_later(SECONDS, self._time_out)
@@ -101,9 +113,10 @@ class Generation:
         ACTIVE.dec(len(self._requests))
         model = self._served.name
         TOKENS.labels("completion", model).inc(self.completion_tokens)
-        count_flags("output", (pieces.verdict for pieces in self._pieces))
+        count_flags("output", (detokenizer.verdict for detokenizer in self._detokenizers))
 
     def cancel(self) -> None:
+        """Cancel all completions that are still running."""
         for handle in self._handles:
             handle.cancel()
 
@@ -113,31 +126,31 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        """How many tokens all answers have so far."""
-        return sum(pieces.tokens for pieces in self._pieces)
+        """How many tokens all completions have together so far."""
+        return sum(detokenizer.tokens for detokenizer in self._detokenizers)
 
     def _listener(self, index: int) -> Listener:
-        def tell(event: Event) -> None:
+        def forward(event: Event) -> None:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
 
-        return tell
+        return forward
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Happening]]:
-        left = len(self._requests)
-        while left:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, GenerationEvent]]:
+        running = len(self._requests)
+        while running:
             index, event = await self._queue.get()
-            pieces = self._pieces[index]
+            detokenizer = self._detokenizers[index]
             if isinstance(event, Token):
-                if not pieces.stopped:
-                    yield index, self._grow(index, event)
+                if not detokenizer.stopped:
+                    yield index, self._add(index, event)
             elif isinstance(event, PromptScored):
                 yield index, event
             else:
-                left -= 1
-                yield index, pieces.finish()
-                yield index, self._end(event, pieces)
+                running -= 1
+                yield index, detokenizer.finish()
+                yield index, self._end(event, detokenizer)
 
-    def _grow(self, index: int, token: Token) -> TextDelta:
+    def _add(self, index: int, token: Token) -> TextDelta:
         now, last = time.monotonic(), self._last[index]
         if self._started is not None:
             TTFT.observe(now - self._started)
@@ -145,40 +158,40 @@ class Generation:
         if last is not None:
             INTER_TOKEN.observe(now - last)
         self._last[index] = now
-        piece = self._pieces[index].feed(token)
-        if self._pieces[index].stopped:
+        delta = self._detokenizers[index].feed(token)
+        if self._detokenizers[index].stopped:
             self._handles[index].cancel()
-        return piece
+        return delta
 
-    def _end(self, done: Done, pieces: Detokenizer) -> Ended:
+    def _end(self, done: Done, detokenizer: Detokenizer) -> GenerationEnd:
         if self._stopping:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if done.reason == "error":
             raise ApiError(500, "The model failed on this request; the server's log says why.", code="engine_error")
-        if done.reason == "cancelled" and not (pieces.stopped or self._late):
-            raise no_such_model(self._served.name)  # it was unloaded meanwhile
+        if done.reason == "cancelled" and not (detokenizer.stopped or self._late):
+            raise no_such_model(self._served.name)  # the model was unloaded meanwhile
         if self._late and not self.completion_tokens:
-            raise ApiError(503, "The model had no time for this request.", code="engine_overloaded")
+            message = f"The model wrote nothing within {SECONDS:g} seconds. Try again soon."
+            raise ApiError(503, message, code="engine_overloaded")
         TOKENS.labels("prompt", self._served.name).inc(done.prompt_tokens)
-        if pieces.blocked:
-            return Ended("content_filter", done.prompt_tokens, done.cached_tokens, pieces.tokens)
-        reason = "stop" if pieces.stopped or done.reason == "stop" else "length"
-        return Ended(reason, done.prompt_tokens, done.cached_tokens, pieces.tokens)
+        reason = "stop" if detokenizer.stopped or done.reason == "stop" else "length"
+        reason = "content_filter" if detokenizer.blocked else reason
+        return GenerationEnd(reason, done.prompt_tokens, done.cached_tokens, detokenizer.tokens)
 
     def shut_down(self) -> None:
-        """End with an error instead of an answer."""
+        """Cancel all completions; their reader gets a `shutting_down` error."""
         self._stopping = True
         self.cancel()
 
 
 def shut_down_all() -> None:
-    """End every answer in progress; their streams say so."""
+    """End every completion in progress with an error, because the server stops."""
     for generation in list(_running):
         generation.shut_down()
 
 
 def seed_of(seed: int | None, index: int) -> int:
-    """The engine's seed for one of several answers; without a seed, any."""
+    """The engine's seed for completion `index` of a request; random if the request has no seed."""
     if seed is None:
         return secrets.randbits(63)
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")

@@ -1,6 +1,7 @@
-"""Is the server alive, and can it work: for whoever watches over it.
+"""Health checks for monitoring.
 
-/healthz (/health)   the event loop turns          /readyz   database, tables, models, disk; 503 with the reasons
+/healthz (/health)   the event loop runs
+/readyz              database, tables, models and disk are all right; otherwise 503 with the reasons
 """
 
 import asyncio
@@ -35,37 +36,37 @@ async def ready(request: Request) -> Response:
 
 
 class Readiness:
-    """What was found a moment ago: anybody may ask, as often as they like, and looking takes the writers' lock."""
+    """Caches the result of the checks, because anybody may ask at any rate and a check takes the database's lock."""
 
     def __init__(self, database: Database, registry: Registry):
         self._database, self._registry = database, registry
-        self._looking = asyncio.Lock()
-        self._found: list[str] = []
+        self._checking = asyncio.Lock()
+        self._problems: list[str] = []
         self._until = 0.0
 
     async def problems(self) -> list[str]:
-        """Those of the last second; whoever asks while they are looked for waits for the same answer."""
-        async with self._looking:
+        """The problems, at most FRESH_SECONDS old. Requests that arrive during a check share its result."""
+        async with self._checking:
             if time.monotonic() >= self._until:
-                self._found = await run_in_threadpool(find_problems, self._database, self._registry)
+                self._problems = await run_in_threadpool(find_problems, self._database, self._registry)
                 self._until = time.monotonic() + FRESH_SECONDS
-            return self._found
+            return self._problems
 
 
 def find_problems(database: Database, registry: Registry) -> list[str]:
-    """What keeps the server from its work, in words without paths or names."""
+    """What keeps the server from working, without paths or names: /readyz is public."""
     problems = []
     try:
         database.ping()
         if migrate.current(database) != migrate.head():
-            problems.append("the database's tables are of another version")
-    except Exception as error:  # any failure of any driver means the same here
-        problems.append(f"the database does not take writes ({type(error).__name__})")
+            problems.append("the database's tables are from another version")
+    except Exception as error:  # whatever the driver raises, the database does not work
+        problems.append(f"the database does not accept writes ({type(error).__name__})")
     served = list(registry.served.values())
     if not served:
         problems.append("no model is loaded")
     if any(model.engine is not None and model.engine.failing for model in served):
-        problems.append("a model fails whatever it is asked")
+        problems.append("a model fails on every request")
     if database.nearly_full:
         problems.append("the disk is nearly full")
     return problems

@@ -1,6 +1,6 @@
-"""What Prometheus reads at /metrics: counts and times, no text and nobody's name.
+"""Metrics for Prometheus at /metrics: counts and times, without anybody's texts, names or ids.
 
-The page needs a key with the scope `admin`.
+The route needs a key with the scope `admin`.
 """
 
 import math
@@ -14,17 +14,21 @@ from starlette.responses import Response
 from tutelage.web.auth import needs
 from tutelage.web.envelope import BUCKETS
 
-ACTIVE = Gauge("tutelage_active_streams", "Answers that are being written")
-WAITING = Gauge("tutelage_queue_depth", "Answers that wait for the model", ["model"])
-TTFT = Histogram("tutelage_ttft_seconds", "From the request to its first token", buckets=BUCKETS)
-INTER_TOKEN = Histogram("tutelage_inter_token_seconds", "From one token of an answer to its next", buckets=BUCKETS)
-TOKENS = Counter("tutelage_tokens_total", "Tokens read and written", ["kind", "model"])
-WRITE_WAIT = Histogram("tutelage_db_write_wait_seconds", "What a write waits for the writers before it")
-REJECTED = Counter("tutelage_rejected_total", "Requests that were turned away", ["reason"])
-FLAGS = Counter(
-    "tutelage_moderation_flags_total", "Questions (input) and answers (output) flagged", ["category", "side"]
+ACTIVE = Gauge("tutelage_active_streams", "Completions in progress")
+WAITING = Gauge("tutelage_queue_depth", "Completions waiting for the model", ["model"])
+TTFT = Histogram("tutelage_ttft_seconds", "Time from a request to its first token", buckets=BUCKETS)
+INTER_TOKEN = Histogram(
+    "tutelage_inter_token_seconds", "Time from one token of a completion to the next", buckets=BUCKETS
 )
-DISK_FREE = Gauge("tutelage_disk_free_bytes", "Room for the SQLite file; NaN: PostgreSQL looks after its own disk")
+TOKENS = Counter("tutelage_tokens_total", "Tokens read (prompt) and generated (completion)", ["kind", "model"])
+WRITE_WAIT = Histogram("tutelage_db_write_wait_seconds", "Time that a write waits for earlier writes")
+REJECTED = Counter("tutelage_rejected_total", "Requests rejected", ["reason"])
+FLAGS = Counter(
+    "tutelage_moderation_flags_total",
+    "Requests with a flagged prompt (input) or completion (output)",
+    ["category", "side"],
+)
+DISK_FREE = Gauge("tutelage_disk_free_bytes", "Free disk space for the SQLite file; NaN with PostgreSQL")
 
 router = APIRouter()
 
@@ -41,6 +45,6 @@ def metrics(request: Request) -> Response:
 
 
 def count_flags(side: Literal["input", "output"], verdicts: Iterable[dict[str, Any]]) -> None:
-    """Each category once, in however many of these texts it was found."""
-    for category in {name for v in verdicts for name, found in v.get("categories", {}).items() if found}:
+    """Count each flagged category once, however many of these verdicts flag it."""
+    for category in {name for v in verdicts for name, flagged in v.get("categories", {}).items() if flagged}:
         FLAGS.labels(category, side).inc()

@@ -1,9 +1,10 @@
-"""What is served, by name: policies, each behind an engine, and reward models.
+"""The models that are served, by name: policies, which have an engine, and reward models.
 
     "runs/demo/sft", "judge=runs/demo/reward" -> load -> Served (tokenizer, engine) -> unload
 
-A model's name is the last part of its run's path, unless NAME=RUN gives another. One set of weights has one engine:
-a run that is served twice, and adapters beside their base, share it. Everything on one machine takes turns.
+A model's name is the last part of its run's path, unless NAME=RUN gives another. Each set of weights has one engine,
+shared by runs that are served twice and by adapters on the same base. All engines and reward models take turns on the
+device.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from tutelage.data.records import Messages
 from tutelage.engine.engine import Engine, EngineConfig
 from tutelage.engine.fairness import FairLock
 from tutelage.errors import InputError
-from tutelage.model.lora import sharing
+from tutelage.model.lora import shallow_copy
 from tutelage.rewards.open import load_frozen
 from tutelage.rewards.reward import ModelReward
 from tutelage.runs.base import find_base
@@ -30,7 +31,7 @@ from tutelage.sampling.sampler import for_inference
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError
 
-SCORED_AT_ONCE = 16  # conversations, before engines have their turn again
+SCORED_AT_ONCE = 16  # conversations per turn of a reward model
 
 
 @dataclass(frozen=True)
@@ -40,118 +41,130 @@ class Served:
     name: str
     kind: Literal["policy", "reward"]
     tokenizer: Tokenizer
-    context: int  # longest prompt with its answer, in tokens
+    context: int  # maximum length of a prompt with its completion, in tokens
     created: int  # when the run was made, in seconds since 1970
-    fingerprint: str  # the same for the same weights, tokenizer, precision and version
-    base: Path  # whose weights they are
-    table: Sequence[bytes] = ()  # the text of each token that a policy may write
-    engine: Engine | None = None  # None: a reward model
-    adapter: str = ""  # which of the engine's adapters it is; "" is the base itself
-    reward: ModelReward | None = None
+    fingerprint: str  # equal for equal weights, tokenizer, precision and version
+    base: Path  # the run or folder that holds the weights
+    table: Sequence[bytes] = ()  # policies: the bytes of each token
+    engine: Engine | None = None  # policies only
+    adapter: str = ""  # policies: name of the engine's adapter; "" is the base itself
+    reward: ModelReward | None = None  # reward models only
 
 
 class Registry:
-    """All models of one server. Its methods may be called from any thread; `load` and `score` take their time."""
+    """All models of one server. Its methods may be called from any thread; `load` and `score` are slow."""
 
     def __init__(self, device: Device, config: EngineConfig = EngineConfig()):
         self.device, self.config = device, config
         self.turns = FairLock()
-        self.changing = threading.Lock()  # one model is loaded or unloaded at a time
+        self.changing = threading.Lock()  # held while a model is loaded or unloaded
         self.served: dict[str, Served] = {}
-        self.engines: dict[Path, tuple[Engine, Tokenizer]] = {}  # by the weights they hold
+        self.engines: dict[Path, tuple[Engine, Tokenizer]] = {}  # by the folder of their weights
 
     def names(self) -> list[str]:
         return list(self.served)
 
     def get(self, name: str) -> Served:
-        """Raises KeyError."""
+        """The model with this name. Raises KeyError."""
         return self.served[name]
 
-    def load(self, named: str) -> Served:
-        """Serve one more. Raises InputError when the name is taken or the run cannot be read."""
-        name, place = name_and_place(named)
+    def load(self, named_run: str) -> Served:
+        """Serve one more run: RUN or NAME=RUN. Raises InputError if the name is taken or the run cannot be read."""
+        name, run = name_and_run(named_run)
         with self.changing:
             if name in self.served:
-                raise InputError(f"{named}: a model named {name} is served already; give NAME={place} another name")
-            served = self._load_reward(name, place) if holds_scorer(place) else self._load_policy(name, place)
-            self.served = self.served | {name: served}  # a new one: readers hold no lock
+                raise InputError(f"{named_run}: a model named {name} is already served; choose another: NAME={run}")
+            served = self._load_reward(name, run) if holds_scorer(run) else self._load_policy(name, run)
+            self.served = self.served | {name: served}  # a new dict, because readers hold no lock
             return served
 
-    def _load_reward(self, name: str, place: Path) -> Served:
-        reward = load_frozen(place, self.device)
-        context = reward.model.trunk.config.context
+    def _load_reward(self, name: str, run: Path) -> Served:
+        reward = load_frozen(run, self.device)
         return Served(
-            name,
-            "reward",
-            reward.tokenizer,
-            context,
-            created(place),
-            self._fingerprint(place, ""),
-            place,
+            name=name,
+            kind="reward",
+            tokenizer=reward.tokenizer,
+            context=reward.model.trunk.config.context,
+            created=created(run),
+            fingerprint=self._fingerprint(run, ""),
+            base=run,
             reward=reward,
         )
 
-    def _load_policy(self, name: str, place: Path) -> Served:
-        adapter = self._adapter_to_share(place)
-        base = adapter_base(adapter).resolve() if adapter else place.resolve()
+    def _load_policy(self, name: str, run: Path) -> Served:
+        adapter = self._adapter_to_share(run)
+        base = adapter_base(adapter).resolve() if adapter else run.resolve()
         engine, tokenizer = self.engines[base] if base in self.engines else self._start(base)
         if adapter:
             try:
-                with self.turns:  # in the middle of a pass others' adapters hang in the model
-                    base_copy = sharing(engine.model)
-                adapted, own = read_adapter(adapter, base_copy)
-                tokenizer = Tokenizer.load(place) if (place / "tokenizer.json").is_file() else own or tokenizer
-                engine.add_adapter(name, adapted)
+                tokenizer = self._add_adapter(engine, name, run, adapter) or tokenizer
             except BaseException:
                 self._stop_unused()
                 raise
-        form = "adapter" if adapter else "merged"  # which are rounded differently
-        spare = [b""] * (
-            engine.model.config.vocab_size - tokenizer.vocab_size
-        )  # rows of the embedding that mean nothing
+        padding = engine.model.config.vocab_size - tokenizer.vocab_size  # embedding rows without a token
         return Served(
-            name, "policy", tokenizer, engine.context, created(place), self._fingerprint(place, form), base,
-            [*tokenizer.bytes_of_tokens(), *spare], engine, adapter=name if adapter else "",
-        )  # fmt: skip
+            name=name,
+            kind="policy",
+            tokenizer=tokenizer,
+            context=engine.context,
+            created=created(run),
+            # Adapters and merged weights are rounded differently.
+            fingerprint=self._fingerprint(run, "adapter" if adapter else "merged"),
+            base=base,
+            table=[*tokenizer.token_bytes(), *[b""] * padding],
+            engine=engine,
+            adapter=name if adapter else "",
+        )
 
-    def _adapter_to_share(self, place: Path) -> Path | None:
-        """The run's adapter, if it has no weights of its own or its base's are here already."""
-        if not place.is_dir() or (alone := find_adapter(place)):
-            return alone if place.is_dir() else None
-        beside = place / "adapter"
-        if not (beside / "adapter_config.json").is_file():
+    def _add_adapter(self, engine: Engine, name: str, run: Path, adapter: Path) -> Tokenizer | None:
+        """Add a run's adapter to the engine of its base. Returns the run's own tokenizer, if it has one."""
+        with self.turns:  # during a forward pass, the adapters of running requests are attached to the model
+            base_copy = shallow_copy(engine.model)
+        adapted, adapter_tokenizer = read_adapter(adapter, base_copy)
+        tokenizer = Tokenizer.load(run) if (run / "tokenizer.json").is_file() else adapter_tokenizer
+        engine.add_adapter(name, adapted)
+        return tokenizer
+
+    def _adapter_to_share(self, run: Path) -> Path | None:
+        """The run's adapter, if the run has no merged weights, or an engine with its base is running."""
+        if not run.is_dir():
+            return None
+        if alone := find_adapter(run):
+            return alone
+        adapter = run / "adapter"
+        if not (adapter / "adapter_config.json").is_file():
             return None
         try:
-            return beside if adapter_base(beside).resolve() in self.engines else None
-        except InputError:  # the base has gone; the run's own weights need it no more
+            return adapter if adapter_base(adapter).resolve() in self.engines else None
+        except InputError:  # the base was deleted; the run's merged weights do not need it
             return None
 
-    def _start(self, place: Path) -> tuple[Engine, Tokenizer]:
-        model, tokenizer = load_policy(place, self.device, frozen=True)
+    def _start(self, base: Path) -> tuple[Engine, Tokenizer]:
+        model, tokenizer = load_policy(base, self.device, frozen=True)
         engine = Engine(for_inference(model), self.config, self.turns)
         engine.start()
-        self.engines[place] = engine, tokenizer
+        self.engines[base] = engine, tokenizer
         return engine, tokenizer
 
     def unload(self, name: str) -> None:
-        """Stop serving it, and free its weights when no other model needs them. Raises KeyError."""
+        """Stop serving a model, and free its weights if no other model needs them. Raises KeyError."""
         with self.changing:
-            gone = self.served[name]
+            unloaded = self.served[name]
             self.served = {other: served for other, served in self.served.items() if other != name}
-            if gone.engine and gone.adapter:
-                gone.engine.remove_adapter(gone.adapter)
+            if unloaded.engine and unloaded.adapter:
+                unloaded.engine.remove_adapter(unloaded.adapter)
             self._stop_unused()
 
     def _stop_unused(self) -> None:
         used = {served.base for served in self.served.values()}
-        for place in [place for place in self.engines if place not in used]:
-            self.engines.pop(place)[0].close()
+        for base in [base for base in self.engines if base not in used]:
+            self.engines.pop(base)[0].close()
 
     def score(self, name: str, conversations: Sequence[Messages]) -> list[float]:
-        """A reward model's scores of conversations that end with an answer. Raises KeyError, or InputError."""
+        """A reward model's scores of conversations that end with a response. Raises KeyError, or InputError."""
         reward = self.served[name].reward
         if reward is None:
-            raise InputError(f"{name}: holds a language model, not a reward model")
+            raise InputError(f"{name}: a language model, not a reward model; name a reward model")
         scores: list[float] = []
         for first in range(0, len(conversations), SCORED_AT_ONCE):
             with self.turns:
@@ -159,44 +172,45 @@ class Registry:
         return scores
 
     def close(self) -> None:
-        """Stop everything."""
+        """Unload all models."""
         for name in self.names():
             self.unload(name)
 
-    def _fingerprint(self, place: Path, form: str) -> str:
-        made_of = f"{hash_input(place)}/{form}/{self.device.compute_dtype}/{version('tutelage')}"
-        return f"fp_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    def _fingerprint(self, run: Path, form: str) -> str:
+        content = f"{hash_input(run)}/{form}/{self.device.compute_dtype}/{version('tutelage')}"
+        return f"fp_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def find_model(models: Registry, name: str, kind: str = "policy") -> Served:
-    """What is served under a name. Raises ApiError unless it is of the kind that is asked for."""
+    """The model with this name. Raises ApiError if there is none, or it is of another kind."""
     try:
         served = models.get(name)
     except KeyError:
         raise no_such_model(name) from None
     if served.kind != kind:
-        does = "scores answers (POST /v1/scores)" if served.kind == "reward" else "writes answers"
-        raise ApiError(400, f"The model '{name}' {does}; it does not do this.", param="model", code="invalid_value")
+        does = "is a reward model: use POST /v1/scores" if served.kind == "reward" else "is not a reward model"
+        raise ApiError(400, f"The model '{name}' {does}.", param="model", code="invalid_value")
     return served
 
 
 def no_such_model(name: str) -> ApiError:
+    """OpenAI's error for an unknown model."""
     message = f"The model '{name}' does not exist or you do not have access to it."
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def name_and_place(named: str) -> tuple[str, Path]:
-    """ "NAME=RUN" or "RUN" -> a name and where the run lies. Raises InputError where nothing lies there."""
-    name, given, run = named.partition("=")
-    if not given or Path(named).exists():
-        place = find_base(Path(named))
-        return (Path(named).resolve() if Path(named).exists() else Path(named)).name, place
+def name_and_run(named_run: str) -> tuple[str, Path]:
+    """Split "NAME=RUN" or "RUN" into the model's name and the run's path. Raises InputError if there is no such run."""
+    name, equals, run = named_run.partition("=")
+    if not equals or Path(named_run).exists():
+        base = find_base(Path(named_run))
+        return (Path(named_run).resolve() if Path(named_run).exists() else Path(named_run)).name, base
     if not name or not run:
-        raise InputError(f"{named}: give NAME=RUN, or the run alone")
+        raise InputError(f"{named_run}: give NAME=RUN, or the run alone")
     return name, find_base(Path(run))
 
 
-def created(place: Path) -> int:
-    """When the model was written, as far as the disk knows; now, where it does not."""
-    newest = [path.stat().st_mtime for path in (place / "config.json", place) if path.exists()]
-    return int(newest[0] if newest else time.time())
+def created(run: Path) -> int:
+    """When the model was written, by its file's time; the present time if there is no file."""
+    times = [path.stat().st_mtime for path in (run / "config.json", run) if path.exists()]
+    return int(times[0] if times else time.time())

@@ -1,6 +1,6 @@
-"""`tutelage serve`: an OpenAI-compatible API and a chat page on any run.
+"""`tutelage serve`: an OpenAI-compatible API and a chat page for any run.
 
-runs  ->  http://127.0.0.1:8000/v1 for the official clients, /chat for people
+runs  ->  http://127.0.0.1:8000/v1 for OpenAI's clients, /chat for people
 """
 
 import signal
@@ -35,22 +35,22 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Where it listens, and where the people's data lie."""
+    """Address, data folder and device of the server."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; others than this machine reach it only if you say so, best behind a proxy with TLS."""
+    """Address to listen on. The default is for this machine only; to serve others, put a proxy with TLS in front."""
     port: int = 8000
-    """0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
     data: Path = Path("tutelage-data")
-    """Folder of the server's own files: the SQLite database, and the secret that keys are hashed with."""
+    """Folder for the server's data: the SQLite database and the secret that keys are hashed with."""
     database: str = ""
-    """Another database by its URL, like postgresql://user@host/name. Empty is SQLite in --data."""
+    """URL of another database, such as postgresql://user@host/name. Empty: SQLite in --data."""
     recording: Literal["as-set", "on", "off"] = "as-set"
-    """on or off sets whether people may have their chats kept, as an admin may on the page; off at first."""
+    """Whether people may have their chats kept. as-set: as it was last set, here or on the chat page; at first off."""
     access_log: bool = True
-    """A line of JSON on standard error for each request: who, which route, how it ended; never what was said."""
+    """Log one line of JSON per request to standard error: who, which route, which status; never any text."""
     trusted_proxy: str = ""
-    """Address of a proxy whose X-Forwarded-* headers are believed."""
+    """Address of a proxy whose X-Forwarded-* headers are trusted."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
@@ -63,76 +63,82 @@ def serve(
     engine: EngineConfig = EngineConfig(),
     moderation: ModerationConfig = ModerationConfig(),
 ) -> None:
-    """Serve runs through OpenAI's API and a chat page. A model's name is its folder's; NAME=RUN gives another.
+    """Serve runs with an OpenAI-compatible API and a chat page. A model is named after its folder, or by NAME=RUN.
 
     Example: tutelage serve runs/demo/ppo-ptx judge=runs/demo/reward --port 8000
     """
     write_json(each_request=config.access_log)
     moderator = Moderator(moderation)
-    door = listen(config)
+    listener = listen(config)
     database, keys = open_store(config.data, config.database)
     if config.recording != "as-set":
         with database.write() as session:
             allow(session, config.recording == "on")
-    # Threads of one product wait for each other: with a core to itself, what talks to clients holds none of them up.
+    # The threads of a matrix product wait for each other, so the thread that talks to clients gets a core to itself.
     registry = Registry(choose_device(config.device, config.dtype, spare=1), engine)
     try:
         for run in runs:
             registry.load(run)
         app = create_app(database, keys, registry, moderator)
-        Server(app, config, door, welcome(database, keys)).run(sockets=[door])
+        Server(app, config, listener, welcome(database, keys)).run(sockets=[listener])
     finally:
         registry.close()
         database.close()
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """The socket, before anything is loaded. Raises InputError when the place is taken or not ours."""
+    """Open the listening socket, before anything is loaded. Raises InputError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        raise InputError(f"{config.host} port {config.port}: {error}; choose others with --host and --port") from None
+        raise InputError(f"{config.host} port {config.port}: {error}; change --host or --port") from None
 
 
 def welcome(database: Database, keys: KeyRing) -> list[str]:
-    """The lines that give the owner their way in: a link, and on the first start a key."""
+    """The lines to print for the owner: a sign-in link, and on the first start an API key. {} stands for the URL."""
     owner = people.owner(database)
-    lines = [f"chat page   {{}}/signin/{people.make_link(database, owner.id)}   (signs you in, once)"]
+    lines = [f"chat page   {{}}/signin/{people.make_link(database, owner.id)}   (signs you in, works once)"]
     with setting_up(database):
         with database.read() as session:
-            known = session.scalar(select(ApiKey.id).limit(1))
-        secret = keys.make(owner.id, "first")[1] if known is None else ""
+            any_key = session.scalar(select(ApiKey.id).limit(1))
+        secret = keys.make(owner.id, "first")[1] if any_key is None else ""
     if secret:
         lines.append(f"API key     {secret}   (shown only now; tutelage keys makes more)")
     return lines
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our first words, where to go, and our last ones: answers in progress end with an error."""
+    """uvicorn that prints the URLs when it starts, and ends completions in progress with an error when it stops."""
 
-    def __init__(self, app: Any, config: ServeConfig, door: socket.socket, lines: list[str]):
-        proxy = config.trusted_proxy
+    def __init__(self, app: Any, config: ServeConfig, listener: socket.socket, lines: list[str]):
         super().__init__(
             uvicorn.Config(
-                app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False,
+                app,
+                http=Connection,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
                 timeout_graceful_shutdown=10,
-                proxy_headers=bool(proxy), forwarded_allow_ips=proxy or None,
+                proxy_headers=bool(config.trusted_proxy),
+                forwarded_allow_ips=config.trusted_proxy or None,
             )
-        )  # fmt: skip
-        self.place, self.door, self.lines = config, door, lines
+        )
+        self.settings, self.listener, self.lines = config, listener, lines
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then print the URLs."""
         await super().startup(sockets)
-        host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
-        url = f"http://{host}:{self.door.getsockname()[1]}"
+        host = self.settings.host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{self.listener.getsockname()[1]}"
         lines = [f"API         {url}/v1", *(line.format(url) for line in self.lines)]
-        if self.place.host not in LOOPBACK and not self.place.trusted_proxy:
-            lines.append("warning: others can reach this server, nothing is encrypted: put a proxy with TLS before it")
+        if host not in LOOPBACK and not self.settings.trusted_proxy:
+            lines.append("warning: other machines can reach this server without encryption; put a TLS proxy in front")
         print("\n".join(lines), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends in order, and is not raised again: models and database are still to be closed."""
+        """The first signal starts an orderly shutdown. It is not raised again, so models and database are closed."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
         shut_down_all()

@@ -1,9 +1,9 @@
 """Server-sent events, byte for byte as OpenAI's clients expect them.
 
-    async generator of JSON values  ->  data: {...}\\n\\n ... data: [DONE]\\n\\n
+    async generator of events as bytes  ->  data: {...}\\n\\n ... data: [DONE]\\n\\n
 
-No event names (a client would try to read theirs as JSON); a comment every ten seconds keeps proxies from closing a
-quiet connection. When the reader goes away, what writes is cancelled at once.
+Events have no names, because OpenAI's clients would try to parse those as JSON. A comment every PING_SECONDS keeps
+proxies from closing a quiet connection. When the client disconnects, the generator is cancelled at once.
 """
 
 import asyncio
@@ -24,11 +24,12 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def event(content: Any) -> bytes:
+    """A JSON value as one event."""
     return b"data: " + dump(content) + b"\n\n"
 
 
 class EventStream(Response):
-    """Sends what `events` yields; an error in it becomes the last event."""
+    """Sends the events that a generator yields. An error in the generator becomes the last event."""
 
     media_type = "text/event-stream"
 
@@ -41,11 +42,11 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pings = asyncio.create_task(_ping(send))
         try:
-            await until_gone(receive, self._write(send))
+            await run_until_disconnect(receive, self._write(send))
         finally:
             pings.cancel()
             await asyncio.wait({pings})
-        with contextlib.suppress(OSError):  # the reader went away
+        with contextlib.suppress(OSError):  # the client has disconnected
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send) -> None:
@@ -56,7 +57,7 @@ class EventStream(Response):
             except (ApiError, StorageError) as error:
                 await self._fail(send, refusal(error))
             except Exception:
-                await self._fail(send, ApiError(500, "The server made a mistake; its log says more."))
+                await self._fail(send, ApiError(500, "Internal server error. The server's log has the details."))
                 raise
 
     async def _fail(self, send: Send, error: ApiError) -> None:
@@ -70,8 +71,8 @@ async def _ping(send: Send) -> None:
         await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
 
 
-async def until_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
-    """The work's result; None, the work cancelled, if the client goes away before."""
+async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine. Returns its result, or cancels it and returns None if the client disconnects first."""
     working = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(receive))
     try:
@@ -92,6 +93,6 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def answer_or_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """For an answer in one piece: nobody generates for a client that has left."""
-    return await until_gone(request.receive, work) or Response(status_code=499)
+async def respond_until_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The response that a coroutine makes; 499, and the coroutine cancelled, if the client disconnects first."""
+    return await run_until_disconnect(request.receive, work) or Response(status_code=499)

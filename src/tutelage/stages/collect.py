@@ -1,10 +1,11 @@
-"""Real dialogues -> everything the recipe reads: corpus, demonstrations, prompts, and the panel that will rank.
+"""The demo's data from real dialogues: corpus, demonstrations, prompts, and the simulated panel.
 
     packages of the extra [demo] -> out/{corpus,demonstrations,prompts}.<split>.jsonl, panel.json, report.json
 
-Read, clean, redact, split, write. No person and no question is in two splits; the conversations that would make it so
-are dropped. The panel counts its words on the training dialogues alone. Every count is in report.json.
-InstructGPT's prompts came from customers and its demonstrations from hired labelers; ours are people chatting.
+The stage reads, cleans, redacts, splits and writes. No person and no question is in two splits; conversations that
+would cross two splits are dropped. The panel's word counts come from the training dialogues alone. report.json holds
+all counts. InstructGPT's prompts came from customers and its demonstrations from hired labelers; ours come from people
+chatting.
 """
 
 import json
@@ -23,6 +24,7 @@ from tutelage.data.privacy import redact
 from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
 from tutelage.data.sources import Conversation, QuestionAnswers
 from tutelage.errors import InputError
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig
 
@@ -33,17 +35,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig(RunConfig):
-    """What is taken from the sources. The splits depend on none of it but `limit`: all runs share their test set.
+    """What is taken from the sources. Of these settings only `limit` affects the splits, so runs share their test set.
 
     The seed decides which pseudonyms the speakers get in the corpus.
     """
 
     limit: int = 0
-    """Use only the first so many conversations with two speakers, and question entries of each language; 0 is all."""
+    """Use only this many two-speaker conversations, and this many question entries per language; 0 is all."""
     train_prompts: int = 8_192
-    """How many training prompts to keep, chosen by hash; ranking and PPO draw from them."""
+    """Number of training prompts to keep, chosen by hash. Ranking and PPO draw from them."""
     prompts_per_conversation: int = 8
-    """At most so many training prompts from one conversation, so that the long ones do not crowd out the rest."""
+    """Maximum number of training prompts from one conversation, so that long ones do not dominate."""
 
 
 def collect(out: Path, config: CollectConfig = CollectConfig()) -> None:
@@ -56,15 +58,27 @@ def collect(out: Path, config: CollectConfig = CollectConfig()) -> None:
             return
         run.progress.update(0.0)
         report = write_data(out, config)
-        counts = {f"{split}_conversations": report["conversations"][split] for split in SPLITS}
-        run.finish(
-            counts | {"crossing": report["conversations"].get("crossing", 0), "redactions": report["redactions"]}
-        )
         run.progress.update(1.0)
+        counts = {f"{split}_conversations": report["conversations"][split] for split in SPLITS}
+        dropped = {"crossing": report["conversations"].get("crossing", 0), "redactions": report["redactions"]}
+        run.finish(counts | dropped, ending(out, report))
+
+
+def ending(out: Path, report: dict[str, Any]) -> Ending:
+    sizes = ", ".join(f"{report['conversations'][split]:,} {split}" for split in SPLITS)
+    corpus = out / "corpus.train.jsonl"
+    return Ending(
+        f"{sum(report['written'].values()):,} records in {len(report['written'])} files, from real dialogues",
+        [
+            Figure("conversations", sum(report["conversations"][split] for split in SPLITS), note=sizes, format=",d"),
+            Figure("personal details redacted", sum(report["redactions"].values()), format=",d"),
+        ],
+        next=[command("tokenizer", "--corpus", corpus, "--out", "...")],
+    )
 
 
 def source_files() -> Inputs:
-    """What is read from the installed packages."""
+    """The files to read from the installed packages."""
     pairs = [path for language in sources.LANGUAGES for path in sources.chatterbot_files(language)]
     return {"chitchat": sources.chitchat_file(), "chatterbot": pairs}
 
@@ -78,9 +92,9 @@ def write_data(out: Path, config: CollectConfig) -> dict[str, Any]:
     entries = [_redacted_entry(e, redactions) for e in entries]
     sides = splits.split_people([c.people for c in conversations])
     talks = {split: [c for c, side in zip(conversations, sides, strict=True) if side == split] for split in SPLITS}
-    asked = {split: [e for e in entries if splits.split_question(e.question) == split] for split in SPLITS}
+    questions = {split: [e for e in entries if splits.split_question(e.question) == split] for split in SPLITS}
     _check_splits(talks)
-    written, duplicates = _write_records(out, talks, asked, config)
+    written, duplicates = _write_records(out, talks, questions, config)
     panel = Panel.fit(_exchanges(talks["train"]))
     panel.save(out / "panel.json")
     report = {
@@ -89,7 +103,7 @@ def write_data(out: Path, config: CollectConfig) -> dict[str, Any]:
         "redactions": dict(redactions),
         "conversations": dict(Counter(sides)),
         "people": {split: len({person for c in talks[split] for person in c.people}) for split in SPLITS},
-        "questions": {split: dict(Counter(e.lang for e in asked[split])) for split in SPLITS},
+        "questions": {split: dict(Counter(e.lang for e in questions[split])) for split in SPLITS},
         "duplicates": duplicates,
         "written": written,
         "panel": {
@@ -102,9 +116,9 @@ def write_data(out: Path, config: CollectConfig) -> dict[str, Any]:
 
 
 def _write_records(
-    out: Path, talks: dict[str, list[Conversation]], asked: dict[str, list[QuestionAnswers]], config: CollectConfig
+    out: Path, talks: dict[str, list[Conversation]], questions: dict[str, list[QuestionAnswers]], config: CollectConfig
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """All JSONL files. Returns records per file, and duplicates dropped per file."""
+    """Write all JSONL files. Returns the records written and the duplicates dropped, per file."""
     written: dict[str, int] = {}
     duplicates: dict[str, int] = {}
 
@@ -114,30 +128,34 @@ def _write_records(
         written[name] = write_jsonl(out / f"{name}.jsonl", (record.to_record() for record in kept))  # type: ignore[attr-defined]
 
     for split in SPLITS:
-        if split != "test":  # nothing reads test text as a corpus: the alignment tax is measured on valid
-            write(f"corpus.{split}", _documents(talks[split], asked[split], str(config.seed)), _document_key)
-        write(f"demonstrations.{split}", _demonstrations(talks[split], asked[split]), lambda d: prompts.key(d.messages))
+        if split != "test":  # no stage reads test text as a corpus: the alignment tax is measured on valid
+            write(f"corpus.{split}", _documents(talks[split], questions[split], str(config.seed)), _document_key)
+        write(
+            f"demonstrations.{split}",
+            _demonstrations(talks[split], questions[split]),
+            lambda d: prompts.key(d.messages),
+        )
         write(f"prompts.{split}", _prompts(talks[split], split, config), lambda p: prompts.key(p.prompt))
     return written, duplicates
 
 
-def _documents(talks: list[Conversation], asked: list[QuestionAnswers], salt: str) -> list[Document]:
-    answered = [document for entry in asked for document in corpus.from_questions(entry, salt)]
+def _documents(talks: list[Conversation], questions: list[QuestionAnswers], salt: str) -> list[Document]:
+    answered = [document for entry in questions for document in corpus.from_questions(entry, salt)]
     return [corpus.from_conversation(c, salt) for c in talks] + answered
 
 
 def _document_key(document: Document) -> str:
-    """What is said, without the names: those differ from one copy to the next."""
+    """The text without the speakers' names, which differ between copies of a dialogue."""
     return "\n".join(line.partition(": ")[2] for line in (document.text or "").split("\n"))
 
 
-def _demonstrations(talks: list[Conversation], asked: list[QuestionAnswers]) -> list[Demonstration]:
-    found = [demonstrations.from_conversation(c) for c in talks]
-    return [d for d in found if d is not None] + [d for e in asked for d in demonstrations.from_questions(e)]
+def _demonstrations(talks: list[Conversation], questions: list[QuestionAnswers]) -> list[Demonstration]:
+    whole = [demonstrations.from_conversation(c) for c in talks]
+    return [d for d in whole if d is not None] + [d for e in questions for d in demonstrations.from_questions(e)]
 
 
 def _prompts(talks: list[Conversation], split: str, config: CollectConfig) -> list[Prompt]:
-    """All prompts of valid and test; of train as many as are wanted."""
+    """All prompts of valid and test, and `train_prompts` of train."""
     pool = [p for c in talks for p in prompts.from_conversation(c, split)]
     if split != "train":
         return pool
@@ -145,7 +163,7 @@ def _prompts(talks: list[Conversation], split: str, config: CollectConfig) -> li
 
 
 def _exchanges(talks: Iterable[Conversation]) -> Iterator[tuple[str, str]]:
-    """(user turn, next assistant turn)."""
+    """Pairs of a user turn and the assistant turn that follows."""
     for conversation in talks:
         for turn, answer in pairwise(conversation.messages):
             if turn["role"] == "user":
@@ -180,7 +198,8 @@ def _check_splits(talks: dict[str, list[Conversation]]) -> None:
     for split in SPLITS:
         if not talks[split]:
             raise InputError(
-                f"no conversation is left for the {split} split: too few people, too closely knit; raise the limit"
+                f"collect: no conversation is left for the {split} split, because the speakers are too few or too "
+                "connected; raise --limit"
             )
 
 

@@ -1,13 +1,15 @@
-"""Rankings to a policy without a reward model: DPO (Rafailov et al. 2023) and its family.
+"""Preference training on rankings without a reward model: DPO (Rafailov et al. 2023) and its family.
 
-    SFT model -> log pi and log pi_ref of whole responses -> margins h of all pairs of a ranking -> a loss of h
+    SFT model -> log pi and log pi_ref of whole responses -> margin h of each pair of a ranking -> a loss of h
 
-The policy starts as the reference and its log ratios to it are the implicit reward. A ranking is one element of a batch
-as in `stages/reward.py`: its K answers are run once, its prompt once for all of them, its pairs averaged; the same
-prompts are held out. `--loss` takes DPO, IPO, cDPO, or SimPO, which has no reference.
-The reference's log-probabilities are computed once, before the first step, while the policy still is the reference (or
-its adapters are off): no second model in memory, and nothing to compute in further epochs. They are one number per
-answer, and checkpoints hold them, as by then the reference is gone.
+The policy starts as the reference, and its log ratio to the reference is the implicit reward. As in `stages/reward.py`,
+all K responses to a prompt are one element of a batch: each runs through the model once, the prompt once for all of
+them, and the loss is averaged over their pairs. The same prompts are held out. `--loss` chooses DPO, IPO, cDPO, or
+SimPO, which needs no reference.
+
+The reference's log-probabilities are computed once, before the first step, while the policy still equals the reference
+(or with its adapters switched off). This needs no second model in memory and no work in later epochs. They are one
+number per response, and checkpoints hold them because the reference is gone by then.
 """
 
 import math
@@ -24,55 +26,56 @@ from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_mat
 from tutelage.data.records import Comparison, read_comparisons
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
-from tutelage.learning.losses import margins, pair_mean, pairs_right, winning
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.losses import margins, pair_accuracy, pair_mean, winner_mask
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.runs.adapter import adapt, save_tuned, seed_dropout
+from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
+from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
 from tutelage.runs.snapshots import SnapshotConfig, save_snapshot
+from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
+NAMES = {"dpo": "DPO", "ipo": "IPO", "cdpo": "cDPO", "simpo": "SimPO"}
+
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(SnapshotConfig):
-    """One run on rankings. Defaults suit a small model on a laptop; the paper's numbers stand beside them."""
+class DPOConfig(OptimizerConfig, SnapshotConfig):
+    """One run on rankings. The defaults suit a small model on a laptop; help texts give the papers' values."""
 
     loss: Literal["dpo", "ipo", "cdpo", "simpo"] = "dpo"
-    """dpo; ipo, whose margin has a target; cdpo, which takes some labels to be wrong; simpo, without a reference."""
+    """dpo; ipo: the margin has a target; cdpo: some labels are assumed wrong; simpo: no reference."""
     beta: float = 0.0
-    """Price of a nat of drift from the reference (simpo: scale of the mean log-probability); 0 is .1, in simpo 2."""
+    """KL coefficient, the weight of the log ratio to the reference (simpo: scale of the mean log-probability). 0 means
+    0.1, and 2 for simpo."""
     smoothing: float = 0.1
-    """Share of labels that cdpo takes to be wrong; below .5."""
+    """Share of labels that cdpo assumes to be wrong; must be below 0.5."""
     gamma: float = 1.0
-    """Reward by which simpo wants the better response to win."""
+    """Reward margin by which simpo wants the better response to win."""
     epochs: int = 1
     """Passes over the rankings."""
     batch: int = 8
-    """Prompts per optimizer step, each with all its answers; 64 pairs in the paper."""
+    """Prompts per optimizer step, each with all its responses (DPO paper: 64 pairs)."""
     lr: float = 2e-4
-    """Peak rate of AdamW, for models of a few million parameters; the paper has RMSprop with 1e-6."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
+    """Peak learning rate of AdamW, for a few million parameters (DPO paper: RMSprop with 1e-6)."""
     warmup: float = 0.1
-    """Share of the steps in which the rate rises; 150 steps in the paper."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    """Share of the steps over which the learning rate rises (DPO paper: 150 steps)."""
     heldout: float = 0.12
-    """Share of the prompts whose rankings are kept from training: those that the reward model does not see either."""
+    """Share of the prompts whose rankings are held out from training: the same prompts as for the reward model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.smoothing >= 0.5:
-            raise InputError(f"--smoothing {self.smoothing}: must be below 0.5, or the worse response would win")
+            raise InputError(
+                f"--smoothing {self.smoothing}: must be below 0.5; from there the worse response would win"
+            )
 
     @property
     def scale(self) -> float:
@@ -80,13 +83,13 @@ class DPOConfig(SnapshotConfig):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """P rankings of up to K answers; 0 where a ranking has fewer. All (P, K), but for `pairs`."""
+class BatchLogprobs:
+    """P rankings of up to K responses, zero-padded. All tensors (P, K), except `pairs`."""
 
-    logprobs: Tensor  # log pi(answer | prompt), summed over the answer's tokens, its end of turn included
-    ref_logprobs: Tensor  # the same of the reference
-    lengths: Tensor  # tokens of each answer
-    pairs: Tensor  # (P, K, K) True where the answer of the row is ranked above that of the column
+    logprobs: Tensor  # log pi(response | prompt), summed over the response's tokens, end of turn included
+    ref_logprobs: Tensor  # the same under the reference
+    lengths: Tensor  # tokens of each response
+    pairs: Tensor  # (P, K, K) True where the response of the row is ranked above that of the column
 
 
 def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfig = DPOConfig()) -> None:
@@ -100,112 +103,134 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
             return
         model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
-        told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
-        held = [c for c in told if held_out(c, config.heldout)]
-        kept = [c for c in told if not held_out(c, config.heldout)]
+        strict = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
+        heldout = [c for c in strict if held_out(c, config.heldout)]
+        kept = [c for c in strict if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("dpo: no ranking with a strict order is left to train on; give more rankings")
         prompts = same_responses([encode_ranking(c, tokenizer, model.config.context) for c in kept])
-        unseen = [encode_ranking(c, tokenizer, model.config.context) for c in held]
+        heldout_rankings = [encode_ranking(c, tokenizer, model.config.context) for c in heldout]
         state = run.restore()
-        asked = [rankings[0] for rankings in prompts] + unseen
-        reference = state["reference"] if state else reference_logprobs(model, asked, config, tokenizer.pad_id)
-        train(run, model.train(), prompts, reference, state, tokenizer)
-        results = accuracy_report(model.eval(), tokenizer, held, unseen, reference[len(prompts) :], config)
+        rankings = [group[0] for group in prompts] + heldout_rankings
+        reference = state["reference"] if state else reference_logprobs(model, rankings, config, tokenizer.pad_id)
+        steps = train(run, config, model.train(), prompts, reference, state, tokenizer)
+        results = accuracy_report(model.eval(), tokenizer, heldout, heldout_rankings, reference[len(prompts) :], config)
         save_tuned(out, model, tokenizer, policy, config)
-        run.finish(results | {"rankings": len(kept), "rankings_held_out": len(held)})
+        results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
+        run.finish(results, ending(run, config, policy, results, steps))
+
+
+def ending(run: Run, config: DPOConfig, policy: Path, results: dict[str, float | None], steps: int) -> Ending:
+    """At the start the policy equals the reference: every margin is 0, and the accuracy 50%. SimPO has no reference."""
+    simpo = config.loss == "simpo"
+    at_start = None if simpo else float(pair_losses(torch.zeros(()), config))
+    pairs = f"on {results['heldout_pairs']:,} held-out pairs"
+    accuracy = Figure(
+        f"accuracy {pairs}", results["accuracy"], start=None if simpo else 0.5, better="higher", format=".1%"
+    )
+    loss = Figure("held-out loss", results["heldout_loss"], start=at_start, better="lower")
+    if simpo or loss.value is None:
+        loss = training_loss(read_metrics(run.metrics.path))
+    return Ending(
+        f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {counted(steps, 'step')}",
+        [accuracy, loss],
+        short_training(steps, "give more rankings, more --epochs or a smaller --batch"),
+        [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],
+    )
 
 
 def train(
     run: Run,
+    config: DPOConfig,
     model: GPT,
     prompts: list[list[Ranking]],
     reference: Tensor,
     state: dict[str, Any] | None,
     tokenizer: Tokenizer,
-) -> None:
-    """The loop: next prompts with all their rankings, loss of their margins, gradient, step."""
-    config: DPOConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
+) -> int:
+    """The loop: next prompts with all their rankings, loss of their margins, gradient, step.
+
+    Returns the number of steps.
+    """
     generator = run.generator("order")
     order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
-    steps, first = math.ceil(len(order) / config.batch), 0
-    if state:
-        load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        some = [(r, reference[i]) for i in order[step * config.batch : (step + 1) * config.batch] for r in prompts[i]]
-        batch = judge(model, [r for r, _ in some], torch.stack([known for _, known in some]), tokenizer.pad_id)
+    steps = math.ceil(len(order) / config.batch)
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"reference": reference}):
+        chosen = order[step * config.batch : (step + 1) * config.batch]
+        rankings = [ranking for i in chosen for ranking in prompts[i]]
+        known = torch.stack([reference[i] for i in chosen for _ in prompts[i]])
+        batch = batch_logprobs(model, rankings, known, tokenizer.pad_id)
         loss = preference_loss(batch, config)
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
+        lr, norm = optimizer.step(loss, step)
         measured = describe(batch, config)
-        run.log(step + 1, loss=loss.item(), **measured, lr=config.lr * factor, grad_norm=norm)
+        run.log(step + 1, loss=loss.item(), **measured, lr=lr, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=measured["accuracy"])
         if config.snapshot_due(step + 1, steps):
             save_snapshot(run, step + 1, model, tokenizer)
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer]), "reference": reference})
+    return steps
 
 
 @torch.no_grad()
 def reference_logprobs(model: GPT, rankings: Sequence[Ranking], config: DPOConfig, pad: int) -> Tensor:
-    """(N, K) log pi_ref of all answers, on the CPU; zeros for SimPO, which does without."""
+    """(N, K) log pi_ref of all responses, on the CPU; zeros for SimPO, which has no reference."""
     if config.loss == "simpo":
-        return torch.zeros(len(rankings), max(len(ranking.answers) for ranking in rankings))
+        return torch.zeros(len(rankings), max(len(ranking.sequences) for ranking in rankings))
     with adapters_off(model):
-        found = summed_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
-    return pad_sequence(found, batch_first=True).cpu()
+        logprobs = summed_logprobs(model, [r.sequences for r in rankings], [r.prompt_length for r in rankings], pad)
+    return pad_sequence(logprobs, batch_first=True).cpu()
 
 
-def judge(model: GPT, rankings: Sequence[Ranking], reference: Tensor, pad: int) -> Judged:
-    """Run the policy over all answers of some rankings. reference (P, K or more), as `reference_logprobs` gives it."""
-    each = summed_logprobs(model, [r.answers for r in rankings], [r.prompt for r in rankings], pad)
+def batch_logprobs(model: GPT, rankings: Sequence[Ranking], reference: Tensor, pad: int) -> BatchLogprobs:
+    """Run the policy over all responses of P rankings. reference: (P, K or more), from `reference_logprobs`."""
+    each = summed_logprobs(model, [r.sequences for r in rankings], [r.prompt_length for r in rankings], pad)
     logprobs = pad_sequence(each, batch_first=True)
-    lengths = pad_sequence([torch.tensor([len(a) - r.prompt for a in r.answers]) for r in rankings], batch_first=True)
+    lengths = pad_sequence(
+        [torch.tensor([len(s) - r.prompt_length for s in r.sequences]) for r in rankings], batch_first=True
+    )
     ranks = pad_sequence([torch.tensor(r.ranks) for r in rankings], batch_first=True)
     device = logprobs.device
-    return Judged(
+    return BatchLogprobs(
         logprobs=logprobs,
         ref_logprobs=reference[:, : logprobs.shape[1]].to(device),
         lengths=lengths.to(device),
-        pairs=winning(ranks, lengths > 0).to(device),
+        pairs=winner_mask(ranks, lengths > 0).to(device),
     )
 
 
-def preferred_by(batch: Judged, config: DPOConfig) -> Tensor:
-    """(P, K) what the margins are differences of: implicit rewards over beta."""
+def preferred_by(batch: BatchLogprobs, config: DPOConfig) -> Tensor:
+    """(P, K) implicit rewards divided by beta; their differences are the margins. SimPO: mean log-probabilities."""
     if config.loss == "simpo":
         return batch.logprobs / batch.lengths.clamp(min=1)
     return batch.logprobs - batch.ref_logprobs
 
 
-def preference_loss(batch: Judged, config: DPOConfig) -> Tensor:
+def preference_loss(batch: BatchLogprobs, config: DPOConfig) -> Tensor:
     """The chosen loss of each pair's margin; mean over the pairs of a ranking, then over rankings."""
-    margin, beta = margins(preferred_by(batch, config)), config.scale
+    return pair_mean(pair_losses(margins(preferred_by(batch, config)), config), batch.pairs)
+
+
+def pair_losses(margin: Tensor, config: DPOConfig) -> Tensor:
+    """The chosen loss of margins of any shape."""
     if config.loss == "ipo":
-        losses = ipo_loss(margin, beta=beta)
-    elif config.loss == "simpo":
-        losses = simpo_loss(margin, beta=beta, gamma=config.gamma)
-    else:
-        losses = dpo_loss(margin, beta=beta, smoothing=config.smoothing if config.loss == "cdpo" else 0.0)
-    return pair_mean(losses, batch.pairs)
+        return ipo_loss(margin, beta=config.scale)
+    if config.loss == "simpo":
+        return simpo_loss(margin, beta=config.scale, gamma=config.gamma)
+    return dpo_loss(margin, beta=config.scale, smoothing=config.smoothing if config.loss == "cdpo" else 0.0)
 
 
 @torch.no_grad()
-def describe(batch: Judged, config: DPOConfig) -> dict[str, float]:
-    """What people look at. Chosen and rejected are means over the pairs: an answer counts as often as it wins or loses.
+def describe(batch: BatchLogprobs, config: DPOConfig) -> dict[str, float]:
+    """The logged figures. Chosen and rejected are means over pairs: a response counts as often as it wins or loses.
 
-    Both log-probabilities usually fall. A chosen one that falls by tens of nats asks for a lower rate or a higher beta.
+    Both log-probabilities usually fall. If the chosen one falls by tens of nats, lower the learning rate or raise beta.
     """
     preferred = preferred_by(batch, config)
     rewards, won, lost = config.scale * preferred, batch.pairs.sum(2), batch.pairs.sum(1)
     count = won.sum()
     chosen, rejected = float((rewards * won).sum() / count), float((rewards * lost).sum() / count)
     return {
-        "accuracy": pairs_right(preferred, batch.pairs),
+        "accuracy": pair_accuracy(preferred, batch.pairs),
         "reward_margin": chosen - rejected,
         "chosen_reward": chosen,
         "rejected_reward": rejected,
@@ -216,16 +241,20 @@ def describe(batch: Judged, config: DPOConfig) -> dict[str, float]:
 
 @torch.no_grad()
 def accuracy_report(
-    model: GPT, tokenizer: Tokenizer, held: Sequence[Comparison], unseen: Sequence[Ranking], reference: Tensor,
+    model: GPT,
+    tokenizer: Tokenizer,
+    heldout: Sequence[Comparison],
+    encoded: Sequence[Ranking],
+    reference: Tensor,
     config: DPOConfig,
-) -> dict[str, float | None]:  # fmt: skip
-    """How well the implicit reward orders held-out pairs, all of them and those of equal length."""
-    if not held:
+) -> dict[str, float | None]:
+    """How well the implicit reward orders held-out pairs: all of them, and those of equal length."""
+    if not heldout:
         return {"accuracy": None, "length_matched_accuracy": None, "heldout_loss": None, "heldout_pairs": 0}
-    batch = judge(model, unseen, reference, tokenizer.pad_id)
+    batch = batch_logprobs(model, encoded, reference, tokenizer.pad_id)
     right: list[float] = []
     matched: list[bool] = []
-    for comparison, values in zip(held, preferred_by(batch, config).tolist(), strict=True):
+    for comparison, values in zip(heldout, preferred_by(batch, config).tolist(), strict=True):
         right += [preference(values[winner], values[loser]) for winner, loser in strict_pairs(comparison.ranks)]
         matched += length_matched(comparison, tokenizer)
     return {

@@ -1,8 +1,8 @@
-"""A model from elsewhere as a run directory: weights unpacked once into safetensors, the tokenizer with its template.
+"""Import a model made elsewhere as a run directory: weights as safetensors, the tokenizer with its chat template.
 
-    Hugging Face folder, GGUF file, adapter, smollm2 or hub id -> load -> a run that every stage starts from
+    Hugging Face folder, GGUF file, adapter, the name smollm2 or a hub id -> load -> a run for every stage
 
-Its vocabulary may grow by special tokens, or shed the spare rows of its embedding; nothing else is changed.
+Special tokens can be added to the vocabulary, and unused rows of the embedding dropped. Nothing else changes.
 """
 
 from dataclasses import dataclass
@@ -10,27 +10,28 @@ from pathlib import Path
 
 from tutelage.model.hf_config import family_of
 from tutelage.model.parameters import parameter_count
-from tutelage.model.vocabulary import resized
+from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
+from tutelage.runs.ending import Ending, command
 from tutelage.runs.folder import load_policy, save_policy
 from tutelage.runs.run import Run, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(RunConfig):
-    """What of the vocabulary is changed."""
+    """Changes to the vocabulary."""
 
     add_tokens: tuple[str, ...] = ()
-    """Special tokens to add; their rows of the embedding are the mean of the others."""
+    """Special tokens to add. Their embedding rows are set to the mean of the others."""
     make_chat: bool = False
-    """Give a base model without a chat template ours, with its role markers as new tokens."""
+    """Give a base model without a chat template ours, and add its role markers as new tokens."""
     drop_spare: bool = False
-    """Drop rows of the embedding that no token has; many models round their vocabulary up."""
+    """Drop embedding rows that belong to no token; many models round their vocabulary up."""
 
 
 def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -> None:
-    """Take over a model from elsewhere: a Hugging Face folder, a GGUF file, the name smollm2, or an id on the hub.
+    """Import a model: a Hugging Face folder, a GGUF file, the name smollm2, or a hub id.
 
     Example: tutelage import-model --base smollm2 --out runs/smollm2
     """
@@ -43,17 +44,25 @@ def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -
             run.progress.say(f"{out}: {tokenizer.chosen}")
         rows, known = model.config.vocab_size, tokenizer.vocab_size
         if config.add_tokens:
+            # Cut the spare rows off first: untrained, they do not belong in the mean.
             tokenizer = tokenizer.with_specials(config.add_tokens)
-            model = resized(resized(model, known), max(rows, tokenizer.vocab_size))  # spare rows are not the mean
-            run.progress.say(
-                f"{out}: {tokenizer.vocab_size - known} tokens added; their rows are the mean of the others"
-            )
+            model = resize_vocabulary(resize_vocabulary(model, known), max(rows, tokenizer.vocab_size))
+            added = tokenizer.vocab_size - known
+            run.progress.say(f"{out}: {added} tokens added; their embedding rows are the mean of the others")
         if config.drop_spare:
-            model = resized(model, tokenizer.vocab_size)
+            model = resize_vocabulary(model, tokenizer.vocab_size)
         if model.config.vocab_size != rows:
-            run.progress.say(f"{out}: the embedding had {rows} rows and has {model.config.vocab_size} now")
+            run.progress.say(f"{out}: the embedding now has {model.config.vocab_size} rows instead of {rows}")
         save_policy(out, model, tokenizer)
-        run.finish(
-            {"parameters": parameter_count(model), "context": model.config.context, "vocabulary": tokenizer.vocab_size}
-            | {"family": family_of(model.config)}
+        parameters, context, vocabulary = parameter_count(model), model.config.context, tokenizer.vocab_size
+        family = family_of(model.config)
+        ending = Ending(
+            f"imported a {family} model of {parameters:,} parameters, with a context of {context:,} tokens and a "
+            f"vocabulary of {vocabulary:,}",
+            next=[
+                command("chat", out),
+                command("sft", "--base", out, "--demos", "DEMONSTRATIONS.jsonl", "--out", "..."),
+            ],
         )
+        results = {"parameters": parameters, "context": context, "vocabulary": vocabulary, "family": family}
+        run.finish(results, ending)

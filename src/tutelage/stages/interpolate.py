@@ -1,10 +1,10 @@
-"""Between SFT and RL: a model on the line from one's weights to the other's (Lin et al. 2024; Wortsman et al. 2022).
+"""Linear interpolation between the weights of two runs, SFT and RL (Lin et al. 2024; Wortsman et al. 2022).
 
-    SFT run, RL run -> (1 - weight) SFT + weight RL, matrix by matrix in fp32 -> a run like any other
+    SFT run, RL run -> (1 - weight) SFT + weight RL, tensor by tensor in fp32 -> a run like any other
 
-RLHF costs some of what pretraining taught, and on the way back much of that returns sooner than the reward is lost.
-At 0 and 1 the result is SFT and RL themselves, and weights that both have alike stay as they are. Runs of adapters are
-merged first: the line is between the products B A, not between the factors.
+RLHF loses some of what pretraining taught. Interpolating back towards SFT recovers much of it before it loses the
+reward. At weight 0 and 1 the result equals SFT and RL exactly, and weights that are the same in both do not change.
+Adapters are merged first, so the interpolation is between the products B A, not between the factors.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
+from tutelage.runs.ending import Ending, command
 from tutelage.runs.folder import load_policy, same_tokenizer, save_policy
 from tutelage.runs.run import Run, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolateConfig(RunConfig):
-    """Where on the line."""
+    """Where between the two runs the result lies."""
 
     weight: float = 0.5
-    """Of the second run: 0 is the first, 1 the second."""
+    """Weight of the second run: 0 gives the first run, 1 the second."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +41,7 @@ def interpolate(
     out: Path,
     config: InterpolateConfig = InterpolateConfig(),
 ) -> None:
-    """Mix the weights of an SFT model and of what reinforcement learning made of it.
+    """Interpolate between the weights of an SFT model and of the model that RL made of it.
 
     Example: tutelage interpolate runs/sft runs/ppo --weight 0.5 --out runs/between
     """
@@ -51,21 +52,30 @@ def interpolate(
         same_tokenizer(sft, rl)
         (first, tokenizer), (second, _) = load_policy(sft, EXACT), load_policy(rl, EXACT)
         if difference := shape_difference(first, second):
-            raise InputError(f"{sft} and {rl}: {difference}; only models of one shape lie on a line")
+            raise InputError(f"{sft} and {rl}: {difference}; only models of the same shape can be interpolated")
         save_policy(out, between(first, second, config.weight), tokenizer)
-        run.finish({"weight": config.weight})
+        run.finish({"weight": config.weight}, ending(run, sft, rl, config.weight))
+
+
+def ending(run: Run, sft: Path, rl: Path, weight: float) -> Ending:
+    ends = {0.0: [f"at weight 0 this model equals {sft}"], 1.0: [f"at weight 1 this model equals {rl}"]}
+    return Ending(
+        f"interpolated {weight:.4g} of the way from {sft} to {rl}",
+        warnings=ends.get(weight, []),
+        next=[command("chat", run.out), command("evaluate", run.out, rl, "--sft", sft, "...")],
+    )
 
 
 def shape_difference(first: GPT, second: GPT) -> str | None:
-    """In words: the first setting of the two shapes that differs."""
+    """The first setting in which the two shapes differ, in words; None if they are the same."""
     one, other = vars(first.config), vars(second.config)
     return next((f"{name} is {one[name]} and {other[name]}" for name in one if one[name] != other[name]), None)
 
 
 @torch.no_grad()
 def between(first: GPT, second: GPT, weight: float) -> GPT:
-    """The first model, moved so far towards the second."""
-    theirs = dict(second.named_parameters())
+    """The first model, changed in place to (1 - weight) first + weight second."""
+    others = dict(second.named_parameters())
     for name, parameter in first.named_parameters():
-        parameter.copy_(parameter.lerp(theirs[name], weight))
+        parameter.copy_(parameter.lerp(others[name], weight))
     return first

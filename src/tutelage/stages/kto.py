@@ -1,15 +1,16 @@
-"""Thumbs to a policy: KTO (Ethayarajh et al. 2024), which needs no pairs, only whether a response was liked.
+"""Preference training on thumbs up and down: KTO (Ethayarajh et al. 2024), which needs no pairs of responses.
 
-    SFT model -> log pi/pi_ref of each response, and z0 of responses to other prompts -> lambda - v(log ratio - z0)
+    SFT model -> log pi/pi_ref of each response, and z0 -> lambda - v(log ratio - z0)
 
-A response is worth what its log ratio exceeds z0 by, an estimate of the policy's drift: liked ones are to lie above,
-the others below. z0 comes from the step's own batch, as in the paper: each prompt with the response to another one,
-without a gradient, never below 0. Ours: the next one in the batch that is to another prompt and fits the context.
-The reference's log-probabilities are computed once, before the first step, for the reasons given in `stages/dpo.py`;
-the order of the batches is known by then, and with it which responses z0 needs.
+z0 estimates the KL of the policy from the reference. A response's value v grows with its log ratio above z0: the loss
+raises liked responses above z0 and pushes the others below it. As in the paper, z0 comes from the step's own batch:
+each prompt with the response to another prompt, without a gradient, and never below 0. Ours: the other response is the
+next one in the batch that belongs to another prompt and fits the context.
+
+The reference's log-probabilities are computed once, before the first step, for the reasons given in `stages/dpo.py`.
+The order of the batches is known by then, and with it the responses that z0 needs.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,48 +24,44 @@ from tutelage.data.rankings import check_fits, encode_prompt, encode_response, h
 from tutelage.data.records import Feedback, read_feedback
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
-from tutelage.learning.preferences import kto_loss, liked_above, reference_point
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.preferences import kto_loss, liked_pair_accuracy, reference_point
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
+from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
+from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
-ADVISED = (1.0, 4 / 3)  # n_D lambda_D over n_U lambda_U, the responses of either kind times their weights: section 4.2
+ADVISED = (1.0, 4 / 3)  # range of n_D lambda_D / (n_U lambda_U), thumbs of each kind times their weight: section 4.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTOConfig(AdapterConfig):
-    """One run on thumbs. Defaults suit a small model on a laptop; the paper's numbers stand beside them."""
+class KTOConfig(OptimizerConfig, AdapterConfig):
+    """One run on thumbs. The defaults suit a small model on a laptop; help texts give the paper's values."""
 
     beta: float = 0.1
-    """How fast the value of a response saturates as its log ratio moves away from z0 (paper: .1)."""
+    """How fast the value of a response saturates as its log ratio moves away from z0 (paper: 0.1)."""
     desirable: float = 1.0
-    """Weight of a thumb up: lambda_D. Ups times it over downs times --undesirable should be 1 to 4/3 (section 4.2)."""
+    """Weight of a thumb up, lambda_D. Thumbs up times it, over thumbs down times --undesirable, should be 1 to 4/3
+    (section 4.2)."""
     undesirable: float = 1.0
-    """Weight of a thumb down: lambda_U."""
+    """Weight of a thumb down, lambda_U."""
     epochs: int = 1
     """Passes over the thumbs."""
     batch: int = 16
-    """Responses per optimizer step, at least 2: z0 is estimated within it. What is left over at the end is dropped."""
+    """Responses per optimizer step, at least 2 because z0 is estimated within the batch. A last partial batch is
+    dropped."""
     lr: float = 2e-4
-    """Peak rate of AdamW, for models of a few million parameters; the paper has 5e-6 for 1B to 30B."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
-    warmup: float = 0.1
-    """Share of the steps in which the rate rises."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    """Peak learning rate of AdamW, for a few million parameters (paper: 5e-6 for 1B to 30B)."""
     heldout: float = 0.12
-    """Share of the prompts whose thumbs are kept from training."""
+    """Share of the prompts whose thumbs are held out from training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +69,7 @@ class KTOConfig(AdapterConfig):
             raise InputError(f"--batch {self.batch}: z0 takes a response to another prompt; give at least 2")
         for name in ("beta", "desirable", "undesirable"):
             if getattr(self, name) == 0:
-                raise InputError(f"--{name} 0: such responses would teach nothing; give a number above 0")
+                raise InputError(f"--{name} 0: nothing would be learned from it; give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -80,28 +77,28 @@ class Thumb:
     """One response with its thumb, encoded."""
 
     prompt: list[int]
-    response: list[int]  # its end of turn included
+    response: list[int]  # end of turn included
     liked: bool
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from."""
+    """The thumbs of one step, and what its z0 is estimated from."""
 
     thumbs: list[Thumb]
-    strangers: list[Thumb]  # its prompts with responses to others of its prompts: z0
+    mismatched: list[Thumb]  # prompts of `thumbs`, each with the response to another of them
 
     @property
     def texts(self) -> list[Thumb]:
-        return self.thumbs + self.strangers
+        return self.thumbs + self.mismatched
 
 
 @dataclass(frozen=True)
-class Judged:
-    """B responses as the policy has them."""
+class BatchLogprobs:
+    """B responses under the policy."""
 
-    logprobs: Tensor  # (B,) log pi(response | prompt), summed over the response's tokens, its end of turn included
-    log_ratios: Tensor  # (B,) the same less that of the reference
+    logprobs: Tensor  # (B,) log pi(response | prompt), summed over the response's tokens, end of turn included
+    log_ratios: Tensor  # (B,) log pi - log pi_ref
     liked: Tensor  # (B,) True for a thumb up
     z0: Tensor  # scalar, without a gradient
 
@@ -117,131 +114,139 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
             return
         model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
-        told = read_feedback(feedback)
-        kept = [encode(f, tokenizer, model.config.context) for f in told if not held_out(f, config.heldout)]
-        held = [encode(f, tokenizer, model.config.context) for f in told if held_out(f, config.heldout)]
-        counts = check_thumbs(run, kept)
+        thumbs = read_feedback(feedback)
+        kept = [encode(f, tokenizer, model.config.context) for f in thumbs if not held_out(f, config.heldout)]
+        heldout = [encode(f, tokenizer, model.config.context) for f in thumbs if held_out(f, config.heldout)]
+        counts = check_thumbs(run, config, kept)
         batches = make_batches(kept, config, model.config.context, run.generator("order"))
         state = run.restore()
-        reference = state["reference"] if state else reference_logprobs(model, batches, held, tokenizer.pad_id)
-        train(run, model.train(), batches, reference, state, tokenizer.pad_id)
-        accuracy = heldout_accuracy(model.eval(), held, reference[len(reference) - len(held) :], tokenizer.pad_id)
+        reference = state["reference"] if state else reference_logprobs(model, batches, heldout, tokenizer.pad_id)
+        train(run, config, model.train(), batches, reference, state, tokenizer.pad_id)
+        known = reference[len(reference) - len(heldout) :]
+        accuracy = heldout_accuracy(model.eval(), heldout, known, tokenizer.pad_id)
         save_tuned(out, model, tokenizer, policy, config)
-        run.finish({"accuracy": accuracy, "heldout_thumbs": len(held)} | counts)
+        results = {"accuracy": accuracy, "heldout_thumbs": len(heldout)} | counts
+        run.finish(results, ending(run, policy, results, len(batches)))
+
+
+def ending(run: Run, policy: Path, results: dict[str, Any], steps: int) -> Ending:
+    """At the start the policy equals the reference: all log ratios are 0, and the accuracy 50%."""
+    name = f"accuracy on {results['heldout_thumbs']:,} held-out thumbs"
+    ups, downs = results["thumbs_up"], results["thumbs_down"]
+    return Ending(
+        f"trained on {ups:,} thumbs up and {downs:,} thumbs down in {counted(steps, 'step')}",
+        [
+            Figure(name, results["accuracy"], start=0.5, better="higher", format=".1%"),
+            training_loss(read_metrics(run.metrics.path)),
+        ],
+        short_training(steps, "give more thumbs, more --epochs or a smaller --batch"),
+        [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],
+    )
 
 
 def train(
-    run: Run, model: GPT, batches: list[Batch], reference: Tensor, state: dict[str, Any] | None, pad: int
+    run: Run,
+    config: KTOConfig,
+    model: GPT,
+    batches: list[Batch],
+    reference: Tensor,
+    state: dict[str, Any] | None,
+    pad: int,
 ) -> None:
     """The loop: next thumbs, z0, loss of their log ratios, gradient, step."""
-    config: KTOConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
-    steps, first = len(batches), 0
-    known = reference[: sum(len(batch.texts) for batch in batches)].split([len(batch.texts) for batch in batches])
-    if state:
-        load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        judged = judge(model, batches[step], known[step], pad)
-        loss = feedback_loss(judged, config)
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
-        measured = describe(judged, config)
-        run.log(step + 1, loss=loss.item(), **measured, lr=config.lr * factor, grad_norm=norm)
+    steps, sizes = len(batches), [len(batch.texts) for batch in batches]
+    known = reference[: sum(sizes)].split(sizes)
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"reference": reference}):
+        batch = batch_logprobs(model, batches[step], known[step], pad)
+        loss = feedback_loss(batch, config)
+        lr, norm = optimizer.step(loss, step)
+        measured = describe(batch, config)
+        run.log(step + 1, loss=loss.item(), **measured, lr=lr, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), z0=measured["reference_point"])
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer]), "reference": reference})
 
 
-def judge(model: GPT, batch: Batch, reference: Tensor, pad: int) -> Judged:
-    """Run the policy over a batch. reference holds log pi_ref of its thumbs, then of its strangers."""
-    own, others = reference.to(model.embedding.weight.device).split([len(batch.thumbs), len(batch.strangers)])
+def batch_logprobs(model: GPT, batch: Batch, reference: Tensor, pad: int) -> BatchLogprobs:
+    """Run the policy over a batch. reference: log pi_ref of its thumbs, then of its mismatched texts."""
+    own, others = reference.to(model.embedding.weight.device).split([len(batch.thumbs), len(batch.mismatched)])
     with torch.no_grad():
-        z0 = reference_point(thumb_logprobs(model, batch.strangers, pad) - others)
+        z0 = reference_point(thumb_logprobs(model, batch.mismatched, pad) - others)
     logprobs = thumb_logprobs(model, batch.thumbs, pad)
     liked = torch.tensor([thumb.liked for thumb in batch.thumbs], device=logprobs.device)
-    return Judged(logprobs, logprobs - own, liked, z0)
+    return BatchLogprobs(logprobs, logprobs - own, liked, z0)
 
 
-def feedback_loss(judged: Judged, config: KTOConfig) -> Tensor:
-    return kto_loss(
-        judged.log_ratios, judged.liked, judged.z0,
-        beta=config.beta, desirable=config.desirable, undesirable=config.undesirable,
-    )  # fmt: skip
+def feedback_loss(batch: BatchLogprobs, config: KTOConfig) -> Tensor:
+    weights = {"desirable": config.desirable, "undesirable": config.undesirable}
+    return kto_loss(batch.log_ratios, batch.liked, batch.z0, beta=config.beta, **weights)
 
 
 @torch.no_grad()
-def describe(judged: Judged, config: KTOConfig) -> dict[str, Any]:
-    """What people look at: means over the liked (chosen) and the other (rejected) responses, None without any."""
-    rewards, up = config.beta * judged.log_ratios, judged.liked
+def describe(batch: BatchLogprobs, config: KTOConfig) -> dict[str, Any]:
+    """The logged figures: means over the liked (chosen) and the other (rejected) responses, None without any."""
+    rewards, up = config.beta * batch.log_ratios, batch.liked
     chosen, rejected = mean(rewards[up].tolist()), mean(rewards[~up].tolist())
     return {
-        "accuracy": liked_above(rewards, up),
+        "accuracy": liked_pair_accuracy(rewards, up),
         "reward_margin": None if chosen is None or rejected is None else chosen - rejected,
         "chosen_reward": chosen,
         "rejected_reward": rejected,
-        "chosen_logprob": mean(judged.logprobs[up].tolist()),
-        "rejected_logprob": mean(judged.logprobs[~up].tolist()),
-        "reference_point": float(judged.z0),
+        "chosen_logprob": mean(batch.logprobs[up].tolist()),
+        "rejected_logprob": mean(batch.logprobs[~up].tolist()),
+        "reference_point": float(batch.z0),
     }
 
 
 def thumb_logprobs(model: GPT, thumbs: Sequence[Thumb], pad: int) -> Tensor:
-    """(N,) log pi(response | prompt), summed over the response's tokens, its end of turn included."""
-    each = summed_logprobs(
-        model, [[thumb.prompt + thumb.response] for thumb in thumbs], [len(thumb.prompt) for thumb in thumbs], pad
-    )
+    """(N,) log pi(response | prompt), summed over the response's tokens, end of turn included."""
+    texts = [[thumb.prompt + thumb.response] for thumb in thumbs]
+    each = summed_logprobs(model, texts, [len(thumb.prompt) for thumb in thumbs], pad)
     return torch.cat(each) if each else torch.zeros(0, device=model.embedding.weight.device)
 
 
 @torch.no_grad()
-def reference_logprobs(model: GPT, batches: Sequence[Batch], held: Sequence[Thumb], pad: int) -> Tensor:
-    """(N,) log pi_ref of each batch's thumbs and strangers in their order, then of what is held out; on the CPU."""
+def reference_logprobs(model: GPT, batches: Sequence[Batch], heldout: Sequence[Thumb], pad: int) -> Tensor:
+    """(N,) log pi_ref of each batch's thumbs and mismatched texts in order, then of the held-out thumbs; on the CPU."""
     with adapters_off(model):
-        return thumb_logprobs(model, [thumb for batch in batches for thumb in batch.texts] + list(held), pad).cpu()
+        return thumb_logprobs(model, [thumb for batch in batches for thumb in batch.texts] + list(heldout), pad).cpu()
 
 
 @torch.no_grad()
-def heldout_accuracy(model: GPT, held: Sequence[Thumb], reference: Tensor, pad: int) -> float | None:
-    """How well the implicit reward tells held-out thumbs up from thumbs down."""
-    ratios = thumb_logprobs(model, held, pad).cpu() - reference
-    return liked_above(ratios, torch.tensor([thumb.liked for thumb in held], dtype=torch.bool))
+def heldout_accuracy(model: GPT, heldout: Sequence[Thumb], reference: Tensor, pad: int) -> float | None:
+    """How well the implicit reward separates held-out thumbs up from down (`preferences.py:liked_pair_accuracy`)."""
+    ratios = thumb_logprobs(model, heldout, pad).cpu() - reference
+    return liked_pair_accuracy(ratios, torch.tensor([thumb.liked for thumb in heldout], dtype=torch.bool))
 
 
 def encode(feedback: Feedback, tokenizer: Tokenizer, context: int) -> Thumb:
-    """Raises InputError when prompt and response do not fit the context."""
-    prompt, whole = (
-        encode_prompt(feedback.prompt, tokenizer),
-        encode_response(feedback.prompt, feedback.response, tokenizer),
-    )
+    """Raises InputError if prompt and response do not fit the context."""
+    prompt = encode_prompt(feedback.prompt, tokenizer)
+    whole = encode_response(feedback.prompt, feedback.response, tokenizer)
     check_fits(feedback, len(whole), context)
     return Thumb(prompt, whole[len(prompt) :], feedback.thumb > 0)
 
 
 def make_batches(thumbs: Sequence[Thumb], config: KTOConfig, context: int, order: torch.Generator) -> list[Batch]:
-    """Whole batches in random order, epoch after epoch; one smaller one where there are not enough for a whole."""
+    """Full batches in random order over all epochs; one smaller batch if there are too few thumbs for a full one."""
     numbers = [i for _ in range(config.epochs) for i in torch.randperm(len(thumbs), generator=order).tolist()]
     steps = max(1, len(numbers) // config.batch)
     chosen = [[thumbs[i] for i in numbers[step * config.batch :][: config.batch]] for step in range(steps)]
-    return [Batch(some, strangers_of(some, context)) for some in chosen]
+    return [Batch(minibatch, mismatched_of(minibatch, context)) for minibatch in chosen]
 
 
-def strangers_of(thumbs: Sequence[Thumb], context: int) -> list[Thumb]:
-    """Each prompt with the next response in the batch that is to another prompt and fits; without, it has none."""
-    found = []
+def mismatched_of(thumbs: Sequence[Thumb], context: int) -> list[Thumb]:
+    """Each prompt with the next response in the batch that belongs to another prompt and fits the context, if any."""
+    mismatched = []
     for i, thumb in enumerate(thumbs):
         others = (*thumbs[i + 1 :], *thumbs[:i])
         room = context - len(thumb.prompt)
         fitting = (o.response for o in others if o.prompt != thumb.prompt and len(o.response) <= room)
-        found += [Thumb(thumb.prompt, response, thumb.liked) for response in islice(fitting, 1)]
-    return found
+        mismatched += [Thumb(thumb.prompt, response, thumb.liked) for response in islice(fitting, 1)]
+    return mismatched
 
 
-def check_thumbs(run: Run, thumbs: Sequence[Thumb]) -> dict[str, float]:
-    """How many there are of either kind and their weights' ratio; a line where that is not what the paper advises."""
-    config: KTOConfig = run.config  # type: ignore[assignment]
+def check_thumbs(run: Run, config: KTOConfig, thumbs: Sequence[Thumb]) -> dict[str, float]:
+    """Count the thumbs of each kind and their weight ratio, and print a line if the paper advises another ratio."""
     ups = sum(thumb.liked for thumb in thumbs)
     downs = len(thumbs) - ups
     if not ups or not downs:
@@ -250,9 +255,9 @@ def check_thumbs(run: Run, thumbs: Sequence[Thumb]) -> dict[str, float]:
         raise InputError(f"kto: all {len(thumbs)} thumbs are for one prompt, z0 takes two; add thumbs for another")
     ratio = ups * config.desirable / (downs * config.undesirable)
     if not ADVISED[0] <= round(ratio, 2) <= ADVISED[1]:
-        mend = ("undesirable", config.undesirable * ratio) if ratio > 1 else ("desirable", config.desirable / ratio)
+        fix = ("undesirable", config.undesirable * ratio) if ratio > 1 else ("desirable", config.desirable / ratio)
         run.progress.say(
-            f"{run.out}: {ups} thumbs up and {downs} down weigh {ratio:.2f} to 1, the paper advises 1 to 1.33: "
-            f"--{mend[0]} {mend[1]:.3g}"
+            f"{run.out}: {ups} thumbs up and {downs} down weigh {ratio:.2f} to 1; the paper advises 1 to 1.33: "
+            f"give --{fix[0]} {fix[1]:.3g}"
         )
     return {"thumbs_up": ups, "thumbs_down": downs, "weight_ratio": ratio}

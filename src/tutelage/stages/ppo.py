@@ -118,10 +118,11 @@ def ppo(inputs: RLInputs, config: PPOConfig = PPOConfig()) -> None:
         actors, learner = setup.actors, make_learner(setup.actors, config)
         if config.ptx:
             learner.mix = set_up_mix(setup, inputs, config, minibatch=config.minibatch, epochs=config.epochs)
-        results = train(setup, learner, config).restore_best()
+        loop = train(setup, learner, config)
+        results = loop.restore_best()
         save_tuned_scorer(inputs.out / "value", learner.value, actors.tokenizer, actors.value_base, config)
         save_tuned(inputs.out, learner.policy, actors.tokenizer, inputs.policy, config)
-        run.finish(results | setup.results())
+        run.finish(results | setup.results(), loop.ending())
 
 
 def train(setup: Setup, learner: Learner, config: PPOConfig) -> TrainingLoop:

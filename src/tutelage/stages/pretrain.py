@@ -1,46 +1,51 @@
-"""Documents to a base model: self-supervised next-token prediction.
+"""Pretraining on plain documents: self-supervised next-token prediction.
 
     corpus -> one token stream -> windows in random order -> L = -mean log p(u_t | u_<t)
 
-GPT (Radford et al. 2018, eq. 1), windows packed as for GPT-3 (Brown et al. 2020, section 2.2): several documents in
-one, a separator between, no special masking. Warm-up and cosine as in its appendix B. Ours: Muon (Jordan et al. 2024)
-for the hidden matrices, about half the tokens to the same loss; `--optimizer adamw` is the recipe of 2020.
+The objective is GPT's (Radford et al. 2018, eq. 1). Windows are packed as for GPT-3 (Brown et al. 2020, section 2.2):
+documents follow each other with a separator and without special masking. The schedule is that of its appendix B:
+linear warm-up, then a cosine. Ours: Muon (Jordan et al. 2024) for the hidden matrices, which reaches the same loss in
+about half the tokens; `--optimizer adamw` is the recipe of 2020.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from tutelage.data.packing import encode_enough, stream, window, window_count
+from tutelage.data.packing import encode_at_least, stream, window, window_count
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.learning.head import next_token_loss
-from tutelage.learning.optim import clipped_step, make_optimizers, set_learning_rate, warmup_cosine
+from tutelage.learning.optim import make_optimizers
+from tutelage.learning.optimizer import OptimizerConfig, ScheduledOptimizer
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
-from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
+from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run, RunConfig
+from tutelage.runs.steps import training_steps
 from tutelage.text.tokenizer import Tokenizer
+
+SHAPE = ("width", "layers", "heads", "kv_heads", "head_width", "hidden", "context")  # settings that shape the model
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunConfig):
-    """One pretraining run: the model's shape and the budget. Defaults suit a laptop without a GPU."""
+class PretrainConfig(OptimizerConfig, RunConfig):
+    """One pretraining run: the model's shape and the token budget. The defaults suit a laptop without a GPU."""
 
     size: str = ""
-    """A published shape, gpt1 to gpt3-175b (`model/presets.py`), instead of the seven numbers that follow; the context
-    stays as given."""
+    """A published shape, gpt1 to gpt3-175b (`model/presets.py`). It replaces all of the shape's numbers below except
+    the context length."""
     width: int = 256
     """Channels of the residual stream."""
     layers: int = 4
@@ -52,28 +57,24 @@ class PretrainConfig(RunConfig):
     head_width: int = 64
     """Channels of a head."""
     hidden: int = 768
-    """Channels inside the gated MLP: 3 times the width."""
+    """Channels inside the gated MLP; the default is 3 times the width."""
     context: int = 256
-    """Longest sequence in tokens, and the length of a training window."""
+    """Context length in tokens, and the length of a training window."""
     tokens: int = 1_000_000
-    """Tokens to train on; more than the corpus holds means further epochs in new orders."""
+    """Tokens to train on. More than the corpus holds means further epochs, each in a new order."""
     batch: int = 8
     """Windows per optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for the hidden matrices with AdamW for the rest, or AdamW alone."""
+    """muon: Muon for the hidden matrices and AdamW for the rest. adamw: AdamW for all weights."""
     muon_lr: float = 0.01
-    """Peak rate of Muon; .02 in Jordan et al. 2024, for a larger model."""
+    """Peak learning rate of Muon (Jordan et al. 2024: 0.02, for a larger model)."""
     lr: float = 0.0
-    """Peak rate of AdamW; 0 is .02 beside Muon, where it is mostly the embedding's, and 3e-3 alone (GPT-3's smallest:
-    6e-4)."""
+    """Peak learning rate of AdamW. 0 means 0.02 with Muon, where AdamW mostly trains the embedding, and 3e-3 alone
+    (smallest GPT-3: 6e-4)."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices (GPT-3, appendix B)."""
+    """Decoupled weight decay of the matrices (GPT-3, appendix B)."""
     warmup: float = 0.02
-    """Share of the steps in which the rate rises linearly."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate (GPT-3)."""
-    clip: float = 1.0
-    """Largest gradient norm (GPT-3)."""
+    """Share of the steps over which the learning rate rises linearly."""
     evaluate_every: int = 50
     """Steps between two held-out evaluations."""
     heldout_windows: int = 64
@@ -81,20 +82,18 @@ class PretrainConfig(RunConfig):
 
     @property
     def adamw_lr(self) -> float:
-        """The rate that `lr` stands for."""
+        """AdamW's peak learning rate, with the default that 0 stands for."""
         return self.lr or (0.02 if self.optimizer == "muon" else 3e-3)
 
     def shape(self, vocab_size: int) -> GPTConfig:
-        """The decoder these numbers describe. Raises InputError where they disagree."""
+        """The model configuration these numbers describe. Raises InputError if they disagree."""
         if self.size:
             if self.size not in ROWS:
-                raise InputError(f"--size {self.size}: unknown; the published ones are {', '.join(ROWS)}")
+                raise InputError(f"--size {self.size}: not a published shape; choose one of {', '.join(ROWS)}")
             return named_shape(self.size, vocab_size, self.context)
         try:
-            return GPTConfig(
-                vocab_size=vocab_size, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
-                head_width=self.head_width, hidden=self.hidden, context=self.context, qk_norm=True,
-            )  # fmt: skip
+            shape = {name: getattr(self, name) for name in SHAPE}
+            return GPTConfig(vocab_size=vocab_size, qk_norm=True, **shape)
         except ValueError as error:
             raise InputError(f"pretrain: {error}; change --heads, --kv-heads, --head-width or --width") from None
 
@@ -116,76 +115,89 @@ def pretrain(
             return
         bpe = Tokenizer.load(tokenizer)
         texts = [document.plain_text() for document in read_documents(corpus)]
-        ids = encode_enough(bpe, texts, config.tokens + config.context, run.generator("documents"))
-        unseen = token_stream(bpe, heldout)
+        ids = encode_at_least(bpe, texts, config.tokens + config.context, run.generator("documents"))
+        heldout_ids = token_stream(bpe, heldout)
         if heldout:
-            check_windows(unseen, config.context)
+            check_windows(heldout_ids, config.context)
         order = window_order(ids, config, run.generator("order"))
         model = GPT(config.shape(bpe.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
-        optimizers = make_optimizers(
-            model, config.optimizer, muon_lr=config.muon_lr, lr=config.adamw_lr, weight_decay=config.weight_decay,
-            dtype=model.compute_dtype,
-        )  # fmt: skip
         steps = len(order) // config.batch
-        results = train(run, model, optimizers, ids, order, unseen, bpe, steps)
+        results, start = train(run, config, model, ids, order, heldout_ids, bpe, steps)
         save_policy(out, model, bpe)
-        run.finish(results | {"parameters": parameter_count(model), "corpus_tokens": len(ids), "steps": steps})
+        results |= {"parameters": parameter_count(model), "corpus_tokens": len(ids), "steps": steps}
+        run.finish(results, ending(run, config, results, start))
+
+
+def ending(run: Run, config: PretrainConfig, results: dict[str, float], start: float | None) -> Ending:
+    """start: bits per byte of held-out text before the first step."""
+    steps, bits = int(results["steps"]), results.get("heldout_bits_per_byte")
+    figure = Figure("held-out bits per byte", bits, start=start, better="lower")
+    if bits is None:
+        figure = training_loss(read_metrics(run.metrics.path))
+    tokens = steps * config.batch * config.context
+    return Ending(
+        f"pretrained {results['parameters']:,} parameters on {tokens:,} tokens in {counted(steps, 'step')}",
+        [figure],
+        short_training(steps, "give a larger --tokens or a smaller --batch"),
+        [command("sft", "--base", run.out, "--demos", "DEMONSTRATIONS.jsonl", "--out", "...")],
+    )
 
 
 def train(
     run: Run,
+    config: PretrainConfig,
     model: GPT,
-    optimizers: list[torch.optim.Optimizer],
     ids: np.ndarray,
     order: np.ndarray,
-    unseen: np.ndarray,
+    heldout: np.ndarray,
     tokenizer: Tokenizer,
     steps: int,
-) -> dict[str, float]:
-    """The loop: next windows, loss, gradient, step. Returns the last held-out figure."""
-    config: PretrainConfig = run.config  # type: ignore[assignment]
-    first, results = 0, {}
-    if state := run.restore():
-        load_training_state(state["training"], model, optimizers)
-        first, results = state["step"], state["results"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        for optimizer in optimizers:
-            set_learning_rate(optimizer, factor)
+) -> tuple[dict[str, float], float | None]:
+    """The loop: next windows, loss, gradient, step.
+
+    Returns the last held-out figure and the one before the first step; none without held-out text.
+    """
+    optimizer = make_optimizer(model, config, steps)
+    state = run.restore()
+    results: dict[str, float] = state["results"] if state else {}
+    start = state.get("start") if state else heldout_bits(model, heldout, tokenizer, config) if len(heldout) else None
+    extra = {"results": results, "start": start}
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, extra):
         rows = order[step * config.batch : (step + 1) * config.batch]
         batch = window(ids, rows, config.context).to(run.device.torch_device)
         loss = next_token_loss(model.trunk(batch[:, :-1]).flatten(0, 1), model.head_weight, batch[:, 1:].flatten())
-        loss.backward()
-        norm = clipped_step(optimizers, model.parameters(), config.clip)
-        seen = (step + 1) * config.batch * config.context
-        logged = {"loss": loss.item(), "lr": config.adamw_lr * factor, "grad_norm": norm, "tokens": seen}
-        logged["tokens_per_second"] = seen / run.seconds
-        if len(unseen) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            results = {
-                "heldout_bits_per_byte": bits_per_byte(
-                    model, unseen, tokenizer.token_bytes(), config.heldout_windows, config.context
-                )
-            }
-        run.log(step + 1, **logged, **results if (step + 1) % config.evaluate_every == 0 or step + 1 == steps else {})
-        run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{seen / run.seconds:,.0f}/s")
-        run.checkpoint(step + 1, partial(snapshot, model, optimizers, results))
-    return results
+        lr, norm = optimizer.step(loss, step)
+        tokens = (step + 1) * config.batch * config.context
+        rate = tokens / run.seconds
+        evaluated = {}
+        if len(heldout) and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+            evaluated = {"heldout_bits_per_byte": heldout_bits(model, heldout, tokenizer, config)}
+            results.update(evaluated)
+        run.log(step + 1, loss=loss.item(), lr=lr, grad_norm=norm, tokens=tokens, tokens_per_second=rate, **evaluated)
+        run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
+    return results, start
 
 
-def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[str, float]) -> dict[str, Any]:
-    """What a checkpoint holds: also the last held-out figure, which the last step may have made."""
-    return {"training": training_state(model, optimizers), "results": results}
+def make_optimizer(model: GPT, config: PretrainConfig, steps: int) -> ScheduledOptimizer:
+    """Muon and AdamW, or AdamW alone, as the config says."""
+    settings = {"muon_lr": config.muon_lr, "lr": config.adamw_lr, "weight_decay": config.weight_decay}
+    optimizers = make_optimizers(model, config.optimizer, dtype=model.compute_dtype, **settings)
+    return ScheduledOptimizer(optimizers, list(model.parameters()), config, steps)
+
+
+def heldout_bits(model: GPT, heldout: np.ndarray, tokenizer: Tokenizer, config: PretrainConfig) -> float:
+    return bits_per_byte(model, heldout, tokenizer.token_byte_counts(), config.heldout_windows, config.context)
 
 
 def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
-    """All documents of the files as one stream of ids."""
+    """The documents of all files as one stream of token ids, each followed by the end-of-text token."""
     texts = [document.plain_text() for document in read_documents(paths)]
     return stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
 
 
 def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Generator) -> np.ndarray:
-    """Which window comes when: each epoch is a new permutation. Raises InputError if the corpus fills no batch."""
+    """The order of the training windows, a new permutation each epoch. Raises InputError if they fill no batch."""
     available, wanted = window_count(ids, config.context), config.tokens // config.context
     wanted -= wanted % config.batch
     if available < config.batch or wanted < config.batch:

@@ -1,10 +1,10 @@
-"""Prompts to rankings: K answers to each, put in order by annotators.
+"""Rankings of sampled responses: K responses to each prompt, ranked by annotators.
 
-    policy, prompts -> K sampled answers each -> annotator -> one comparison line per annotator and prompt
+    policy, prompts -> K sampled responses each -> annotators -> one comparison per annotator and prompt
 
-InstructGPT has people rank 4 to 9 answers (Ouyang et al. 2022, section 3.5). Until people have ranked, a simulated
-panel does (`data/panel.py`): each prompt is ranked by one annotator, some by all three so that agreement can be
-measured. Rankings that people made elsewhere come in with --from and leave in the same records.
+InstructGPT had people rank 4 to 9 responses (Ouyang et al. 2022, section 3.5). Here a simulated panel ranks
+(`data/panel.py`) until people have: one annotator per prompt, and all three on a share of the prompts to measure their
+agreement. Rankings that people made elsewhere are imported with --from and written as the same records.
 """
 
 from collections.abc import Sequence
@@ -16,37 +16,39 @@ import tyro
 
 from tutelage.data.foreign_rankings import read_rankings
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
-from tutelage.data.prompts import check_room, choose_fitting
+from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import strict_pairs
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
 from tutelage.runs.base import find_base
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
+from tutelage.runs.log import Progress
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
-BATCH = 64  # prompts per sampled batch, fewer where their keys and values would take too much memory
+BATCH = 64  # prompts per sampled batch; fewer if their KV cache would take too much memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig(RunConfig):
-    """What is sampled and how it is ranked."""
+    """What is sampled, and who ranks it."""
 
     count: int = 600
-    """Prompts to rank answers for, chosen by hash."""
+    """Number of prompts, chosen by hash."""
     answers: int = 4
-    """Answers per prompt: K, from 4 to 9 (InstructGPT, section 3.5)."""
+    """Responses per prompt: K, from 4 to 9 (InstructGPT, section 3.5)."""
     max_tokens: int = 40
-    """Longest answer in tokens."""
+    """Maximum length of a response in tokens."""
     max_prompt: int = 64
-    """Longest prompt in tokens; older turns are dropped until it fits."""
+    """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
     temperature: float = 1.0
-    """Of the sampled answers."""
+    """Sampling temperature."""
     shared: float = 0.15
-    """Share of the prompts that all three simulated annotators rank, to measure their agreement."""
+    """Share of the prompts that all three simulated annotators rank, which measures their agreement."""
 
 
 def rank(
@@ -57,49 +59,57 @@ def rank(
     rankings: Annotated[tuple[Path, ...], tyro.conf.arg(name="from")] = (),
     config: RankConfig = RankConfig(),
 ) -> None:
-    """Sample answers and have the simulated panel rank them, or bring in rankings made elsewhere.
+    """Sample responses and have the simulated panel rank them, or import rankings made elsewhere.
 
     Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """
     record = out.with_suffix(".run")
     if out.exists() and not read_run(record) and not config.overwrite:
-        raise InputError(f"rank: {out} is there already; choose another --out, or give --overwrite")
+        raise InputError(f"rank: {out} already exists; choose another --out, or give --overwrite")
     if rankings:
         if policy or panel or prompts:
-            raise InputError("rank: --from brings in finished rankings; leave --policy, --prompts and --panel out")
+            raise InputError("rank: --from imports finished rankings; leave --policy, --prompts and --panel out")
         count = write_jsonl(out, (c.to_record() for path in rankings for c in read_rankings(path)))
-        print(f"{out}: {count} rankings")
+        Progress("rank").end(Ending(f"imported {count:,} rankings", next=next_commands(out)).lines(out))
         return
     if not (4 <= config.answers <= 9):
         raise InputError(f"rank: --answers {config.answers}: a ranking has 4 to 9 answers")
     if policy is None or panel is None or not prompts:
-        raise InputError(
-            "rank: give --policy, --prompts and --panel to sample and rank, or --from to bring in rankings"
-        )
+        raise InputError("rank: give --policy, --prompts and --panel to sample and rank, or --from to import rankings")
     policy = find_base(policy)
     inputs: Inputs = {"policy": policy, "panel": panel, "prompts": prompts}
-    with Run(record, stage="rank", config=config, inputs=inputs) as run:
-        if run.finished and out.is_file():
+    with Run(record, stage="rank", config=config, inputs=inputs, product=out) as run:
+        if run.finished:
             return
-        answered = sample_answers(run, policy, read_prompts(prompts))
-        comparisons = ask_panel(answered, Panel.load(panel), config)
+        sampled = sample_responses(run, config, policy, read_prompts(prompts))
+        comparisons = ask_panel(sampled, Panel.load(panel), config)
         write_jsonl(out, (c.to_record() for c in comparisons))
-        run.finish(
-            {
-                "prompts": len(answered),
-                "comparisons": len(comparisons),
-                "strict_pairs": sum(len(strict_pairs(c.ranks)) for c in comparisons),
-                "agreement": agreement(comparisons),
-                "panel": constants_hash(),
-            }
+        counts = {"prompts": len(sampled), "comparisons": len(comparisons)}
+        pairs, agreed = sum(len(strict_pairs(c.ranks)) for c in comparisons), agreement(comparisons)
+        ending = Ending(
+            f"{len(comparisons):,} rankings of {config.answers} responses each, for {len(sampled):,} prompts",
+            [
+                Figure("pairs in a strict order", pairs, format=",d"),
+                Figure("pairs on which two annotators agree", agreed, format=".1%"),
+            ],
+            [] if pairs else ["all responses are tied, so there is nothing to train on; raise --temperature"],
+            next_commands(out, policy),
         )
+        run.finish(counts | {"strict_pairs": pairs, "agreement": agreed, "panel": constants_hash()}, ending)
 
 
-def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
-    """The chosen prompts with K answers each; goes on where it was stopped."""
-    config: RankConfig = run.config  # type: ignore[assignment]
+def next_commands(out: Path, policy: Path | str = "SFT_RUN") -> list[str]:
+    demos = "DEMONSTRATIONS.jsonl"
+    return [
+        command("reward", "--base", policy, "--comparisons", out, "--demos", demos, "--out", "..."),
+        command("dpo", "--policy", policy, "--comparisons", out, "--out", "..."),
+    ]
+
+
+def sample_responses(run: Run, config: RankConfig, policy: Path, pool: list[Prompt]) -> list[tuple[Prompt, list[str]]]:
+    """The chosen prompts with K responses each; resumes where it was stopped."""
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
-    check_room(trained.config.context, config.max_prompt, config.max_tokens)
+    check_context(trained.config.context, config.max_prompt, config.max_tokens)
     model = for_inference(trained)
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "rank")
     state = run.restore()
@@ -111,34 +121,34 @@ def sample_answers(run: Run, policy: Path, pool: list[Prompt]) -> list[tuple[Pro
         batch = chosen[at : at + size]
         ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         seeds = [seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)]
-        for answers in generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.answers):
-            texts.append([tokenizer.decode(answer.ids) for answer in answers])
-        run.progress.update(len(texts) / len(chosen), answers=f"{len(texts) * config.answers}")
+        for responses in generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.answers):
+            texts.append([tokenizer.decode(response.ids) for response in responses])
+        run.progress.update(len(texts) / len(chosen), responses=f"{len(texts) * config.answers}")
         run.checkpoint(len(texts), lambda: {"texts": texts})
     return list(zip(chosen, texts, strict=True))
 
 
-def ask_panel(answered: Sequence[tuple[Prompt, list[str]]], panel: Panel, config: RankConfig) -> list[Comparison]:
-    """One comparison per prompt and annotator; the first `shared` of the prompts go to all annotators."""
+def ask_panel(sampled: Sequence[tuple[Prompt, list[str]]], panel: Panel, config: RankConfig) -> list[Comparison]:
+    """One comparison per prompt and annotator; all annotators rank the first `shared` share of the prompts."""
     comparisons = []
-    for i, (prompt, answers) in enumerate(answered):
-        everyone = i < config.shared * len(answered)
+    for i, (prompt, responses) in enumerate(sampled):
+        everyone = i < config.shared * len(sampled)
         for annotator in ANNOTATORS if everyone else (ANNOTATORS[i % len(ANNOTATORS)],):
-            ranks = panel.annotate(annotator, prompt.prompt, answers, config.seed)
+            ranks = panel.annotate(annotator, prompt.prompt, responses, config.seed)
             name = f"simulated:{annotator}"
-            comparisons.append(Comparison(prompt.prompt, answers, ranks, name, prompt.source, prompt.conversation))
+            comparisons.append(Comparison(prompt.prompt, responses, ranks, name, prompt.source, prompt.conversation))
     return comparisons
 
 
 def agreement(comparisons: Sequence[Comparison]) -> float | None:
-    """Share of the pairs that two annotators both ranked strictly and in the same order; None if none was."""
+    """Of the pairs that two annotators both ranked without a tie, the share in the same order; None without any."""
     same, both = 0, 0
-    by_answers: dict[tuple[str, ...], list[set[tuple[int, int]]]] = {}
+    by_responses: dict[tuple[str, ...], list[set[tuple[int, int]]]] = {}
     for comparison in comparisons:
-        by_answers.setdefault(tuple(comparison.responses), []).append(set(strict_pairs(comparison.ranks)))
-    for rankings in by_answers.values():
-        for i, mine in enumerate(rankings):
-            for theirs in rankings[i + 1 :]:
-                agreed, opposed = len(mine & theirs), len(mine & {(b, a) for a, b in theirs})
+        by_responses.setdefault(tuple(comparison.responses), []).append(set(strict_pairs(comparison.ranks)))
+    for rankings in by_responses.values():
+        for i, first in enumerate(rankings):
+            for second in rankings[i + 1 :]:
+                agreed, opposed = len(first & second), len(first & {(b, a) for a, b in second})
                 same, both = same + agreed, both + agreed + opposed
     return round(same / both, 4) if both else None

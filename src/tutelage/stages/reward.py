@@ -1,12 +1,12 @@
-"""Rankings to a reward model: step 2 of InstructGPT (Ouyang et al. 2022, section 3.5, eq. 1).
+"""Reward model from rankings: step 2 of InstructGPT (Ouyang et al. 2022, section 3.5, eq. 1).
 
-    SFT model -> trunk and a fresh scalar head -> -log sigmoid(r_w - r_l) over all pairs of a ranking at once
+    SFT model -> trunk and a new scalar head -> -log sigmoid(r_w - r_l), averaged over all pairs of a ranking
 
-One ranking is one element of a batch: each of its K answers is run once, whatever the number of pairs, the prompt
-once for all of them (`model/shared_prefix.py`), and the pairs of one prompt never become separate updates. Ties are
-dropped. After training the scores are shifted so that demonstrations score 0 on average; their spread is kept beside
-it, for ensembles. Rankings of some prompts are held out.
-The accuracy on them is printed beside the accuracy that the panel's gold order reaches on the same pairs.
+All K responses to a prompt are one element of a batch, so the pairs of a prompt never become separate updates. Each
+response runs through the model once, and the prompt once for all of them (`model/shared_prefix.py`). Ties are dropped.
+After training the scores are shifted so that demonstrations score 0 on average; their standard deviation is saved with
+that mean, for ensembles. The rankings of some prompts are held out. The accuracy on them is reported next to the
+accuracy of the panel's gold score on the same pairs.
 """
 
 import math
@@ -32,45 +32,41 @@ from tutelage.data.rankings import (
 from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
-from tutelage.learning.losses import pairs_right, ranking_loss, winning
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer, seed_dropout
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
+from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
+from tutelage.runs.steps import training_steps
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-DEMONSTRATION = 128  # most tokens of a demonstration that is scored: about what rankings and PPO have
+DEMONSTRATION = 128  # maximum tokens of a scored demonstration: about the length of the texts in rankings and PPO
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(AdapterConfig):
-    """One reward model. Defaults suit a small model on a laptop."""
+class RewardConfig(OptimizerConfig, AdapterConfig):
+    """One reward model. The defaults suit a small model on a laptop."""
 
     epochs: int = 1
-    """Passes over the rankings; InstructGPT: more than one over-fits (appendix C.2)."""
+    """Passes over the rankings. InstructGPT found that more than one overfits (appendix C.2)."""
     batch: int = 8
-    """Prompts per optimizer step, each with all its answers; InstructGPT uses 64."""
+    """Prompts per optimizer step, each with all its responses (InstructGPT: 64)."""
     lr: float = 1e-3
-    """Peak rate of AdamW; InstructGPT's 6B uses 9e-6."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
+    """Peak learning rate of AdamW (InstructGPT 6B: 9e-6)."""
     warmup: float = 0.05
-    """Share of the steps in which the rate rises."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate (appendix C.2)."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    """Share of the steps over which the learning rate rises."""
     heldout: float = 0.12
-    """Share of the prompts whose rankings are kept from training."""
+    """Share of the prompts whose rankings are held out from training."""
     demonstrations: int = 256
-    """Demonstrations whose mean score becomes 0."""
+    """Number of demonstrations whose mean score is set to 0."""
 
 
 def reward(
@@ -86,7 +82,7 @@ def reward(
     Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
     """
     if config.adapter_only:
-        raise InputError("reward: later stages start from the whole model; leave --adapter-only out")
+        raise InputError("reward: later stages need the merged model; leave --adapter-only out")
     base = find_base(base)
     inputs: Inputs = {"base": base, "comparisons": comparisons, "demos": demos, "panel": panel}
     with Run(out, stage="reward", config=config, inputs=inputs) as run:
@@ -95,56 +91,66 @@ def reward(
         trunk, tokenizer = load_policy(base, run.device, frozen=config.adapted)
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
-        told = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
-        held = [c for c in told if held_out(c, config.heldout)]
-        kept = [c for c in told if not held_out(c, config.heldout)]
+        strict = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
+        heldout = [c for c in strict if held_out(c, config.heldout)]
+        kept = [c for c in strict if not held_out(c, config.heldout)]
         if not kept:
             raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
-        train(run, model, [encode_ranking(c, tokenizer, trunk.config.context) for c in kept], tokenizer.pad_id)
+        rankings = [encode_ranking(c, tokenizer, trunk.config.context) for c in kept]
+        steps = train(run, config, model, rankings, tokenizer.pad_id)
         model.eval()
         scores = demonstration_scores(model, tokenizer, demos, config, run.generator("demonstrations"))
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
-        results = accuracy_report(model, tokenizer, held, Panel.load(panel) if panel else None)
+        results = accuracy_report(model, tokenizer, heldout, Panel.load(panel) if panel else None)
         save_tuned_scorer(out, model, tokenizer, base, config)
-        run.finish(
-            results
-            | {"reward_mean": model.mean, "reward_std": model.std, "rankings": len(kept)}
-            | {"rankings_held_out": len(held)}
-        )
+        results |= {"reward_mean": model.mean, "reward_std": model.std}
+        results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
+        run.finish(results, ending(run, base, results, steps))
 
 
-def train(run: Run, model: ScalarGPT, rankings: list[Ranking], pad: int) -> None:
-    """The loop: next prompts with all their rankings, ranking loss, gradient, step."""
-    config: RewardConfig = run.config  # type: ignore[assignment]
+def ending(run: Run, base: Path, results: dict[str, float | None], steps: int) -> Ending:
+    accuracy, ceiling = results["accuracy"], results["ceiling"]
+    known = "chance is 50%" + (f", the panel's gold score reaches {ceiling:.1%}" if ceiling is not None else "")
+    warnings = short_training(steps, "give more rankings or a smaller --batch")
+    if accuracy is None:
+        warnings.append("no ranking was held out, so the accuracy is unknown; raise --heldout")
+    elif accuracy <= 0.5:
+        warnings.append("the reward model is no better than chance on held-out pairs; give more rankings")
+    return Ending(
+        f"trained on {results['rankings']:,} rankings in {counted(steps, 'step')}",
+        [
+            Figure(f"accuracy on {results['heldout_pairs']:,} held-out pairs", accuracy, note=known, format=".1%"),
+            training_loss(read_metrics(run.metrics.path)),
+        ],
+        warnings,
+        [command("ppo", "--policy", base, "--reward", run.out, "..."), command("score", run.out, "FILE.jsonl")],
+    )
+
+
+def train(run: Run, config: RewardConfig, model: ScalarGPT, rankings: list[Ranking], pad: int) -> int:
+    """The loop: next prompts with all their rankings, ranking loss, gradient, step. Returns the number of steps."""
     prompts = same_responses(rankings)
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
     generator = run.generator("order")
     order = [i for _ in range(config.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
-    steps, first = math.ceil(len(order) / config.batch), 0
-    if state := run.restore():
-        load_training_state(state["training"], model, [optimizer])
-        first = state["step"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        some = [ranking for i in order[step * config.batch : (step + 1) * config.batch] for ranking in prompts[i]]
-        scores, ranks, mask = score_rankings(model, some, pad)
+    steps = math.ceil(len(order) / config.batch)
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    for step in training_steps(run, model, optimizer.optimizers, steps, run.restore()):
+        chosen = order[step * config.batch : (step + 1) * config.batch]
+        scores, ranks, mask = score_rankings(model, [ranking for i in chosen for ranking in prompts[i]], pad)
         loss = ranking_loss(scores, ranks, mask)
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
-        right = pairs_right(scores.detach(), winning(ranks, mask))
-        run.log(step + 1, loss=loss.item(), accuracy=right, lr=config.lr * factor, grad_norm=norm)
-        run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=right)
-        run.checkpoint(step + 1, lambda: {"training": training_state(model, [optimizer])})
+        lr, norm = optimizer.step(loss, step)
+        accuracy = pair_accuracy(scores.detach(), winner_mask(ranks, mask))
+        run.log(step + 1, loss=loss.item(), accuracy=accuracy, lr=lr, grad_norm=norm)
+        run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=accuracy)
+    return steps
 
 
-def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(P, K) scores, ranks, and which answers exist, K being the longest ranking's."""
+def score_rankings(model: ScalarGPT, rankings: Sequence[Ranking], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, ranks, and a mask of the responses that exist, all (P, K); K is that of the longest ranking."""
     device = model.score.weight.device
-    scores = pad_sequence(score_texts(model, [ranking.answers for ranking in some], pad), batch_first=True)
-    ranks = pad_sequence([torch.tensor(ranking.ranks) for ranking in some], batch_first=True).to(device)
-    sizes = torch.tensor([len(ranking.answers) for ranking in some])
+    scores = pad_sequence(score_texts(model, [ranking.sequences for ranking in rankings], pad), batch_first=True)
+    ranks = pad_sequence([torch.tensor(ranking.ranks) for ranking in rankings], batch_first=True).to(device)
+    sizes = torch.tensor([len(ranking.sequences) for ranking in rankings])
     mask = torch.arange(scores.shape[1]) < sizes[:, None]
     return scores, ranks, mask.to(device)
 
@@ -153,39 +159,46 @@ def score_rankings(model: ScalarGPT, some: Sequence[Ranking], pad: int) -> tuple
 def demonstration_scores(
     model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
 ) -> Tensor:
-    """(N,) the scores of demonstrations: last answers of windows that fit 128 tokens, or half the context."""
-    told = read_demonstrations(demos)
+    """(N,) scores of demonstrations: the last response of the first window that fits DEMONSTRATION tokens or half the
+    context, whichever is less.
+    """
+    demonstrations = read_demonstrations(demos)
+    limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
     texts: list[list[int]] = []
-    for i in torch.randperm(len(told), generator=generator).tolist():
+    for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if len(texts) >= config.demonstrations:
             break
-        limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
-        pieces, _ = windows(told[i].messages, lambda messages: encode_chat(tokenizer, messages), limit)
-        texts += [encode_response(piece[:-1], piece[-1]["content"], tokenizer) for piece in pieces[:1]]
+        fitting, _ = windows(demonstrations[i].messages, lambda messages: encode_chat(tokenizer, messages), limit)
+        texts += [encode_response(messages[:-1], messages[-1]["content"], tokenizer) for messages in fitting[:1]]
     if not texts:
-        raise InputError("reward: no demonstration fits, so the scores have no zero; give --demos with shorter ones")
+        raise InputError(
+            f"reward: no demonstration fits {limit} tokens, so no score can be set to 0; give shorter ones"
+        )
     return torch.cat(score_texts(model, [[text] for text in texts], tokenizer.pad_id))
 
 
 @torch.no_grad()
 def accuracy_report(
-    model: ScalarGPT, tokenizer: Tokenizer, held: Sequence[Comparison], panel: Panel | None
+    model: ScalarGPT, tokenizer: Tokenizer, heldout: Sequence[Comparison], panel: Panel | None
 ) -> dict[str, float | None]:
-    """Accuracy on held-out strict pairs; the panel's own accuracy on the same; both on pairs of equal length."""
+    """Accuracy on held-out strict pairs, overall and on pairs of equal length, and the gold score's accuracy on them.
+
+    Figures that cannot be measured are None: all of them without held-out pairs, the gold score's without a panel.
+    """
     right: list[float] = []
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
-    rankings = [encode_ranking(comparison, tokenizer, model.trunk.config.context) for comparison in held]
-    each = score_texts(model, [ranking.answers for ranking in rankings], tokenizer.pad_id)
-    for comparison, ranking, scores in zip(held, rankings, each, strict=True):
+    rankings = [encode_ranking(comparison, tokenizer, model.trunk.config.context) for comparison in heldout]
+    each = score_texts(model, [ranking.sequences for ranking in rankings], tokenizer.pad_id)
+    for comparison, ranking, scores in zip(heldout, rankings, each, strict=True):
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
         matched += length_matched(comparison, tokenizer)
         for winner, loser in strict_pairs(ranking.ranks):
             right.append(preference(float(scores[winner]), float(scores[loser])))
             if panel:
-                answers = comparison.responses
-                gold.append(panel.gold_preference(comparison.prompt, answers[winner], answers[loser]))
+                responses = comparison.responses
+                gold.append(panel.gold_preference(comparison.prompt, responses[winner], responses[loser]))
     accuracy, ceiling = mean(right), mean(gold)
     return {
         "accuracy": accuracy,

@@ -1,70 +1,65 @@
-"""Demonstrations to an assistant: step 1 of InstructGPT (Ouyang et al. 2022, section 3.5).
+"""Supervised fine-tuning on demonstrations: step 1 of InstructGPT (Ouyang et al. 2022, section 3.5).
 
-    conversations -> windows that fit -> packed rows -> L = -mean log p(token), over the assistant's tokens only
+    demonstrations -> windows that fit the context -> packed rows -> L = -mean log p(token), assistant tokens only
 
-What is learnt is each answer and the end of its turn; the paper does not say whether it also learnt the prompts, and we
-do not. Conversations share rows but cannot see each other (`data/packing.py`). The head runs on supervised tokens only.
+The loss covers each assistant turn and its end-of-turn token. The paper does not say whether its loss also covered the
+prompts; ours does not. Conversations share a packed row but cannot attend to each other (`data/packing.py`). The output
+head runs on supervised tokens only.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tutelage.data.demonstrations import windows
 from tutelage.data.packing import Example, Packed, pack, pack_rows
-from tutelage.data.prompts import text_length
+from tutelage.data.prompts import row_length
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
-from tutelage.model.vocabulary import renew_untrained
-from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned, seed_dropout
+from tutelage.model.vocabulary import redraw_untrained_rows
+from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.checkpoint import load_training_state, training_state
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import load_policy
+from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
+from tutelage.runs.steps import training_steps
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
-CHUNK = 512  # conversations packed together: enough to fill rows, few enough to keep their order random
+CHUNK = 512  # windows packed together: enough to fill the rows, few enough to keep their order random
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(AdapterConfig):
-    """One fine-tuning run on demonstrations. Defaults suit a small model on a laptop."""
+class SFTConfig(OptimizerConfig, AdapterConfig):
+    """One fine-tuning run on demonstrations. The defaults suit a small model on a laptop."""
 
     tokens: int = 500_000
-    """Tokens of packed rows to train on; more than the demonstrations hold means further epochs."""
+    """Tokens of packed rows to train on. More than the demonstrations hold means further epochs."""
     batch: int = 8
-    """Rows per optimizer step."""
+    """Packed rows per optimizer step."""
     lr: float = 2e-3
-    """Peak rate of AdamW, for models of a few million parameters; InstructGPT's 1.3B uses 9.65e-6 (appendix C.1)."""
-    weight_decay: float = 0.0
-    """Decoupled decay of matrices; the paper prints none."""
+    """Peak learning rate of AdamW, for a few million parameters. InstructGPT 1.3B: 9.65e-6 (appendix C.1)."""
     warmup: float = 0.03
-    """Share of the steps in which the rate rises; the fresh marker tokens need it."""
-    floor: float = 0.1
-    """The cosine ends at this share of the peak rate (appendix C.1)."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    """Share of the steps over which the learning rate rises; the newly initialised chat markers need a warm-up."""
     evaluate_every: int = 25
     """Steps between two held-out evaluations."""
     min_answer: int = 0
-    """Assistant turns of fewer tokens than this, end of turn included, are context only: "ok" teaches little."""
+    """Train only on assistant turns of at least this many tokens, end of turn included; shorter ones are context."""
     max_answer: int = 0
-    """So are those of more tokens: where answers are limited, a long one teaches not to end. 0 is no limit."""
+    """Train only on assistant turns of at most this many tokens; 0 is no limit. Long turns teach the model not to stop,
+    which costs it where responses are limited in length."""
     heldout_rows: int = 32
     """Packed rows of held-out demonstrations per evaluation."""
     row: int = 0
-    """Tokens of a packed row; 0 is the model's whole context, or 512 of it."""
+    """Tokens of a packed row; 0 is the model's context length, at most 512."""
 
 
 def sft(
@@ -83,67 +78,86 @@ def sft(
         if run.finished:
             return
         model, tokenizer = load_policy(base, run.device, frozen=config.adapted)
-        # Adapters leave the embedding alone: a fresh marker would never be trained.
+        # Adapters do not train the embedding, so a freshly initialised marker would stay untrained.
         markers = [] if config.adapted else list(tokenizer.special.values())
-        renewed = renew_untrained(model, markers, run.generator("markers"))
+        renewed = redraw_untrained_rows(model, markers, run.generator("markers"))
         model = adapt(model, config, run.generator("adapter")).train()
-        length = text_length(config.row, model.config.context, "--row")
+        length = row_length(config.row, model.config.context, "--row")
         examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
-        if not examples:
-            raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
-        if not any(learn for example in examples for learn in example.supervised):
-            raise InputError(
-                f"sft: no answer has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
-                "change --min-answer or --max-answer"
-            )
+        check_examples(examples, config, length)
         enough = config.heldout_rows * length
-        unseen, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
-        held = packed_rows(unseen, length, run.generator("heldout"))[: config.heldout_rows]
+        heldout_examples, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
+        heldout_rows = packed_rows(heldout_examples, length, run.generator("heldout"))[: config.heldout_rows]
         rows = training_rows(examples, config, length, run.generator("order"))
-        results = train(run, model, tokenizer, rows, held, length)
+        results, start = train(run, config, model, tokenizer, rows, heldout_rows, length)
         save_tuned(out, model.eval(), tokenizer, base, config)
-        run.finish(
-            results
-            | {"conversations": len(examples), "turns_dropped": dropped, "steps": len(rows) // config.batch}
-            | {"markers_renewed": len(renewed)}
+        steps = len(rows) // config.batch
+        results |= {"conversations": len(examples), "turns_dropped": dropped, "steps": steps}
+        run.finish(results | {"markers_renewed": len(renewed)}, ending(run, results, start))
+
+
+def check_examples(examples: list[Example], config: SFTConfig, length: int) -> None:
+    """Raises InputError if there is nothing to train on."""
+    if not examples:
+        raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
+    if not any(supervised for example in examples for supervised in example.supervised):
+        raise InputError(
+            f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
+            "change --min-answer or --max-answer"
         )
 
 
+def ending(run: Run, results: dict[str, float], start: float | None) -> Ending:
+    """start: the held-out loss before the first step."""
+    loss = Figure("held-out loss", results.get("heldout_loss"), start=start, better="lower")
+    if loss.value is None:
+        loss = training_loss(read_metrics(run.metrics.path))
+    return Ending(
+        f"fine-tuned on {results['conversations']:,} conversations in {counted(results['steps'], 'step')}",
+        [loss],
+        short_training(int(results["steps"]), "give more demonstrations, a larger --tokens or a smaller --batch"),
+        [command("chat", run.out), command("rank", "--policy", run.out, "...")],
+    )
+
+
 def train(
-    run: Run, model: GPT, tokenizer: Tokenizer, rows: list[list[Example]], held: list[list[Example]], length: int
-) -> dict[str, float]:
-    """The loop: next rows, loss on the assistant's tokens, gradient, step. Returns the last held-out loss."""
-    config: SFTConfig = run.config  # type: ignore[assignment]
-    optimizer = adamw(trainable(model).items(), lr=config.lr, weight_decay=config.weight_decay)
-    steps, first, results = len(rows) // config.batch, 0, {}
-    if state := run.restore():
-        load_training_state(state["training"], model, [optimizer])
-        first, results = state["step"], state["results"]
-    for step in range(first, steps):
-        factor = warmup_cosine(step, steps=steps, warmup=math.ceil(config.warmup * steps), floor=config.floor)
-        set_learning_rate(optimizer, factor)
-        seed_dropout(config, step)
-        some = rows[step * config.batch : (step + 1) * config.batch]
-        loss = supervised_loss(model, pack(some, length, tokenizer.pad_id))
-        loss.backward()
-        norm = clipped_step([optimizer], model.parameters(), config.clip)
+    run: Run,
+    config: SFTConfig,
+    model: GPT,
+    tokenizer: Tokenizer,
+    rows: list[list[Example]],
+    heldout: list[list[Example]],
+    length: int,
+) -> tuple[dict[str, float], float | None]:
+    """The loop: next rows, loss on the assistant's tokens, gradient, step.
+
+    Returns the last held-out loss and the one before the first step; none without held-out rows.
+    """
+    steps = len(rows) // config.batch
+    optimizer = scheduled_adamw(trainable(model), config, steps)
+    state = run.restore()
+    results: dict[str, float] = state["results"] if state else {}
+    start = state.get("start") if state else heldout_loss(model, tokenizer, heldout, length) if heldout else None
+    extra = {"results": results, "start": start}
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, extra):
+        minibatch = rows[step * config.batch : (step + 1) * config.batch]
+        loss = supervised_loss(model, pack(minibatch, length, tokenizer.pad_id))
+        lr, norm = optimizer.step(loss, step)
         rate = (step + 1) * config.batch * length / run.seconds
         evaluated = {}
-        if held and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
-            evaluated = results = {"heldout_loss": heldout_loss(model, tokenizer, held, length)}
-        run.log(step + 1, loss=loss.item(), lr=config.lr * factor, grad_norm=norm, tokens_per_second=rate, **evaluated)
+        if heldout and ((step + 1) % config.evaluate_every == 0 or step + 1 == steps):
+            evaluated = {"heldout_loss": heldout_loss(model, tokenizer, heldout, length)}
+            results.update(evaluated)
+        run.log(step + 1, loss=loss.item(), lr=lr, grad_norm=norm, tokens_per_second=rate, **evaluated)
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
-        run.checkpoint(step + 1, partial(snapshot, model, [optimizer], results))
-    return results
-
-
-def snapshot(model: GPT, optimizers: list[torch.optim.Optimizer], results: dict[str, float]) -> dict[str, Any]:
-    """What a checkpoint holds: also the last held-out figures, which the last step may have made."""
-    return {"training": training_state(model, optimizers), "results": results}
+    return results, start
 
 
 def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> torch.Tensor:
-    """Mean of -log p over the batch's supervised tokens, each predicted from the token before it."""
+    """Mean of -log p over the batch's supervised tokens, each predicted from the token before it.
+
+    total: divide the sum by this instead of the number of supervised tokens.
+    """
     device = model.embedding.weight.device
     hidden = model.trunk(batch.ids.to(device), batch.positions.to(device), batch.mask().to(device))
     rows, columns = batch.supervised.to(device).nonzero(as_tuple=True)
@@ -152,7 +166,7 @@ def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> to
 
 @torch.no_grad()
 def heldout_loss(model: GPT, tokenizer: Tokenizer, rows: list[list[Example]], length: int) -> float:
-    """Token mean over held-out rows, without dropout."""
+    """Mean of -log p in nats over the supervised tokens of held-out rows, without dropout."""
     nats, count, training = 0.0, 0, model.training
     model.eval()
     for i in range(0, len(rows), 16):
@@ -171,9 +185,9 @@ def read_examples(
     needed: int,
     generator: torch.Generator,
 ) -> tuple[list[Example], int]:
-    """Windows of demonstrations in random order, encoded, until there are `needed` tokens or no more demonstrations.
+    """Encode demonstrations in random order, in windows of at most `length` tokens, until there are `needed` tokens.
 
-    Also returns how many turns were dropped because they alone exceed the context.
+    Also returns how many turns were dropped because they alone are longer than `length`.
     """
     examples: list[Example] = []
     dropped = tokens = 0
@@ -182,26 +196,27 @@ def read_examples(
         if tokens >= needed:
             break
         demonstration = demonstrations[i]
-        pieces, lost = windows(demonstration.messages, lambda messages: encode_chat(tokenizer, messages), length)
+        fitting, lost = windows(demonstration.messages, lambda messages: encode_chat(tokenizer, messages), length)
         dropped += lost
-        for piece in pieces:
-            encoded = encode_chat(tokenizer, piece)
-            examples.append(Example(encoded.ids, answers_of(encoded.supervised, config.min_answer, config.max_answer)))
+        for messages in fitting:
+            encoded = encode_chat(tokenizer, messages)
+            supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
+            examples.append(Example(encoded.ids, supervised))
             tokens += len(encoded.ids)
     return examples, dropped
 
 
-def answers_of(supervised: list[bool], least: int, most: int) -> list[bool]:
-    """Supervision without the runs of fewer than `least` or more than `most` tokens; a `most` of 0 is no limit."""
-    kept: list[bool] = []
-    for learn, run in groupby(supervised):
-        size = len(list(run))
-        kept += [learn and size >= least and (most == 0 or size <= most)] * size
-    return kept
+def turns_within(supervised: list[bool], least: int, most: int) -> list[bool]:
+    """The mask without the turns of fewer than `least` or more than `most` tokens; a `most` of 0 is no limit."""
+    mask: list[bool] = []
+    for learn, turn in groupby(supervised):
+        size = len(list(turn))
+        mask += [learn and size >= least and (most == 0 or size <= most)] * size
+    return mask
 
 
 def packed_rows(examples: list[Example], length: int, generator: torch.Generator) -> list[list[Example]]:
-    """One epoch: the examples in random order, packed chunk by chunk, the rows of each chunk in random order."""
+    """One epoch: shuffle the examples, pack them chunk by chunk, and shuffle the rows of each chunk."""
     rows: list[list[Example]] = []
     order = torch.randperm(len(examples), generator=generator).tolist()
     for at in range(0, len(order), CHUNK):
@@ -214,7 +229,7 @@ def packed_rows(examples: list[Example], length: int, generator: torch.Generator
 def training_rows(
     examples: list[Example], config: SFTConfig, length: int, generator: torch.Generator
 ) -> list[list[Example]]:
-    """As many epochs as the budget of tokens asks for, cut to whole batches."""
+    """The packed rows of as many epochs as `config.tokens` takes, cut to whole batches."""
     wanted = max(1, config.tokens // length // config.batch) * config.batch
     rows: list[list[Example]] = []
     while len(rows) < wanted:

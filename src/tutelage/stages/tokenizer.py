@@ -1,9 +1,9 @@
-"""Documents to a tokenizer, and a report of how well it fits each language.
+"""A byte-level BPE tokenizer trained on documents, and a report of how well it fits each language.
 
     corpus -> byte-level BPE (Radford et al. 2019) -> tokenizer.json, tokenizer_config.json, bytes per token
 
-A small share of one language would get almost no tokens of its own; its documents can be counted several times here,
-for the tokenizer only.
+A language with a small share of the corpus would get almost no tokens, so its documents can be counted several times.
+This affects the tokenizer only.
 """
 
 from collections import defaultdict
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.data.records import Document, read_documents
+from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(RunConfig):
-    """How the tokenizer is trained."""
+    """Vocabulary size, and the weight of Chinese documents."""
 
     vocab_size: int = 4_096
-    """Tokens, with the 256 bytes and the special ones."""
+    """Number of tokens, including the 256 bytes and the special tokens."""
     copies_zh: int = 10
-    """How often each Chinese document counts: the demo's 30 kB would otherwise earn hardly a token."""
+    """How often each Chinese document is counted. Counted once, the demo's 30 kB would get hardly any tokens."""
 
 
 def tokenizer(corpus: tuple[Path, ...], out: Path, config: TokenizerConfig = TokenizerConfig()) -> None:
@@ -37,12 +38,28 @@ def tokenizer(corpus: tuple[Path, ...], out: Path, config: TokenizerConfig = Tok
         documents = read_documents(corpus)
         trained = train_bpe(weighted(documents, config.copies_zh), config.vocab_size)
         trained.save(out)
-        run.finish({"vocab_size": trained.vocab_size, "languages": fit_report(trained, documents)})
         run.progress.update(1.0)
+        languages = fit_report(trained, documents)
+        run.finish(
+            {"vocab_size": trained.vocab_size, "languages": languages},
+            ending(run, corpus, trained.vocab_size, languages),
+        )
+
+
+def ending(run: Run, corpus: tuple[Path, ...], size: int, languages: dict[str, dict[str, float]]) -> Ending:
+    documents = sum(int(counts["documents"]) for counts in languages.values())
+    figures = [
+        Figure(f"bytes per token ({language})", counts["bytes_per_token"]) for language, counts in languages.items()
+    ]
+    return Ending(
+        f"trained a tokenizer of {size:,} tokens on {documents:,} documents",
+        figures,
+        next=[command("pretrain", "--tokenizer", run.out, "--corpus", *corpus, "--out", "...")],
+    )
 
 
 def weighted(documents: list[Document], copies_zh: int) -> list[str]:
-    """Every document's text, the Chinese ones `copies_zh` times."""
+    """The text of every document, Chinese ones `copies_zh` times."""
     return [d.plain_text() for d in documents for _ in range(copies_zh if d.lang == "zh" else 1)]
 
 
@@ -55,7 +72,6 @@ def fit_report(tokenizer: Tokenizer, documents: list[Document]) -> dict[str, dic
     for language, group in sorted(texts.items()):
         size = sum(len(text.encode()) for text in group)
         tokens = sum(len(ids) for ids in tokenizer.encode_batch(group))
-        report[language] = {
-            "documents": len(group), "bytes": size, "tokens": tokens, "bytes_per_token": round(size / tokens, 3)
-        }  # fmt: skip
+        counts = {"documents": len(group), "bytes": size, "tokens": tokens}
+        report[language] = counts | {"bytes_per_token": round(size / tokens, 3)}
     return report

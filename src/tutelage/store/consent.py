@@ -1,8 +1,9 @@
-"""Whether a person's chats may be recorded: the server's policy allows it and the person has consented.
+"""Whether a person's chats may be recorded: the server's policy must allow it and the person must have consented.
 
-    policy (settings, set by an admin; off at first)  and  consents (the latest row of a kind counts)  ->  Recording
+    policy (table settings; an admin sets it; off at first)
+    consents (one row per decision; the latest row of a kind is in force)  ->  Recording
 
-Everything that is recorded names its source (`store/sources.py`) and the consent it rests on.
+Every recorded row names its source (`store/sources.py`) and the consent that permits it.
 """
 
 from dataclasses import dataclass
@@ -22,17 +23,18 @@ class Recording:
     """What may be done with a person's chats."""
 
     allowed: bool  # by the server's policy
-    record: bool
-    train: bool
-    decided: bool  # the person has been asked, whatever they said
+    record: bool  # the person consents to recording
+    train: bool  # the person consents to recording and to training on it
+    decided: bool  # the person has made a choice, whichever it was
 
     @property
     def on(self) -> bool:
+        """Whether new chats may be recorded."""
         return self.allowed and self.record
 
 
 def recording_of(session: Session, user_id: str) -> Recording:
-    """What counts for this person now."""
+    """The policy and the person's consent, as they are now."""
     policy = session.get(Setting, POLICY)
     record, train = latest(session, user_id, "record"), latest(session, user_id, "train")
     return Recording(
@@ -44,30 +46,30 @@ def recording_of(session: Session, user_id: str) -> Recording:
 
 
 def latest(session: Session, user_id: str, kind: str) -> Consent | None:
-    """The consent of a kind that counts; ids sort by the time they were made."""
+    """The person's latest consent of a kind. Ids sort by creation time."""
     query = select(Consent).where(Consent.user_id == user_id, Consent.kind == kind)
     return session.scalar(query.order_by(Consent.id.desc()).limit(1))
 
 
 def consent_to(session: Session, user_id: str, kind: str) -> str | None:
-    """The id of the consent that stands, if one does."""
-    found = latest(session, user_id, kind)
-    return found.id if found and found.granted else None
+    """The id of the consent in force; None if the person never consented or withdrew it."""
+    consent = latest(session, user_id, kind)
+    return consent.id if consent and consent.granted else None
 
 
 def chat_source(session: Session) -> str:
-    """Provenance of what is written on the chat page."""
+    """The id of the source of everything written on the chat page."""
     return source(session, "chat", "chat page").id
 
 
 def forget_all(session: Session, user_id: str) -> None:
-    """Delete a person's chats, and with them every word, judgement and flag on them."""
+    """Delete a person's chats, with all messages, feedback and flags."""
     session.execute(delete(ModerationFlag).where(ModerationFlag.user_id == user_id))
     session.execute(delete(Conversation).where(Conversation.user_id == user_id))
 
 
 def allow(session: Session, allowed: bool) -> None:
-    """Set the policy."""
+    """Set the server's policy: whether people may have their chats recorded."""
     policy = select(Setting).where(Setting.key == POLICY).with_for_update()
     find_or_add(session, policy, Setting(key=POLICY, value={})).value = {"allowed": allowed}
     session.flush()

@@ -1,12 +1,14 @@
-"""The database behind a server: SQLite in a file, or PostgreSQL by its URL; the code above does not see which.
+"""The server's database: a SQLite file, or PostgreSQL by its URL. Callers need not know which.
 
     Database(url)  ->  with database.read() as session: ...   with database.write() as session: ...
 
-SQLite: write-ahead log, every commit forced to the disk, foreign keys on. A write transaction first takes a lock on the
-file beside the database, then BEGIN IMMEDIATE: writers queue fairly and none fails with "database is locked"; reading
-connections cannot write. A disk that is full or fails is a StorageError, and leaves nothing of the transaction behind.
-Checkpoints run under the same lock, never beside a commit: SQLite before 3.51.3 can lose
-pages when the two meet (its WAL-reset bug). The driver is pysqlite3, which brings its own SQLite, where there is one.
+SQLite runs with a write-ahead log, forces every commit to the disk and enforces foreign keys. A write transaction
+first locks a file beside the database, then sends BEGIN IMMEDIATE. So writers queue fairly and none fails with
+"database is locked". Connections for reading cannot write. A full or failing disk raises StorageError and leaves
+nothing of the transaction behind.
+
+Checkpoints run under the same lock, never during a commit: SQLite before 3.51.3 can lose pages when the two coincide
+(its WAL-reset bug). The driver is pysqlite3, which brings its own SQLite, or Python's sqlite3 if there is no wheel.
 """
 
 import errno
@@ -35,10 +37,11 @@ except ImportError:  # no wheel for this platform
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-LEAST_FREE_BYTES = 500_000_000  # beneath, nothing is begun that grows: what remains is for ending, deleting, signing in
-FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "53100", "58030")  # and PostgreSQL's
-GONE = ("08", "57P")  # PostgreSQL: no connection; it was shut down
-COMMITS_PER_CHECKPOINT = 500  # a chat's commit is about 10 kB of log: 5 MB, SQLite's own default is 4 MB
+# Below this much free space nothing new is stored: the rest serves finishing, deleting and signing in.
+LEAST_FREE_BYTES = 500_000_000
+FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "53100", "58030")  # the last two are PostgreSQL's
+GONE = ("08", "57P")  # PostgreSQL error classes: no connection; shut down
+COMMITS_PER_CHECKPOINT = 500  # a chat's commit adds about 10 kB to the log, so 5 MB (SQLite's default: 4 MB)
 
 
 def sqlite_url(file: Path) -> str:
@@ -47,7 +50,10 @@ def sqlite_url(file: Path) -> str:
 
 
 class StorageError(InputError):
-    """Nothing of a transaction was stored. `full`: no room, or the disk fails; else the database does not answer."""
+    """A transaction failed and nothing of it was stored.
+
+    `full`: the disk is full or fails. Otherwise the database cannot be reached.
+    """
 
     def __init__(self, reason: str, *, full: bool):
         super().__init__(reason)
@@ -55,13 +61,14 @@ class StorageError(InputError):
 
 
 class Database:
-    """Sessions on one database. Safe to share between threads and, by its lock, between processes."""
+    """Sessions on one database. Threads may share it; processes may share the database, thanks to the file lock."""
 
     def __init__(self, url: str):
         try:
             self.url = make_url(url)
         except ArgumentError:
-            raise InputError(f"{url}: no database URL; like postgresql://user@host/name or sqlite:///file") from None
+            example = "postgresql://user@host/name or sqlite:///file"
+            raise InputError(f"{url}: not a database URL; give one such as {example}") from None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.on_write_wait: Callable[[float], None] = lambda seconds: None
         self._commits = 0
@@ -71,15 +78,9 @@ class Database:
         if self.is_sqlite:
             self._open_sqlite(Path(self.url.database or ""))
         elif self.url.get_backend_name() == "postgresql":
-            driver_url = self.url.set(drivername="postgresql+psycopg")
-            self._writer = create_engine(
-                driver_url, pool_pre_ping=True, pool_size=20, hide_parameters=True,
-                json_serializer=lambda value: json.dumps(without_nul(value)),
-            )  # fmt: skip
-            event.listen(self._writer, "connect", _take_nul)
-            self._reader = self._writer.execution_options(postgresql_readonly=True)
+            self._open_postgresql()
         else:
-            raise InputError(f"{url}: only sqlite and postgresql are supported")
+            raise InputError(f"{url}: unknown kind of database; give a sqlite or postgresql URL")
 
     def _open_sqlite(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,57 +88,65 @@ class Database:
         self._writer = _sqlite_engine(self.url, driver, writes=True)
         self._reader = _sqlite_engine(self.url, driver, writes=False)
 
+    def _open_postgresql(self) -> None:
+        url = self.url.set(drivername="postgresql+psycopg")
+        self._writer = create_engine(
+            url, pool_pre_ping=True, pool_size=20, hide_parameters=True, json_serializer=_json_without_nul
+        )
+        event.listen(self._writer, "connect", _replace_nul_in_text)
+        self._reader = self._writer.execution_options(postgresql_readonly=True)
+
     @property
     def engine(self) -> Engine:
-        """The engine that may write; for migrations."""
+        """The engine with write access, for migrations."""
         return self._writer
 
     @property
     def folder(self) -> Path:
-        """Where a SQLite file lies."""
+        """The folder of a SQLite file."""
         return Path(self.url.database or "").parent
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that only reads; what it loaded stays usable after it is closed. Raises StorageError."""
+        """A read-only session. Loaded objects stay usable after it closes. Raises StorageError."""
         with failures_named(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction: committed when the block ends well, rolled back when it does not. Raises StorageError.
+        """A transaction: committed at the end of the block, rolled back on an exception. Raises StorageError.
 
-        What it reads to change, it reads `with_for_update`: that locks the row in PostgreSQL, where writers run side by
-        side. SQLite, which has one writer at a time, does without.
+        Read rows that you will change with `with_for_update`: this locks them in PostgreSQL, where several writers run
+        at once. SQLite has one writer at a time and ignores it.
         """
         writer = Session(self._writer, expire_on_commit=False)
         with self.writer_lock(), writer as session, session.begin():
             yield session
 
     def check_room(self) -> None:
-        """Raises StorageError while the disk is nearly full: before something is begun that will be stored."""
+        """Raise StorageError if the disk is nearly full. Call it before starting work that will be stored."""
         if self.nearly_full:
-            raise StorageError(f"the database may not grow: fewer than {LEAST_FREE_BYTES} bytes are free", full=True)
+            raise StorageError(f"the disk is nearly full: less than {LEAST_FREE_BYTES} bytes are free", full=True)
 
     @property
     def nearly_full(self) -> bool:
-        """Whether a SQLite file has little room left to grow. PostgreSQL looks after its own disk."""
+        """Whether a SQLite file has less than LEAST_FREE_BYTES left to grow. Always False for PostgreSQL."""
         free = self.free_bytes
         return free is not None and free < LEAST_FREE_BYTES
 
     @property
     def free_bytes(self) -> int | None:
-        """What a SQLite file may still grow by; None for PostgreSQL."""
+        """Free disk space for a SQLite file, in bytes; None for PostgreSQL."""
         return shutil.disk_usage(self.folder).free if self.is_sqlite else None
 
     @contextmanager
     def writer_lock(self) -> Iterator[None]:
-        """One writer at a time, in the order they came; PostgreSQL does without. Raises StorageError."""
+        """Admit one writer at a time, in order of arrival. PostgreSQL needs no lock. Raises StorageError."""
         started = time.monotonic()
-        with failures_named(), ExitStack() as held:
+        with failures_named(), ExitStack() as stack:
             if self._lock_file:
-                file = held.enter_context(open(self._lock_file, "a"))
-                fcntl.flock(file, fcntl.LOCK_EX)  # given up when the file is closed, also by kill -9
+                file = stack.enter_context(open(self._lock_file, "a"))
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by kill -9
             self.on_write_wait(time.monotonic() - started)
             yield
             self._commits += 1
@@ -145,21 +154,21 @@ class Database:
                 self._checkpoint("PASSIVE")
 
     def _checkpoint(self, how: str) -> None:
-        """Bring the log into the file. Where that fails the log is as good, and the next one may succeed."""
+        """Copy the write-ahead log into the database file. A failure loses nothing: the next checkpoint may succeed."""
         try:
             with self._writer.connect() as connection:
                 connection.connection.cursor().execute(f"PRAGMA wal_checkpoint({how})")
         except (OperationalError, driver.OperationalError) as error:
-            log.warning("the log of the database could not be brought into its file: %s", error)
+            log.warning("checkpoint of the database failed; it will be tried again: %s", error)
 
     def ping(self) -> None:
-        """Write and undo, to see that the database takes writes. Raises what it says if it does not."""
+        """Write a row and roll back, to check that the database accepts writes. Raises the database's error if not."""
         with self.writer_lock(), Session(self._writer) as session:
             session.execute(text("INSERT INTO settings (key, value, updated_ms) VALUES ('ping', '{}', 0)"))
             session.rollback()
 
     def close(self) -> None:
-        """Bring the log into the database file and let go of it."""
+        """Copy the write-ahead log into the database file and close all connections."""
         if self.is_sqlite:
             with self.writer_lock():
                 self._checkpoint("TRUNCATE")
@@ -167,7 +176,7 @@ class Database:
         self._reader.dispose()
 
     def described(self) -> str:
-        """For people: which database, which version."""
+        """The database and its version, to print."""
         if self.is_sqlite:
             return f"SQLite {driver.sqlite_version}, {self.url.database}"
         with self.read() as session:
@@ -176,7 +185,7 @@ class Database:
 
 
 def without_nul(value: Any) -> Any:
-    """JSON or text that PostgreSQL holds: U+FFFD stands for the one character it does not take."""
+    """Text or JSON with every NUL replaced by U+FFFD: PostgreSQL stores no NUL."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd")
     if isinstance(value, list):
@@ -186,8 +195,12 @@ def without_nul(value: Any) -> Any:
     return value
 
 
-def _take_nul(connection: Any, record: Any) -> None:
-    """Whatever text is sent to PostgreSQL, to be kept or to be looked for, goes through `without_nul`."""
+def _json_without_nul(value: Any) -> str:
+    return json.dumps(without_nul(value))
+
+
+def _replace_nul_in_text(connection: Any, record: Any) -> None:
+    """Pass all text sent to PostgreSQL, stored or searched for, through `without_nul`."""
     from psycopg.types.string import StrDumperUnknown
 
     class Dumper(StrDumperUnknown):
@@ -204,7 +217,7 @@ def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        connection.isolation_level = None  # we begin transactions ourselves; the driver must not
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -221,34 +234,38 @@ def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """A disk that is full or fails, and a database that has gone, as StorageError."""
+    """Turn the errors of a full or failing disk, and of an unreachable database, into StorageError."""
     try:
         yield
     except (OperationalError, OSError) as error:
         cause = error.orig if isinstance(error, OperationalError) else error
         name = str(getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or "")
         full = name.startswith(FULL) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
-        if full or name.startswith(GONE) or (hasattr(cause, "sqlstate") and not name):  # none: it was never reached
-            raise StorageError(f"the database fails: {str(cause).strip()}", full=full) from error
+        never_reached = hasattr(cause, "sqlstate") and not name
+        if full or name.startswith(GONE) or never_reached:
+            raise StorageError(f"the database failed: {str(cause).strip()}", full=full) from error
         raise
 
 
 def find_or_add(session: Session, query: Select[T], row: T) -> T:
-    """The row that a query finds, or this one, added; the other's, if another transaction adds one at the same time."""
-    found = session.scalar(query)
-    if found is None:
+    """The row that the query finds; if there is none, add `row`.
+
+    If another transaction adds the same row at the same moment, theirs is returned.
+    """
+    existing = session.scalar(query)
+    if existing is None:
         with suppress(IntegrityError), session.begin_nested():
             session.add(row)
-        found = session.scalars(query).one()
-    return found
+        existing = session.scalars(query).one()
+    return existing
 
 
 def reachable(database: Database) -> None:
-    """Raises InputError, in one line, for a database that cannot be opened."""
+    """Raise InputError, in one line, if the database cannot be opened."""
     try:
         with database.read() as session:
             session.execute(text("SELECT 1"))
     except (OperationalError, StorageError) as error:
         where = database.url.render_as_string(hide_password=True)
-        said = str(error.orig if isinstance(error, OperationalError) else error).strip()
-        raise InputError(f"{where}: {said}; check that it runs and the URL is right") from None
+        reason = str(error.orig if isinstance(error, OperationalError) else error).strip()
+        raise InputError(f"{where}: {reason}; check that it runs and that the URL is right") from None

@@ -1,16 +1,16 @@
-"""Names of rows: a prefix that says what it is, then 24 characters that sort by the time they were made.
+"""Row ids: a prefix that names the kind of row, then 24 characters that sort by creation time.
 
     new_id("msg_")  ->  "msg_0042Lw8bnKxEaPOYk2U91q0Z"
 
-48 bits of milliseconds and 80 random bits in base 62. Two names of the same millisecond count on from each other, so
-that a list by name is a list by creation within one process.
+The 24 characters are 48 bits of milliseconds and 80 random bits in base 62. Within one process each id is larger than
+the one before, even in the same millisecond, so sorting by id is sorting by creation.
 """
 
 import secrets
 import threading
 import time
 
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # in the order of ASCII
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # in ASCII order
 LENGTH = 24
 
 _lock = threading.Lock()
@@ -23,7 +23,7 @@ def now_ms() -> int:
 
 
 def new_id(prefix: str) -> str:
-    """A name that no other row has, larger than all that this process gave out before."""
+    """A unique id, larger than every id that this process made before."""
     global _last
     with _lock:
         _last = max(_last + 1, now_ms() << 80 | secrets.randbits(80))

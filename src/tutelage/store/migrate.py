@@ -1,8 +1,8 @@
-"""Bring a database to the tables this version knows.
+"""Create a database's tables, or migrate them to this version.
 
-    upgrade(database)  ->  the tables made or changed; a copy of an older SQLite file is left beside it first
+    upgrade(database)  ->  tables created or migrated; an older SQLite file is copied first
 
-One linear history in `migrations/versions/`. A database that a newer version has changed is refused.
+`migrations/versions/` holds one linear history. A database with tables of a newer version is refused.
 """
 
 import fcntl
@@ -21,21 +21,21 @@ from tutelage.errors import InputError
 from tutelage.store.database import Database, reachable
 from tutelage.store.tables import Base
 
-SETTING_UP = int.from_bytes(b"tutelage")  # the number of our lock in PostgreSQL
+SETTING_UP = int.from_bytes(b"tutelage")  # key of the PostgreSQL advisory lock
 
 
 def configuration() -> Config:
-    """Alembic's settings, without its file."""
+    """Alembic's settings, without an alembic.ini."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
 
 
 def head() -> str:
-    """The revision this version of the code needs."""
-    found = ScriptDirectory.from_config(configuration()).get_current_head()
-    assert found is not None
-    return found
+    """The revision that this version of the code needs."""
+    revision = ScriptDirectory.from_config(configuration()).get_current_head()
+    assert revision is not None
+    return revision
 
 
 def current(database: Database) -> str | None:
@@ -46,34 +46,37 @@ def current(database: Database) -> str | None:
 
 @contextmanager
 def setting_up(database: Database) -> Iterator[None]:
-    """Tables and first rows are made by one process at a time; others that start with it wait, and find them there.
+    """Only one process at a time creates tables and first rows; others that start at the same moment wait.
 
     Raises InputError for a database that cannot be opened.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if database.is_sqlite:
-            held.enter_context(locked(database.folder / "setting-up.lock"))
+            stack.enter_context(locked(database.folder / "setting-up.lock"))
         reachable(database)
         if not database.is_sqlite:
-            connection = held.enter_context(database.engine.connect())
+            connection = stack.enter_context(database.engine.connect())
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": SETTING_UP})
         yield
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Until the block ends, or the process is killed, nobody else holds this file. Raises InputError without a file."""
+    """An exclusive lock on a file, until the block ends or the process dies.
+
+    Raises InputError if the file cannot be opened.
+    """
     try:
         file = open(path, "a")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; the server needs a folder that it may write to") from None
+        raise InputError(f"{path}: {error.strerror}; choose a folder that the server can write to") from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def upgrade(database: Database) -> None:
-    """Make or change the tables. Raises InputError for a database of a newer version."""
+    """Create or migrate the tables. Raises InputError for a database of a newer version."""
     with setting_up(database), database.writer_lock():
         at, scripts = current(database), ScriptDirectory.from_config(configuration())
         if at == head():
@@ -81,8 +84,8 @@ def upgrade(database: Database) -> None:
         if at is not None:
             if at not in {script.revision for script in scripts.walk_revisions()}:
                 raise InputError(
-                    f"{database.url.render_as_string()}: its tables are of a newer version ({at}), this one knows "
-                    f"{head()}; update tutelage"
+                    f"{database.url.render_as_string()}: its tables are from a newer version ({at}, this version has "
+                    f"{head()}); update tutelage"
                 )
             back_up(database, at)
         config = configuration()
@@ -92,7 +95,7 @@ def upgrade(database: Database) -> None:
 
 
 def back_up(database: Database, revision: str) -> None:
-    """Copy a SQLite file before its tables change. PostgreSQL has pg_dump, and undoes a migration that fails."""
+    """Copy a SQLite file before its migration. PostgreSQL has pg_dump, and rolls back a migration that fails."""
     if database.is_sqlite:
         copy = f"{database.url.database}.before-{head()}-from-{revision}"
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -100,7 +103,7 @@ def back_up(database: Database, revision: str) -> None:
 
 
 def differences(database: Database) -> list:
-    """What the tables in the code have and the migrations do not; empty unless a migration was forgotten."""
+    """What `tables.py` defines and the migrations lack; empty unless a migration was forgotten."""
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return compare_metadata(context, Base.metadata)

@@ -1,4 +1,4 @@
-"""Where text came from: one row per source, named by everything that is kept."""
+"""Provenance: one row per source of text. Every stored text refers to its source."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -9,6 +9,6 @@ from tutelage.store.tables import Source
 
 
 def source(session: Session, kind: str, name: str) -> Source:
-    """The row of this source; it is added when its first text arrives."""
+    """The row of this source, added if it does not exist yet."""
     query = select(Source).where(Source.kind == kind, Source.name == name)
     return find_or_add(session, query, Source(id=new_id("src_"), kind=kind, name=name))

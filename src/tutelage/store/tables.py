@@ -1,8 +1,8 @@
-"""What people say, do and allow, as tables.
+"""The tables: people, chats, feedback, consents, API keys, stored completions.
 
-Names carry a prefix (`usr_`, `msg_` ...; what OpenAI's API shows keeps its own prefixes). Times are milliseconds, UTC.
-A column with few values is text with a CHECK. Every row that may one day train a model says where it came from
-(`source`), under which consent, and which weights wrote it.
+Ids carry a prefix (`usr_`, `msg_`, ...); objects of OpenAI's API carry OpenAI's prefixes. Times are milliseconds since
+1970, UTC. A column with few possible values is text with a CHECK. Every row that may be used for training records its
+source, the consent in force, and the weights that wrote the text.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tutelage.store.ids import now_ms
 
 Json = JSON().with_variant(JSONB(), "postgresql")
-# By bytes: names sort by the time they were made only if no locale reorders upper and lower case.
+# Collation "C" compares bytes. Other locales reorder upper and lower case, and ids would not sort by creation time.
 Name = String(64).with_variant(String(64, collation="C"), "postgresql")
 
 
 class Base(DeclarativeBase):
-    """Constraints carry names, so that a migration can find them."""
+    """Base of all tables. Constraints get fixed names, so that migrations can refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -34,7 +34,7 @@ class Base(DeclarativeBase):
 
 
 class Row(Base):
-    """What nearly every table has."""
+    """The columns that nearly every table has."""
 
     __abstract__ = True
 
@@ -44,17 +44,18 @@ class Row(Base):
 
 
 def one_of(column: str, *values: str) -> CheckConstraint:
+    """The column may hold only these values."""
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
 def part_of(table: str) -> Any:
-    """A column that names a row of another table, and goes with it."""
+    """A foreign key; this row is deleted together with the other."""
     return mapped_column(Name, ForeignKey(f"{table}.id", ondelete="CASCADE"), index=True)
 
 
 def mentions(table: str) -> Any:
-    """A column that names a row of another table, and becomes empty when that goes."""
+    """A foreign key that becomes NULL when the other row is deleted."""
     return mapped_column(Name, ForeignKey(f"{table}.id", ondelete="SET NULL"), index=True)
 
 
@@ -65,7 +66,7 @@ class User(Row):
     __table_args__ = (one_of("role", "admin", "annotator", "reviewer", "user"), one_of("status", "active", "disabled"))
 
     email: Mapped[str | None] = mapped_column(unique=True)
-    """In lower case."""
+    """Lower case."""
     name: Mapped[str]
     password_hash: Mapped[str | None]
     role: Mapped[str] = mapped_column(default="user")
@@ -74,7 +75,7 @@ class User(Row):
 
 
 class SignInLink(Row):
-    """A link that signs its person in once."""
+    """A link that signs a person in once."""
 
     __tablename__ = "sign_in_links"
 
@@ -84,7 +85,7 @@ class SignInLink(Row):
 
 
 class WebSession(Row):
-    """A browser that is signed in. The cookie holds a token of which only the hash is here."""
+    """A signed-in browser. Its cookie holds a token; the table holds only the token's hash."""
 
     __tablename__ = "sessions"
 
@@ -96,7 +97,7 @@ class WebSession(Row):
 
 
 class ApiKey(Row):
-    """A key of the API: HMAC of the secret, what it may do, how much, until when."""
+    """An API key: the HMAC of its secret, its scopes, limits and expiry."""
 
     __tablename__ = "api_keys"
 
@@ -116,7 +117,7 @@ class ApiKey(Row):
 
 
 class Consent(Row):
-    """What a person allowed or withdrew; the latest row of a kind counts."""
+    """One decision of a person, to consent or to withdraw. The latest row of a kind is in force."""
 
     __tablename__ = "consents"
     __table_args__ = (one_of("kind", "record", "train", "share"), one_of("given_by", "ui", "api", "import"))
@@ -129,7 +130,7 @@ class Consent(Row):
 
 
 class Source(Row):
-    """Provenance: by which door something came in, and under which licence."""
+    """Provenance of text: how it came in, and under which licence."""
 
     __tablename__ = "sources"
     __table_args__ = (one_of("kind", "import", "api", "chat", "manual", "synthetic"), UniqueConstraint("kind", "name"))
@@ -144,7 +145,7 @@ class Source(Row):
 
 
 class Conversation(Row):
-    """A chat of one person; `temporary` ones are never kept for training and go with the session."""
+    """A recorded chat of one person."""
 
     __tablename__ = "conversations"
     __table_args__ = (
@@ -166,7 +167,7 @@ class Conversation(Row):
 
 
 class ChatMessage(Row):
-    """One turn; a tree by `parent_id`: an edit or a second answer is a sibling."""
+    """One message. `parent_id` makes a chat a tree: an edited question or another answer is a sibling."""
 
     __tablename__ = "messages"
     __table_args__ = (
@@ -189,12 +190,12 @@ class ChatMessage(Row):
     ttft_ms: Mapped[int | None]
     moderation: Mapped[dict[str, Any]] = mapped_column(default=dict)
     redacted: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """How often each kind of what identifies a person was replaced in the content."""
+    """How many e-mail addresses, web addresses and phone numbers were replaced in the content, by kind."""
     request_id: Mapped[str | None]
 
 
 class Feedback(Row):
-    """What a person said of one answer: a thumb, a report, or a better answer. A change of mind updates the row."""
+    """A person's feedback on one answer: a thumb, a report, or a better answer. Changing it updates the row."""
 
     __tablename__ = "feedback"
     __table_args__ = (
@@ -215,7 +216,7 @@ class Feedback(Row):
 
 
 class Comparison(Row):
-    """A blind pair: two answers to the same turn, in the order they were shown, and which one was better."""
+    """A blind comparison: two answers to the same question, in the order they were shown, and the better one."""
 
     __tablename__ = "comparisons"
     __table_args__ = (
@@ -235,7 +236,7 @@ class Comparison(Row):
 
 
 class StoredCompletion(Row):
-    """A chat completion that its caller asked to keep (`store: true`); its name is the completion's."""
+    """A chat completion stored at its caller's request (`store: true`); its id is the completion's."""
 
     __tablename__ = "stored_completions"
 
@@ -248,7 +249,7 @@ class StoredCompletion(Row):
 
 
 class ModerationFlag(Row):
-    """A person's verdict on a text: what the moderation classifier learns from."""
+    """A person's flag on a text: training data of the moderation classifier."""
 
     __tablename__ = "moderation_flags"
 
@@ -261,7 +262,7 @@ class ModerationFlag(Row):
 
 
 class Setting(Base):
-    """A policy that an admin sets on the pages; what it means stands where it is read."""
+    """A policy that an admin sets on the pages, such as whether chats may be recorded (`consent.py`)."""
 
     __tablename__ = "settings"
 

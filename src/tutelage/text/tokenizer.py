@@ -102,13 +102,13 @@ class Tokenizer:
         """Text of ids. Bytes that are not valid UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
-    def token_bytes(self) -> list[int]:
+    def token_byte_counts(self) -> list[int]:
         """Number of bytes of text that each id stands for; 0 for special tokens."""
         if self.byte_level:  # each character of a token stands for one byte
             return [0 if token in self.special else len(token) for token in self.tokens()]
         return [0 if token in self.special else len(_sentencepiece_bytes(token)) for token in self.tokens()]
 
-    def bytes_of_tokens(self) -> list[bytes]:
+    def token_bytes(self) -> list[bytes]:
         """The bytes of text that each id stands for in the middle of a text; empty for special tokens."""
         if self.byte_level:
             byte = {character: value for value, character in _characters_of_bytes().items()}

@@ -1,11 +1,12 @@
-"""Who is asking, and may they: closed unless a door is listed as public.
+"""Authentication and permissions. Every route is closed unless it is listed as public.
 
-    Gate        every request: a key for programs, a session for browsers, or refused before any route sees it
-    needs       a route for programs names the scope its key must have:   Depends(needs("inference"))
-    signed_in   a page:   caller: Page   or, for some roles only,   Depends(page_for("admin"))
+    Gate        checks every request before its route: programs need an API key, browsers a session
+    needs       the scope that an API route requires of the key:   Depends(needs("inference"))
+    page_for    the roles that a page requires:   Depends(page_for("admin"));   caller: Page   allows any role
 
-A key never comes from a cookie, and a cookie never opens the API. What a browser changes must come from our own
-pages: by its Origin, and by the session's token in the form field `csrf` or the header `x-csrf-token`.
+A key is never read from a cookie, and a cookie never opens the API. A browser's request that changes something must
+come from our own pages: its Origin must match, and it must carry the session's CSRF token, in the form field `csrf` or
+the header `x-csrf-token`.
 """
 
 import secrets
@@ -36,7 +37,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is asking: always a person, by one of their keys or in a browser."""
+    """The person who makes a request, with one of their API keys or in a browser."""
 
     user_id: str
     name: str
@@ -46,7 +47,7 @@ class Caller:
 
 
 class Gate:
-    """ASGI middleware: no request passes without a caller, but for the public doors."""
+    """ASGI middleware: finds the caller of every request and refuses requests without one, except on public routes."""
 
     def __init__(self, app: ASGIApp, database: Database, keys: KeyRing, limits: Limits):
         self.app, self.database, self.keys, self.limits = app, database, keys, limits
@@ -65,48 +66,48 @@ class Gate:
                 await self.refusal(scope, error)(scope, receive, send)
                 return
         elif scope["type"] != "lifespan":
-            return  # no websockets here
+            return  # websockets are not supported
         await self.app(scope, receive, send)
 
     async def caller(self, scope: Scope) -> Caller | None:
-        """Raises ApiError unless the request may go on; None only at a public door."""
+        """The caller; None on public routes. Raises ApiError if the request is not allowed."""
         path, headers = scope["path"], dict(scope["headers"])
         if path in PUBLIC or path.startswith(PUBLIC_BELOW):
             return None
         if is_api(path):
             return await self.by_key(headers.get(b"authorization", b"").decode("latin-1"))
         token = session_token(scope)
-        found = await run_in_threadpool(find_session, self.database, token) if token else None
-        if found is None:
+        session = await run_in_threadpool(find_session, self.database, token) if token else None
+        if session is None:
             raise ApiError(401, "Sign in first.", code="not_signed_in")
         check_origin(scope, headers)
-        return _person(found)
+        return _person(session)
 
     async def by_key(self, header: str) -> Caller:
+        """The caller of an Authorization header. Raises ApiError without a valid key."""
         kind, _, secret = header.partition(" ")
         secret = secret.strip()
         if kind.lower() != "bearer" or not secret:
-            raise ApiError(
-                401,
-                "You didn't provide an API key. Send it in the header: Authorization: Bearer YOUR_KEY.",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-        remembered = self.keys.remembered(secret)
-        key = self.keys.find(secret) if remembered else await run_in_threadpool(self.keys.find, secret)
+            raise _no_key("You didn't provide an API key. Send it in the header: Authorization: Bearer YOUR_KEY.")
+        cached = self.keys.remembered(secret)
+        key = self.keys.find(secret) if cached else await run_in_threadpool(self.keys.find, secret)
         if key is None:
-            message = f"Incorrect API key provided: {shown(secret)}. `tutelage keys` lists and makes keys."
-            raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+            raise _no_key(f"Incorrect API key provided: {shown(secret)}. `tutelage keys` lists and makes keys.")
         return Caller(user_id=key.user_id, name=key.name, role="key", key=key)
 
     def refusal(self, scope: Scope, error: ApiError) -> Response:
+        """The error as a response; a browser that is not signed in is sent to the sign-in page."""
         if error.status_code == 401 and wants_page(scope) and scope["method"] in SAFE:
             return RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
         return envelope(error)
 
 
+def _no_key(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
 def check_origin(scope: Scope, headers: dict[bytes, bytes]) -> None:
-    """A browser says where a request comes from; what changes something must come from this very server."""
+    """Raise ApiError if a browser sends a request that changes something from another site's page."""
     if scope["method"] in SAFE:
         return
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
@@ -118,7 +119,7 @@ def check_origin(scope: Scope, headers: dict[bytes, bytes]) -> None:
 
 
 def cookie_name(scope: Scope) -> str:
-    """Over https the name itself makes browsers refuse a cookie that another host or a plain connection set."""
+    """The session cookie's name. With the prefix __Host-, browsers accept it only from this host and over https."""
     return "__Host-tutelage" if scope["scheme"] == "https" else "tutelage"
 
 
@@ -132,18 +133,18 @@ def set_session(response: Response, scope: Scope, token: str) -> None:
     response.set_cookie(cookie_name(scope), token, path="/", secure=secure, httponly=True, samesite="lax")
 
 
-def _person(found: SignedIn) -> Caller:
-    user: User = found.user
-    return Caller(user_id=user.id, name=user.name, role=user.role, csrf=found.csrf)
+def _person(session: SignedIn) -> Caller:
+    user: User = session.user
+    return Caller(user_id=user.id, name=user.name, role=user.role, csrf=session.csrf)
 
 
 def needs(scope: str) -> Callable[[Request], Awaitable[Caller]]:
-    """A dependency: the caller's key must have this scope."""
+    """A FastAPI dependency: the caller's key must have this scope."""
 
     async def checked(request: Request) -> Caller:
         caller: Caller | None = request.state.caller
         if caller is None or caller.key is None or scope not in caller.key.scopes:
-            message = f"This key may not do that: it needs the scope '{scope}'."
+            message = f"This key does not have the scope '{scope}', which this route needs."
             raise ApiError(403, message, code="insufficient_permissions")
         return caller
 
@@ -151,7 +152,7 @@ def needs(scope: str) -> Callable[[Request], Awaitable[Caller]]:
 
 
 def page_for(*roles: str) -> Callable[[Request], Awaitable[Caller]]:
-    """A dependency: a person in a browser, of one of these roles (any, if none is named)."""
+    """A FastAPI dependency: a person in a browser with one of these roles (any role if none is given)."""
 
     async def checked(request: Request) -> Caller:
         caller: Caller | None = request.state.caller
@@ -167,11 +168,11 @@ def page_for(*roles: str) -> Callable[[Request], Awaitable[Caller]]:
 
 
 async def check_csrf(request: Request, caller: Caller) -> None:
-    """The session's token must come in a header, or in the form itself for a page without scripts."""
-    given = request.headers.get("x-csrf-token")
-    if given is None and "form" in request.headers.get("content-type", ""):
-        given = str((await request.form()).get("csrf", ""))
-    if not secrets.compare_digest((given or "").encode(), caller.csrf.encode()):
+    """Raise ApiError unless the session's CSRF token is in the header or in the form field (pages without scripts)."""
+    token = request.headers.get("x-csrf-token")
+    if token is None and "form" in request.headers.get("content-type", ""):
+        token = str((await request.form()).get("csrf", ""))
+    if not secrets.compare_digest((token or "").encode(), caller.csrf.encode()):
         raise ApiError(403, "The form is out of date: reload the page.", code="csrf")
 
 

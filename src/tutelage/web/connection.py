@@ -1,6 +1,6 @@
-"""One connection to a client: the head of a request must be small and come soon.
+"""One connection to a client, with limits on the request head: at most HEAD_BYTES, within HEAD_SECONDS.
 
-uvicorn itself keeps whatever a stranger sends before a request has begun, and waits for the rest for ever.
+uvicorn itself has no such limits: it buffers an unfinished head of any size and waits for the rest forever.
 """
 
 from http import HTTPStatus
@@ -13,7 +13,7 @@ HEAD_SECONDS = 20.0
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with a limit to each request's head in bytes and in seconds."""
+    """uvicorn's protocol, with a limit on the size and the duration of each request head."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -1,10 +1,9 @@
-"""What every response carries, and the last net under a bug.
+"""ASGI middleware around the whole app: headers of every response, limits on bodies, errors, metrics and the log.
 
-    x-request-id, openai-processing-ms, openai-version, and for a key its x-ratelimit-* headers
+    x-request-id, openai-processing-ms, openai-version, and x-ratelimit-* if the caller has a key
 
-ASGI middleware around the whole app. Bodies above the limit are refused before they are read; an exception that nobody
-caught becomes a 500 in OpenAI's envelope, its traceback in the log under the request's id. At its end each request is
-counted, and has its line in the log.
+A body that is too large or too slow is refused. An uncaught exception becomes a 500 in OpenAI's error shape, and its
+traceback goes to the log with the request's id. When a request ends it is counted and gets its line in the log.
 """
 
 import asyncio
@@ -24,12 +23,14 @@ from tutelage.web.errors import envelope as in_envelope
 BODY_BYTES = 2 * 1024 * 1024
 BODY_SECONDS = 60.0
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-API_VERSION = "2020-10-01"  # OpenAI's own; clients do not act on it
+API_VERSION = "2020-10-01"  # as OpenAI sends it; clients ignore it
 
 REQUESTS = Counter(
-    "tutelage_requests_total", "Requests by route and status; 0: gone before it was answered", ["route", "status"]
+    "tutelage_requests_total",
+    "Requests by route and status; status 0: the client left before the response",
+    ["route", "status"],
 )
-SECONDS = Histogram("tutelage_request_seconds", "From a request to the end of its answer", ["route"], buckets=BUCKETS)
+SECONDS = Histogram("tutelage_request_seconds", "Duration of requests, in seconds", ["route"], buckets=BUCKETS)
 
 logger = logging.getLogger("tutelage.web")
 
@@ -71,7 +72,7 @@ class Envelope:
             logger.exception("a request failed: %s", request_id)
             if status:
                 raise
-            message = f"The server made a mistake; its log says more under {request_id}."
+            message = f"Internal server error. The server's log has the details under {request_id}."
             await in_envelope(ApiError(500, message))(scope, receive, with_headers)
         finally:
             route, seconds = getattr(scope.get("route"), "path", "none"), time.perf_counter() - started
@@ -82,26 +83,27 @@ class Envelope:
 
 
 def check_length(scope: Scope) -> None:
+    """Raise ApiError if the content-length header announces too large a body."""
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if not length.isdigit() or int(length) > BODY_BYTES:
         raise too_large()
 
 
 def limited(receive: Receive) -> Receive:
-    """The same, for a body that comes in chunks without saying how long it will be, or does not come."""
-    seen, until = 0, asyncio.get_running_loop().time() + BODY_SECONDS
-    whole = False
+    """Wrap `receive`: raise ApiError for a chunked body that grows too large, or one that takes too long."""
+    size, deadline = 0, asyncio.get_running_loop().time() + BODY_SECONDS
+    complete = False
 
     async def counted() -> Message:
-        nonlocal seen, whole
+        nonlocal size, complete
         try:
-            async with asyncio.timeout_at(None if whole else until):
+            async with asyncio.timeout_at(None if complete else deadline):
                 message = await receive()
         except TimeoutError:
-            raise ApiError(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from None
-        whole = whole or not message.get("more_body", False)
-        seen += len(message.get("body", b""))
-        if seen > BODY_BYTES:
+            raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
+        complete = complete or not message.get("more_body", False)
+        size += len(message.get("body", b""))
+        if size > BODY_BYTES:
             raise too_large()
         return message
 

@@ -1,9 +1,9 @@
-"""What a caller is told when something does not go: OpenAI's envelope for programs, a page for people.
+"""Errors as responses: OpenAI's error shape for programs, a page for people.
 
     raise ApiError(404, "The model 'x' does not exist.", code="model_not_found", param="model")
 
-FastAPI's own answers (a field that does not fit, an unknown address, a wrong method) are put into the same envelope:
-the official clients read `error.message`, `.type`, `.param` and `.code`, and nothing else.
+FastAPI's own errors (an invalid field, an unknown URL, a wrong method) get the same shape. The official clients read
+only `error.message`, `.type`, `.param` and `.code`.
 """
 
 import json
@@ -20,13 +20,13 @@ from tutelage.store.database import StorageError
 from tutelage.web.logs import note
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
-KINDS = ("function-", "list[", "constrained-")  # pydantic names the members of a union, too
+KINDS = ("function-", "list[", "constrained-")  # how pydantic names the members of a union within a path
 log = logging.getLogger(__name__)
-FINAL = (409, 500, 501)  # the clients would try these again by themselves; the answer would be the same
+FINAL = (409, 500, 501)  # OpenAI's clients retry these by default, but the result would be the same
 
 
 class ApiError(HTTPException):
-    """An answer that is no success, as OpenAI's clients expect it."""
+    """An error response in the shape that OpenAI's clients expect."""
 
     def __init__(
         self,
@@ -45,18 +45,19 @@ class ApiError(HTTPException):
 
 
 def refusal(error: ApiError | StorageError) -> ApiError:
-    """The same as an answer; what the store could not take is said in the log, too."""
+    """The error as an ApiError. A StorageError is also logged."""
     if isinstance(error, ApiError):
         return error
     log.error("%s", error)
     if not error.full:
-        return ApiError(503, "The server's database does not answer. Try again soon.", code="storage_unavailable")
-    message = "The server cannot store anything now: its disk is full or fails. What was stored before is safe."
-    return ApiError(503, message, code="storage_full", headers={"x-should-retry": "false"})  # not in a few seconds
+        return ApiError(503, "The server's database is not responding. Try again soon.", code="storage_unavailable")
+    message = "The server cannot store anything: its disk is full or failing. What was stored before is safe."
+    # OpenAI's clients would retry within seconds, too soon for a full disk.
+    return ApiError(503, message, code="storage_full", headers={"x-should-retry": "false"})
 
 
 class JSON(Response):
-    """UTF-8 as it is, no NaN, no spaces."""
+    """Compact JSON in UTF-8, without NaN."""
 
     media_type = "application/json"
 
@@ -65,11 +66,12 @@ class JSON(Response):
 
 
 def dump(content: Any) -> bytes:
-    """One line of JSON. A lone surrogate, which no UTF-8 can say, becomes a question mark."""
+    """One line of JSON. A lone surrogate, which UTF-8 cannot encode, becomes a question mark."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def envelope(error: ApiError) -> JSON:
+    """The error in OpenAI's shape; it is also noted in the request's log line."""
     note(error=error.reason)
     headers = dict(error.headers or {})
     if error.status_code in FINAL:
@@ -78,31 +80,28 @@ def envelope(error: ApiError) -> JSON:
 
 
 def install(app: FastAPI) -> None:
-    """Put every error of an app into the envelope; people's pages have their own view of them."""
-    app.add_exception_handler(RequestValidationError, _unfitting)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(StorageError, _refused)
+    """Register handlers that turn all errors of an app into OpenAI's shape, or a page for browsers."""
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_error)
+    app.add_exception_handler(StorageError, _handle_error)
 
 
-async def _unfitting(request: Request, error: Exception) -> Response:
+async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    if (
-        first["loc"] == ("body",)
-        and first["type"] != "missing"
-        and "json" not in request.headers.get("content-type", "")
-    ):
+    is_json = "json" in request.headers.get("content-type", "")
+    if first["loc"] == ("body",) and first["type"] != "missing" and not is_json:
         message = "The body must be JSON: send it with content-type: application/json."
-        return await _refused(request, ApiError(415, message, code="unsupported_media_type"))
-    return await _refused(request, validation_error(error.errors()))
+        return await _handle_error(request, ApiError(415, message, code="unsupported_media_type"))
+    return await _handle_error(request, validation_error(error.errors()))
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _handle_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException | StorageError)
     if isinstance(error, ApiError | StorageError):
         error = refusal(error)
     else:
-        error = _in_words(request, error)
+        error = _from_http_exception(request, error)
     if wants_page(request.scope):
         note(error=error.reason)
         return request.app.state.pages.error(request, error)
@@ -110,24 +109,24 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def wants_page(scope: Mapping[str, Any]) -> bool:
-    """Whether a browser is asking to see a page, not a program for data."""
+    """Whether a browser requests a page, as opposed to a program or script that requests data."""
     accept = dict(scope["headers"]).get(b"accept", b"")
     return not is_api(scope["path"]) and b"text/html" in accept
 
 
 def is_api(path: str) -> bool:
-    """Paths for programs: their key comes in a header, never in a cookie."""
+    """Whether the path belongs to the API, which takes keys in a header and never a cookie."""
     return path.startswith("/v1/") or path == "/metrics"
 
 
 def validation_error(errors: Any) -> ApiError:
-    """The first of pydantic's complaints, with the field as a dotted path.
+    """The most useful of pydantic's errors, with the field as a dotted path.
 
-    A value that may be of several types has one for each; what is said of the type that fits is the one to tell.
+    A field that accepts several types has one error per type. The error of the type that the value has is reported.
     """
     first = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
-    place = [str(part) for part in first["loc"][1:]]  # the first part says body, query or path
-    param = ".".join(part for part in place if part != "str" and not part.startswith(KINDS)) or None
+    path = [str(part) for part in first["loc"][1:]]  # loc[0] is body, query or path
+    param = ".".join(part for part in path if part != "str" and not part.startswith(KINDS)) or None
     if first["type"] == "missing":
         if param is None:
             return ApiError(400, "The body is empty: it must be a JSON object.", code="invalid_json")
@@ -139,10 +138,9 @@ def validation_error(errors: Any) -> ApiError:
     return ApiError(400, about, param=param, code="invalid_value")
 
 
-def _in_words(request: Request, error: HTTPException) -> ApiError:
-    asked = f"{request.method} {request.url.path}"
+def _from_http_exception(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
-        return ApiError(404, f"Invalid URL ({asked})", code="unknown_url")
+        return ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url")
     if error.status_code == 405:
         message = f"Not allowed to {request.method} on {request.url.path}."
         return ApiError(405, message, code="method_not_supported", headers=error.headers)

@@ -1,6 +1,6 @@
-"""`tutelage keys`: make, list and revoke keys of the API.
+"""`tutelage keys`: make, list and revoke API keys.
 
-action, the server's data folder  ->  a line per key; a new key's secret, shown once
+action, the server's data folder  ->  one line per key; the secret of a new key, shown only once
 """
 
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True, kw_only=True)
 class KeysConfig:
-    """Whose keys, and what a new one may do."""
+    """The server whose keys these are, and the settings of a new key."""
 
     data: Path = Path("tutelage-data")
-    """The server's data folder."""
+    """The server's data folder (`tutelage serve --data`)."""
     database: str = ""
-    """The server's database by its URL; empty is SQLite in --data."""
+    """URL of the server's database. Empty: the SQLite file in --data."""
     name: str = "key"
-    """What a new key is for."""
+    """Name of a new key."""
     scopes: tuple[Literal["inference", "admin"], ...] = ("inference",)
-    """What a new key may do: inference asks models; admin loads models and reads metrics."""
+    """What a new key may do. inference: use models; admin: load models and read metrics."""
     requests_per_minute: int = 60_000
-    """Most requests of a new key in a minute."""
+    """Maximum requests per minute of a new key."""
     tokens_per_minute: int = 10_000_000
-    """Most tokens of a new key in a minute, prompts and answers."""
+    """Maximum tokens per minute of a new key, prompts and completions together."""
     concurrent: int = 256
-    """Most requests of a new key at once."""
+    """Maximum concurrent requests of a new key."""
     days: int = 0
-    """A new key expires after so many days; 0 is never."""
+    """Number of days after which a new key expires; 0 means never."""
 
 
 def keys(
     action: Positional[Literal["list", "make", "revoke"]], key: Positional[str] = "", config: KeysConfig = KeysConfig()
 ) -> None:
-    """List the keys, make one, or revoke one by its name or id. A running server sees it within a second.
+    """List the API keys, make one, or revoke one by its name or id. A running server follows within a second.
 
     Example: tutelage keys make --name laptop --scopes inference
     """
@@ -80,12 +80,12 @@ def make(database: Database, ring: KeyRing, config: KeysConfig) -> None:
     print(f"{secret}   (shown only now)")
 
 
-def revoke(database: Database, ring: KeyRing, named: str) -> None:
-    found = [row for row in all_keys(database) if named in (row.id, row.name) and row.revoked_ms is None]
-    if len(found) != 1:
-        raise InputError(f"{named!r}: {len(found)} keys in use are called so; `tutelage keys list` shows their ids")
-    ring.revoke(found[0].id)
-    print(f"revoked {found[0].id} ({found[0].name})")
+def revoke(database: Database, ring: KeyRing, name: str) -> None:
+    matches = [row for row in all_keys(database) if name in (row.id, row.name) and row.revoked_ms is None]
+    if len(matches) != 1:
+        raise InputError(f"{name!r}: matches {len(matches)} keys in use; give an id from `tutelage keys list`")
+    ring.revoke(matches[0].id)
+    print(f"revoked {matches[0].id} ({matches[0].name})")
 
 
 def all_keys(database: Database) -> list[ApiKey]:

@@ -1,10 +1,10 @@
-"""Keys of the API: made once, shown once, kept only as a keyed hash.
+"""API keys. The secret is shown once, when the key is made; the database holds only a keyed hash of it.
 
     secret = sk-...  ->  HMAC-SHA256(pepper, secret)  ->  the row in `api_keys`
 
-A key has 256 random bits, so a fast hash is enough; the pepper lies in a file beside the database, so that a stolen
-database alone says nothing. A key that was looked up is remembered for a second: that is how long a revoked one may
-live.
+A key has 256 random bits, so a fast hash is enough. The pepper is in a file beside the database, so a stolen database
+alone cannot be used to check guesses. Look-ups are cached for REMEMBERED_SECONDS, so a key revoked by another process
+may work that much longer.
 """
 
 import hashlib
@@ -26,16 +26,16 @@ from tutelage.store.tables import ApiKey
 
 SCOPES = ("inference", "admin")
 REMEMBERED_SECONDS = 1.0
-USED_EVERY_MS = 60_000  # how often `last_used_ms` is written
+USED_EVERY_MS = 60_000  # `last_used_ms` is written at most this often
 
 
 class KeyRing:
-    """Makes keys and finds them again."""
+    """Makes, finds and revokes keys."""
 
     def __init__(self, database: Database, pepper: bytes):
         self._database = database
         self._pepper = pepper
-        self._seen: dict[str, tuple[float, ApiKey | None]] = {}
+        self._cache: dict[str, tuple[float, ApiKey | None]] = {}  # by hash: when it was looked up, the key
 
     def make(
         self,
@@ -48,24 +48,22 @@ class KeyRing:
         concurrent: int = 256,
         expires_ms: int | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key: its row, and the secret that nobody will see again."""
+        """Make a key. Returns its row and the secret, which cannot be recovered later."""
         if unknown := set(scopes) - set(SCOPES):
-            raise InputError(f"{sorted(unknown)[0]!r}: no scope; a key may have {', '.join(SCOPES)}")
+            raise InputError(f"{sorted(unknown)[0]!r}: not a scope; choose from {', '.join(SCOPES)}")
         secret = "sk-" + secrets.token_urlsafe(32)
-        key = ApiKey(
-            id=new_id("key_"), user_id=user_id, name=name,
-            prefix=secret[:9], last4=secret[-4:], hash=self._hash(secret), scopes=list(scopes),
-            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-            concurrent=concurrent, expires_ms=expires_ms,
-        )  # fmt: skip
+        key = ApiKey(id=new_id("key_"), user_id=user_id, name=name, scopes=list(scopes), expires_ms=expires_ms)
+        key.prefix, key.last4, key.hash = secret[:9], secret[-4:], self._hash(secret)
+        key.requests_per_minute, key.tokens_per_minute = requests_per_minute, tokens_per_minute
+        key.concurrent = concurrent
         with self._database.write() as session:
             session.add(key)
         return key, secret
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key, unless there is none, or it was revoked or has expired."""
+        """The key with this secret; None if there is none, or it was revoked or has expired."""
         digest = self._hash(secret)
-        when, key = self._seen.get(digest, (0.0, None))
+        when, key = self._cache.get(digest, (0.0, None))
         if time.monotonic() - when > REMEMBERED_SECONDS:
             key = self._look_up(digest)
         if key is None or (key.expires_ms is not None and key.expires_ms <= now_ms()):
@@ -73,18 +71,18 @@ class KeyRing:
         return key
 
     def remembered(self, secret: str) -> bool:
-        """Whether `find` answers without asking the database."""
-        when, _ = self._seen.get(self._hash(secret), (0.0, None))
+        """Whether `find` needs no database query for this secret."""
+        when, _ = self._cache.get(self._hash(secret), (0.0, None))
         return time.monotonic() - when <= REMEMBERED_SECONDS
 
     def revoke(self, key_id: str) -> bool:
-        """Whether there was such a key to revoke."""
+        """Revoke a key. Returns False if there is no such key, or it was revoked before."""
         with self._database.write() as session:
             key = session.get(ApiKey, key_id, with_for_update=True)
             if key is None or key.revoked_ms is not None:
                 return False
             key.revoked_ms = now_ms()
-        self._seen.clear()
+        self._cache.clear()
         return True
 
     def _hash(self, secret: str) -> str:
@@ -94,17 +92,17 @@ class KeyRing:
         with self._database.read() as session:
             key = session.scalar(select(ApiKey).where(ApiKey.hash == digest, ApiKey.revoked_ms.is_(None)))
         if key is None:
-            return None  # not remembered: guesses must not fill the memory
+            return None  # not cached: wrong guesses must not fill the memory
         if now_ms() - (key.last_used_ms or 0) > USED_EVERY_MS:
-            # This column only: the key may have been revoked just now. A full disk keeps nobody from reading.
+            # Update this column only: the key may have been revoked just now. Ignore a full disk: reading must work.
             with suppress(StorageError), self._database.write() as session:
                 session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_ms=now_ms()))
-        self._seen[digest] = (time.monotonic(), key)
+        self._cache[digest] = (time.monotonic(), key)
         return key
 
 
 def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
-    """The database, its tables up to date, and the keys in it."""
+    """Open the database, migrate its tables, and return it with its key ring."""
     data.mkdir(parents=True, exist_ok=True)
     database = Database(url or sqlite_url(data / "tutelage.db"))
     migrate.upgrade(database)
@@ -113,16 +111,15 @@ def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
 
 
 def read_pepper(folder: Path) -> bytes:
-    """The server's secret, made on first use. Losing it makes every key worthless."""
+    """The server's secret, created on first use. Without it no existing key works."""
     path = folder / "pepper"
     if not path.exists():
         with atomic_write(path) as file:
-            path_of_file = Path(file.name)
-            path_of_file.chmod(0o600)
+            Path(file.name).chmod(0o600)
             file.write(secrets.token_hex(32))
     return bytes.fromhex(path.read_text(encoding="ascii").strip())
 
 
 def shown(secret: str) -> str:
-    """Enough of a key to know it by, too little to use it."""
+    """A key's secret with all but its ends masked."""
     return f"{secret[:5]}**…{secret[-4:]}" if len(secret) > 16 else "**…"

@@ -1,10 +1,12 @@
-"""How much a key may ask for: requests a minute, tokens a minute, and how many at once.
+"""Rate limits of a key: requests per minute, tokens per minute, and concurrent requests.
 
-    limits.request(key) at the gate;  with limits.generation(key, tokens) as spent: ...; spent(tokens) around an answer
+    limits.request(key)                                    counts a request
+    with limits.generation(key, most_tokens) as spent:     reserves tokens
+        ...; spent.tokens = used                           returns those not used
 
-Requests are counted by the library `limits` in a sliding window. Tokens are a bucket that refills all the time: the
-most an answer can cost is taken when it starts, and what it did not use is given back. One process serves, so memory
-is exact.
+The library `limits` counts requests in a sliding window. Tokens are a bucket that refills continuously. A generation
+reserves the most tokens that it can cost and returns the unused ones at its end. One process serves all requests, so
+counts in memory are exact.
 """
 
 import time
@@ -19,12 +21,12 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from tutelage.store.tables import ApiKey
 from tutelage.web.errors import ApiError
 
-LONGEST_WAIT = 119.0  # seconds; OpenAI's clients do not wait for longer, but give up at once
+LONGEST_WAIT = 119.0  # seconds; told to wait longer, OpenAI's clients give up at once
 
 
 @dataclass
 class Bucket:
-    """Tokens that a key may still use; `rate` a minute come back, up to `rate`."""
+    """The tokens that a key has left. `rate` tokens return per minute, up to `rate`."""
 
     rate: int
     left: float
@@ -41,13 +43,13 @@ class Bucket:
 
 @dataclass
 class Spending:
-    """What one answer has cost so far; the rest of what was set aside goes back at the end."""
+    """The tokens that one generation used. Set it before the block ends; the rest of the reservation is returned."""
 
     tokens: int = 0
 
 
 class Limits:
-    """Counts for all keys."""
+    """The counts of all keys."""
 
     def __init__(self) -> None:
         self._requests = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -55,7 +57,7 @@ class Limits:
         self._running: dict[str, int] = {}
 
     def request(self, key: ApiKey) -> None:
-        """Count one request. Raises ApiError when there were too many."""
+        """Count one request. Raises ApiError if the key has sent too many."""
         item = RateLimitItemPerMinute(key.requests_per_minute)
         if not self._requests.hit(item, key.id):
             wait = max(0.0, self._requests.get_window_stats(item, key.id).reset_time - time.time())
@@ -63,7 +65,7 @@ class Limits:
 
     @contextmanager
     def generation(self, key: ApiKey, most_tokens: int) -> Iterator[Spending]:
-        """Around an answer of at most so many tokens. Raises ApiError when the key has too few, or too many running."""
+        """Reserve up to `most_tokens` for the block. Raises ApiError if the key lacks them, or has too many running."""
         running = self._running.get(key.id, 0)
         if running >= key.concurrent:
             raise _refused("concurrency", f"{key.concurrent} requests at once", 1.0)
@@ -80,7 +82,7 @@ class Limits:
             self._running[key.id] -= 1
 
     def headers(self, key: ApiKey) -> dict[str, str]:
-        """What OpenAI's API says of the limits in every response."""
+        """The rate limit headers of OpenAI's API."""
         window = self._requests.get_window_stats(RateLimitItemPerMinute(key.requests_per_minute), key.id)
         bucket = self._bucket(key)
         return {
@@ -99,7 +101,7 @@ class Limits:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: 12ms, 1.5s, 6m0s."""
+    """A duration in OpenAI's format: 12ms, 1.5s, 6m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     minutes, rest = divmod(seconds, 60)

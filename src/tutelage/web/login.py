@@ -1,4 +1,4 @@
-"""Signing in and out, one's own account, and inviting others.
+"""Sign-in, sign-out, the account page, and inviting people.
 
 /login   /signin/TOKEN   /logout   /account   /people
 """
@@ -29,7 +29,7 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
 
 
 def own_path(path: str) -> str:
-    """Where to go after signing in: a path of this server, nothing else."""
+    """The path to go to after signing in, if it is a path of this server; otherwise "/"."""
     safe = path.startswith("/") and not path.startswith("//") and "\\" not in path
     return path if safe else "/"
 
@@ -43,8 +43,9 @@ def show_login(request: Request, next: str = "/") -> Response:
 async def login(
     request: Request, database: Store, email: Field = "", password: Field = "", next: Field = "/"
 ) -> Response:
-    """Comparing a password takes much memory and time, and anybody may ask for it: few at once, the others wait."""
+    """Sign in with e-mail and password."""
     check_origin(request.scope, dict(request.scope["headers"]))
+    # Anybody may post here and hashing takes much memory and time, so only a few run at once and the others wait.
     address, hashing = request.client.host if request.client else "", request.app.state.hashing
     user = await to_thread.run_sync(people.check_password, database, email, password, address, limiter=hashing)
     if user is None:
@@ -55,10 +56,13 @@ async def login(
 
 @router.get("/signin/{token}")
 def open_link(request: Request, database: Store, token: str) -> Response:
-    """Signs in the browser that goes there. A messenger's preview or a prefetch must not use the link up: for all that
-    does not say it is a browser on its way there, it takes a press of a button."""
-    asked = request.headers
-    if asked.get("sec-fetch-mode") != "navigate" or "prefetch" in asked.get("sec-purpose", ""):
+    """Sign in a browser that navigates to the link.
+
+    A messenger's preview or a prefetch must not use up the link. Any request that is not clearly a navigation gets a
+    page with a button instead.
+    """
+    headers = request.headers
+    if headers.get("sec-fetch-mode") != "navigate" or "prefetch" in headers.get("sec-purpose", ""):
         return render(request, "signin.html")
     return use_link(request, database, token)
 
@@ -72,7 +76,8 @@ def press_button(request: Request, database: Store, token: str) -> Response:
 def use_link(request: Request, database: Database, token: str) -> Response:
     session = people.use_link(database, token, request.headers.get("user-agent", ""))
     if session is None:
-        raise ApiError(404, "This link was used already, or is too old. Ask for a new one.", code="link_used")
+        message = "This link has already been used or has expired. Ask for a new one."
+        raise ApiError(404, message, code="link_used")
     return signed_in(request, session, "/")
 
 
@@ -114,7 +119,7 @@ def show_people(request: Request, caller: Admin, database: Store) -> Response:
 
 @router.post("/people")
 def invite(request: Request, caller: Admin, database: Store, name: Field = "", role: Field = "user") -> Response:
-    """Add a person; the page shows the link with which they sign in and choose a password."""
+    """Add a person. The page shows the link that signs them in."""
     if not name.strip() or role not in ROLES:
         raise ApiError(400, "A person needs a name and a role.", param="name")
     user = User(id=new_id("usr_"), name=name.strip(), role=role)
@@ -125,7 +130,7 @@ def invite(request: Request, caller: Admin, database: Store, name: Field = "", r
 
 @router.post("/people/{user_id}/link")
 def invite_again(request: Request, caller: Admin, database: Store, user_id: str) -> Response:
-    """A new link for somebody whose link is gone, or whose password is forgotten."""
+    """A new link for a person who lost theirs or forgot the password."""
     with database.read() as session:
         user = session.get(User, user_id)
     if user is None or user.status != "active":
@@ -140,9 +145,9 @@ def with_link(request: Request, database: Database, user_id: str) -> Response:
 
 @router.post("/people/{user_id}")
 def change_status(request: Request, caller: Admin, database: Store, user_id: str, status: Field) -> Response:
-    """Disable a person, or let them in again. Nobody locks themselves out."""
+    """Disable a person or enable them again. Nobody can disable themselves."""
     if status not in ("active", "disabled") or user_id == caller.user_id:
-        raise ApiError(400, "Only another person can be disabled or let in again.", param="status")
+        raise ApiError(400, "Give the status active or disabled, for a person other than yourself.", param="status")
     with database.write() as session:
         user = session.get(User, user_id)
         if user is None:

@@ -1,10 +1,10 @@
-"""What the server says of its work: lines of JSON on standard error, one for each request.
+"""The server's log: one line of JSON per request, on standard error.
 
     {"time": ..., "level": "info", "message": "request", "request_id": "req_...", "method": "POST",
      "route": "/v1/chat/completions", "status": 200, "ms": 812, "user": "usr_...", "key": "key_...", ...}
 
-Never what anybody said: no text, no path (the link that signs in is one), no query, no secret. Whatever else is logged
-while a request is answered carries its id, too; `note` adds a fact to the request's own line.
+A line never holds a text, a path (a sign-in link is a path), a query or a secret. `note` adds a field to the line of
+the current request. All other log lines that a request causes carry its id.
 """
 
 import json
@@ -19,39 +19,43 @@ _request: ContextVar[dict[str, Any] | None] = ContextVar("request", default=None
 
 
 def begin(request_id: str) -> dict[str, Any]:
-    """From here on this task, and the threads and tasks it starts, answer this request: what is known of it."""
+    """Start the log line of a request. Returns its fields.
+
+    The line belongs to the current task and the tasks and threads that it starts.
+    """
     facts: dict[str, Any] = {"request_id": request_id}
     _request.set(facts)
     return facts
 
 
 def note(**facts: Any) -> None:
-    """Add to the line of the request that is being answered, if one is."""
-    known = _request.get()
-    if known is not None:
-        known.update(facts)
+    """Add fields to the log line of the current request, if there is one."""
+    current = _request.get()
+    if current is not None:
+        current.update(facts)
 
 
 class JSONLines(logging.Formatter):
-    """One record, one line."""
+    """Formats a log record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        known = _request.get() or {}
+        facts = _request.get() or {}
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(), "message": record.getMessage(),
-        }  # fmt: skip
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
         if record.name == access.name:
-            line |= known
+            line |= facts
         else:
-            line |= {"logger": record.name} | {name: known[name] for name in ("request_id",) if name in known}
+            line |= {"logger": record.name} | {name: facts[name] for name in ("request_id",) if name in facts}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def write_json(each_request: bool) -> None:
-    """Warnings and errors of the whole process go to standard error as JSON, and so does a line for each request."""
+    """Log the process's warnings and errors to standard error as JSON; with `each_request` also a line per request."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -1,10 +1,10 @@
-"""From a template to a page: its language, its person, and what every page has.
+"""Renders templates to pages, in the reader's language.
 
     pages.render(request, "chat.html", conversation=...)  ->  HTML
 
-Each room brings its own folder of templates; all build on `base.html`. Text from people and models is escaped unless
-it went through `markdown`, which sanitises. A template has `_` (translate), `caller`, `csrf`, `locale`, `lang`,
-`path` and `languages`.
+Every package brings its own folder of templates, and all of them extend `base.html`. Text from people and models is
+escaped, except the output of `markdown`, which is sanitised. Templates can use `_` (translate), `caller`, `csrf`,
+`locale`, `lang`, `path` and `languages`.
 """
 
 from functools import cache
@@ -37,7 +37,7 @@ SAFE_HEADERS = {
 
 
 class Pages:
-    """Renders the templates of all rooms."""
+    """Renders the templates of the folders given and of this package."""
 
     def __init__(self, *folders: Path):
         self._folders = [Path(__file__).parent / "templates", *folders]
@@ -45,36 +45,44 @@ class Pages:
 
     def _make(self, locale: str) -> Environment:
         environment = Environment(
-            loader=FileSystemLoader(self._folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True, extensions=["jinja2.ext.i18n"],
-        )  # fmt: skip
+            loader=FileSystemLoader(self._folders),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.i18n"],
+        )
         environment.install_gettext_translations(translations(locale), newstyle=True)  # type: ignore[attr-defined]
         environment.filters["markdown"] = markdown
         return environment
 
     def render(self, request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-        """The page in the language of its reader; `?lang=zh` anywhere chooses one, and a cookie remembers it."""
-        wish = request.query_params.get("lang")
+        """A template as a page in the reader's language. `?lang=zh` on any page selects one; a cookie remembers it."""
         locale = language(request)
         caller = getattr(request.state, "caller", None)
         common = {
-            "caller": caller, "csrf": caller.csrf if caller else "", "locale": locale, "lang": HTML_LANG[locale],
-            "languages": NAMES, "path": request.url.path,
-        }  # fmt: skip
+            "caller": caller,
+            "csrf": caller.csrf if caller else "",
+            "locale": locale,
+            "lang": HTML_LANG[locale],
+            "languages": NAMES,
+            "path": request.url.path,
+        }
         html = self._environment(locale).get_template(template).render(common | context)
         response = HTMLResponse(html, status, SAFE_HEADERS)
-        if wish == locale:
+        if request.query_params.get("lang") == locale:
             response.set_cookie("lang", locale, max_age=YEAR, samesite="lax")
         return response
 
     def error(self, request: Request, error: ApiError) -> HTMLResponse:
+        """The page that shows an error."""
         known = problems(translations(language(request)).gettext)
         message = known.get(error.body["code"] or "", error.detail)
         return self.render(request, "error.html", error.status_code, code=error.status_code, message=message)
 
 
 def language(request: Request) -> str:
-    """en or zh: asked for in the address, remembered in a cookie, or what the browser prefers."""
+    """en or zh: from the URL's `lang`, else the cookie, else the browser's preference."""
     accept = request.headers.get("accept-language", "")
     return choose(request.query_params.get("lang"), request.cookies.get("lang"), accept=accept)
 
@@ -83,12 +91,12 @@ _markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "striketh
 
 
 def markdown(text: str) -> Markup:
-    """What a model wrote, as HTML that can neither run nor load anything."""
+    """Render Markdown as sanitised HTML: no scripts, and nothing loaded from elsewhere."""
     return Markup(nh3.clean(_markdown.render(text), link_rel="noopener noreferrer nofollow"))
 
 
 class Files(StaticFiles):
-    """Files for browsers, asked for anew each time (unchanged ones cost no body): old scripts never meet new pages."""
+    """Static files that browsers revalidate on every use, so that a new page never runs an old script."""
 
     def file_response(self, *args: Any, **more: Any) -> Response:
         response = super().file_response(*args, **more)

@@ -1,10 +1,9 @@
-"""People: who they are, how they sign in, and for how long.
+"""People, their sign-in links, passwords and sessions.
 
-    a one-time link, or e-mail and password  ->  a session, whose token lies in a cookie and only as a hash in the
-    database
+    a one-time link, or e-mail and password  ->  a session: a token in a cookie, of which the database holds a hash
 
-Passwords are Argon2id. A session that is not used for twelve hours ends. Guessing is slowed: five wrong passwords for
-an account from one address close that door for a quarter of an hour, and an unknown account takes as long as a known
+Passwords are hashed with Argon2id. A session ends when it is not used for twelve hours. Guessing is slow: an address
+may try five passwords for an account per quarter of an hour, and checking an unknown account takes as long as a known
 one.
 """
 
@@ -34,7 +33,7 @@ TRIES = RateLimitItemPerMinute(5, 15)
 LEAST_PASSWORD = 8
 
 _hasher = PasswordHasher()
-_nobody = _hasher.hash(secrets.token_hex(16))
+_nobody = _hasher.hash(secrets.token_hex(16))  # compared with if the account is unknown, to take the same time
 _tries = FixedWindowRateLimiter(MemoryStorage())
 
 
@@ -48,14 +47,14 @@ class SignedIn:
 
 @contextmanager
 def writing(database: Database, user_id: str) -> Iterator[Session]:
-    """A transaction in which a person changes what is theirs; their other ones wait until it has ended."""
+    """A transaction that changes a person's data. Two of these for the same person run one after the other."""
     with database.write() as session:
         session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
         yield session
 
 
 def owner(database: Database) -> User:
-    """The person who started the server: the first admin, made when there is none."""
+    """The first active admin, who stands for whoever started the server. Created if there is none."""
     with migrate.setting_up(database), database.write() as session:
         query = select(User).where(User.role == "admin", User.status == "active").order_by(User.id).limit(1)
         user = session.scalar(query)
@@ -66,7 +65,7 @@ def owner(database: Database) -> User:
 
 
 def make_link(database: Database, user_id: str) -> str:
-    """The token of a link that signs a person in once; an older one of theirs stops working."""
+    """Make a link that signs a person in once. Returns its token. The person's older link stops working."""
     token = secrets.token_urlsafe(32)
     with writing(database, user_id) as session:
         session.execute(delete(SignInLink).where(SignInLink.user_id == user_id))
@@ -77,7 +76,7 @@ def make_link(database: Database, user_id: str) -> str:
 
 
 def use_link(database: Database, token: str, agent: str) -> str | None:
-    """Sign in with a link's token, which is used up by it: a session's token, or None for a link that is no more."""
+    """Sign in with a link's token. Returns a session's token, or None if the link was used or has expired."""
     with database.write() as session:
         link = session.scalar(select(SignInLink).where(SignInLink.token_sha256 == _sha256(token)).with_for_update())
         if link is None:
@@ -90,9 +89,10 @@ def use_link(database: Database, token: str, agent: str) -> str | None:
 
 
 def check_password(database: Database, email: str, password: str, address: str) -> User | None:
-    """The person, if e-mail and password fit and there were not too many wrong ones before."""
+    """The person with this e-mail and password; None if they are wrong, or after too many wrong attempts."""
     email = email.strip().lower()
-    if not _tries.hit(TRIES, email, address):  # counted before the slow comparison: many at once are no way around it
+    # Count before the slow comparison, so that many requests at once cannot get around the limit.
+    if not _tries.hit(TRIES, email, address):
         return None
     with database.read() as session:
         user = session.scalar(select(User).where(User.email == email, User.status == "active"))
@@ -110,9 +110,9 @@ def _fits(hashed: str, password: str) -> bool:
 
 
 def set_password(database: Database, user_id: str, email: str, password: str, token: str = "") -> None:
-    """E-mail and password to sign in with; of the person's sessions only the one of this token goes on.
+    """Set a person's e-mail and password. All their sessions end, except the one with this token.
 
-    Raises IntegrityError where the address is another's.
+    Raises IntegrityError if another person has this e-mail.
     """
     hashed = _hasher.hash(password)
     with database.write() as session:
@@ -123,30 +123,27 @@ def set_password(database: Database, user_id: str, email: str, password: str, to
 
 
 def open_session(database: Database, user_id: str, agent: str) -> str:
-    """A fresh session: the token for the cookie. Old sessions that have ended are cleared away."""
+    """Start a session. Returns the token for the cookie. Expired sessions of all people are deleted."""
     token = secrets.token_urlsafe(32)
     with database.write() as session:
         session.execute(delete(WebSession).where(WebSession.expires_ms <= now_ms()))
-        session.add(
-            WebSession(
-                id=new_id("ses_"), user_id=user_id, token_sha256=_sha256(token), csrf=secrets.token_urlsafe(24),
-                expires_ms=now_ms() + SESSION_MS, agent=agent[:200],
-            )
-        )  # fmt: skip
+        row = WebSession(id=new_id("ses_"), user_id=user_id, token_sha256=_sha256(token), agent=agent[:200])
+        row.csrf, row.expires_ms = secrets.token_urlsafe(24), now_ms() + SESSION_MS
+        session.add(row)
         session.get_one(User, user_id).last_login_ms = now_ms()
     return token
 
 
 def find_session(database: Database, token: str) -> SignedIn | None:
-    """Whose browser this is, if the session has not ended; its end moves on while it is used."""
+    """The person and CSRF token of a session; None if it has ended. Using a session extends it."""
     with database.read() as session:
         query = select(WebSession, User).join(User, User.id == WebSession.user_id)
         found = session.execute(query.where(WebSession.token_sha256 == _sha256(token))).first()
     if found is None or found[0].expires_ms <= now_ms() or found[1].status != "active":
         return None
     row, user = found
-    if row.expires_ms - now_ms() < SESSION_MS - HOUR_MS:  # written once an hour, not at every click
-        # Only if it is still there: the person may have signed out just now. A full disk keeps nobody from reading.
+    if row.expires_ms - now_ms() < SESSION_MS - HOUR_MS:  # write at most once an hour, not on every request
+        # An update, so that a session that was ended just now stays ended. Ignore a full disk: reading must work.
         with suppress(StorageError), database.write() as session:
             longer = update(WebSession).where(WebSession.id == row.id).values(expires_ms=now_ms() + SESSION_MS)
             session.execute(longer)

@@ -1,9 +1,9 @@
-"""The pages in English and Chinese.
+"""Translations of the pages: English and Chinese.
 
     _("Sign in")  ->  "Sign in" or "登录"
 
-English stands in the code and the templates; `locale/zh.po` is Chinese. It is read with Babel when the server starts,
-so there is no file to compile. A test asks that every message has its translation.
+The English text is in the code and the templates; `locale/zh.po` holds the Chinese. Babel reads it when the server
+first needs it, so nothing has to be compiled. A test checks that every message is translated.
 """
 
 import io
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "locale"
 
 @cache
 def translations(locale: str) -> NullTranslations:
-    """The messages of one language."""
+    """The messages of one locale, "en" or "zh"."""
     if locale == "en":
         return NullTranslations()
     with open(FOLDER / f"{locale}.po", "rb") as file:
@@ -35,7 +35,7 @@ def translations(locale: str) -> NullTranslations:
 
 
 def choose(*wishes: str | None, accept: str = "") -> str:
-    """The first wish that we have, then what the browser prefers, then English."""
+    """The first wish that is a known locale, else the browser's preference (`accept`), else English."""
     for wish in wishes:
         if wish in LOCALES:
             return wish

@@ -13,7 +13,7 @@ CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
 
 def chunks(text: str) -> list[dict]:
-    """The JSON of a stream, its framing checked byte by byte."""
+    """The JSON values of a stream, whose framing is checked byte by byte."""
     events = text.split("\n\n")
     assert events[-1] == "" and events[-2] == "data: [DONE]"
     assert all(event.startswith("data: {") and "\n" not in event and "\r" not in event for event in events[:-2])
@@ -48,7 +48,7 @@ def test_a_chat_in_one_piece(serving, ask, tokenizer) -> None:
             "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
-    assert "你好" in response.text  # as it is, not as \u escapes
+    assert "你好" in response.text  # not as \u escapes
 
 
 def test_a_chat_as_a_stream(serving, ask) -> None:
@@ -200,7 +200,7 @@ def test_a_body_of_another_type_is_a_415(serving, ask, kind: str) -> None:
 
 @pytest.mark.parametrize("levels, status", [(62, 200), (63, 400), (900, 400), (50_000, 400)])
 def test_json_may_be_nested_64_levels_deep(serving, ask, levels: int, status: int) -> None:
-    """The body is the first level, the field the second; the rest are lists within it."""
+    """The body is the first level and the field the second; the rest are nested lists."""
     head = json.dumps(ask)[:-1]
     for opened, closed in (("[", "]"), ('{"a":', "}")):
         value = opened * (levels + 1) + ("1" if closed == "}" else "") + closed * (levels + 1)

@@ -1,4 +1,4 @@
-"""Readers that go away, over a real socket: the slot is free at once; a stream as a socket sees it, byte by byte."""
+"""Clients that disconnect, over a real socket: their slot is free at once. Also streams, byte by byte."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tutelage.web.logs import JSONLines
 
 
 class Listening(uvicorn.Server):
-    """An app on a free port, in a thread."""
+    """Serve an app on a free port, in a thread."""
 
     def __init__(self, app):
         super().__init__(uvicorn.Config(app, http=Connection, log_config=None, access_log=False))
@@ -29,7 +29,7 @@ class Listening(uvicorn.Server):
         wait_for(lambda: self.started)
 
     def connect(self, secret: str, body: dict) -> socket.socket:
-        """A connection with a request sent."""
+        """Open a connection and send a request."""
         content = json.dumps(body).encode()
         lines = [
             "POST /v1/chat/completions HTTP/1.1", "host: x", f"authorization: Bearer {secret}",
@@ -106,7 +106,7 @@ def test_the_bytes_of_a_stream(listening, ask) -> None:
         rest = rest[int(size, 16) + 2 :]
     events = [chunk for chunk in chunks if chunk]
     assert events[-1] == b"data: [DONE]\n\n"
-    for event in events:  # one whole event in each write, whatever characters are in it
+    for event in events:  # one whole event per write, whatever its characters
         assert event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2
         event.decode("utf-8")
     text = "".join(json.loads(event[6:])["choices"][0]["delta"].get("content", "") for event in events[:-1])
@@ -189,7 +189,7 @@ def at(server: Listening) -> socket.socket:
 
 
 def test_a_head_that_does_not_end_is_cut_off(listening, monkeypatch) -> None:
-    """In bytes or in seconds, whoever sends it."""
+    """A request head that is too large or too slow is refused."""
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
     server, _ = listening
     endless = at(server)
@@ -211,7 +211,7 @@ def test_a_large_head_is_refused_and_a_common_one_is_not(listening) -> None:
         client.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
         for _ in range(4):
             client.sendall(b"x-a: " + b"a" * (size // 4) + b"\r\n")
-            time.sleep(0.01)  # one after the other, as a network brings them
+            time.sleep(0.01)  # in several packets, as over a network
         with contextlib.suppress(ConnectionError):
             client.sendall(b"\r\n")
         assert read_all(client).startswith(b"HTTP/1.1 " + status)
@@ -236,4 +236,4 @@ def test_a_body_that_does_not_come_is_not_waited_for(listening, monkeypatch) -> 
     client.sendall("\r\n".join([*lines, "content-type: application/json", "content-length: 9", "", "{"]).encode())
     assert client.recv(4096).startswith(b"HTTP/1.1 408")
     long = read_all(server.connect(s.secret, {"model": "stub", "messages": [{"role": "user", "content": "x"}]}))
-    assert long.startswith(b"HTTP/1.1 200")  # the answer may take longer than the question
+    assert long.startswith(b"HTTP/1.1 200")  # the limit is on the request, not on the response

@@ -1,4 +1,4 @@
-"""Moderation on both sides of the model, within the API."""
+"""Moderation of input and output in the API."""
 
 import json
 
@@ -11,7 +11,7 @@ CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
 @pytest.fixture
 def strict(tmp_path):
-    """A policy that stops one word."""
+    """A moderation policy that stops one word."""
     terms = tmp_path / "terms.txt"
     terms.write_text("[hate]\nthe cat\n", encoding="utf-8")
     return lambda side: Moderator(ModerationConfig(moderate=side, blocked=("hate",), terms=terms, builtin_terms=False))

@@ -1,4 +1,4 @@
-"""Completions that were kept: pages of them, their own and nobody else's; limits of keys; scores and models."""
+"""Stored completions: pages, and who may see them. Also limits of keys, scores, models, health and metrics."""
 
 import shutil
 import threading
@@ -49,7 +49,7 @@ def test_a_key_may_store_by_default(serving, ask) -> None:
     s = serving()
     with s.database.write() as session:
         session.merge(s.key).store_default = True
-    s.keys._seen.clear()
+    s.keys._cache.clear()
     s.client.post(CHAT, json=ask)
     s.client.post(CHAT, json=ask | {"store": False})
     assert len(s.client.get(CHAT).json()["data"]) == 1
@@ -121,7 +121,7 @@ def test_tokens_are_set_aside_and_given_back(serving, ask, tokenizer) -> None:
     s = serving(key={"tokens_per_minute": 100})
     used = s.client.post(CHAT, json=ask | {"max_tokens": 30}).json()["usage"]["total_tokens"]
     left = int(s.client.get("/v1/models").headers["x-ratelimit-remaining-tokens"])
-    assert 100 - used <= left <= 100 - used + 5  # a little has come back in the meantime
+    assert 100 - used <= left <= 100 - used + 5  # the bucket has refilled a little
     assert s.client.post(CHAT, json=ask | {"n": 4, "max_tokens": 30}).status_code == 429
     for _ in range(10):
         response = s.client.post(CHAT, json=ask | {"max_tokens": 30})
@@ -136,7 +136,7 @@ def test_a_bucket_refills() -> None:
         spent.tokens = 6000
     left = limits._buckets["k"].left
     time.sleep(0.05)
-    assert 4 <= limits._bucket(key).left - left <= 30  # 100 a second
+    assert 4 <= limits._bucket(key).left - left <= 30  # 100 per second
     assert [duration(s) for s in (0.012, 1.5, 360)] == ["12ms", "1.5s", "6m0s"]
 
 
@@ -201,7 +201,7 @@ def test_scores_are_within_the_keys_limits_and_wait_without_a_thread(serving, as
         return score(*asked)
 
     s.app.state.registry.score = slow
-    with s.client, ThreadPoolExecutor(61) as pool:  # one event loop for all; more than it has threads
+    with s.client, ThreadPoolExecutor(61) as pool:  # one event loop, more requests than its threads
         body = {"model": "judge", "input": said}
         waiting = [pool.submit(s.client.post, "/v1/scores", json=body) for _ in range(60)]
         wait_for(lambda: s.app.state.limits._running.get(s.key.id) == 60)
@@ -227,7 +227,7 @@ def test_loading_models_and_metrics_take_an_admin(serving, ask) -> None:
 
 
 def number(metrics: str, name: str) -> float:
-    """One value on the page of metrics; 0 where it does not stand yet."""
+    """One value of /metrics; 0 if it is not there yet."""
     return next((float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith(name + " ")), 0.0)
 
 
@@ -271,13 +271,13 @@ def test_health(serving, monkeypatch) -> None:
     assert stranger.get("/healthz").json() == stranger.get("/health").json() == {"status": "ok"}
     assert stranger.get("/readyz").json() == {"status": "ready", "problems": []}
     s.app.state.registry.served["stub"].engine.failing = True
-    assert stranger.get("/readyz").json()["status"] == "ready"  # as it was found a moment ago
+    assert stranger.get("/readyz").json()["status"] == "ready"  # cached
     monkeypatch.setattr("tutelage.server.health.FRESH_SECONDS", 0.0)
-    wait_for(lambda: stranger.get("/readyz").json()["problems"] == ["a model fails whatever it is asked"])
+    wait_for(lambda: stranger.get("/readyz").json()["problems"] == ["a model fails on every request"])
     s.app.state.registry.served.clear()
     response = stranger.get("/readyz")
     assert (response.status_code, response.json()["problems"]) == (503, ["no model is loaded"])
     s.database.engine.dispose()
     with s.database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE settings")
-    assert "the database does not take writes (OperationalError)" in stranger.get("/readyz").json()["problems"]
+    assert "the database does not accept writes (OperationalError)" in stranger.get("/readyz").json()["problems"]

@@ -1,4 +1,4 @@
-"""A site whose model says what it was told to, and people who visit it."""
+"""Fixtures: a site whose model generates given answers, and people who visit it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from tutelage.web.keys import KeyRing, read_pepper
 
 
 class Person:
-    """Somebody who is signed in, with what their page would do."""
+    """A person who is signed in, and the requests that their page would send."""
 
     def __init__(self, site: Any, role: str):
         self.id = new_id("usr_")
@@ -37,7 +37,7 @@ class Person:
         return response.status_code, response.json() if response.content else None
 
     def ask(self, *said: str, **more: Any) -> list[dict[str, Any]]:
-        """The events of an answer to the last of what was said; the turns before it alternate."""
+        """Ask the last of these texts; the earlier ones are alternating turns. Returns the answer's events."""
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
         body = {"model": "tiny", "messages": messages} | more
         response = self.client.post("/chat/answers", json=body, headers={"x-csrf-token": self.csrf})
@@ -47,7 +47,7 @@ class Person:
         return [json.loads(line.removeprefix("data: ")) for line in lines]
 
     def keep(self, train: bool = True) -> None:
-        """Have chats kept, the policy allowing."""
+        """Consent to recording, if the policy allows it."""
         assert self.send("PUT", "/chat/consent", {"record": True, "train": train})[0] == 200
 
 
@@ -83,7 +83,7 @@ def site(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Site]:
 
 @pytest.fixture
 def keeping_site(site: Site) -> Site:
-    """The same, and the policy allows chats to be kept."""
+    """The same site, with a policy that allows recording."""
 
     def start(*answers: str, **more: Any) -> Any:
         made = site(*answers, **more)
@@ -94,7 +94,7 @@ def keeping_site(site: Site) -> Site:
 
 
 def parts(events: list[dict[str, Any]]) -> SimpleNamespace:
-    """start, the text put together, done."""
+    """The start event, the whole text and the done event."""
     text = "".join(event["text"] for event in events if "text" in event)
     return SimpleNamespace(start=events[0].get("start"), text=text, done=events[-1].get("done"))
 

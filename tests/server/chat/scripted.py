@@ -1,4 +1,4 @@
-"""A model that says what it was told to, token by token, and a site that serves it: for pages, not for the engine."""
+"""A model that generates given answers token by token, and a registry that serves it, for tests of the pages."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ from tutelage.text.tokenizer import Tokenizer
 
 
 class ScriptedEngine:
-    """Gives the next of its answers to each request, a token every `pause` seconds, in a thread as the engine does."""
+    """Gives each request the next answer, one token every `pause` seconds, from a thread as the engine does."""
 
     def __init__(self, tokenizer: Tokenizer, answers: Sequence[str], pause: float = 0.0):
         self.tokenizer, self.pause = tokenizer, pause
@@ -45,7 +45,7 @@ class ScriptedEngine:
 
 
 class Models:
-    """What the registry shows of what is served."""
+    """A registry of scripted engines."""
 
     def __init__(self, **engines: ScriptedEngine):
         self.engines = engines
@@ -59,7 +59,7 @@ class Models:
             name=name,
             kind="policy",
             tokenizer=engine.tokenizer,
-            table=engine.tokenizer.bytes_of_tokens(),
+            table=engine.tokenizer.token_bytes(),
             created=0,
             fingerprint=f"fp_{name}",
             engine=engine,

@@ -1,4 +1,4 @@
-"""The chat page's answers over HTTP: streamed, cut to the context, moderated, kept only where that is allowed."""
+"""The chat page's answers over HTTP: streamed, cut to the context, moderated, recorded only if allowed."""
 
 import time
 from typing import Any
@@ -57,7 +57,7 @@ def test_the_oldest_whole_turns_are_dropped(site, heard, tokenizer: Tokenizer) -
         return encode_chat(tokenizer, system + kept, add_generation_prompt=True).ids
 
     assert list(prompt) == ids(dropped) and len(prompt) + 100 <= 400
-    assert len(ids(dropped - 1)) + 100 > 400  # one turn fewer would not have fitted
+    assert len(ids(dropped - 1)) + 100 > 400  # dropping one turn fewer would not have been enough
 
 
 def test_a_question_longer_than_the_context_is_refused(site) -> None:
@@ -105,7 +105,7 @@ def test_what_is_kept_names_its_source_and_consent(keeping_site) -> None:
 
 
 def test_what_identifies_a_person_is_not_kept(keeping_site, heard, tokenizer: Tokenizer) -> None:
-    """The model reads the question as it was asked; the store, and so the rest of the chat, has placeholders."""
+    """The model reads the question as typed. The database, and so the rest of the chat, has placeholders."""
     made = keeping_site("write to li.si@example.com 你好", "yes")
     person = made.person()
     person.keep()
@@ -208,7 +208,7 @@ def test_a_blocked_question_stays_out_of_what_the_model_sees_later(keeping_site,
 
 
 def test_the_turns_that_are_dropped_are_counted_as_the_page_shows_them(site, heard) -> None:
-    """A blocked turn is one of those above the line, too."""
+    """A blocked turn counts as one of the dropped turns."""
     made = site()
     turns = [word for i in range(20) for word in (f"question {i} about the cat and the dog", f"answer {i}")] + ["last"]
     plain = heard(made.person().ask(*turns)).start["dropped"]
@@ -247,7 +247,7 @@ def test_what_is_not_known_is_refused(site) -> None:
     assert person.ask("x", model="nobody")[0]["error"]["code"] == "model_not_found"
     assert person.ask("x", settings={"temperature": 3})[0]["error"]["param"] == "settings.temperature"
     assert person.ask("x", conversation="cnv_nothing")[0]["error"]["code"] == "not_found"
-    assert person.client.post("/chat/answers", json={}).status_code == 403  # no token
+    assert person.client.post("/chat/answers", json={}).status_code == 403  # no CSRF token
 
 
 def test_a_disk_that_is_nearly_full_still_lets_people_take_back(keeping_site, heard, monkeypatch) -> None:
@@ -279,7 +279,7 @@ def test_an_answer_that_could_not_be_kept_does_not_end_as_if_it_were(keeping_sit
     def full(writing: PageAnswer) -> None:
         raise StorageError("no room", full=True)
 
-    monkeypatch.setattr(PageAnswer, "keep_answer", full)
+    monkeypatch.setattr(PageAnswer, "record_answer", full)
     said = person.ask("hello", keep=True)
     assert "start" in said[0] and said[-1]["error"]["code"] == "storage_full"
     assert not any("done" in event for event in said)

@@ -1,4 +1,4 @@
-"""One person in several tabs, several people at the same moment: nothing is lost, doubled or refused by mistake."""
+"""One person in several tabs, and several people at once: nothing is lost, doubled or wrongly refused."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ ROUNDS = 4
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def busy(request: pytest.FixtureRequest, site) -> Any:
-    """A site on each kind of database; its policy allows chats to be kept."""
+    """A site on each kind of database, with a policy that allows recording."""
     url = request.getfixturevalue("postgresql").new_database() if request.param == "postgresql" else None
     made = site("first answer", "second answer", url=url)
     made.admin = made.person("admin")
@@ -24,7 +24,7 @@ def busy(request: pytest.FixtureRequest, site) -> Any:
 
 
 def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """`work(0)` ... `work(count - 1)` in threads that begin together; what they returned."""
+    """Run `work(0)` ... `work(count - 1)` in threads that start together. Returns their results."""
     begin, results = threading.Barrier(count), [None] * count
 
     def one(number: int) -> None:
@@ -45,7 +45,7 @@ def rows(site: Any, table: Any) -> list[Any]:
 
 
 def chat_of(site: Any) -> tuple[Any, dict[str, Any]]:
-    """Somebody with a kept chat, and its first answer's `start`."""
+    """A person with a recorded chat, and the `start` event of its first answer."""
     person = site.person()
     person.keep()
     return person, person.ask("hello", keep=True)[0]["start"]
@@ -100,7 +100,7 @@ def test_one_version_of_a_message_is_shown(busy) -> None:
 
 
 def test_nothing_is_kept_after_a_no(busy) -> None:
-    """A chat that begins while its person takes the yes back is either deleted with the others or not kept."""
+    """A chat that begins while its person withdraws consent is deleted with the others, or not recorded."""
     for _ in range(ROUNDS):
         person, _ = chat_of(busy)
         no = {"record": False, "train": False}

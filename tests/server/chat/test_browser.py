@@ -1,4 +1,4 @@
-"""The chat page in Chromium: by mouse and by keyboard, in two languages, on a phone, with nothing from elsewhere."""
+"""The chat page in Chromium: by mouse and keyboard, in two languages, on a phone, with no requests to other hosts."""
 
 import shutil
 import threading
@@ -50,7 +50,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def trained_models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A real model behind the real engine; its weights are random, and so are its words."""
+    """A real engine with a model of random weights."""
     shape = dict(width=16, layers=1, heads=2, kv_heads=2, head_width=8, hidden=32, context=200, qk_norm=True)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)).initialise(torch.Generator().manual_seed(1))
     folder = tmp_path_factory.mktemp("runs") / "random"
@@ -64,9 +64,9 @@ def trained_models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def visit(chromium: Any, site: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """visit("an answer", width=360, lang="zh-CN", theme="dark") -> a page of an admin; it watches over itself.
+    """visit("an answer", width=360, lang="zh-CN", theme="dark") -> an admin's page; page.site is the site.
 
-    page.site is the site; what the page must not do (errors, other hosts, dialogs) fails the test at its end.
+    Errors, dialogs and requests to other hosts fail the test at its end.
     """
     servers, wrong = [], []
 
@@ -176,7 +176,7 @@ def test_a_chat_by_mouse(visit) -> None:
     expect(page.locator("#pair-choices")).to_be_visible()
     shown = {page.locator(f"#pair-{side}").inner_text() for side in "ab"}
     assert shown == {"hello there", "how are you today?"}
-    assert "tiny" not in page.locator("#pair").inner_text()  # who wrote which stays hidden
+    assert "tiny" not in page.locator("#pair").inner_text()  # the models stay hidden
     page.locator("#pair-reasons").get_by_text("Helpful").click()
     page.click("[data-winner=a]")
     expect(page.locator("#pair-reasons")).to_be_hidden()
@@ -200,7 +200,7 @@ def test_a_chat_by_mouse(visit) -> None:
     expect(page.locator(".turn.user .bubble")).to_have_text("another question")
     expect(page.locator(".turn.user .count")).to_have_text("2/2")
 
-    page.reload()  # what was kept is there again
+    page.reload()  # the recorded chat is still there
     expect(page.locator(".turn.user .bubble")).to_have_text("another question")
     page.click(".turn.user [data-act=previous]")
     expect(answer(page).locator(".text")).to_have_text("A better one.")
@@ -252,7 +252,7 @@ def test_a_chat_by_keyboard_alone_in_chinese(visit) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#pair-choices button").first).to_be_focused()
     page.keyboard.press("3")
-    page.keyboard.press("3")  # a second press at once is no second choice
+    page.keyboard.press("3")  # a second press is ignored
     expect(page.locator("#pair-done button")).to_be_focused()
     page.keyboard.press("Enter")
     assert [c.winner for c in rows(page, Comparison)] == ["tie"]
@@ -269,7 +269,7 @@ def test_the_keyboard_is_trapped_nowhere(visit) -> None:
     for _ in range(80):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement === document.body"):
-            return  # out at the other end
+            return  # past the last element
     raise AssertionError("Tab never leaves the page")
 
 
@@ -368,7 +368,7 @@ def test_settings_are_sent_and_remembered(visit) -> None:
     asked = page.site.engine.asked[-1]
     assert asked.sampling.temperature == 0 and asked.max_new_tokens == 2
     assert "be kind" in page.site.engine.tokenizer.decode(list(asked.prompt))
-    expect(answer(page).locator(".note")).to_be_visible()  # cut off, and that is said
+    expect(answer(page).locator(".note")).to_be_visible()  # says that the answer was cut off
     page.reload()
     assert page.input_value("#system") == "be kind" and page.input_value("#max_tokens") == "2"
 
@@ -459,7 +459,7 @@ def test_a_link_away_from_a_chat_that_is_not_kept_asks_first(visit) -> None:
     expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")  # nothing to lose yet
     page.click("text=English")
     expect(page.locator("html")).to_have_attribute("lang", "en")
-    page.wait_for_load_state()  # with its script, which listens for Enter
+    page.wait_for_load_state()  # the script that listens for Enter has loaded
     ask(page, "hi")
     page.click("text=中文")
     expect(page.locator("#ask-title")).to_have_text("Leave this chat?")
@@ -607,5 +607,5 @@ def test_light_and_dark_can_be_chosen(visit) -> None:
     assert page.evaluate(paper) != before
     page.reload()
     assert page.evaluate(paper) != before
-    page.goto(page.host + "/account")  # and holds on every page
+    page.goto(page.host + "/account")  # the choice holds on every page
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"

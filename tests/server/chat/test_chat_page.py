@@ -1,4 +1,4 @@
-"""The chat page without a browser: its words, its weight, its policy, what it may not name."""
+"""The chat page without a browser: its texts, size, content policy, and references to elements and files."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from tutelage.server.chat.strings import strings
 from tutelage.web.translations import FOLDER, translations
 
 STATIC = FOLDER.parent.parent / "server" / "chat" / "static"
-WEIGHT = 60_000  # bytes, compressed, all that a first visit loads
+WEIGHT = 60_000  # compressed bytes of everything that a first visit loads
 
 
 def page_of(site, lang: str = "en") -> str:
@@ -48,11 +48,11 @@ def test_the_scripts_find_their_words(site, lang: str) -> None:
 
 
 def test_every_button_has_its_act(site) -> None:
-    """What the templates name and what the script knows are the same."""
+    """The actions in the templates are those that the script knows."""
     acts = set(re.findall(r'data-act="([\w-]+)"', page_of(site)))
     table = (STATIC / "chat.js").read_text(encoding="utf-8").split("const ACTS = {")[1].split("\n};")[0]
     known = {quoted or plain for quoted, plain in re.findall(r'^  (?:"([\w-]+)"|(\w+))[:,]', table, re.MULTILINE)}
-    assert acts == known | {"cancel-edit"}  # which the form of an edit hears itself
+    assert acts == known | {"cancel-edit"}  # the edit form handles it
 
 
 def test_every_element_that_the_scripts_name_exists(site) -> None:

@@ -117,7 +117,7 @@ def test_only_admins_set_the_policy(chat) -> None:
     assert chat.someone.send("PUT", "/chat/policy", {"allowed": False})[0] == 403
     assert chat.person("admin").send("PUT", "/chat/policy", {"allowed": False})[0] == 200
     chat.someone.ask("hello", keep=True)
-    assert len(rows(chat, Conversation)) == 1  # the policy is off again: nothing new
+    assert len(rows(chat, Conversation)) == 1  # the policy is off again, so nothing is recorded
 
 
 def test_nothing_is_judged_once_the_policy_keeps_nothing(chat) -> None:
@@ -137,7 +137,7 @@ def test_nothing_is_judged_once_the_policy_keeps_nothing(chat) -> None:
         status, told = chat.someone.send(method, where, body)
         assert (status, told["error"]["code"]) == (403, "recording_off"), where
     assert [row.value for row in rows(chat, Feedback)] == [1] and rows(chat, Comparison)[0].winner is None
-    assert chat.someone.send("PUT", path, {"value": 0})[0] == 200  # what was said can still be taken back
+    assert chat.someone.send("PUT", path, {"value": 0})[0] == 200  # feedback can still be withdrawn
     assert rows(chat, Feedback) == []
 
 

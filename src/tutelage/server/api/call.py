@@ -1,4 +1,7 @@
-"""One request for answers, of either kind: planned, within its key's limits and the engine's, whole or as a stream."""
+"""One API call that generates completions, shared by the chat and the plain route.
+
+request -> Plan (requests.py) -> rate limits -> Generation -> choices, as one response or as a stream
+"""
 
 import time
 from abc import ABC, abstractmethod
@@ -11,19 +14,19 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.api.choices import Answer
+from tutelage.server.api.choices import Choice
 from tutelage.server.api.requests import Plan
-from tutelage.server.api.schemas import Sampled
+from tutelage.server.api.schemas import SamplingRequest
 from tutelage.server.generation import Generation
 from tutelage.server.registry import find_model
-from tutelage.server.sse import EventStream, answer_or_gone
+from tutelage.server.sse import EventStream, respond_until_disconnect
 from tutelage.store.ids import new_id
 from tutelage.web.auth import Caller
 from tutelage.web.logs import note
 
 
-async def planned(plan: Callable[..., Plan], request: Request, body: Sampled, caller: Caller) -> Plan:
-    """What the call makes of the model. Raises ApiError for what cannot be followed."""
+async def make_plan(plan: Callable[..., Plan], request: Request, body: SamplingRequest, caller: Caller) -> Plan:
+    """Check the body and make its plan with `plan_chat` or `plan_completion`. Raises ApiError if that is impossible."""
     body.refuse_unsupported()
     state = request.app.state
     served = find_model(state.registry, body.model)
@@ -31,39 +34,41 @@ async def planned(plan: Callable[..., Plan], request: Request, body: Sampled, ca
 
 
 class Call(ABC):
-    """Its head and its answers as they grow."""
+    """The common part of a chat and a plain call: the fields of its response, and its choices as they grow."""
 
     chat: ClassVar[bool]
 
-    def __init__(self, request: Request, body: Sampled, caller: Caller, plan: Plan, prefix: str, answers: int):
+    def __init__(self, request: Request, body: SamplingRequest, caller: Caller, plan: Plan, prefix: str, choices: int):
         assert caller.key
         self.request, self.body, self.key, self.plan = request, body, caller.key, plan
         self.table = plan.served.table
-        self.answers = [Answer.refused() if plan.refused else Answer() for _ in range(answers)]
+        self.choices = [Choice.refused() if plan.refused else Choice() for _ in range(choices)]
         self.head: dict[str, Any] = {
-            "id": new_id(prefix), "created": int(time.time()), "model": body.model,
+            "id": new_id(prefix),
+            "created": int(time.time()),
+            "model": body.model,
             "system_fingerprint": plan.served.fingerprint,
-        }  # fmt: skip
+        }
         self.headers = {"x-ignored-params": ", ".join(map(quote, body.ignored()))} if body.ignored() else {}
         note(model=body.model, **({"ignored": body.ignored()} if body.ignored() else {}))
 
     async def respond(self) -> Response:
-        """The answers, whole or as they are written."""
+        """The response, whole or as a stream."""
         if not self.body.stream:
-            return await answer_or_gone(self.request, self.whole())
+            return await respond_until_disconnect(self.request, self.whole())
         stack = await self.start()
         return EventStream(self.events(stack), self.headers)
 
     @abstractmethod
     async def whole(self) -> Response:
-        """All answers in one piece."""
+        """Generate all choices, then respond."""
 
     @abstractmethod
     def events(self, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-        """Server-sent events; the stack is left at their end."""
+        """The choices as server-sent events. Closes the stack at the end."""
 
     async def start(self) -> AsyncExitStack:
-        """Hand it to the engine; what is returned ends it. Raises ApiError beyond the limits."""
+        """Start generating. Closing the returned stack ends it. Raises ApiError beyond the limits of key or engine."""
         stack, state = AsyncExitStack(), self.request.app.state
         self.spent = stack.enter_context(state.limits.generation(self.key, self.plan.most_tokens))
         generation = Generation(
@@ -78,12 +83,12 @@ class Call(ABC):
         return stack
 
     def settle(self) -> None:
-        """Tell the key's limits what it came to, and the log."""
+        """Report the tokens used to the key's limits and to the log."""
         read, written = sum(map(len, self.plan.prompts)), self.generation.completion_tokens
         self.spent.tokens = read + written
         note(prompt_tokens=read, completion_tokens=written)
 
     async def finish(self) -> None:
-        """Wait for all answers."""
-        async for index, happening in self.generation:
-            self.answers[index].add(happening)
+        """Wait until all choices are complete."""
+        async for index, event in self.generation:
+            self.choices[index].add(event)

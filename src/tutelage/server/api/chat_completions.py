@@ -1,6 +1,7 @@
-"""POST /v1/chat/completions: a conversation in, one or more answers out, whole or as they are written.
+"""POST /v1/chat/completions: a conversation -> one or more completions (OpenAI's choices), whole or as a stream.
 
-As OpenAI's API has it; what differs: log-probabilities are the model's own, before penalties, bias and temperature.
+Follows OpenAI's API. One difference: log-probabilities are the model's own, before penalties, bias, temperature and
+filters.
 """
 
 from collections.abc import AsyncIterator
@@ -11,11 +12,11 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.api.call import Call, planned
+from tutelage.server.api.call import Call, make_plan
 from tutelage.server.api.choices import REFUSAL, chat_logprobs, usage
 from tutelage.server.api.requests import Plan, plan_chat
 from tutelage.server.api.schemas import DOCUMENTED, ChatRequest
-from tutelage.server.api.stored_completions import keep
+from tutelage.server.api.stored_completions import store_completion
 from tutelage.server.detokenizer import TextDelta
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
@@ -27,14 +28,14 @@ router = APIRouter(responses=DOCUMENTED, tags=["chat"])
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(request: Request, body: ChatRequest, caller: Inference) -> Response:
     """Answer a conversation."""
-    call = ChatCall(request, body, caller, await planned(plan_chat, request, body, caller))
+    call = ChatCall(request, body, caller, await make_plan(plan_chat, request, body, caller))
     if call.stored:
         request.app.state.database.check_room()
     return await call.respond()
 
 
 class ChatCall(Call):
-    """One chat: n answers to one conversation."""
+    """One chat call: n choices for one conversation."""
 
     chat = True
     body: ChatRequest
@@ -51,6 +52,7 @@ class ChatCall(Call):
         return JSON(completion, headers=self.headers)
 
     def completion(self) -> dict[str, Any]:
+        """The finished completion as OpenAI's object."""
         message: dict[str, Any] = {
             "role": "assistant",
             "refusal": REFUSAL if self.plan.refused else None,
@@ -59,46 +61,47 @@ class ChatCall(Call):
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
-                "message": message | {"content": answer.text},
-                "logprobs": chat_logprobs(answer.entries, self.table) if self.body.logprobs else None,
-                "finish_reason": answer.reason,
+                "message": message | {"content": choice.text},
+                "logprobs": chat_logprobs(choice.entries, self.table) if self.body.logprobs else None,
+                "finish_reason": choice.reason,
             }
-            for index, answer in enumerate(self.answers)
+            for index, choice in enumerate(self.choices)
         ]
-        bill = usage(self.plan.prompts, self.answers)
-        return {"object": "chat.completion", **self.head, "choices": choices, "usage": bill}
+        tokens = usage(self.plan.prompts, self.choices)
+        return {"object": "chat.completion", **self.head, "choices": choices, "usage": tokens}
 
     async def events(self, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-        """The roles in order, then the texts as they come, each end once, the bill last."""
+        """First the roles of all choices, then text as it comes, one end per choice, and last the usage."""
         async with stack:
-            for index in range(len(self.answers)):
+            for index in range(len(self.choices)):
                 yield self.chunk(index, {"role": "assistant", "content": ""})
-            for index, answer in enumerate(self.answers if self.plan.refused else []):
+            for index, choice in enumerate(self.choices if self.plan.refused else []):
                 yield self.chunk(index, {"refusal": REFUSAL})
-                yield self.chunk(index, {}, reason=answer.reason)
-            async for index, happening in self.generation:
-                self.answers[index].add(happening)
-                if not isinstance(happening, TextDelta):
-                    yield self.chunk(index, {}, reason=self.answers[index].reason)
-                elif happening.text or (happening.entries and self.body.logprobs):
-                    yield self.chunk(index, {"content": happening.text}, happening)
+                yield self.chunk(index, {}, reason=choice.reason)
+            async for index, item in self.generation:
+                self.choices[index].add(item)
+                if not isinstance(item, TextDelta):
+                    yield self.chunk(index, {}, reason=self.choices[index].reason)
+                elif item.text or (item.entries and self.body.logprobs):
+                    yield self.chunk(index, {"content": item.text}, item)
             await self.store(self.completion())
             if self.body.wants_usage:
-                yield event(self.chunk_head() | {"choices": [], "usage": usage(self.plan.prompts, self.answers)})
+                yield event(self.chunk_head() | {"choices": [], "usage": usage(self.plan.prompts, self.choices)})
             yield b"data: [DONE]\n\n"
 
     def chunk_head(self) -> dict[str, Any]:
         return {"object": "chat.completion.chunk", **self.head}
 
     def chunk(
-        self, index: int, delta: dict[str, Any], piece: TextDelta | None = None, reason: str | None = None
+        self, index: int, delta: dict[str, Any], text: TextDelta | None = None, reason: str | None = None
     ) -> bytes:
-        logprobs = chat_logprobs(piece.entries, self.table) if piece and self.body.logprobs else None
+        """One event: OpenAI's `delta` of a choice, with log-probabilities if `text` is given and they are requested."""
+        logprobs = chat_logprobs(text.entries, self.table) if text and self.body.logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return event(self.chunk_head() | {"choices": [choice]} | ({"usage": None} if self.body.wants_usage else {}))
 
     async def store(self, completion: dict[str, Any]) -> None:
-        """Keep it if the caller asked for that, or its key does so by default."""
+        """Store the completion if the request says so, or the key does by default."""
         if self.stored:
-            asked = self.body.model_dump(mode="json", exclude_none=True)
-            await run_in_threadpool(keep, self.request.app.state.database, self.key.id, asked, completion)
+            body = self.body.model_dump(mode="json", exclude_none=True)
+            await run_in_threadpool(store_completion, self.request.app.state.database, self.key.id, body, completion)

@@ -1,4 +1,4 @@
-"""What came of a generation, put together: texts, tokens, ends, and the bill."""
+"""OpenAI's choices, assembled from the events of a generation: text, log-probabilities, finish reason and usage."""
 
 import math
 from collections.abc import Sequence
@@ -7,49 +7,50 @@ from typing import Any
 
 from tutelage.engine.requests import PromptScored
 from tutelage.server.detokenizer import TextDelta, TokenEntry, name_of
-from tutelage.server.generation import Ended, Happening
+from tutelage.server.generation import GenerationEnd, GenerationEvent
 
 REFUSAL = "This request was stopped by the server's moderation policy."
-LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI writes this
+LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's value
 
 
 @dataclass
-class Answer:
-    """One answer as it grows."""
+class Choice:
+    """One completion as it grows."""
 
     text: str = ""
     entries: list[TokenEntry] = field(default_factory=list)
     scored: PromptScored | None = None
-    end: Ended | None = None
+    end: GenerationEnd | None = None
 
-    def add(self, happening: Happening) -> None:
-        if isinstance(happening, TextDelta):
-            self.text += happening.text
-            self.entries += happening.entries
-        elif isinstance(happening, PromptScored):
-            self.scored = happening
+    def add(self, event: GenerationEvent) -> None:
+        if isinstance(event, TextDelta):
+            self.text += event.text
+            self.entries += event.entries
+        elif isinstance(event, PromptScored):
+            self.scored = event
         else:
-            self.end = happening
+            self.end = event
 
     @classmethod
-    def refused(cls) -> "Answer":
-        """To what the moderation policy lets no one ask."""
-        return cls(end=Ended("content_filter", 0, 0, 0))
+    def refused(cls) -> "Choice":
+        """The empty choice for a prompt that the moderation policy stops."""
+        return cls(end=GenerationEnd("content_filter", 0, 0, 0))
 
     @property
     def reason(self) -> str:
-        assert self.end, "the answer has not ended"
+        """OpenAI's finish_reason."""
+        assert self.end, "the completion has not ended"
         return self.end.reason
 
     @property
     def mean_logprob(self) -> float:
-        """How likely the model finds its answer, per token: what best_of goes by. An empty one is no answer."""
+        """Mean log-probability per token, which `best_of` ranks by; minus infinity if there are no tokens."""
         return sum(entry.logprob for entry in self.entries) / len(self.entries) if self.entries else -math.inf
 
 
-def usage(prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> dict[str, Any]:
-    """OpenAI's bill: each prompt counted once, every answer that was written. As many answers belong to each prompt."""
-    ends, each = [answer.end for answer in answers if answer.end], len(answers) // len(prompts)
+def usage(prompts: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[str, Any]:
+    """OpenAI's usage: each prompt is counted once, and every completion. All prompts have equally many choices."""
+    ends, each = [choice.end for choice in choices if choice.end], len(choices) // len(prompts)
     prompt_tokens, completion_tokens = sum(map(len, prompts)), sum(end.completion_tokens for end in ends)
     cached = sum(min(end.cached_tokens for end in ends[at : at + each]) for at in range(0, len(ends), each))
     return {
@@ -66,7 +67,7 @@ def finite(logprob: float) -> float:
 
 
 def chat_logprobs(entries: Sequence[TokenEntry], table: Sequence[bytes]) -> dict[str, Any]:
-    """The shape of chat completions: exact bytes with each token."""
+    """Log-probabilities in the shape of chat completions: every token comes with its bytes."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:
         return {"token": name_of(table[token]), "logprob": finite(logprob), "bytes": list(table[token])}
@@ -77,7 +78,7 @@ def chat_logprobs(entries: Sequence[TokenEntry], table: Sequence[bytes]) -> dict
 
 @dataclass
 class TokenList:
-    """The shape of plain completions: four lists of equal length."""
+    """Log-probabilities in the shape of plain completions: four lists of equal length."""
 
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float | None] = field(default_factory=list)
@@ -85,15 +86,15 @@ class TokenList:
     text_offset: list[int] = field(default_factory=list)
 
     def add(self, entry: TokenEntry, table: Sequence[bytes], shift: int = 0) -> None:
-        """One token; the chosen one is always among the likely ones."""
-        likely = {name_of(table[token]): finite(logprob) for token, logprob in entry.top}
+        """Append a token. `top_logprobs` always includes the token itself. `shift` is added to its offset."""
+        top = {name_of(table[token]): finite(logprob) for token, logprob in entry.top}
         self.tokens.append(name_of(table[entry.id]))
         self.token_logprobs.append(finite(entry.logprob))
-        self.top_logprobs.append(likely | {name_of(table[entry.id]): finite(entry.logprob)})
+        self.top_logprobs.append(top | {name_of(table[entry.id]): finite(entry.logprob)})
         self.text_offset.append(entry.offset + shift)
 
     def add_first(self, token: int, table: Sequence[bytes]) -> None:
-        """The first token of a prompt, which nothing precedes."""
+        """Append the first token of a prompt, which has no log-probability because nothing precedes it."""
         self.tokens.append(name_of(table[token]))
         self.token_logprobs.append(None)
         self.top_logprobs.append(None)

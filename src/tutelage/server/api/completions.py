@@ -1,7 +1,7 @@
-"""POST /v1/completions: a text goes on, as in OpenAI's API of 2020 to 2022.
+"""POST /v1/completions: continue a text, as in OpenAI's API of 2020 to 2022.
 
-With `echo` the prompt stands before the answer, and with `logprobs` its tokens have theirs; `max_tokens: 0` then scores
-the prompt and writes nothing. The first token has no prefix, so its log-probability is null.
+With `echo` the prompt is put before the completion. With `logprobs` as well, the prompt's tokens get log-probabilities;
+`max_tokens: 0` then only scores the prompt. The first token has no prefix, so its log-probability is null.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -13,12 +13,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tutelage.engine.requests import PromptScored, Token
-from tutelage.server.api.call import Call, planned
-from tutelage.server.api.choices import Answer, TokenList, usage
-from tutelage.server.api.requests import Plan, plan_completion, scored
+from tutelage.server.api.call import Call, make_plan
+from tutelage.server.api.choices import Choice, TokenList, usage
+from tutelage.server.api.requests import Plan, plan_completion, scores_prompt
 from tutelage.server.api.schemas import DOCUMENTED, CompletionRequest
 from tutelage.server.detokenizer import Detokenizer, TextDelta, TokenEntry
-from tutelage.server.generation import Ended
+from tutelage.server.generation import GenerationEnd
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON
@@ -28,108 +28,110 @@ router = APIRouter(responses=DOCUMENTED, tags=["completions"])
 
 @router.post("/v1/completions", response_model=None)
 async def completions(request: Request, body: CompletionRequest, caller: Inference) -> Response:
-    """Let the model go on with a text."""
-    plan = await planned(plan_completion, request, body, caller)
+    """Continue a text."""
+    plan = await make_plan(plan_completion, request, body, caller)
     return await CompletionCall(request, body, caller, plan).respond()
 
 
 class CompletionCall(Call):
-    """One or more prompts, each with its answers."""
+    """One plain call: one or more prompts, each with n choices."""
 
     chat = False
     body: CompletionRequest
 
     def __init__(self, request: Request, body: CompletionRequest, caller: Caller, plan: Plan):
-        self.each = body.best_of or body.n or 1  # answers to each prompt
+        self.each = body.best_of or body.n or 1  # completions per prompt
         super().__init__(request, body, caller, plan, "cmpl-", self.each * len(plan.prompts))
         self.head["object"] = "text_completion"
         byte_level = plan.served.tokenizer.byte_level
         self.echoes = [text_of(prompt, self.table, byte_level) for prompt in plan.prompts] if body.echo else []
-        for answer in self.answers if not plan.requests and not plan.refused else []:
-            answer.end = Ended("length", 0, 0, 0)  # nothing to write and nothing to score
+        for choice in self.choices if not plan.requests and not plan.refused else []:
+            choice.end = GenerationEnd("length", 0, 0, 0)  # nothing to generate and nothing to score
 
     async def whole(self) -> Response:
         async with await self.start():
             await self.finish()
-        choices = [self.choice(i, self.answers[chosen]) for i, chosen in enumerate(self.chosen())]
-        bill = usage(self.plan.prompts, self.answers)
-        return JSON({**self.head, "choices": choices, "usage": bill}, headers=self.headers)
+        choices = [self.as_choice(i, self.choices[best]) for i, best in enumerate(self.best())]
+        tokens = usage(self.plan.prompts, self.choices)
+        return JSON({**self.head, "choices": choices, "usage": tokens}, headers=self.headers)
 
-    def chosen(self) -> list[int]:
-        """Of each prompt's answers the n likeliest, all of them in their order if there are no more."""
-        n, chosen = self.body.n or 1, []
-        for first in range(0, len(self.answers), self.each):
+    def best(self) -> list[int]:
+        """Indices of the choices to return: per prompt the n with the highest mean_logprob, or all n in order."""
+        n, best = self.body.n or 1, []
+        for first in range(0, len(self.choices), self.each):
             rows = list(range(first, first + self.each))
             if n < self.each:
-                rows.sort(key=lambda row: -self.answers[row].mean_logprob)
-            chosen += rows[:n]
-        return chosen
+                rows.sort(key=lambda row: -self.choices[row].mean_logprob)
+            best += rows[:n]
+        return best
 
-    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def as_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """A choice as OpenAI's object."""
         prompt = index // (self.body.n or 1)
-        text = (self.echoes[prompt] if self.body.echo else "") + answer.text
-        logprobs = self.logprobs(prompt, answer.entries, answer.scored)
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
+        text = (self.echoes[prompt] if self.body.echo else "") + choice.text
+        logprobs = self.logprobs(prompt, choice.entries, choice.scored)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}
 
     def logprobs(self, prompt: int, entries: Sequence[TokenEntry], score: PromptScored | None) -> dict[str, Any] | None:
-        """The prompt's tokens, if it was scored, then the answer's."""
+        """The prompt's tokens, if it was scored, then the completion's. None if `logprobs` was not requested."""
         if self.body.logprobs is None:
             return None
-        listed = TokenList()
+        tokens = TokenList()
         for entry in prompt_entries(self.plan.prompts[prompt], self.table, score) if score else []:
-            if entry.offset == 0 and not listed.tokens:
-                listed.add_first(entry.id, self.table)
+            if entry.offset == 0 and not tokens.tokens:
+                tokens.add_first(entry.id, self.table)
             else:
-                listed.add(entry, self.table)
+                tokens.add(entry, self.table)
         shift = len(self.echoes[prompt]) if self.body.echo else 0
         for entry in entries:
-            listed.add(entry, self.table, shift)
-        return asdict(listed)
+            tokens.add(entry, self.table, shift)
+        return asdict(tokens)
 
     async def events(self, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-        """The echoes in order, then the texts as they come, each end once, the bill last."""
+        """First the echoed prompts in order, then text as it comes, one end per choice, and last the usage."""
         async with stack:
-            if self.body.echo and not scored(self.body):
-                for index in range(len(self.answers)):
+            if self.body.echo and not scores_prompt(self.body):
+                for index in range(len(self.choices)):
                     yield self.chunk(index, self.echoes[index // self.each])
             if not self.plan.requests:
-                for index in range(len(self.answers)):
-                    yield self.chunk(index, reason=self.answers[index].reason)
-            async for index, happening in self.generation:
-                self.answers[index].add(happening)
-                if isinstance(happening, PromptScored):
-                    yield self.chunk(index, self.echoes[index // self.each], score=happening)
-                elif isinstance(happening, Ended):
-                    yield self.chunk(index, reason=happening.reason)
-                elif happening.text or (happening.entries and self.body.logprobs is not None):
-                    yield self.chunk(index, happening.text, happening)
+                for index in range(len(self.choices)):
+                    yield self.chunk(index, reason=self.choices[index].reason)
+            async for index, item in self.generation:
+                self.choices[index].add(item)
+                if isinstance(item, PromptScored):
+                    yield self.chunk(index, self.echoes[index // self.each], score=item)
+                elif isinstance(item, GenerationEnd):
+                    yield self.chunk(index, reason=item.reason)
+                elif item.text or (item.entries and self.body.logprobs is not None):
+                    yield self.chunk(index, item.text, item)
             if self.body.wants_usage:
-                yield event(self.head | {"choices": [], "usage": usage(self.plan.prompts, self.answers)})
+                yield event(self.head | {"choices": [], "usage": usage(self.plan.prompts, self.choices)})
             yield b"data: [DONE]\n\n"
 
     def chunk(
         self,
         index: int,
         text: str = "",
-        piece: TextDelta | None = None,
+        delta: TextDelta | None = None,
         score: PromptScored | None = None,
         reason: str | None = None,
     ) -> bytes:
-        logprobs = self.logprobs(index // self.each, piece.entries if piece else (), score) if piece or score else None
+        """One event of a choice. `delta` and `score` add log-probabilities, if requested."""
+        logprobs = self.logprobs(index // self.each, delta.entries if delta else (), score) if delta or score else None
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return event(self.head | {"choices": [choice]} | ({"usage": None} if self.body.wants_usage else {}))
 
 
 def text_of(prompt: Sequence[int], table: Sequence[bytes], byte_level: bool) -> str:
-    """The prompt's text, as its tokens spell it."""
-    pieces = Detokenizer(table, strip_first=not byte_level)
-    return "".join(pieces.feed(Token(token, 0.0, [])).text for token in prompt) + pieces.finish().text
+    """The text of the prompt's tokens."""
+    detokenizer = Detokenizer(table, strip_first=not byte_level)
+    return "".join(detokenizer.feed(Token(token, 0.0, [])).text for token in prompt) + detokenizer.finish().text
 
 
 def prompt_entries(prompt: Sequence[int], table: Sequence[bytes], score: PromptScored) -> list[TokenEntry]:
-    """The prompt's tokens with their log-probabilities and places; the first one's is not used."""
-    pieces = Detokenizer(table)
+    """The prompt's tokens with log-probabilities and offsets. The first log-probability is a placeholder."""
+    detokenizer = Detokenizer(table)
     entries: list[TokenEntry] = []
     for token, logprob, top in zip(prompt, score.logprobs, score.top, strict=True):
-        entries += pieces.feed(Token(token, logprob or 0.0, top)).entries
-    return [*entries, *pieces.finish().entries]
+        entries += detokenizer.feed(Token(token, logprob or 0.0, top)).entries
+    return [*entries, *detokenizer.finish().entries]

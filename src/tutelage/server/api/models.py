@@ -1,4 +1,4 @@
-"""/v1/models: what is served. Loading and unloading takes a key with the scope `admin`."""
+"""/v1/models: list, load and unload models. Loading and unloading need a key with the scope `admin`."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ async def read_model(request: Request, caller: Inference, model: str) -> Respons
 
 @router.post("/v1/models")
 async def load_model(request: Request, caller: Owner, body: LoadRequest) -> Response:
-    """Serve one more run. It is read whole before it answers."""
+    """Load one more run. Responds when the model is ready."""
     try:
         served = await run_in_threadpool(request.app.state.registry.load, body.run)
     except InputError as error:
@@ -38,7 +38,7 @@ async def load_model(request: Request, caller: Owner, body: LoadRequest) -> Resp
 
 @router.delete("/v1/models/{model:path}")
 async def unload_model(request: Request, caller: Owner, model: str) -> Response:
-    """Stop serving a model and free its memory; the run on the disk stays."""
+    """Stop serving a model and free its memory. The run on the disk is not touched."""
     try:
         await run_in_threadpool(request.app.state.registry.unload, model)
     except KeyError:
@@ -54,8 +54,12 @@ def find(request: Request, model: str) -> Served:
 
 
 def as_model(served: Served) -> dict[str, Any]:
-    """OpenAI's object; `kind` and `context` are ours."""
+    """OpenAI's model object. The fields `kind` and `context` are our additions."""
     return {
-        "id": served.name, "object": "model", "created": served.created, "owned_by": "tutelage", "kind": served.kind,
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "tutelage",
+        "kind": served.kind,
         "context": served.context,
-    }  # fmt: skip
+    }

@@ -1,4 +1,4 @@
-"""POST /v1/moderations: what the term lists and the classifier say of texts, in OpenAI's shape."""
+"""POST /v1/moderations: the verdicts of the term lists and the classifier on texts, in OpenAI's shape."""
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -16,18 +16,19 @@ router = APIRouter(responses=DOCUMENTED, tags=["moderations"])
 
 @router.post("/v1/moderations")
 async def moderations(request: Request, body: ModerationRequest, caller: Inference) -> Response:
-    """Judge texts. A list of parts is one input, as in OpenAI's API; images are refused."""
+    """Check texts. As in OpenAI's API, a list of parts is one input. Images are refused."""
     verdicts = await run_in_threadpool(request.app.state.moderator.check, texts_of(body))
-    results = [verdict | {"category_applied_input_types": {name: ["text"] for name in verdict["categories"]}}
-               for verdict in verdicts]  # fmt: skip
-    return JSON({"id": new_id("modr-"), "model": body.model or MODEL, "results": results})
+    for verdict in verdicts:
+        verdict["category_applied_input_types"] = {name: ["text"] for name in verdict["categories"]}
+    return JSON({"id": new_id("modr-"), "model": body.model or MODEL, "results": verdicts})
 
 
 def texts_of(body: ModerationRequest) -> list[str]:
+    """The texts of the input; all parts together are one text. Raises ApiError for a part that is not text."""
     if isinstance(body.input, str):
         return [body.input]
     texts = [part for part in body.input if isinstance(part, str)]
     parts = [part for part in body.input if not isinstance(part, str)]
     if any(part.type != "text" or part.text is None for part in parts):
-        raise ApiError(400, "Only text is judged here.", param="input", code="unsupported_value")
+        raise ApiError(400, "This server moderates only text.", param="input", code="unsupported_value")
     return texts + (["\n".join(part.text or "" for part in parts)] if parts else [])

@@ -1,8 +1,8 @@
-"""What programs may ask: the fields of OpenAI's API that have a meaning here, checked strictly.
+"""Request bodies of the API: the supported fields of OpenAI's API, strictly validated.
 
-A field that is known to be without effect here is accepted in silence; one that would change the answer and cannot be
-followed is refused by name; any other is ignored and named in the response's header `x-ignored-params`. Beyond
-OpenAI's: `top_k`, `min_p` and `repetition_penalty`, which the official clients send through `extra_body`.
+Fields in WITHOUT_EFFECT are accepted silently. Fields in REFUSED would change the response and are not supported, so
+they are refused by name. All other unknown fields are ignored and listed in the response's header `x-ignored-params`.
+`top_k`, `min_p` and `repetition_penalty` are our additions; OpenAI's clients send them through `extra_body`.
 """
 
 import json
@@ -12,16 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tutelage.web.errors import ApiError
 
-MOST_CHOICES = 16
-MOST_MESSAGES = 2000
-DEEPEST = 64  # levels of JSON
-WITHOUT_EFFECT = {
-    "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
-    "parallel_tool_calls", "verbosity", "reasoning_effort",
-}  # fmt: skip
-REFUSED = (
-    "tools", "tool_choice", "functions", "function_call", "audio", "web_search_options", "prediction", "suffix",
-)  # fmt: skip
+MAX_CHOICES = 16
+MAX_MESSAGES = 2000
+MAX_DEPTH = 64  # levels of nested JSON
+WITHOUT_EFFECT = set(
+    "user safety_identifier service_tier prompt_cache_key prompt_cache_retention prompt_cache_options "
+    "parallel_tool_calls verbosity reasoning_effort".split()
+)
+REFUSED = "tools tool_choice functions function_call audio web_search_options prediction suffix".split()
 
 Text = Annotated[str, Field(min_length=1)]
 Stop = Text | Annotated[list[Text], Field(max_length=4)] | None
@@ -29,56 +27,57 @@ Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_l
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Many = Annotated[list[Ids], Field(min_length=1, max_length=128)]
 TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+LogitBias = Annotated[dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
-class Asked(BaseModel):
-    """Strict: a number in quotes is no number."""
+class RequestBody(BaseModel):
+    """Base of all bodies. Types are strict: "1" is not a number."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def is_shallow_text(cls, data: Any) -> Any:
-        """JSON can be nested without end, and write half of a surrogate pair, which no text holds."""
+        """Refuse JSON that is nested too deeply, or contains a lone surrogate (which UTF-8 cannot encode)."""
         if not isinstance(data, dict):
             return data
-        if deeper(data, DEEPEST):
-            raise ApiError(400, f"The JSON is nested deeper than {DEEPEST} levels.", code="invalid_json")
+        if deeper_than(MAX_DEPTH, data):
+            raise ApiError(400, f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("a lone surrogate is no character") from None
+            raise ValueError("a lone surrogate is not a character") from None
         return data
 
     def ignored(self) -> list[str]:
-        """The first of those that were not understood, each cut to a length that a header may have."""
+        """Up to 20 of the ignored fields, sorted; long names are cut so that they fit into a header."""
         known = {*WITHOUT_EFFECT, *REFUSED}
         return sorted({name[:40] for name in self.model_extra or {} if name not in known})[:20]
 
     def refuse_unsupported(self) -> None:
-        """Raises ApiError for a field whose effect the caller would miss."""
+        """Raise ApiError for a field that is not supported."""
         for name in REFUSED:
             if (self.model_extra or {}).get(name) not in (None, [], "none"):
                 message = f"'{name}' is not supported by this server."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
 
 
-def deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects are nested in one another in more levels than that."""
+def deeper_than(depth: int, value: Any) -> bool:
+    """Whether lists and objects are nested more than `depth` levels deep."""
     level = [value]
-    for _ in range(most):
-        inner = (of.values() if isinstance(of, dict) else of for of in level)
-        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    for _ in range(depth):
+        children = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [item for items in children for item in items if isinstance(item, dict | list)]
     return bool(level)
 
 
-class StreamOptions(Asked):
+class StreamOptions(RequestBody):
     include_usage: bool | None = None
 
 
-class Sampled(Asked):
-    """What chat and plain completions share."""
+class SamplingRequest(RequestBody):
+    """The fields that chat and plain completions share."""
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -88,23 +87,22 @@ class Sampled(Asked):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
-        None
-    )
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    logit_bias: LogitBias | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Int64 | None = None
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
-    def options_belong_to_streams(self) -> "Sampled":
+    def options_belong_to_streams(self) -> "SamplingRequest":
         if self.stream_options and not self.stream:
             raise ValueError("stream_options may only be given with stream: true")
         return self
 
     @property
     def stops(self) -> list[str]:
+        """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
@@ -112,12 +110,12 @@ class Sampled(Asked):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SamplingRequest):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)] | Ids | Many | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def enough_candidates(self) -> "CompletionRequest":
@@ -128,12 +126,12 @@ class CompletionRequest(Sampled):
         return self
 
 
-class Part(Asked):
+class Part(RequestBody):
     type: str
     text: str | None = None
 
 
-class ChatTurn(Asked):
+class ChatTurn(RequestBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(min_length=1)] | None = None
 
@@ -142,23 +140,23 @@ class ChatTurn(Asked):
     def only_text(cls, content: Any) -> Any:
         for part in content if isinstance(content, list) else []:
             if part.type != "text" or part.text is None:
-                raise ValueError(f"a part of type '{part.type}' is not supported, only text is")
+                raise ValueError(f"parts of type '{part.type}' are not supported, only text is")
         return content
 
     def message(self) -> dict[str, str]:
-        """As the chat template takes it."""
+        """The turn as a message for the chat template. The role developer means system."""
         content = self.content or ""
         if isinstance(content, list):
             content = "".join(part.text or "" for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class ResponseFormat(Asked):
+class ResponseFormat(RequestBody):
     type: Literal["text", "json_object", "json_schema"]
 
 
-class ChatRequest(Sampled):
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MOST_MESSAGES)]
+class ChatRequest(SamplingRequest):
+    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -177,27 +175,27 @@ class ChatRequest(Sampled):
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
         if self.response_format and self.response_format.type != "text":
-            message = f"response_format '{self.response_format.type}' is not supported: nothing here forces valid JSON."
+            message = f"response_format '{self.response_format.type}' is not supported; only 'text' is."
             raise ApiError(400, message, param="response_format", code="unsupported_value")
         if self.modalities not in (None, ["text"]):
-            raise ApiError(400, "Only text is generated here.", param="modalities", code="unsupported_value")
+            raise ApiError(400, "This server generates only text.", param="modalities", code="unsupported_value")
 
 
-class ScoreRequest(Asked):
+class ScoreRequest(RequestBody):
     model: str
     input: Annotated[list[Annotated[list[ChatTurn], Field(min_length=1)]], Field(min_length=1, max_length=256)]
 
 
-class ModerationRequest(Asked):
+class ModerationRequest(RequestBody):
     model: str | None = None
     input: str | Annotated[list[str | Part], Field(min_length=1, max_length=256)]
 
 
-class MetadataUpdate(Asked):
+class MetadataUpdate(RequestBody):
     metadata: Annotated[Metadata, Field(max_length=16)] | None
 
 
-class LoadRequest(Asked):
+class LoadRequest(RequestBody):
     run: Text
     """A run directory, or NAME=RUN."""
 
@@ -210,12 +208,12 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is no success."""
+    """The body of every error."""
 
     error: ErrorBody
 
 
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorResponse, "description": "The request cannot be followed."},
-    "5XX": {"model": ErrorResponse, "description": "The server cannot follow it now."},
+    "4XX": {"model": ErrorResponse, "description": "The request is invalid or not allowed."},
+    "5XX": {"model": ErrorResponse, "description": "The server cannot serve the request at the moment."},
 }

@@ -1,6 +1,6 @@
-"""Chat completions that were kept (`store: true`): list, read, annotate, delete. Each person sees their own keys'.
+"""Stored chat completions (`store: true`): list, read, annotate, delete. People see only those of their own keys.
 
-Text that was kept carries where it came from; whether it may train a model is decided where a dataset is made.
+Each stored completion names its source. Whether it may be used for training is decided when a dataset is made.
 """
 
 from typing import Annotated, Any, Literal
@@ -24,15 +24,19 @@ Order = Literal["asc", "desc"]
 After = Annotated[str | None, Query(pattern=r"^chatcmpl-[0-9A-Za-z]{24}$")]
 
 
-def keep(database: Database, key_id: str, asked: dict[str, Any], completion: dict[str, Any]) -> None:
-    """Write one; it is on the disk when this returns."""
+def store_completion(database: Database, key_id: str, request: dict[str, Any], completion: dict[str, Any]) -> None:
+    """Store a completion with its request. It is on the disk when this returns."""
     with database.write() as session:
-        session.add(
-            StoredCompletion(
-                id=completion["id"], api_key_id=key_id, source_id=source(session, "api", "chat completions").id,
-                model=completion["model"], request=asked, response=completion, meta=asked.get("metadata") or {},
-            )
-        )  # fmt: skip
+        row = StoredCompletion(
+            id=completion["id"],
+            api_key_id=key_id,
+            source_id=source(session, "api", "chat completions").id,
+            model=completion["model"],
+            request=request,
+            response=completion,
+            meta=request.get("metadata") or {},
+        )
+        session.add(row)
 
 
 @router.get(PATH)
@@ -45,11 +49,11 @@ def list_stored(
     order: Order = "asc",
     model: str | None = None,
 ) -> Response:
-    """The newest last; `metadata[key]=value` keeps those that were marked so."""
+    """List stored completions, by default the newest last. `metadata[key]=value` filters by metadata."""
     query = own(caller.user_id)
     for name, value in request.query_params.items():
         if name.startswith("metadata[") and name.endswith("]"):
-            query = query.where(marked(database, name[9:-1], value))
+            query = query.where(has_metadata(database, name[9:-1], value))
     if model:
         query = query.where(StoredCompletion.model == model)
     by_age = StoredCompletion.id.asc() if order == "asc" else StoredCompletion.id.desc()
@@ -60,16 +64,16 @@ def list_stored(
     return JSON(page_of([as_completion(row) for row in rows[:limit]], more=len(rows) > limit))
 
 
-def marked(database: Database, name: str, value: str) -> ColumnElement[bool]:
-    """Whether a completion's metadata say so. SQLite's paths have no way to write a quotation mark or a NUL."""
-    if database.is_sqlite:
+def has_metadata(database: Database, name: str, value: str) -> ColumnElement[bool]:
+    """An SQL condition: the completion's metadata has this value under this name."""
+    if database.is_sqlite:  # its JSON paths cannot express a name with a quotation mark or a NUL, so compare entries
         entry = func.json_each(StoredCompletion.meta).table_valued("key", "value")
         return exists().select_from(entry).where(entry.c.key == name, entry.c.value == value)
     return StoredCompletion.meta[name].as_string() == value
 
 
 def page_of(items: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    """OpenAI's shape of a list in pages."""
+    """One page of a list, in OpenAI's shape."""
     ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
     return {"object": "list", "data": items, **ends, "has_more": more}
 
@@ -104,39 +108,39 @@ def stored_messages(
     limit: Limit = 20,
     order: Order = "asc",
 ) -> Response:
-    """The conversation that was answered."""
+    """The messages of the request."""
     with database.read() as session:
         row = find(session, caller.user_id, completion_id)
+    empty: dict[str, Any] = {"content_parts": None, "name": None, "refusal": None, "annotations": []}
     turns = [
-        {"id": f"{completion_id}-{i}", "role": turn["role"], "content": turn.get("content"), "content_parts": None,
-         "name": None, "refusal": None, "annotations": []}
+        {"id": f"{completion_id}-{i}", "role": turn["role"], "content": turn.get("content")} | empty
         for i, turn in enumerate(row.request["messages"])
-    ]  # fmt: skip
+    ]
     turns = turns if order == "asc" else turns[::-1]
-    names = [turn["id"] for turn in turns]
-    if after is not None and after not in names:
+    ids = [turn["id"] for turn in turns]
+    if after is not None and after not in ids:
         raise ApiError(400, f"There is no message '{after}'.", param="after", code="invalid_value")
-    start = names.index(after) + 1 if after is not None else 0
+    start = ids.index(after) + 1 if after is not None else 0
     return JSON(page_of(turns[start : start + limit], more=len(turns) > start + limit))
 
 
 def own(user_id: str) -> Any:
-    return (
-        select(StoredCompletion).join(ApiKey, ApiKey.id == StoredCompletion.api_key_id).where(ApiKey.user_id == user_id)
-    )
+    """A query for the completions of a person's keys."""
+    query = select(StoredCompletion).join(ApiKey, ApiKey.id == StoredCompletion.api_key_id)
+    return query.where(ApiKey.user_id == user_id)
 
 
 def find(session: Session, user_id: str, completion_id: str, *, to_change: bool = False) -> StoredCompletion:
+    """A person's stored completion. Raises ApiError if there is none. `to_change` locks the row."""
     query = own(user_id).where(StoredCompletion.id == completion_id)
     row = session.scalar(query.with_for_update(of=StoredCompletion) if to_change else query)
     if row is None:
-        raise ApiError(
-            404, f"There is no stored completion '{completion_id}'.", param="completion_id", code="not_found"
-        )
+        message = f"There is no stored completion '{completion_id}'."
+        raise ApiError(404, message, param="completion_id", code="not_found")
     return row
 
 
 def as_completion(row: StoredCompletion) -> dict[str, Any]:
-    """The completion as it was answered, with how it was asked for."""
-    asked = {name: row.request.get(name) for name in ("temperature", "top_p", "seed", "presence_penalty")}
-    return row.response | asked | {"metadata": row.meta, "request_id": row.id}
+    """The stored completion as OpenAI's object, which includes some fields of its request."""
+    request = {name: row.request.get(name) for name in ("temperature", "top_p", "seed", "presence_penalty")}
+    return row.response | request | {"metadata": row.meta, "request_id": row.id}

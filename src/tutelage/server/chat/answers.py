@@ -1,11 +1,11 @@
-"""The chat page's answers: a question in, events out, each turn kept where that is allowed.
+"""The chat page's answers: a question in, events out. The turn is recorded if that is allowed.
 
     POST /chat/answers  ->  {"start": ...}  {"text": ...} ...  {"block": html, "rest": text} ...  {"done": ...}
 
-A kept chat is read from the store, so that what the page sends cannot rewrite it; any other comes with the question and
-leaves no trace. What identifies a person is replaced before it is kept. A conversation longer than the model's context
-loses its oldest whole turns, and `start` says how many. When the reader goes away, the answer ends within a step and
-what there is of it is kept.
+The earlier turns of a recorded chat are read from the database, so the page cannot rewrite them. Any other chat is sent
+with the question and leaves no trace. E-mail addresses, web addresses and phone numbers are replaced before a text is
+recorded. A conversation longer than the model's context loses its oldest whole turns; `start` says how many. When the
+client disconnects, the answer ends within one step and its text so far is recorded.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from tutelage.data.privacy import redact
 from tutelage.engine import requests
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
-from tutelage.server.chat.consent import must_keep
-from tutelage.server.chat.context import fitted, withheld
-from tutelage.server.chat.conversations import KeptTurn, add, as_messages, begin, own, own_message, path_to
+from tutelage.server.chat.consent import require_recording
+from tutelage.server.chat.context import fit_to_context, stopped_turns
+from tutelage.server.chat.conversations import RecordedTurn, add, as_messages, begin, own, own_message, path_to
 from tutelage.server.detokenizer import TextDelta
-from tutelage.server.generation import Ended, Generation, seed_of
+from tutelage.server.generation import Generation, GenerationEnd, seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import find_model
 from tutelage.server.sse import EventStream, event
@@ -43,18 +43,18 @@ from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, StringConstraints(max_length=100_000)]
-LONGEST_SHARE = 4  # without a wish, an answer may take a quarter of the context
+DEFAULT_SHARE = 4  # by default an answer may take a quarter of the context
 
 
 class Turn(BaseModel):
-    """A message of a chat that is not kept."""
+    """A message of a chat that is not recorded."""
 
     role: Annotated[str, StringConstraints(pattern="^(user|assistant)$")]
     content: Text
 
 
 class Settings(BaseModel):
-    """How the answer is sampled."""
+    """The sampling settings of an answer."""
 
     temperature: float = Field(default=0.8, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -63,22 +63,22 @@ class Settings(BaseModel):
 
 
 class Ask(BaseModel):
-    """What the page asks for."""
+    """The body of a question."""
 
-    conversation: str | None = None  # a kept chat
-    keep: bool = False  # begin to keep this one
-    question: str | None = None  # of a kept chat: answer this message again
-    parent: str | None = None  # of a kept chat: the message that the new question follows
+    conversation: str | None = None  # id of a recorded chat
+    keep: bool = False  # start to record this chat
+    question: str | None = None  # in a recorded chat: answer this message again
+    parent: str | None = None  # in a recorded chat: the message before the new question
     messages: list[Turn] = Field(min_length=1, max_length=2_000)  # ends with the question
     model: str
     system: Text = ""
     settings: Settings = Settings()
-    compare: bool = False  # a second answer, to be held against the first; by any model that is served
+    compare: bool = False  # generate a second answer for a comparison, with a random served model
 
 
 @router.post("/chat/answers")
 async def answers(request: Request, ask: Ask, caller: Page, database: Store) -> EventStream:
-    """One answer, as it is written."""
+    """Stream one answer."""
     registry = request.app.state.registry
     served = find_model(registry, any_policy(registry) if ask.compare else ask.model)
     writing = PageAnswer(ask, caller, database, served, request.app.state.moderator, request.state.request_id)
@@ -87,7 +87,7 @@ async def answers(request: Request, ask: Ask, caller: Page, database: Store) -> 
 
 
 def any_policy(registry: Any) -> str:
-    """A model to compare with, any of those that write answers."""
+    """The name of a random policy, for a comparison."""
     names = [name for name in registry.names() if registry.get(name).kind == "policy"]
     if not names:
         raise ApiError(503, "No model is served.", code="model_not_found")
@@ -95,46 +95,47 @@ def any_policy(registry: Any) -> str:
 
 
 class PageAnswer:
-    """One answer from its question to its place in the store."""
+    """One answer: its prompt, its stream of events, and its record in the database."""
 
     def __init__(
         self, ask: Ask, caller: Caller, database: Database, served: Any, moderator: Moderator, request_id: str
     ):
         self.ask, self.caller, self.database, self.served = ask, caller, database, served
         self.moderator, self.request_id = moderator, request_id
-        self.kept: KeptTurn | None = None
+        self.recorded: RecordedTurn | None = None
         self.text, self.rendered, self.reason, self.tokens = "", 0, "cancelled", 0
         self.ttft_ms: int | None = None
 
     def prepare(self) -> None:
-        """Read the conversation and fit it into the context. Raises ApiError when even the question is too long."""
+        """Read the conversation and fit it into the context. Raises ApiError if the question alone is too long."""
         messages = self.conversation()
-        self.verdict, of_system = self.moderator.check([messages[-1]["content"], self.ask.system])
-        count_flags("input", (self.verdict, of_system))
-        self.refused = any(self.moderator.stops("input", verdict) for verdict in (self.verdict, of_system))
-        self.longest = self.ask.settings.max_tokens or max(1, self.served.context // LONGEST_SHARE)
-        unseen = withheld(self.moderator, messages[:-1])
-        self.prompt, self.dropped = fitted(self.served, self.ask.system, messages, self.longest, unseen)
+        verdicts = self.moderator.check([messages[-1]["content"], self.ask.system])
+        count_flags("input", verdicts)
+        self.verdict = verdicts[0]  # the question's
+        self.refused = any(self.moderator.stops("input", verdict) for verdict in verdicts)
+        self.max_tokens = self.ask.settings.max_tokens or max(1, self.served.context // DEFAULT_SHARE)
+        hidden = stopped_turns(self.moderator, messages[:-1])
+        self.prompt, self.dropped = fit_to_context(self.served, self.ask.system, messages, self.max_tokens, hidden)
 
     def conversation(self) -> list[Message]:
-        """The turns up to the question: the store's for a kept chat, else the page's own."""
-        given: list[Message] = [turn.model_dump() for turn in self.ask.messages]
+        """The turns up to the question: of a recorded chat from the database, otherwise as the page sent them."""
+        sent: list[Message] = [turn.model_dump() for turn in self.ask.messages]
         if self.ask.conversation is None:
-            return given
+            return sent
         with self.database.read() as session:
             own(session, self.caller.user_id, self.ask.conversation)
-            must_keep(session, self.caller.user_id)
+            require_recording(session, self.caller.user_id)
             last, role = self.ask.question or self.ask.parent, "user" if self.ask.question else "assistant"
-            found = own_message(session, self.caller.user_id, last, role) if last else None
-            if found and found.conversation_id != self.ask.conversation:
+            message = own_message(session, self.caller.user_id, last, role) if last else None
+            if message and message.conversation_id != self.ask.conversation:
                 raise ApiError(404, "There is no such message.", code="not_found")
-            return as_messages(path_to(session, found)) + ([] if self.ask.question else given[-1:])
+            return as_messages(path_to(session, message)) + ([] if self.ask.question else sent[-1:])
 
     async def events(self) -> AsyncIterator[bytes]:
-        """See the module's opening."""
+        """The events of the module's docstring."""
         if self.refused:
             self.reason = "content_filter"
-            await run_in_threadpool(self.keep_turn)
+            await run_in_threadpool(self.record_turn)
             yield self.start()
             await self.finish()
             yield self.done()
@@ -142,113 +143,120 @@ class PageAnswer:
         began = time.monotonic()
         async with Generation(self.served, [self.request()], chat=True, moderator=self.moderator) as generation:
             try:
-                await run_in_threadpool(self.keep_turn)
+                await run_in_threadpool(self.record_turn)
                 yield self.start()
-                async for _, happening in generation:
-                    if isinstance(happening, TextDelta):
+                async for _, item in generation:
+                    if isinstance(item, TextDelta):
                         self.ttft_ms = self.ttft_ms or round(1000 * (time.monotonic() - began))
                         self.tokens = generation.completion_tokens
-                        for line in self.released(happening.text):
+                        for line in self.add_text(item.text):
                             yield line
-                    elif isinstance(happening, Ended):
-                        self.reason = happening.reason
+                    elif isinstance(item, GenerationEnd):
+                        self.reason = item.reason
             finally:
                 note(model=self.served.name, prompt_tokens=len(self.prompt), completion_tokens=self.tokens)
                 await self.finish()
         yield self.done()
 
     def request(self) -> requests.Request:
-        """The answer as the engine wants it asked for."""
-        wish, tokenizer = self.ask.settings, self.served.tokenizer
+        """The engine's request for this answer."""
+        settings, tokenizer = self.ask.settings, self.served.tokenizer
         return requests.Request(
             prompt=self.prompt,
-            max_new_tokens=self.longest,
-            sampling=DistributionConfig(temperature=wish.temperature, top_p=wish.top_p),
-            seed=seed_of(None if self.ask.compare else wish.seed, 0),
+            max_new_tokens=self.max_tokens,
+            sampling=DistributionConfig(temperature=settings.temperature, top_p=settings.top_p),
+            seed=seed_of(None if self.ask.compare else settings.seed, 0),
             stop_ids=frozenset({tokenizer.end_of_turn_id, tokenizer.end_of_text_id}),
             owner=self.caller.user_id,
             adapter=self.served.adapter,
         )
 
-    def released(self, text: str) -> list[bytes]:
-        """Events for more text; blocks that are finished with it come as HTML."""
+    def add_text(self, text: str) -> list[bytes]:
+        """Add text to the answer. Returns its events: the text, and as HTML the Markdown blocks that it completes."""
         if not text:
             return []
         self.text += text
         lines = [event({"text": text})]
-        end = self.rendered + finished_blocks(self.text[self.rendered :])  # the rest begins outside of any code
+        # A finished block ends outside any code fence, so each scan may begin where the last one ended.
+        end = self.rendered + finished_blocks(self.text[self.rendered :])
         if end > self.rendered:
             self.rendered = end
             lines.append(event({"block": str(markdown(self.text[:end])), "rest": self.text[end:]}))
         return lines
 
     def start(self) -> bytes:
+        """The first event: the model, the number of dropped turns, and the ids of a recorded chat."""
         about: dict[str, Any] = {"model": self.served.name, "dropped": self.dropped}
-        if self.kept:
-            chat = {"id": self.kept.conversation.id, "title": self.kept.conversation.title}
-            about |= {"conversation": chat, "question": self.kept.question, "answer": self.kept.answer}
+        if self.recorded:
+            chat = {"id": self.recorded.conversation.id, "title": self.recorded.conversation.title}
+            about |= {"conversation": chat, "question": self.recorded.question, "answer": self.recorded.answer}
         return event({"start": about})
 
     def done(self) -> bytes:
+        """The last event."""
         html = str(markdown(self.text))
         return event({"done": {"finish_reason": self.reason, "tokens": self.tokens, "html": html}})
 
-    def keep_turn(self) -> None:
-        """The question and an empty answer, in a kept chat or in one that is to be kept from here on."""
+    def record_turn(self) -> None:
+        """Record the question and an empty answer, in a recorded chat or in a new one that is to be recorded."""
         ask = self.ask
         if ask.conversation is None and not (ask.keep and len(ask.messages) == 1):
             return
         self.database.check_room()
-        said, redacted = redact(ask.messages[-1].content)
+        text, redacted = redact(ask.messages[-1].content)
         with writing(self.database, self.caller.user_id) as session:
             if ask.conversation is not None:
                 chat = own(session, self.caller.user_id, ask.conversation)
             elif recording_of(session, self.caller.user_id).on:
-                chat = begin(session, self.caller.user_id, said)
+                chat = begin(session, self.caller.user_id, text)
             else:
                 return
             question = ask.question
             if question is None:
-                checked = {"moderation": self.verdict, "redacted": dict(redacted)}
-                question = add(session, chat, ask.parent, "user", said, **checked).id
-            self.kept = KeptTurn(chat, question, self.empty_answer(session, chat, question).id)
+                checks = {"moderation": self.verdict, "redacted": dict(redacted)}
+                question = add(session, chat, ask.parent, "user", text, **checks).id
+            self.recorded = RecordedTurn(chat, question, self.empty_answer(session, chat, question).id)
 
     def empty_answer(self, session: Session, chat: Conversation, question: str) -> ChatMessage:
-        """Where the answer will stand, with how it is sampled; the chat goes on with these settings."""
+        """Add the answer's row, still without text. The chat's settings become those of this answer."""
         settings, (system, _) = self.ask.settings.model_dump(exclude_none=True), redact(self.ask.system)
         chat.model_id, chat.system, chat.settings = self.ask.model, system, settings
-        return add(
-            session, chat, question, "assistant", "", selected=not self.ask.compare, model_id=self.served.name,
-            fingerprint=self.served.fingerprint, params=settings | {"max_tokens": self.longest, "system": system},
-            prompt_tokens=len(self.prompt), dropped_turns=self.dropped, request_id=self.request_id,
-        )  # fmt: skip
+        columns: dict[str, Any] = {
+            "model_id": self.served.name,
+            "fingerprint": self.served.fingerprint,
+            "params": settings | {"max_tokens": self.max_tokens, "system": system},
+            "prompt_tokens": len(self.prompt),
+            "dropped_turns": self.dropped,
+            "request_id": self.request_id,
+        }
+        return add(session, chat, question, "assistant", "", selected=not self.ask.compare, **columns)
 
     async def finish(self) -> None:
-        """Write down what came of the answer, also when the reader has gone and this task is being cancelled."""
-        if self.kept:
-            await asyncio.shield(asyncio.ensure_future(run_in_threadpool(self.keep_answer)))
+        """Record the answer, even if the client has disconnected and this task is being cancelled."""
+        if self.recorded:
+            await asyncio.shield(asyncio.ensure_future(run_in_threadpool(self.record_answer)))
 
-    def keep_answer(self) -> None:
-        assert self.kept
+    def record_answer(self) -> None:
+        assert self.recorded
         text, redacted = redact(self.text)
         verdict = self.moderator.check([self.text])[0]
         with writing(self.database, self.caller.user_id) as session:
-            row = session.get(ChatMessage, self.kept.answer)
+            row = session.get(ChatMessage, self.recorded.answer)
             if row is None:
                 return  # the chat was deleted meanwhile
             if self.ask.compare and self.reason == "cancelled":
-                session.delete(row)  # half an answer is nothing to compare
+                session.delete(row)  # an unfinished answer cannot be compared
                 return
             row.content, row.redacted, row.moderation = text, dict(redacted), verdict
             row.finish_reason, row.completion_tokens, row.ttft_ms = self.reason, self.tokens, self.ttft_ms
 
 
 def finished_blocks(text: str) -> int:
-    """Where the last finished block of Markdown ends: after a blank line that is in no code fence."""
-    end, fenced, place = 0, False, 0
+    """The position where the last finished Markdown block ends: after a blank line outside any code fence."""
+    end, fenced, position = 0, False, 0
     for line in text.splitlines(keepends=True):
-        place += len(line)
+        position += len(line)
         fenced ^= line.lstrip().startswith("```")
         if not line.strip() and not fenced:
-            end = place
+            end = position
     return end

@@ -1,7 +1,7 @@
-"""The chat page's two switches: an admin allows chats to be recorded, and each person consents or refuses.
+"""Routes for the recording policy, which an admin sets, and for each person's consent.
 
-`record` keeps a person's chats so that they find them again. `train` lets those chats and the feedback on them train
-models. Taking back `record` deletes every recorded chat. The rules themselves are in `store/consent.py`.
+`record` keeps a person's chats, so that they can return to them. `train` allows training on those chats and their
+feedback. Withdrawing `record` deletes all recorded chats of the person. The rules are in `store/consent.py`.
 """
 
 from dataclasses import asdict
@@ -21,59 +21,61 @@ from tutelage.web.errors import JSON, ApiError
 from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
-TEXT_VERSION = "2026-11-22"  # of the sentences beside the two boxes; a new wording is a new version
+TEXT_VERSION = "2026-11-30"  # version of the consent text beside the two boxes; change it with the wording
 
 
-class Policy(BaseModel):
-    """What an admin decides."""
+class PolicyChoice(BaseModel):
+    """An admin's choice."""
 
     allowed: bool
 
 
-class Wish(BaseModel):
-    """What a person decides."""
+class ConsentChoice(BaseModel):
+    """A person's choice."""
 
     record: bool
     train: bool
 
 
-def must_keep(session: Session, user_id: str) -> None:
-    """Raises ApiError unless policy and person let what is said now be kept."""
+def require_recording(session: Session, user_id: str) -> None:
+    """Raise ApiError unless the policy and the person's consent allow recording."""
     if not recording_of(session, user_id).on:
-        raise ApiError(403, "Chats are no longer kept here. Begin a new one to go on.", code="recording_off")
+        message = "Chats are no longer kept on this server. Start a new chat to continue."
+        raise ApiError(403, message, code="recording_off")
 
 
 @router.put("/chat/policy")
-async def set_policy(wish: Policy, caller: Admin, database: Store) -> JSON:
-    """Allow people to have their chats kept, or no longer."""
+async def set_policy(choice: PolicyChoice, caller: Admin, database: Store) -> JSON:
+    """Set whether people may have their chats recorded."""
 
     def change() -> dict[str, Any]:
         with database.write() as session:
-            allow(session, wish.allowed)
+            allow(session, choice.allowed)
             return asdict(recording_of(session, caller.user_id))
 
     return JSON(await run_in_threadpool(change))
 
 
 @router.put("/chat/consent")
-async def set_consent(wish: Wish, caller: Page, database: Store) -> JSON:
-    """Say yes or no; no to recording_of also deletes what was kept."""
-    if wish.train and not wish.record:
-        raise ApiError(400, "What is not kept cannot train a model.", param="train", code="invalid_value")
-    return JSON(await run_in_threadpool(decide, database, caller.user_id, wish))
+async def set_consent(choice: ConsentChoice, caller: Page, database: Store) -> JSON:
+    """Consent or refuse. Without consent to recording, all recorded chats of the person are deleted."""
+    if choice.train and not choice.record:
+        message = "Chats that are not kept cannot train a model. Also choose to keep them."
+        raise ApiError(400, message, param="train", code="invalid_value")
+    return JSON(await run_in_threadpool(store_choice, database, caller.user_id, choice))
 
 
-def decide(database: Database, user_id: str, wish: Wish) -> dict[str, Any]:
-    """Write down what a person decided. Raises ApiError where the policy keeps nothing."""
+def store_choice(database: Database, user_id: str, choice: ConsentChoice) -> dict[str, Any]:
+    """Store a person's choice and return the new state. Raises ApiError if the policy does not allow recording."""
     with writing(database, user_id) as session:
         before = recording_of(session, user_id)
-        if wish.record and not before.allowed:
-            raise ApiError(403, "This server keeps no chats.", code="recording_off")
-        for kind, granted in (("record", wish.record), ("train", wish.train)):
+        if choice.record and not before.allowed:
+            raise ApiError(403, "This server does not keep chats.", code="recording_off")
+        for kind, granted in (("record", choice.record), ("train", choice.train)):
             session.add(
                 Consent(id=new_id("cns_"), user_id=user_id, kind=kind, granted=granted, text_version=TEXT_VERSION)
             )
-        if not wish.record:
+        if not choice.record:
             forget_all(session, user_id)
         session.flush()
         return asdict(recording_of(session, user_id))

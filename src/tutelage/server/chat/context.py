@@ -1,4 +1,4 @@
-"""What a model sees of a conversation: the turns that may be shown to it, as many of the newest as fit its context.
+"""Builds the prompt from a conversation: without turns that moderation stopped, and without the oldest if too long.
 
 turns  ->  without those whose question was stopped  ->  without the oldest  ->  ids of the prompt
 """
@@ -12,40 +12,46 @@ from tutelage.text.chat import Message, encode_chat
 from tutelage.web.errors import ApiError
 
 
-def withheld(moderator: Moderator, earlier: list[Message]) -> set[int]:
-    """Places of the turns whose question was not answered: asked again in another way, the model must not see it."""
-    stopped, places = False, set()
-    for place, message in enumerate(earlier):
+def stopped_turns(moderator: Moderator, earlier: list[Message]) -> set[int]:
+    """Indices of the messages whose question moderation stopped, with their answers.
+
+    The model must not see them, or a later question could refer to them.
+    """
+    stopped, indices = False, set()
+    for index, message in enumerate(earlier):
         if message["role"] == "user":
             stopped = moderator.stops("input", moderator.check([message["content"]])[0])
         if stopped:
-            places.add(place)
-    return places
+            indices.add(index)
+    return indices
 
 
-def fitted(
-    served: Any, system: str, messages: list[Message], longest: int, unseen: set[int]
+def fit_to_context(
+    served: Any, system: str, messages: list[Message], max_tokens: int, hidden: set[int]
 ) -> tuple[tuple[int, ...], int]:
-    """The prompt's ids, and how many of the oldest turns had to go. Raises ApiError when the last is too long."""
-    first = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    """The prompt's ids without the messages in `hidden`, and how many of the oldest turns were dropped to make it fit.
+
+    Raises ApiError if even the last turn is too long.
+    """
+    questions = [index for index, message in enumerate(messages) if message["role"] == "user"]
     head: list[Message] = [{"role": "system", "content": system}] if system else []
 
     def ids(dropped: int) -> tuple[int, ...]:
-        start = first[dropped] if dropped else 0
-        kept = [message for place, message in enumerate(messages) if place >= start and place not in unseen]
+        start = questions[dropped] if dropped else 0
+        visible = [message for index, message in enumerate(messages) if index >= start and index not in hidden]
         try:
-            return tuple(encode_chat(served.tokenizer, head + kept, add_generation_prompt=True).ids)
+            return tuple(encode_chat(served.tokenizer, head + visible, add_generation_prompt=True).ids)
         except InputError as error:
             raise ApiError(400, str(error), code="invalid_value") from None
 
-    if not first:
+    if not questions:
         raise ApiError(400, "There is no question to answer.", param="messages", code="invalid_value")
-    room = served.context - longest
-    dropped = bisect.bisect_left(range(len(first)), True, key=lambda count: len(ids(count)) <= room)
-    if dropped == len(first):
+    room = served.context - max_tokens
+    dropped = bisect.bisect_left(range(len(questions)), True, key=lambda count: len(ids(count)) <= room)
+    if dropped == len(questions):
         message = (
-            f"This is too long: the model's context is {served.context} tokens, {longest} of them are for the answer. "
-            "Shorten the message or the system prompt, or ask for a shorter answer in the settings."
+            f"This is too long: the model's context is {served.context} tokens, of which {max_tokens} are for the "
+            "answer. Shorten the message or the system prompt, or ask for a shorter answer in the settings."
         )
         raise ApiError(400, message, param="messages", code="context_length_exceeded")
     return ids(dropped), dropped

@@ -1,7 +1,7 @@
-"""Kept chats in the store: begun, continued, shown again, renamed, deleted. Each person reaches their own alone.
+"""Recorded chats in the database: begin, continue, show and delete them. People can only access their own.
 
-What identifies a person (e-mail and web addresses, phone numbers) is replaced before a word of theirs, or of an answer,
-is stored. `redact` comes before the transaction, for which others may wait.
+Callers replace e-mail addresses, web addresses and phone numbers (`redact`) before they store a text. They do it before
+the transaction, because other writers wait for that.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from tutelage.text.chat import Message
 from tutelage.web.errors import ApiError
 from tutelage.web.pages import markdown
 
-TITLE = 60  # characters of the first question
-LISTED = 200
+MAX_TITLE = 60  # characters of the first question
+MAX_LISTED = 200  # chats
 
 
 @dataclass(frozen=True)
-class KeptTurn:
-    """Where a question and the answer to come stand in the store."""
+class RecordedTurn:
+    """The chat, and the ids of the question and of the answer that is being written."""
 
     conversation: Conversation
     question: str
@@ -34,29 +34,29 @@ class KeptTurn:
 def listed(session: Session, user_id: str) -> list[dict[str, str]]:
     """A person's chats, the latest first."""
     query = select(Conversation).where(Conversation.user_id == user_id)
-    rows = session.scalars(query.order_by(Conversation.updated_ms.desc(), Conversation.id.desc()).limit(LISTED))
+    rows = session.scalars(query.order_by(Conversation.updated_ms.desc(), Conversation.id.desc()).limit(MAX_LISTED))
     return [{"id": row.id, "title": row.title} for row in rows]
 
 
 def own(session: Session, user_id: str, conversation_id: str) -> Conversation:
-    """A chat of this person. Raises ApiError for any other, as if it were not there."""
-    found = session.get(Conversation, conversation_id)
-    if found is None or found.user_id != user_id:
+    """A chat of this person. Raises ApiError (404) if it does not exist or is another person's."""
+    chat = session.get(Conversation, conversation_id)
+    if chat is None or chat.user_id != user_id:
         raise ApiError(404, "There is no such chat.", code="not_found")
-    return found
+    return chat
 
 
 def own_message(session: Session, user_id: str, message_id: str, role: str | None = None) -> ChatMessage:
-    """A message in a chat of this person. Raises ApiError for any other."""
-    found = session.get(ChatMessage, message_id)
-    if found is None or (role and found.role != role):
+    """A message in a chat of this person. Raises ApiError (404) for any other."""
+    message = session.get(ChatMessage, message_id)
+    if message is None or (role and message.role != role):
         raise ApiError(404, "There is no such message.", code="not_found")
-    own(session, user_id, found.conversation_id)
-    return found
+    own(session, user_id, message.conversation_id)
+    return message
 
 
 def path_to(session: Session, message: ChatMessage | None) -> list[ChatMessage]:
-    """The messages from the first to this one."""
+    """The messages from the first of the chat to this one."""
     path: list[ChatMessage] = []
     while message is not None:
         path.append(message)
@@ -69,24 +69,27 @@ def as_messages(path: Sequence[ChatMessage]) -> list[Message]:
 
 
 def begin(session: Session, user_id: str, question: str) -> Conversation:
-    """A new chat, with where it comes from and the consent it is kept under."""
-    chat = Conversation(
-        id=new_id("cnv_"), user_id=user_id, title=title_of(question), record_mode="full",
-        source_id=chat_source(session), consent_id=consent_to(session, user_id, "record"),
-    )  # fmt: skip
+    """Add a chat, with its source and the consent that permits recording it."""
+    chat = Conversation(id=new_id("cnv_"), user_id=user_id, title=title_of(question), record_mode="full")
+    chat.source_id, chat.consent_id = chat_source(session), consent_to(session, user_id, "record")
     session.add(chat)
     session.flush()
     return chat
 
 
 def title_of(question: str) -> str:
+    """The beginning of the question, on one line."""
     words = " ".join(question.split())
-    return words if len(words) <= TITLE else words[: TITLE - 1].rstrip() + "…"
+    return words if len(words) <= MAX_TITLE else words[: MAX_TITLE - 1].rstrip() + "…"
 
 
-def add(session: Session, chat: Conversation, parent: str | None, role: str, content: str, **more: Any) -> ChatMessage:
-    """One more message, shown in place of its siblings unless it is to be compared first."""
-    row = ChatMessage(id=new_id("msg_"), conversation_id=chat.id, parent_id=parent, role=role, content=content, **more)
+def add(
+    session: Session, chat: Conversation, parent: str | None, role: str, content: str, **columns: Any
+) -> ChatMessage:
+    """Add a message. It is shown instead of its siblings, unless `selected` is false."""
+    row = ChatMessage(
+        id=new_id("msg_"), conversation_id=chat.id, parent_id=parent, role=role, content=content, **columns
+    )
     session.add(row)
     session.flush()
     if row.selected:
@@ -96,42 +99,48 @@ def add(session: Session, chat: Conversation, parent: str | None, role: str, con
 
 
 def select_one(session: Session, message: ChatMessage) -> None:
-    """Show this message and none of its siblings."""
-    query = select(ChatMessage).where(
-        ChatMessage.conversation_id == message.conversation_id, ChatMessage.parent_id == message.parent_id
-    )
-    if message.parent_id is None:
-        query = select(ChatMessage).where(
-            ChatMessage.conversation_id == message.conversation_id, ChatMessage.parent_id.is_(None)
-        )
+    """Show this message instead of its siblings."""
+    parent = message.parent_id
+    same_parent = ChatMessage.parent_id.is_(None) if parent is None else ChatMessage.parent_id == parent
+    query = select(ChatMessage).where(ChatMessage.conversation_id == message.conversation_id, same_parent)
     for sibling in session.scalars(query):
         sibling.selected = sibling.id == message.id
 
 
 def forget(session: Session, chat: Conversation) -> None:
-    """Delete a chat; the flags on its messages hold their text, and go too."""
+    """Delete a chat, and the flags on its messages, which contain their text."""
     messages = select(ChatMessage.id).where(ChatMessage.conversation_id == chat.id)
     session.execute(delete(ModerationFlag).where(ModerationFlag.message_id.in_(messages)))
     session.delete(chat)
 
 
 def shown(session: Session, user_id: str, chat: Conversation) -> list[dict[str, Any]]:
-    """All messages of a chat as the page wants them, oldest first."""
+    """All messages of a chat for the page, oldest first."""
     query = select(ChatMessage).where(ChatMessage.conversation_id == chat.id)
     rows = session.scalars(query.order_by(ChatMessage.created_ms, ChatMessage.id)).all()
-    thumbs = select(Feedback).where(Feedback.user_id == user_id, Feedback.kind == "thumb")
-    said = {row.message_id: row for row in session.scalars(thumbs.where(Feedback.message_id.in_([r.id for r in rows])))}
-    return [message_shown(row, said.get(row.id)) for row in rows]
+    mine = select(Feedback).where(Feedback.user_id == user_id, Feedback.kind == "thumb")
+    found = session.scalars(mine.where(Feedback.message_id.in_([row.id for row in rows])))
+    thumbs = {thumb.message_id: thumb for thumb in found}
+    return [message_shown(row, thumbs.get(row.id)) for row in rows]
 
 
 def message_shown(row: ChatMessage, thumb: Feedback | None = None) -> dict[str, Any]:
-    common = {
-        "id": row.id, "parent": row.parent_id, "role": row.role, "content": row.content, "selected": row.selected,
-    }  # fmt: skip
+    """A message for the page; an answer also has its HTML, its model and the person's thumb."""
+    message = {
+        "id": row.id,
+        "parent": row.parent_id,
+        "role": row.role,
+        "content": row.content,
+        "selected": row.selected,
+    }
     if row.role == "user":
-        return common
-    judged = {"thumb": thumb.value, "reasons": thumb.reasons, "comment": thumb.text or ""} if thumb else {}
-    return common | judged | {
-        "html": str(markdown(row.content)), "model": row.model_id, "finish_reason": row.finish_reason,
-        "tokens": row.completion_tokens, "dropped": row.dropped_turns,
-    }  # fmt: skip
+        return message
+    feedback = {"thumb": thumb.value, "reasons": thumb.reasons, "comment": thumb.text or ""} if thumb else {}
+    answer = {
+        "html": str(markdown(row.content)),
+        "model": row.model_id,
+        "finish_reason": row.finish_reason,
+        "tokens": row.completion_tokens,
+        "dropped": row.dropped_turns,
+    }
+    return message | feedback | answer

@@ -1,6 +1,6 @@
-"""The chat page itself, and the chats in its list.
+"""The chat page, and the routes to rename and delete chats.
 
-GET /chat, /chat/{id}  ->  one page that holds what its scripts need: chats, messages, models, words
+GET /chat, /chat/{id}  ->  one page with everything its scripts need: chats, messages, models, translated strings
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from tutelage.server.chat.conversations import forget, listed, own, shown
 from tutelage.server.chat.strings import reasons, strings
 from tutelage.store import consent
 from tutelage.store.database import Database
+from tutelage.store.tables import Conversation
 from tutelage.web.auth import Page, Store
 from tutelage.web.errors import JSON
 from tutelage.web.pages import language, markdown
@@ -33,52 +34,62 @@ class Name(BaseModel):
     title: Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
 
 
-class Written(BaseModel):
-    """Text to be formatted."""
+class Markdown(BaseModel):
+    """Text to be rendered."""
 
     text: Text
 
 
 @router.get("/chat")
 def new_chat(request: Request, caller: Page, database: Store) -> Response:
-    """The page without a chat in it yet."""
+    """The page with a new chat."""
     return page(request, caller.user_id, database)
 
 
 @router.get("/chat/{conversation_id}")
-def kept_chat(request: Request, conversation_id: str, caller: Page, database: Store) -> Response:
-    """The page with a chat that was kept."""
+def recorded_chat(request: Request, conversation_id: str, caller: Page, database: Store) -> Response:
+    """The page with a recorded chat."""
     return page(request, caller.user_id, database, conversation_id)
 
 
 def page(request: Request, user_id: str, database: Database, conversation_id: str | None = None) -> Response:
-    """Everything the scripts need stands in the page: they ask for nothing to begin."""
-    say: Callable[[str], str] = translations(language(request)).gettext
+    """Render the page. It contains all data for its scripts, so that they need no request to start."""
+    translate: Callable[[str], str] = translations(language(request)).gettext
     with database.read() as session:
         chat = own(session, user_id, conversation_id) if conversation_id else None
         data: dict[str, Any] = {
-            "conversation": chat and {
-                "id": chat.id, "title": chat.title, "system": chat.system, "settings": chat.settings,
-                "model": chat.model_id,
-            },
+            "conversation": chat and conversation_of(chat),
             "messages": shown(session, user_id, chat) if chat else [],
             "conversations": listed(session, user_id),
-            "recording": asdict(consent.recording_of(session, user_id)), "person": user_id,
-        }  # fmt: skip
+            "recording": asdict(consent.recording_of(session, user_id)),
+            "person": user_id,
+        }
     data |= {"models": models_of(request), "defaults": DEFAULTS}
-    return request.app.state.pages.render(request, "chat.html", page=data, strings=strings(say), reasons=reasons(say))
+    words = {"strings": strings(translate), "reasons": reasons(translate)}
+    return request.app.state.pages.render(request, "chat.html", page=data, **words)
+
+
+def conversation_of(chat: Conversation) -> dict[str, Any]:
+    """A recorded chat for the page, without its messages."""
+    return {
+        "id": chat.id,
+        "title": chat.title,
+        "system": chat.system,
+        "settings": chat.settings,
+        "model": chat.model_id,
+    }
 
 
 def models_of(request: Request) -> list[dict[str, Any]]:
-    """What can be chatted with, and how much of a conversation it sees."""
+    """The policies that are served, with the size of their context in tokens."""
     served = [request.app.state.registry.get(name) for name in request.app.state.registry.names()]
     return [{"id": model.name, "context": model.context} for model in served if model.kind == "policy"]
 
 
 @router.post("/chat/markdown")
-def formatted(written: Written, caller: Page) -> JSON:
-    """An answer that was stopped, as HTML that can neither run nor load anything."""
-    return JSON({"html": str(markdown(written.text))})
+def render_markdown(body: Markdown, caller: Page) -> JSON:
+    """Render Markdown as sanitised HTML, for an answer that was stopped before it was rendered."""
+    return JSON({"html": str(markdown(body.text))})
 
 
 @router.patch("/chat/conversations/{conversation_id}")

@@ -1,4 +1,4 @@
-"""The words that the chat page's scripts put on the page, in its language. Those in braces are filled in there."""
+"""The texts that the chat page's scripts show, translated. The scripts fill in the words in braces."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,44 +7,48 @@ from tutelage.web.problems import problems
 
 
 def strings(_: Callable[[str], str]) -> dict[str, Any]:
-    """By the names that the scripts know."""
+    """The texts, by the names that the scripts use. `_` translates."""
     return {
         "answer": _("Answer"),
         "your_answer": _("Your answer"),
         "endings": {
-            "length": _("Cut off at the longest answer set."),
+            "length": _("Cut off at the maximum length."),
             "cancelled": _("Stopped."),
             "unfinished": _("This answer is not finished."),
-            "content_filter": _("Withheld by the moderation of this server."),
-            "refused": _("The moderation of this server let no answer be given to this."),
+            "content_filter": _("Stopped by this server's moderation."),
+            "refused": _("This server's moderation does not allow an answer to this."),
         },
         "tokens": _("{tokens} tokens"),
         "seconds": _("{seconds} s"),
-        "dropped": _("The chat is longer than the model's context: it no longer sees the {count} messages above."),
-        "context": _("The model's context is {context} tokens, for the conversation and the answer together."),
+        "dropped": _(
+            "The chat is longer than the model's context. The model no longer sees the {count} messages above."
+        ),
+        "context": _("The model's context holds {context} tokens, shared by the conversation and the answer."),
         "writing": _("The answer is being written."),
         "done": _("The answer is complete."),
-        "broken": _("The connection broke off here."),
+        "broken": _("The connection was lost here."),
         "problems": problems(_),
         "offline": _("The server cannot be reached."),
         "copied": _("Copied."),
         "not_copied": _("The browser did not allow copying."),
-        "keeping": {"kept": _("Kept"), "private": _("Not kept"), "temporary": _("Temporary")},
-        "banner": _("Your chats are not kept. You may have them kept, and let them train the next model."),
-        "banner_admin": _("This server keeps no chats. As an admin you may allow it; then each person decides."),
-        "temporary_feedback": _("A temporary chat is not kept, and neither is what you say of its answers."),
-        "from_next_chat": _("This chat began before chats were kept. Judgements count from the next one on."),
+        "recording": {"kept": _("Kept"), "private": _("Not kept"), "temporary": _("Temporary")},
+        "banner": _("Your chats are not kept. You can choose to keep them, and to let them train the next model."),
+        "banner_admin": _("This server does not keep chats. As an admin you can allow it; then each person decides."),
+        "temporary_feedback": _("A temporary chat is not kept, and neither is your feedback on it."),
+        "from_next_chat": _(
+            "This chat began before chats were kept. Your feedback will be kept from the next chat on."
+        ),
         "why_good": _("What was good?"),
         "why_bad": _("What was wrong?"),
-        "thanks": _("Thank you. It is kept."),
-        "taken_back": _("Taken back."),
+        "thanks": _("Thank you. Your feedback is kept."),
+        "taken_back": _("Feedback withdrawn."),
         "chosen": _("Chosen."),
         "new_answer": _("the new answer"),
         "earlier_answer": _("the earlier answer"),
         "no_second": _("There is no second answer to compare."),
-        "same_second": _("The second answer is the same, word for word. A higher temperature gives others."),
+        "same_second": _("The second answer is the same, word for word. Raise the temperature to get a different one."),
         "leave": _("Leave this chat?"),
-        "leave_text": _("It is not kept, and gone once you leave."),
+        "leave_text": _("It is not kept and will be lost when you leave."),
         "leave_yes": _("Leave"),
         "untitled": _("Untitled"),
         "new_chat": _("New chat"),
@@ -53,16 +57,16 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
         "saved": _("Saved."),
         "delete": _("Delete"),
         "deleted": _("Deleted."),
-        "delete_one": _("“{title}” and all that was said of its answers will be deleted."),
+        "delete_one": _("“{title}” and all feedback on its answers will be deleted."),
         "delete_all": _("Delete all my chats"),
-        "delete_all_text": _("All your chats and all you said of their answers will be deleted."),
-        "withdraw": _("No longer keep my chats"),
-        "withdraw_text": _("The chats that were kept, and all you said of their answers, will be deleted."),
+        "delete_all_text": _("All your chats and all your feedback on their answers will be deleted."),
+        "withdraw": _("Stop keeping my chats"),
+        "withdraw_text": _("All kept chats and all your feedback on their answers will be deleted."),
     }
 
 
 def reasons(_: Callable[[str], str]) -> dict[str, dict[str, str]]:
-    """What may be ticked beside a thumb, by the names in `judgements.py`."""
+    """The reasons to choose from after a thumb up or down, by their names in `feedback.py`."""
     return {
         "up": {
             "helpful": _("Helpful"),
@@ -73,7 +77,7 @@ def reasons(_: Callable[[str], str]) -> dict[str, dict[str, str]]:
         "down": {
             "instruction": _("Not what I asked"),
             "untrue": _("Made up"),
-            "unfit": _("Out of place"),
+            "unfit": _("Inappropriate"),
             "repetitive": _("Repetitive or cut off"),
             "language": _("Wrong language"),
             "harmful_advice": _("Harmful advice"),

@@ -1,3 +1,3 @@
-// Light or dark as chosen here before, set before the page is painted; without a choice the system's.
+// Applies the theme that was chosen in this browser, before the page is painted. The default is the system theme.
 const chosen = localStorage.getItem("theme");
 if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;

@@ -1,13 +1,13 @@
-// One question, one answer being written: asked, streamed, stopped, kept.
+// Asks a question and streams its answer into the page. One answer is written at a time.
 import { announce, toast } from "./chat-sheets.js";
-import { inWords, listen, send } from "./chat-server.js";
+import { messageOf, listen, send } from "./chat-server.js";
 import { grow, itemOf, render, strings, toEnd } from "./chat-thread.js";
 
 const local = () => `local-${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
 export const isLocal = (id) => id.startsWith("local-");
 
 export class Answers {
-  // `chat` is the page's state: tree, settings, conversation (null until it is kept), keeping().
+  // `chat` is the page's state: tree, settings, conversation (null unless the chat is recorded), willRecord().
   constructor(chat) {
     this.chat = chat;
     this.writing = null;
@@ -18,20 +18,21 @@ export class Answers {
     return this.abort !== null;
   }
 
-  // A new question under the last message shown (or in place of another one), and its answer.
+  // Adds a question after the message `parent` and streams its answer. Returns false if nothing was received; the
+  // caller then restores the typed text.
   async ask(content, parent) {
     const { tree } = this.chat;
     const previous = tree.selected(parent);
     const question = tree.add({ id: local(), parent, role: "user", content, selected: true });
     const answered = await this.answer(question);
     if (answered || !isLocal(question.id)) return true;
-    tree.remove(question); // nothing came of it: the text goes back to where it was typed
+    tree.remove(question);
     if (previous) tree.select(previous);
     this.show();
     return false;
   }
 
-  // An answer to a question, shown as it is written. False if not a word of it came.
+  // Streams an answer to a question into the page. Returns false if nothing was received.
   async answer(question) {
     const { tree } = this.chat;
     const previous = tree.selected(question.id);
@@ -54,8 +55,8 @@ export class Answers {
     return began;
   }
 
-  // Another answer for a blind comparison: nothing of it is shown yet.
-  async quietly(question) {
+  // Generates another answer for a blind comparison without showing it. Returns null if there is no whole answer.
+  async hidden(question) {
     const answer = this.blank(question, false);
     const began = await this.stream(question, answer, { compare: true });
     return began && answer.content && answer.finish_reason !== "cancelled" ? this.chat.tree.add(answer) : null;
@@ -77,7 +78,7 @@ export class Answers {
     let began = false;
     try {
       await listen("/chat/answers", this.body(question, compare), this.abort.signal, (event) => {
-        if (event.error && !began) throw new Error(inWords(event.error));
+        if (event.error && !began) throw new Error(messageOf(event.error));
         began = true;
         this.receive(event, question, answer);
       });
@@ -93,23 +94,23 @@ export class Answers {
     return began;
   }
 
-  // A stopped answer did not get its last formatting on the way.
+  // An answer that was stopped has no final HTML yet.
   async finish(answer) {
     try {
       answer.html = (await send("POST", "/chat/markdown", { text: answer.content })).html;
     } catch {
-      return; // the plain text is there
+      return; // the page shows the plain text
     }
   }
 
   body(question, compare) {
     const { tree, settings, conversation } = this.chat;
-    const kept = conversation !== null;
+    const recorded = conversation !== null;
     return {
-      conversation: kept ? conversation.id : null,
-      keep: !kept && !compare && this.chat.keeping() && tree.messages.size <= 2, // its first question and answer
+      conversation: recorded ? conversation.id : null,
+      keep: !recorded && !compare && this.chat.willRecord() && tree.messages.size <= 2, // only from the first question
       question: isLocal(question.id) ? null : question.id,
-      parent: kept ? question.parent : null,
+      parent: recorded ? question.parent : null,
       messages: tree.upTo(question).map(({ role, content }) => ({ role, content })),
       model: settings.model,
       system: settings.system,
@@ -124,7 +125,7 @@ export class Answers {
       answer.dropped = event.start.dropped;
       answer.model = event.start.model;
       if (event.start.conversation) {
-        this.chat.kept(event.start.conversation);
+        this.chat.recorded(event.start.conversation);
         tree.rename(question, event.start.question);
         answer.parent = question.id;
         if (answer === this.writing) tree.rename(answer, event.start.answer);
@@ -140,7 +141,7 @@ export class Answers {
     } else if (event.done) {
       Object.assign(answer, event.done);
     } else if (event.error) {
-      answer.error = inWords(event.error);
+      answer.error = messageOf(event.error);
     }
     if (answer === this.writing) grow(answer);
   }
@@ -161,7 +162,7 @@ export async function copy(button, text) {
   setTimeout(() => sign.setAttribute("href", "#icon-copy"), 1500);
 }
 
-// Browsers have no clipboard object on a page without TLS that another machine serves; there a selection is copied.
+// Browsers offer no clipboard object to pages without TLS from another machine. There, copy a selection instead.
 async function toClipboard(text) {
   if (navigator.clipboard) {
     return navigator.clipboard.writeText(text).then(

@@ -1,4 +1,4 @@
-// The list of kept chats, and the drawer it lies in on a narrow screen.
+// The list of recorded chats. On a narrow screen it is a drawer.
 import { ask, toast } from "./chat-sheets.js";
 import { send } from "./chat-server.js";
 import { part, say, strings } from "./chat-thread.js";
@@ -9,7 +9,7 @@ const main = document.getElementById("main");
 
 export function showList(conversations, current) {
   const focused = document.activeElement;
-  const { id: at } = focused.closest(".conversation")?.dataset ?? {};
+  const { id: focusedId } = focused.closest(".conversation")?.dataset ?? {};
   list.replaceChildren(
     ...conversations.map(({ id, title }) => {
       const item = part("conversation");
@@ -25,7 +25,7 @@ export function showList(conversations, current) {
     }),
   );
   document.getElementById("no-conversations").hidden = conversations.length > 0;
-  if (at) list.querySelector(`[data-id="${CSS.escape(at)}"] [data-act=${focused.dataset.act}]`)?.focus();
+  if (focusedId) list.querySelector(`[data-id="${CSS.escape(focusedId)}"] [data-act=${focused.dataset.act}]`)?.focus();
 }
 
 export async function rename(conversation) {
@@ -44,7 +44,7 @@ export async function remove(conversation) {
   return true;
 }
 
-// In a drawer the rest of the page is out of reach until it is closed.
+// Opens or closes the drawer. While it is open, the rest of the page is inert.
 export function drawer(opened) {
   document.body.classList.toggle("sidebar-open", opened);
   main.inert = opened;

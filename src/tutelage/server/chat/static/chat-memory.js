@@ -1,4 +1,4 @@
-// What this browser remembers for its person, and not for the next one who signs in here.
+// Keys for the browser's storage, separate for each person who signs in here.
 
 const { person } = JSON.parse(document.body.dataset.page);
 

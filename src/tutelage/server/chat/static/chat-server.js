@@ -1,4 +1,4 @@
-// Talking to the server: JSON there and back, and answers that come in pieces.
+// Requests to the server: JSON, and streams of server-sent events.
 import { strings } from "./chat-thread.js";
 
 const csrf = document.body.dataset.csrf;
@@ -9,14 +9,14 @@ async function request(method, path, body, signal) {
   if (response.ok) return response;
   if (response.status === 401) {
     location.assign(`/login?next=${encodeURIComponent(location.pathname)}`);
-    throw new Error(strings.problems.not_signed_in); // at once: what was typed must be put away before the page goes
+    throw new Error(strings.problems.not_signed_in); // the caller saves the typed text before the page is left
   }
-  const told = await response.json().catch(() => null);
-  throw new Error(told?.error ? inWords(told.error) : `${response.status} ${response.statusText}`);
+  const content = await response.json().catch(() => null);
+  throw new Error(content?.error ? messageOf(content.error) : `${response.status} ${response.statusText}`);
 }
 
-// What the server says of an error, in the page's language where it has words for it.
-export function inWords(error) {
+// The message of an error: translated if its code is known, otherwise as the server sent it.
+export function messageOf(error) {
   return strings.problems[error.code] ?? error.message;
 }
 
@@ -25,7 +25,7 @@ export async function send(method, path, body) {
   return response.status === 204 ? null : response.json();
 }
 
-// Calls `receive` with each event of an answer: server-sent, one JSON object each.
+// Calls `receive` with each server-sent event, a JSON object.
 export async function listen(path, body, signal, receive) {
   const response = await request("POST", path, body, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,4 +1,4 @@
-// System prompt and sampling: changed in a sheet, sent with every question, remembered here for the next new chat.
+// System prompt and sampling settings: edited in a sheet, sent with every question, remembered for the next new chat.
 import { mine } from "./chat-memory.js";
 import { say, strings } from "./chat-thread.js";
 
@@ -23,14 +23,14 @@ export class Settings {
     return field("model").value;
   }
 
-  get room() {
+  get context() {
     return this.models.get(this.model)?.context ?? Infinity;
   }
 
-  // What is sent: never more tokens than the model's context leaves beside a question.
+  // The settings to send. An answer gets at most half of the model's context, and a quarter by default.
   get sent() {
-    const longest = Math.max(1, Math.floor(this.room / 2));
-    return { ...this.values, max_tokens: Math.min(this.values.max_tokens ?? Math.floor(this.room / 4), longest) };
+    const most = Math.max(1, Math.floor(this.context / 2));
+    return { ...this.values, max_tokens: Math.min(this.values.max_tokens ?? Math.floor(this.context / 4), most) };
   }
 
   show() {
@@ -43,9 +43,9 @@ export class Settings {
     for (const name of ["temperature", "top_p"]) {
       document.querySelector(`output[for=${name}]`).value = Number(field(name).value).toFixed(2);
     }
-    field("max_tokens").max = Math.max(1, Math.floor(this.room / 2));
-    field("max_tokens").placeholder = Math.floor(this.room / 4);
-    field("max_tokens-hint").textContent = say(strings.context, { context: this.room });
+    field("max_tokens").max = Math.max(1, Math.floor(this.context / 2));
+    field("max_tokens").placeholder = Math.floor(this.context / 4);
+    field("max_tokens-hint").textContent = say(strings.context, { context: this.context });
   }
 
   remember() {

@@ -1,4 +1,4 @@
-// Sheets (native dialogs) and short notices.
+// Sheets (native dialogs) and short notices (toasts).
 import { strings } from "./chat-thread.js";
 
 const toastBox = document.getElementById("toast");
@@ -9,7 +9,7 @@ export function sheet(id) {
   return document.getElementById(id);
 }
 
-// Opens a sheet; the promise comes true when it is closed, with what it was closed with.
+// Opens a sheet. The promise resolves with the sheet's return value when it closes.
 export function open(id) {
   const dialog = sheet(id);
   dialog.returnValue = "";
@@ -32,12 +32,12 @@ export function toast(text) {
   }, 2500 + 60 * text.length);
 }
 
-// For screen readers; nothing is seen of it.
+// Announces a text to screen readers only.
 export function announce(text) {
   status.textContent = text;
 }
 
-// A question with Cancel: true or the typed text for yes, otherwise "".
+// Asks for confirmation, or for a text if `input` is given. Returns true or the text; false or "" if cancelled.
 export async function ask({ title, text = "", yes, input }) {
   sheet("ask-title").textContent = title;
   sheet("ask-text").textContent = text;
@@ -50,10 +50,10 @@ export async function ask({ title, text = "", yes, input }) {
   return (await closed) === "yes" && (input === undefined || sheet("ask-input").value.trim());
 }
 
-export async function chooseReasons(side, given, comment) {
+export async function chooseReasons(side, reasons, comment) {
   const boxes = [...sheet("reasons").querySelectorAll("input[name=reason]")];
   for (const set of sheet("reasons").querySelectorAll("fieldset")) set.hidden = set.dataset.side !== side;
-  for (const box of boxes) box.checked = given.includes(box.value);
+  for (const box of boxes) box.checked = reasons.includes(box.value);
   sheet("comment").value = comment;
   sheet("reasons-title").textContent = side === "up" ? strings.why_good : strings.why_bad;
   const how = await open("reasons");

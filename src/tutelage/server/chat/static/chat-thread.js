@@ -1,11 +1,11 @@
-// The conversation on the page: one list item per message of the path, made from the page's own templates.
+// Renders the conversation: one list item per message of the selected path, made from the page's templates.
 import { unseen } from "./chat-tree.js";
 
 export const strings = JSON.parse(document.body.dataset.strings);
 const thread = document.getElementById("thread");
 const scroller = document.getElementById("scroller");
 const latest = document.getElementById("latest");
-const NEAR = 96; // pixels from the end that still count as being there
+const NEAR = 96; // this close to the end, in pixels, the page follows the growing answer
 
 export function part(name) {
   return document.getElementById(`part-${name}`).content.firstElementChild.cloneNode(true);
@@ -26,7 +26,7 @@ export function render(tree, writing) {
   document.getElementById("empty").hidden = path.length > 0;
 }
 
-// What stands already stays where it is, and keeps the focus.
+// Items that are already in place are not moved, so they keep the focus.
 function place(items) {
   for (const [at, item] of items.entries()) {
     if (thread.children[at] !== item) thread.insertBefore(item, thread.children[at] ?? null);
@@ -56,7 +56,7 @@ function fillAnswer(item, message, isWriting) {
   for (const [act, value] of [["thumb-up", 1], ["thumb-down", -1]]) {
     const thumb = item.querySelector(`[data-act=${act}]`);
     thumb.setAttribute("aria-pressed", String(message.thumb === value));
-    thumb.hidden = !message.model; // nobody judges an answer of their own
+    thumb.hidden = !message.model; // no thumbs for the person's own answer
   }
   const note = item.querySelector(".note");
   const ending = message.error ?? endingOf(message);
@@ -68,7 +68,7 @@ function fillAnswer(item, message, isWriting) {
 }
 
 function endingOf({ finish_reason: reason, tokens, model }) {
-  if (model && !reason) return strings.endings.unfinished; // the server was killed, or another tab is still reading it
+  if (model && !reason) return strings.endings.unfinished; // the server was killed, or another tab still streams it
   return strings.endings[reason === "content_filter" && tokens === 0 ? "refused" : reason];
 }
 
@@ -79,7 +79,7 @@ function meta(message) {
   return words.join(" · ");
 }
 
-// HTML comes from the server alone, which has sanitised it; everything else is text.
+// HTML comes only from the server, which sanitises it. Everything else is inserted as text.
 export function showText(element, message) {
   element.classList.toggle("plain", !message.html);
   if (message.html) element.innerHTML = message.html;
@@ -89,7 +89,7 @@ export function showText(element, message) {
   element.lang = languageOf(message.content);
 }
 
-// A block of code can be scrolled by keyboard, and copied.
+// Wraps a code block, so that it can be scrolled by keyboard and copied.
 function frame(block) {
   const around = Object.assign(document.createElement("div"), { className: "code" });
   block.tabIndex = 0;
@@ -97,7 +97,7 @@ function frame(block) {
   around.append(block, part("copy-code"));
 }
 
-// By its script, for the right glyphs and voice; a language that no script gives away stays unnamed.
+// The language, guessed from the script, so that browsers pick the right glyphs and voice. "" if the script is unclear.
 function languageOf(text) {
   if (/[\u3040-\u30ff]/.test(text)) return "ja";
   if (/[\uac00-\ud7a3]/.test(text)) return "ko";
@@ -115,7 +115,7 @@ export function itemOf(message) {
   return thread.querySelector(`[data-id="${CSS.escape(message.id)}"]`);
 }
 
-// While an answer is written: finished blocks as HTML, and after them the text that is still growing.
+// Updates an answer that is being written: finished blocks as HTML, then the text that is still growing.
 export function grow(message) {
   const wasAtEnd = atEnd();
   const text = itemOf(message)?.querySelector(".text");

@@ -1,4 +1,4 @@
-// A conversation as a tree: an edited question or a second answer is a sibling. No page in here, only data.
+// A conversation as a tree: an edited question or a second answer is a sibling. Data only, independent of the page.
 
 export class Tree {
   constructor(messages) {
@@ -14,7 +14,7 @@ export class Tree {
     return this.children(message.parent);
   }
 
-  // What stands on the page: from the root along the selected messages.
+  // The messages to show: from the root along the selected messages.
   path() {
     const shown = [];
     for (let next = this.selected(null); next; next = this.selected(next.id)) shown.push(next);
@@ -42,7 +42,7 @@ export class Tree {
     for (const sibling of this.siblings(message)) sibling.selected = sibling === message;
   }
 
-  // A message gets the name that the server keeps it under.
+  // Replaces a local id with the server's.
   rename(message, id) {
     for (const child of this.children(message.id)) child.parent = id;
     const entries = [...this.messages].map(([key, value]) => [value === message ? id : key, value]);
@@ -57,7 +57,7 @@ export class Tree {
   }
 }
 
-// How many of these messages the model no longer sees, when it sees `dropped` questions fewer.
+// How many of the path's first messages the model no longer sees, if `dropped` questions were dropped.
 export function unseen(path, dropped) {
   if (!dropped) return 0;
   let questions = 0;

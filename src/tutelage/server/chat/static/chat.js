@@ -1,9 +1,9 @@
-// The chat page: what stands where, and what each button and key does.
+// The chat page: its state, and what each button and key does.
 import { Answers, copy } from "./chat-answers.js";
-import { Judgements } from "./chat-judgements.js";
-import { Keeping } from "./chat-keeping.js";
+import { Feedback } from "./chat-feedback.js";
 import { drawer, remove, rename, showList } from "./chat-list.js";
 import { mine } from "./chat-memory.js";
+import { Recording } from "./chat-recording.js";
 import { send } from "./chat-server.js";
 import { Settings } from "./chat-settings.js";
 import { ask, close, open, toast } from "./chat-sheets.js";
@@ -18,12 +18,12 @@ const composer = byId("composer");
 const chat = {
   tree: new Tree(page.messages),
   settings: new Settings(page),
-  keepingState: new Keeping(page),
+  recording: new Recording(page),
   conversation: page.conversation,
   conversations: page.conversations,
   temporary: false,
 
-  keeping: () => chat.keepingState.on && !chat.temporary,
+  willRecord: () => chat.recording.on && !chat.temporary,
 
   busy(now) {
     byId("send").hidden = now;
@@ -31,8 +31,8 @@ const chat = {
     if (!now) fit();
   },
 
-  // The server has begun to keep this chat.
-  kept(conversation) {
+  // The server has started to record this chat.
+  recorded(conversation) {
     if (chat.conversation) return;
     chat.conversation = conversation;
     chat.conversations.unshift(conversation);
@@ -50,12 +50,12 @@ const chat = {
   },
 
   async consent() {
-    if (await chat.keepingState.decide().catch(complain)) showState();
-    if (!chat.keepingState.on && chat.conversation) location.assign("/chat"); // it has just been deleted
+    if (await chat.recording.decide().catch(complain)) showState();
+    if (!chat.recording.on && chat.conversation) location.assign("/chat"); // the chat was just deleted
   },
 };
 chat.answers = new Answers(chat);
-chat.judgements = new Judgements(chat);
+chat.feedback = new Feedback(chat);
 
 function complain(error) {
   toast(error.message);
@@ -68,7 +68,7 @@ function showTitle(title) {
 
 function showState() {
   const begun = chat.tree.messages.size > 0;
-  chat.keepingState.show({ kept: chat.conversation !== null, temporary: chat.temporary, begun });
+  chat.recording.show({ recorded: chat.conversation !== null, temporary: chat.temporary, begun });
   byId("temporary").setAttribute("aria-pressed", String(chat.temporary));
   byId("temporary").disabled = chat.conversation !== null || begun;
   showList(chat.conversations, chat.conversation?.id);
@@ -81,16 +81,16 @@ async function submit() {
   box.value = "";
   fit();
   remember();
-  const asked = chat.answers.ask(text, parent);
+  const answered = chat.answers.ask(text, parent);
   showState();
-  if (!(await asked) && !box.value) box.value = text;
+  if (!(await answered) && !box.value) box.value = text;
   remember();
   showState();
   fit();
   if (matchMedia("(hover: hover)").matches) box.focus({ preventScroll: true });
 }
 
-// What was typed and not sent, chat by chat: a reload or a new sign-in does not lose it.
+// Text that was typed and not sent is saved per chat, so that a reload or a new sign-in does not lose it.
 const draft = () => mine(`draft ${location.pathname}`);
 
 function remember() {
@@ -98,7 +98,7 @@ function remember() {
   else sessionStorage.removeItem(draft());
 }
 
-// The box is as high as its text; there is something to send only if there is something in it.
+// Fits the message box to its text. An empty message cannot be sent.
 function fit() {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight}px`;
@@ -126,9 +126,9 @@ function edit(message, words = message.content) {
   form.querySelector("[data-act=cancel-edit]").addEventListener("click", end);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const said = text.value.trim();
+    const edited = text.value.trim();
     end();
-    if (said && !(await chat.answers.ask(said, message.parent))) edit(message, said);
+    if (edited && !(await chat.answers.ask(edited, message.parent))) edit(message, edited);
   });
   text.addEventListener("keydown", (event) => {
     if (sends(event)) form.requestSubmit();
@@ -198,12 +198,12 @@ const ACTS = {
   edit: (button) => edit(messageAt(button)),
   previous: (button) => branch(button, -1),
   following: (button) => branch(button, 1),
-  "thumb-up": (button) => chat.judgements.thumb(messageAt(button), 1),
-  "thumb-down": (button) => chat.judgements.thumb(messageAt(button), -1),
+  "thumb-up": (button) => chat.feedback.thumb(messageAt(button), 1),
+  "thumb-down": (button) => chat.feedback.thumb(messageAt(button), -1),
   regenerate: (button) => chat.answers.answer(chat.tree.messages.get(messageAt(button).parent)),
-  compare: (button) => chat.judgements.compare(messageAt(button)),
-  better: (button) => chat.judgements.better(messageAt(button)),
-  choose: (button) => chat.judgements.choose(button.dataset.winner),
+  compare: (button) => chat.feedback.compare(messageAt(button)),
+  better: (button) => chat.feedback.better(messageAt(button)),
+  choose: (button) => chat.feedback.choose(button.dataset.winner),
   rename: async (button) => {
     const conversation = conversationAt(button);
     if (!(await rename(conversation))) return;
@@ -219,7 +219,7 @@ const ACTS = {
     document.querySelector(".new-chat").focus();
   },
 };
-const WAITING = new Set(["regenerate", "compare", "better", "edit", "previous", "following"]); // not while one is written
+const WAITING = new Set(["regenerate", "compare", "better", "edit", "previous", "following"]); // not during an answer
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-act]");
@@ -228,7 +228,7 @@ document.addEventListener("click", (event) => {
   Promise.resolve(act(button)).catch(complain);
 });
 
-// A chat that is not kept is gone with its page: a link that leads away from it asks first.
+// A chat that is not recorded is lost when its page is left, so links ask first.
 document.addEventListener("click", async (event) => {
   const link = event.target.closest("a[href^='/']");
   const elsewhere = event.ctrlKey || event.metaKey || event.shiftKey;
@@ -237,7 +237,7 @@ document.addEventListener("click", async (event) => {
   if (await ask({ title: strings.leave, text: strings.leave_text, yes: strings.leave_yes })) location.assign(link.href);
 });
 
-// Safari ends an input method's composition before it reports its Enter: 229 is that Enter.
+// Whether the key sends the message. Safari reports the Enter that ends an input method's composition as key code 229.
 function sends(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
 }

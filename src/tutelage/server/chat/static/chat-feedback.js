@@ -1,4 +1,4 @@
-// What a person says of an answer: a thumb, a better answer, which of two is better. Only in chats that are kept.
+// Feedback on answers: thumbs, better answers, and comparisons of two answers. It is stored only for recorded chats.
 import { isLocal } from "./chat-answers.js";
 import { announce, chooseReasons, close, open, sheet, toast } from "./chat-sheets.js";
 import { send } from "./chat-server.js";
@@ -7,7 +7,7 @@ import { render, showText, strings } from "./chat-thread.js";
 const sides = ["a", "b"];
 const reasonsOfPair = () => [...sheet("pair-reasons").querySelectorAll("input")];
 
-export class Judgements {
+export class Feedback {
   constructor(chat) {
     this.chat = chat;
     this.pair = null;
@@ -17,11 +17,11 @@ export class Judgements {
     });
   }
 
-  // Where nothing is kept, no judgement is: the person is told, and may change that.
+  // Whether feedback on this message can be stored. If not, says why or offers to change it.
   async allowed(message) {
     if (!isLocal(message.id)) return true;
     if (this.chat.temporary) toast(strings.temporary_feedback);
-    else if (this.chat.keeping()) toast(strings.from_next_chat);
+    else if (this.chat.willRecord()) toast(strings.from_next_chat);
     else await this.chat.consent();
     return false;
   }
@@ -56,7 +56,7 @@ export class Judgements {
     toast(strings.thanks);
   }
 
-  // A second answer is written unseen, then both are shown in a random order.
+  // Generates a second answer without showing it, then shows both in random order.
   async compare(message) {
     const question = this.chat.tree.messages.get(message.parent);
     for (const name of ["pair-answers", "pair-reasons", "pair-choices", "pair-done"]) sheet(name).hidden = true;
@@ -64,7 +64,7 @@ export class Judgements {
     sheet("pair-wait").hidden = false;
     const closed = open("pair");
     closed.then(() => this.chat.answers.stop());
-    const other = await this.chat.answers.quietly(question);
+    const other = await this.chat.answers.hidden(question);
     if (!sheet("pair").open) return;
     if (!other || other.content === message.content) {
       close(sheet("pair-wait"));
@@ -78,23 +78,23 @@ export class Judgements {
 
   async shuffle(first, second) {
     const { conversation } = this.chat;
-    const kept = conversation !== null && !isLocal(first.id) && !isLocal(second.id);
-    const made = kept ? await send("POST", "/chat/comparisons", { first: first.id, second: second.id }) : null;
-    const swapped = made ? made.a === second.id : crypto.getRandomValues(new Uint8Array(1))[0] % 2 === 1;
+    const recorded = conversation !== null && !isLocal(first.id) && !isLocal(second.id);
+    const stored = recorded ? await send("POST", "/chat/comparisons", { first: first.id, second: second.id }) : null;
+    const swapped = stored ? stored.a === second.id : crypto.getRandomValues(new Uint8Array(1))[0] % 2 === 1;
     const [a, b] = swapped ? [second, first] : [first, second];
-    this.pair = { id: made?.id, second, a, b };
+    this.pair = { id: stored?.id, second, a, b };
     for (const side of sides) {
       showText(sheet(`pair-${side}`), this.pair[side]);
       sheet(`pair-${side}`).classList.remove("chosen");
       sheet(`pair-${side}-origin`).textContent = "";
     }
     sheet("pair-wait").hidden = true;
-    sheet("pair-reasons").hidden = !made;
+    sheet("pair-reasons").hidden = !stored;
     for (const name of ["pair-answers", "pair-choices"]) sheet(name).hidden = false;
     sheet("pair-choices").firstElementChild.focus();
   }
 
-  // Once: a second press while the first is on its way is not a second choice.
+  // A second press while the first choice is being sent is ignored.
   async choose(winner) {
     if (!this.pair) return;
     const pair = this.pair;

@@ -1,14 +1,14 @@
-// Whether chats are kept: policy of the server, consent of the person, and the chip and banner that say so.
+// Whether chats are recorded: the server's policy, the person's consent, and the button and banner that show them.
 import { mine } from "./chat-memory.js";
 import { ask, open, sheet, toast } from "./chat-sheets.js";
 import { send } from "./chat-server.js";
 import { strings } from "./chat-thread.js";
 
-const chip = document.getElementById("recording");
+const button = document.getElementById("recording");
 const banner = document.getElementById("banner");
 const boxes = { allowed: sheet("allowed"), record: sheet("record"), train: sheet("train") };
 
-export class Keeping {
+export class Recording {
   constructor(page) {
     this.state = page.recording;
     boxes.record.addEventListener("change", () => this.follow());
@@ -19,12 +19,12 @@ export class Keeping {
     return this.state.allowed && this.state.record;
   }
 
-  // `kept`: this very chat; `temporary`: the switch; otherwise what the next chat would be.
-  show({ kept, temporary, begun }) {
-    const will = kept || (this.on && !temporary && !begun);
-    const name = temporary ? "temporary" : will ? "kept" : "private";
-    chip.classList.toggle("kept", will);
-    chip.replaceChildren(icon(name), strings.keeping[name]);
+  // Shows the state of the current chat. `recorded`: it is recorded; `begun`: it already has messages.
+  show({ recorded, temporary, begun }) {
+    const kept = recorded || (this.on && !temporary && !begun);
+    const name = temporary ? "temporary" : kept ? "kept" : "private";
+    button.classList.toggle("kept", kept);
+    button.replaceChildren(icon(name), strings.recording[name]);
     const undecided = !this.state.decided && !localStorage.getItem(mine("no-banner"));
     banner.hidden = !(undecided && (this.state.allowed || boxes.allowed));
     document.getElementById("banner-text").textContent = this.state.allowed ? strings.banner : strings.banner_admin;
@@ -38,7 +38,7 @@ export class Keeping {
     if (boxes.train.disabled) boxes.train.checked = false;
   }
 
-  // The sheet. True when something was decided.
+  // Opens the sheet. Returns false if it was closed without a choice.
   async decide() {
     for (const [name, box] of Object.entries(boxes)) if (box) box.checked = this.state[name];
     this.follow();
@@ -48,19 +48,19 @@ export class Keeping {
     if (boxes.allowed && boxes.allowed.checked !== this.state.allowed) {
       this.state = await send("PUT", "/chat/policy", { allowed: boxes.allowed.checked });
     }
-    const wish = { record: boxes.record.checked, train: boxes.train.checked };
-    if (!this.state.allowed || (this.state.decided && this.same(wish))) return true;
-    if (this.state.record && !wish.record && !(await this.sure())) return false;
-    this.state = await send("PUT", "/chat/consent", wish);
+    const choice = { record: boxes.record.checked, train: boxes.train.checked };
+    if (!this.state.allowed || (this.state.decided && this.same(choice))) return true;
+    if (this.state.record && !choice.record && !(await this.confirm())) return false;
+    this.state = await send("PUT", "/chat/consent", choice);
     toast(strings.saved);
     return true;
   }
 
-  same(wish) {
-    return this.state.record === wish.record && this.state.train === wish.train;
+  same(choice) {
+    return this.state.record === choice.record && this.state.train === choice.train;
   }
 
-  sure() {
+  confirm() {
     return ask({ title: strings.withdraw, text: strings.withdraw_text, yes: strings.delete });
   }
 
