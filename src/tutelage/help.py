@@ -7,7 +7,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import sys
 import textwrap
@@ -18,6 +17,7 @@ from tutelage.options import Option, documentation_of, options_of
 
 WIDEST, NARROWEST = 100, 40  # columns
 LEFT = 26  # columns for an option's flag; a longer one has a line to itself
+KEPT_WHOLE = 24  # characters of a default that is not broken between lines
 NO_BREAK = "\u00a0"  # textwrap does not break lines here
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
@@ -77,7 +77,9 @@ def title(name: str, page: Page) -> str:
 def entry(option: Option, page: Page) -> str:
     """An option's flag on the left, its text and its default on the right."""
     left, default = left_side(option), shown_default(option)
-    text = f"{option.text} (default:{NO_BREAK}{default})" if default else option.text
+    if default and len(default) <= KEPT_WHOLE:
+        default = default.replace(" ", NO_BREAK)
+    text = f"{option.text} (default:{NO_BREAK}{default})".lstrip() if default else option.text
     right = wrapped(text, page.width, " " * LEFT)
     coloured = f"\033[36m{left}\033[0m" if page.colours else left
     if len(left) + 4 > LEFT:
@@ -112,8 +114,13 @@ def shown_default(option: Option) -> str:
         return ""
     if value is True:
         return option.flags[0]
-    values = value if isinstance(value, tuple) else (value,)
-    return " ".join(f"{one:g}" if isinstance(one, float) else shlex.quote(str(one)) for one in values)
+    return " ".join(written(one) for one in (value if isinstance(value, tuple) else [value]))
+
+
+def written(value: Any) -> str:
+    """One value as a word for the shell."""
+    word = f"{value:.12g}" if isinstance(value, float) else str(value)
+    return f"'{word}'" if " " in word else word
 
 
 def wrapped(text: str, width: int, indent: str = "") -> str:

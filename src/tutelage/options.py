@@ -61,8 +61,8 @@ def documentation_of(function: Callable[..., Any]) -> Documentation:
     names = "|".join(inspect.signature(function).parameters)
     found = Documentation([], {}, "")
     for paragraph in inspect.cleandoc(function.__doc__ or "").split("\n\n"):
-        if re.match(rf"(--)?({names}): ", paragraph):
-            entries = re.split(rf"^(?:--)?({names}): ", paragraph, flags=re.MULTILINE)[1:]
+        if re.match(rf"({names}): ", paragraph):
+            entries = re.split(rf"^({names}): ", paragraph, flags=re.MULTILINE)[1:]
             texts = [" ".join(text.split()) for text in entries[1::2]]
             found.parameters.update(zip(entries[::2], texts, strict=True))
         elif paragraph.startswith("Example:"):
