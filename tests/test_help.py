@@ -195,7 +195,13 @@ def test_every_option_is_listed_once_and_fits(verb: str) -> None:
         text = help_text(verb, function_of(verb), Page(width, colours=False), everything=True)
         assert max(map(len, text.splitlines())) <= width
         assert f"\nExample:\n  tutelage {verb}" in text
-        assert not re.search(r"None|MISSING|  \(default", text)
+        assert not re.search("None|MISSING", text)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_says_what_it_does(verb: str) -> None:
+    for option in options_of(function_of(verb)):
+        assert re.fullmatch(r"\S.+[^.]\.", option.text), option
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -210,15 +216,53 @@ def test_the_example_gives_what_must_be_given_and_knows_its_flags(verb: str) -> 
 @pytest.mark.parametrize(
     ("verb", "required"),
     [
-        ("demo", []),
-        ("sft", ["--base", "--demos", "--out"]),
-        ("ppo", ["--policy", "--reward", "--prompts", "--out"]),
-        ("grpo", ["--policy", "--reward", "--prompts", "--out"]),
-        ("interpolate", ["SFT", "RL", "--out"]),
-        ("rank", ["--out"]),
-        ("keys", ["list|make|revoke"]),
-        ("serve", ["RUNS..."]),
+        ("demo", ""),
+        ("sft", "--base --demos --out"),
+        ("ppo", "--policy --reward --prompts --out"),
+        ("grpo", "--policy --reward --prompts --out"),
+        ("interpolate", "SFT RL --out"),
+        ("rank", "--out"),
+        ("keys", "list|make|revoke"),
+        ("serve", "RUNS..."),
     ],
 )
-def test_what_must_be_given(verb: str, required: list[str]) -> None:
-    assert entries(verb).get("What you must give", []) == required
+def test_what_must_be_given(verb: str, required: str) -> None:
+    assert entries(verb).get("What you must give", []) == required.split()
+
+
+@pytest.mark.parametrize(
+    ("verb", "usual", "advanced"),
+    [
+        (
+            "sft",
+            "--heldout --tokens --batch --lr --min-answer --max-answer --row --lora-rank --seed --device --overwrite",
+            "--warmup --evaluate-every --heldout-rows --weight-decay --floor --clip --lora-alpha --lora-targets "
+            "--lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
+        ),
+        (
+            "ppo",
+            "--corpus --judge --update --ptx --iterations --batch --max-tokens --max-prompt --lr --kl-coef --kl-budget "
+            "--lora-rank --seed --device --overwrite",
+            "--minibatch --epochs --value-epochs --value-lr --gamma --lam --update-kl --clip --value-clip --temperature "
+            "--warmup --kl-target --kl-gain --missing-end --grad-clip --ema --ptx-windows --ptx-window --ptx-share "
+            "--ptx-calibration --snapshot-every --lora-alpha --lora-targets --lora-layers --lora-dropout "
+            "--adapter-only --ensemble --uwo-lambda --reward-key-file --dtype --checkpoint-seconds",
+        ),
+        (
+            "serve",
+            "--host --port --data --recording --slots --context --memory --moderate --terms --classifier --device",
+            "--database --access-log --trusted-proxy --piece --queue --blocked --threshold --builtin-terms --dtype",
+        ),
+    ],
+)
+def test_the_usual_and_the_advanced_options(verb: str, usual: str, advanced: str) -> None:
+    assert entries(verb)["What people change"] == usual.split()
+    assert "Advanced" not in entries(verb)
+    everything = entries(verb, everything=True)
+    assert everything["What people change"] == usual.split()
+    assert everything["Advanced"] == advanced.split()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_usual_options_are_few(verb: str) -> None:
+    assert len(entries(verb).get("What people change", [])) <= 15

@@ -22,6 +22,7 @@ from tutelage.engine.requests import Done, Handle, Listener, ModelUnloaded, Requ
 from tutelage.engine.slot_cache import SlotCache, bytes_per_token
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
+from tutelage.options import Advanced
 from tutelage.sampling.sampler import inference_copy
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ class EngineConfig:
     """Maximum length of prompt plus answer, in tokens. 0 uses the model's context, which is also the upper limit."""
     memory: int = 2048
     """MiB for the KV cache: up to three quarters for the slots of running requests, the rest for the prefix cache."""
-    piece: int = 128
+    piece: Advanced[int] = 128
     """Token budget of a step: one for every answer in progress, the rest (at least a quarter) for chunks of prompts."""
-    queue: int = 512
+    queue: Advanced[int] = 512
     """Places for waiting requests. A request is refused if its owner has as many waiting as there are free places."""
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.model.gpt import GPT
+from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward
 from tutelage.rewards.reward import Reward
@@ -37,7 +38,7 @@ class EvaluateConfig(RunConfig, RewardsConfig):
 
     count: int = 300
     """Number of held-out prompts, chosen by hash."""
-    per_conversation: int = 2
+    per_conversation: Advanced[int] = 2
     """Maximum number of prompts from one conversation."""
     max_tokens: int = 40
     """Maximum response length, in tokens."""
@@ -45,11 +46,11 @@ class EvaluateConfig(RunConfig, RewardsConfig):
     """Maximum prompt length, in tokens; the oldest turns are dropped until a prompt fits."""
     best_of: tuple[int, ...] = (4, 16)
     """Best-of-n baselines, one per n: of n SFT responses, the one with the highest reward-model score."""
-    samples: int = 12
+    samples: Advanced[int] = 12
     """Number of prompts, from the first, whose responses are written to evaluation.json."""
-    heldout_windows: int = 256
+    heldout_windows: Advanced[int] = 256
     """Number of windows of held-out pretraining text to measure bits per byte on."""
-    heldout_window: int = 0
+    heldout_window: Advanced[int] = 0
     """Length of such a window, in tokens; 0: the model's context length, at most 512."""
 
 

@@ -41,7 +41,14 @@ def evaluate(
 ) -> None:
     """Compare models on held-out prompts: base, SFT, best-of-n, and the given policies, named after their folders.
 
-    --reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL. Several form an ensemble.
+    policies: Runs to compare, each named after its folder.
+    base: The pretrained run.
+    sft: The SFT run, from which KL is measured.
+    reward: The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble.
+    panel: Panel file (panel.json), for the gold score.
+    prompts: JSONL files with held-out prompts.
+    heldout: JSONL files with held-out documents, for bits per byte.
+    out: Run directory to write.
 
     Example: tutelage evaluate runs/ppo runs/ppo-ptx --base runs/base --sft runs/sft --reward runs/reward
     --panel data/panel.json --prompts data/prompts.test.jsonl --heldout data/corpus.valid.jsonl --out runs/evaluate

@@ -35,6 +35,7 @@ from tutelage.evals.prompting import (
     with_reasons,
 )
 from tutelage.model.gpt import GPT
+from tutelage.options import Advanced
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run, RunConfig, seed_for
@@ -57,7 +58,7 @@ class TasksConfig(RunConfig):
     """Numbers of solved examples before the item; 0 is zero-shot."""
     count: int = 48
     """Number of items per task."""
-    scoring: Literal["mean", "unconditional"] = "mean"
+    scoring: Advanced[Literal["mean", "unconditional"]] = "mean"
     """Multiple choice: mean log-probability per token, or that minus the same choice's after "A:" alone."""
     sums: bool = True
     """Also ask for sums in free text, with and without chains of thought."""
@@ -74,6 +75,9 @@ class TasksConfig(RunConfig):
 
 def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = TasksConfig()) -> None:
     """Zero-, one- and few-shot accuracy of a model on small tasks.
+
+    run: Run to measure.
+    out: Run directory to write.
 
     Example: tutelage tasks runs/smollm2 --out runs/tasks
     """

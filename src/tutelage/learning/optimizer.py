@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.options import Advanced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,13 @@ class OptimizerConfig:
 
     lr: float = 2e-4
     """Peak learning rate of AdamW."""
-    weight_decay: float = 0.0
+    weight_decay: Advanced[float] = 0.0
     """Decoupled weight decay of the matrices. The fine-tuning papers give no value."""
-    warmup: float = 0.1
+    warmup: Advanced[float] = 0.1
     """Share of the steps over which the learning rate rises linearly."""
-    floor: float = 0.1
+    floor: Advanced[float] = 0.1
     """The cosine schedule ends at this share of the peak learning rate (GPT-3, InstructGPT: 0.1)."""
-    clip: float = 1.0
+    clip: Advanced[float] = 1.0
     """Maximum gradient norm (GPT-3: 1)."""
 
 

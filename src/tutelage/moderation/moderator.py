@@ -19,6 +19,7 @@ from typing import Any, Literal
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import FlagClassifier
 from tutelage.moderation.terms import BUILT_IN, CATEGORIES, TermList
+from tutelage.options import Advanced
 
 BLOCKED = ("hate/threatening", "illicit/violent", "self-harm/instructions", "sexual/minors")
 log = logging.getLogger(__name__)
@@ -30,13 +31,13 @@ class ModerationConfig:
 
     moderate: Literal["off", "input", "output", "both"] = "both"
     """What may be stopped: what people write (input), what the model writes (output), both, or nothing (off)."""
-    blocked: tuple[str, ...] = BLOCKED
+    blocked: Advanced[tuple[str, ...]] = BLOCKED
     """Categories (OpenAI's names) that stop a text. All others are only recorded."""
-    threshold: float = 0.5
+    threshold: Advanced[float] = 0.5
     """A category is flagged if its score is at least this (above 0, at most 1). A term scores 1."""
     terms: Path | None = None
     """Your own term list: `[category]` lines, one term per line, `[allow]` for exceptions. Reloaded when it changes."""
-    builtin_terms: bool = True
+    builtin_terms: Advanced[bool] = True
     """Also use the English and Chinese term lists that come with tutelage."""
     classifier: Path | None = None
     """Folder of a classifier trained with `tutelage moderation`."""

@@ -25,6 +25,7 @@ from tutelage.data.records import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold
+from tutelage.options import Advanced
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
 from tutelage.store.consent import recording_of
@@ -50,13 +51,13 @@ class Flag:
 class ModerationTrainingConfig(RunConfig):
     """How the classifier is trained."""
 
-    l2: float = 0.02
+    l2: Advanced[float] = 0.02
     """Coefficient of the L2 penalty, which is added to the summed loss. Larger values regularise more."""
-    threshold: float = 0.5
+    threshold: Advanced[float] = 0.5
     """Probability from which a text counts as flagged in the reported precision and recall."""
     data: Path | None = None
     """Data folder of a server (`tutelage serve --data`). Its users' flags are also used, if they consented."""
-    database: str = ""
+    database: Advanced[str] = ""
     """URL of that server's database, if it is not the SQLite file in --data."""
 
 
@@ -64,6 +65,9 @@ def moderation(
     out: Path, flags: tuple[Path, ...] = (), config: ModerationTrainingConfig = ModerationTrainingConfig()
 ) -> None:
     """Train the moderation classifier on flags, from files or from a server's chat page.
+
+    out: Run directory to write.
+    flags: JSONL files with flags: a text and its categories each. Give --flags, --data or both.
 
     Example: tutelage moderation --data tutelage-data --out runs/moderation
     """

@@ -97,15 +97,12 @@ def demo(
 
     After an interruption, run the same command again to continue.
 
-    --out: folder for the results. By default runs/demo, or runs/demo-BASE with --base.
-
-    --preset toy: runs every stage in seconds, to test the installation.
-
-    --base: start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining.
-
-    --demos: your own demonstrations, in addition to the demo's.
-
-    --corpus: your own pretraining text, instead of the demo's.
+    out: Folder for the results. By default runs/demo, or runs/demo-BASE with --base.
+    seed: Seed of every stage.
+    preset: demo runs the whole recipe; toy runs every stage in seconds, to test the installation.
+    base: Start from this model (folder, GGUF file, smollm2, hub id) and train adapters, instead of pretraining.
+    demos: Your own demonstrations, in addition to the demo's.
+    corpus: Your own pretraining text, instead of the demo's.
 
     Example: tutelage demo --out runs/demo --seed 0
     """

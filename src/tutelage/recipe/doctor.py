@@ -15,7 +15,7 @@ from tutelage.runs.machine import facts
 def doctor(rl: bool = False) -> None:
     """Describe this machine: which device and precision training will use and why, and which packages are missing.
 
-    --rl: instead, train the installed PPO on small problems with known answers. This takes less than a minute.
+    rl: Instead, train the installed PPO on small problems with known answers. This takes less than a minute.
 
     Example: tutelage doctor
     """

@@ -37,6 +37,8 @@ class ReportConfig:
 def report(out: tyro.conf.Positional[Path], config: ReportConfig = ReportConfig()) -> None:
     """Write report.html and summary.json into a recipe's folder, from the stages that have finished so far.
 
+    out: Folder of the recipe, such as runs/demo.
+
     Example: tutelage report runs/demo
     """
     recipe = read_recipe(out)

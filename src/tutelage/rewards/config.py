@@ -5,17 +5,18 @@ from pathlib import Path
 
 from tutelage.errors import InputError
 from tutelage.learning.ensembles import Combination
+from tutelage.options import Advanced
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardsConfig:
     """How several rewards are combined, and the key for HTTP scorers."""
 
-    ensemble: Combination = "mean"
+    ensemble: Advanced[Combination] = "mean"
     """How to combine several rewards: mean; wco, the worst case; uwo, the mean less --uwo-lambda times the variance."""
-    uwo_lambda: float = 0.1
+    uwo_lambda: Advanced[float] = 0.1
     """Weight of the members' variance in uwo. Coste et al. 2024 use .1 in PPO and .5 in best-of-n."""
-    reward_key_file: Path | None = None
+    reward_key_file: Advanced[Path | None] = None
     """File with the key for HTTP scorers. The key is sent as a bearer token and is not stored anywhere."""
 
     def reward_key(self) -> str:

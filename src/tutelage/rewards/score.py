@@ -23,6 +23,7 @@ from tutelage.data.prompts import latest_turns
 from tutelage.data.rankings import encode_prompt, encode_response
 from tutelage.data.records import Messages, demonstration_from, prompt_field, read_jsonl
 from tutelage.errors import InputError
+from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
 from tutelage.rewards.open import load_frozen, open_reward
@@ -36,7 +37,7 @@ class ScoreConfig(RewardsConfig):
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
+    dtype: Advanced[str] = "auto"
     """Precision of activations and matrix products: auto, fp32 or bf16."""
 
 
@@ -51,8 +52,10 @@ def score(
 
     Conversations longer than a reward model's context lose their oldest turns.
 
-    members: further rewards, combined with the first into an ensemble.
-    out: write the scores to this file instead of printing them.
+    reward: A run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL.
+    input: JSONL file with conversations, or with prompts and their responses.
+    members: Further rewards, combined with the first into an ensemble.
+    out: Write the scores to this file instead of printing them.
 
     Example: tutelage score runs/reward demonstrations.jsonl
     """

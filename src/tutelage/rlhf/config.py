@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tutelage.errors import InputError
 from tutelage.learning.kl import MAX_RELATIVE_ERROR
+from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.snapshots import SnapshotConfig
 
@@ -28,34 +29,34 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Longest response in tokens."""
     max_prompt: int = 64
     """Longest prompt in tokens; the oldest turns of a longer one are dropped."""
-    temperature: float = 1.0
+    temperature: Advanced[float] = 1.0
     """Sampling temperature; every log-probability is computed at it, too."""
     lr: float = 2e-4
     """Peak learning rate of the policy, for a few million parameters (paper: 2.55e-6 to 2.55e-5 for 1.3B)."""
-    warmup: int = 5
+    warmup: Advanced[int] = 5
     """Iterations over which the learning rate rises from a tenth of its peak; constant afterwards (paper: 10)."""
     kl_coef: float = 0.02
     """KL coefficient: beta in eq. 2, the penalty for one nat of KL from the SFT policy (paper: .02)."""
-    kl_target: float = 0.0
+    kl_target: Advanced[float] = 0.0
     """Adapt --kl-coef to reach this KL, in nats per response (Ziegler et al. 2019: 6). 0: --kl-coef stays fixed."""
-    kl_gain: float = 0.1
+    kl_gain: Advanced[float] = 0.1
     """How fast --kl-coef adapts: its relative change per iteration is this times the KL's relative error, which is
     limited to .2 (Ziegler et al. 2019: .1)."""
     kl_budget: float = 8.0
     """KL budget: training stops when the KL, in nats per response, exceeds it. The best policy within it is kept."""
-    missing_end: float = -1.0
+    missing_end: Advanced[float] = -1.0
     """Score of a response that does not end by itself; demonstrations score 0 on average."""
-    grad_clip: float = 1.0
+    grad_clip: Advanced[float] = 1.0
     """Largest gradient norm of each network."""
-    ema: float = 0.9
+    ema: Advanced[float] = 0.9
     """Decay per step of the moving average of the policy, which is what is saved (paper: .992, over 4,000 steps)."""
-    ptx_windows: int = 16
+    ptx_windows: Advanced[int] = 16
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
-    ptx_window: int = 0
+    ptx_window: Advanced[int] = 0
     """Tokens of a window; 0: the model's context, at most 512."""
-    ptx_share: float = 1.0
+    ptx_share: Advanced[float] = 1.0
     """Norm of the pretraining gradient relative to the policy gradient's."""
-    ptx_calibration: int = 5
+    ptx_calibration: Advanced[int] = 5
     """Iterations over which the pretraining coefficient is set to reach --ptx-share; fixed afterwards."""
 
     @property

@@ -22,6 +22,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
 from tutelage.model.peft import PREFIX, from_peft, to_peft
+from tutelage.options import Advanced
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_trunk, read_json, read_safetensors, save_policy, save_scorer
 from tutelage.runs.identity import hash_input
@@ -38,15 +39,15 @@ class AdapterConfig(RunConfig):
 
     lora_rank: int = 0
     """Rank of low-rank adapters (Hu et al. 2021); 0 trains all weights."""
-    lora_alpha: float = 32.0
+    lora_alpha: Advanced[float] = 32.0
     """The adapters' update is multiplied by alpha / rank."""
-    lora_targets: tuple[str, ...] = ALL
+    lora_targets: Advanced[tuple[str, ...]] = ALL
     """Linear maps that get an adapter, out of q k v out gate up down. The paper uses q v; later work uses all."""
-    lora_layers: int = 0
+    lora_layers: Advanced[int] = 0
     """Number of top layers that get adapters; 0 is all. The layers below stay the same in all models."""
-    lora_dropout: float = 0.0
+    lora_dropout: Advanced[float] = 0.0
     """Dropout rate on the adapters' inputs during training."""
-    adapter_only: bool = False
+    adapter_only: Advanced[bool] = False
     """Save the adapter without the merged model. This takes a few megabytes, but the base must stay where it is."""
 
     def __post_init__(self) -> None:

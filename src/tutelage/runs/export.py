@@ -43,8 +43,10 @@ def export(
 ) -> None:
     """Export a run's model: a folder for transformers, vLLM and other programs, or a file for llama.cpp.
 
+    run: Run to export.
+    out: Folder or file to write.
     format: hf writes a folder, gguf one file.
-    kind: precision of the matrices in a GGUF file; hf is always fp32.
+    kind: Precision of the matrices in a GGUF file; hf is always fp32.
 
     Example: tutelage export runs/demo/ppo-ptx --format gguf --kind q8_0 --out chat.gguf
     """

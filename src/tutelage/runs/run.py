@@ -29,6 +29,7 @@ import torch
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
+from tutelage.options import Advanced
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.ending import Ending
@@ -51,11 +52,11 @@ class RunConfig:
     """Seeds the initial weights, the data order and sampling. Each of these has its own random generator."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
+    dtype: Advanced[str] = "auto"
     """Precision of activations and matrix products: auto, fp32 or bf16. Trained weights and losses are always fp32."""
     overwrite: bool = False
     """Replace a run at --out that was made with other settings or inputs. Without this, the stage refuses to run."""
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: Advanced[float] = 20.0
     """Seconds between checkpoints: the most work that a crash can lose. Saving 4M parameters takes about .2 s."""
 
     def __post_init__(self) -> None:

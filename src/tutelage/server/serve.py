@@ -17,6 +17,7 @@ from tyro.conf import Positional
 from tutelage.engine.engine import EngineConfig
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.options import Advanced
 from tutelage.runs.device import choose_device
 from tutelage.server.app import create_app
 from tutelage.server.generation import shut_down_all
@@ -43,17 +44,17 @@ class ServeConfig:
     """Port to listen on; 0 picks a free one."""
     data: Path = Path("tutelage-data")
     """Folder for the server's data: the SQLite database and the secret that keys are hashed with."""
-    database: str = ""
+    database: Advanced[str] = ""
     """URL of another database, such as postgresql://user@host/name. Empty: SQLite in --data."""
     recording: Literal["as-set", "on", "off"] = "as-set"
     """Whether people may have their chats kept. as-set: as it was last set, here or on the chat page; at first off."""
-    access_log: bool = True
+    access_log: Advanced[bool] = True
     """Log one line of JSON per request to standard error: who, which route, which status; never any text."""
-    trusted_proxy: str = ""
+    trusted_proxy: Advanced[str] = ""
     """Address of a proxy whose X-Forwarded-* headers are trusted."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
+    dtype: Advanced[str] = "auto"
     """auto, fp32 or bf16."""
 
 
@@ -64,6 +65,8 @@ def serve(
     moderation: ModerationConfig = ModerationConfig(),
 ) -> None:
     """Serve runs with an OpenAI-compatible API and a chat page. A model is named after its folder, or by NAME=RUN.
+
+    runs: Runs to serve: RUN, or NAME=RUN to choose the model's name.
 
     Example: tutelage serve runs/demo/ppo-ptx judge=runs/demo/reward --port 8000
     """

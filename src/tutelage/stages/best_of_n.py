@@ -19,6 +19,7 @@ from tutelage.data.records import Demonstration, Messages, Prompt, read_prompts,
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
+from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
@@ -48,9 +49,9 @@ class BestOfNConfig(RunConfig, RewardsConfig):
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
     temperature: float = 1.0
     """Sampling temperature."""
-    missing_end: float = -1.0
+    missing_end: Advanced[float] = -1.0
     """Score of a response without an end of turn. Demonstrations score 0 on average."""
-    uwo_lambda: float = 0.5
+    uwo_lambda: Advanced[float] = 0.5
     """Weight of the variance between ensemble members in --ensemble uwo (Coste et al. 2024: 0.5)."""
 
 
@@ -81,7 +82,10 @@ def best_of_n(
 ) -> None:
     """Sample n responses to each prompt and keep the one with the highest score, as a demonstration for tutelage sft.
 
-    reward: a run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL; several are an ensemble.
+    policy: Model to sample from: an SFT run.
+    reward: The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble.
+    prompts: JSONL files with prompts.
+    out: JSONL file of demonstrations to write.
 
     Example: tutelage best-of-n --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out best.jsonl
     """

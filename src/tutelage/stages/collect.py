@@ -24,6 +24,7 @@ from tutelage.data.privacy import redact
 from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
 from tutelage.data.sources import Conversation, QuestionAnswers
 from tutelage.errors import InputError
+from tutelage.options import Advanced
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig
@@ -44,12 +45,14 @@ class CollectConfig(RunConfig):
     """Use only this many two-speaker conversations, and this many question entries per language; 0 is all."""
     train_prompts: int = 8_192
     """Number of training prompts to keep, chosen by hash. Ranking and PPO draw from them."""
-    prompts_per_conversation: int = 8
+    prompts_per_conversation: Advanced[int] = 8
     """Maximum number of training prompts from one conversation, so that long ones do not dominate."""
 
 
 def collect(out: Path, config: CollectConfig = CollectConfig()) -> None:
     """Gather, clean, redact and split the demo's dialogues.
+
+    out: Folder to write the data files to.
 
     Example: tutelage collect --out runs/demo/data
     """

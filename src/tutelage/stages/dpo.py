@@ -32,6 +32,7 @@ from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
+from tutelage.options import Advanced
 from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -55,9 +56,9 @@ class DPOConfig(OptimizerConfig, SnapshotConfig):
     beta: float = 0.0
     """KL coefficient, the weight of the log ratio to the reference (simpo: scale of the mean log-probability). 0 means
     0.1, and 2 for simpo."""
-    smoothing: float = 0.1
+    smoothing: Advanced[float] = 0.1
     """Share of labels that cdpo assumes to be wrong; must be below 0.5."""
-    gamma: float = 1.0
+    gamma: Advanced[float] = 1.0
     """Reward margin by which simpo wants the better response to win."""
     epochs: int = 1
     """Passes over the rankings."""
@@ -65,7 +66,7 @@ class DPOConfig(OptimizerConfig, SnapshotConfig):
     """Prompts per optimizer step, each with all its responses (DPO paper: 64 pairs)."""
     lr: float = 2e-4
     """Peak learning rate of AdamW, for a few million parameters (DPO paper: RMSprop with 1e-6)."""
-    warmup: float = 0.1
+    warmup: Advanced[float] = 0.1
     """Share of the steps over which the learning rate rises (DPO paper: 150 steps)."""
     heldout: float = 0.12
     """Share of the prompts whose rankings are held out from training: the same prompts as for the reward model."""
@@ -94,6 +95,10 @@ class BatchLogprobs:
 
 def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfig = DPOConfig()) -> None:
     """Train a policy on rankings directly, without a reward model: DPO, IPO, cDPO or SimPO.
+
+    policy: SFT run to train; also the reference.
+    comparisons: JSONL files with comparisons to train on.
+    out: Run directory to write.
 
     Example: tutelage dpo --policy runs/sft --comparisons ranks.jsonl --out runs/dpo
     """

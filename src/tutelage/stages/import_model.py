@@ -11,6 +11,7 @@ from pathlib import Path
 from tutelage.model.hf_config import family_of
 from tutelage.model.parameters import parameter_count
 from tutelage.model.vocabulary import resize_vocabulary
+from tutelage.options import Advanced
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, command
@@ -26,12 +27,15 @@ class ImportConfig(RunConfig):
     """Special tokens to add. Their embedding rows are set to the mean of the others."""
     make_chat: bool = False
     """Give a base model without a chat template ours, and add its role markers as new tokens."""
-    drop_spare: bool = False
+    drop_spare: Advanced[bool] = False
     """Drop embedding rows that belong to no token; many models round their vocabulary up."""
 
 
 def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -> None:
     """Import a model: a Hugging Face folder, a GGUF file, the name smollm2, or a hub id.
+
+    base: Model to import: a Hugging Face folder, a GGUF file, the name smollm2, or a hub id.
+    out: Run directory to write.
 
     Example: tutelage import-model --base smollm2 --out runs/smollm2
     """

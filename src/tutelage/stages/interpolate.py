@@ -43,6 +43,10 @@ def interpolate(
 ) -> None:
     """Interpolate between the weights of an SFT model and of the model that RL made of it.
 
+    sft: First run, at weight 0: the SFT model.
+    rl: Second run, at weight 1: the RL model.
+    out: Run directory to write.
+
     Example: tutelage interpolate runs/sft runs/ppo --weight 0.5 --out runs/between
     """
     sft, rl = find_base(sft), find_base(rl)

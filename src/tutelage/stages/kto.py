@@ -106,6 +106,10 @@ class BatchLogprobs:
 def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig = KTOConfig()) -> None:
     """Train a policy on thumbs up and down.
 
+    policy: SFT run to train; also the reference.
+    feedback: JSONL files with thumbs: a prompt, a response and a thumb each.
+    out: Run directory to write.
+
     Example: tutelage kto --policy runs/sft --feedback thumbs.jsonl --out runs/kto
     """
     policy = find_base(policy)

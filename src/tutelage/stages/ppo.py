@@ -25,6 +25,7 @@ from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, clipped_step
 from tutelage.learning.trust_region import adaptive_penalty_coef, penalised_loss
 from tutelage.model.heads import ScalarGPT
+from tutelage.options import Advanced
 from tutelage.rlhf.actors import Actors
 from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import Metrics
@@ -41,25 +42,25 @@ from tutelage.sampling.rollout import Rollout, response_values
 class PPOConfig(RLConfig):
     """One PPO-ptx run. Defaults suit a laptop; the paper's values (appendix C.4) stand beside them."""
 
-    minibatch: int = 64
+    minibatch: Advanced[int] = 64
     """Responses per optimizer step."""
-    epochs: int = 1
+    epochs: Advanced[int] = 1
     """Passes over each rollout (paper: 1)."""
-    value_epochs: int = 0
+    value_epochs: Advanced[int] = 0
     """Passes of the value network over each rollout; 0: as many as the policy."""
-    value_lr: float = 1e-3
+    value_lr: Advanced[float] = 1e-3
     """Peak learning rate of the value network (paper: 9e-6)."""
-    gamma: float = 1.0
+    gamma: Advanced[float] = 1.0
     """Discount (paper: 1)."""
-    lam: float = 0.95
+    lam: Advanced[float] = 0.95
     """GAE's lambda; not printed in the paper."""
     update: Literal["clip", "penalty", "trpo"] = "clip"
     """How the policy's step is limited: clip; penalty, an adaptive KL penalty; trpo, a natural-gradient step."""
-    update_kl: float = 0.01
+    update_kl: Advanced[float] = 0.01
     """Nats per token that one rollout may move the policy: penalty's target (2017 paper: .003 to .03), trpo's limit."""
-    clip: float = 0.2
+    clip: Advanced[float] = 0.2
     """Clip range of the ratio (paper: .2)."""
-    value_clip: float = 0.5
+    value_clip: Advanced[float] = 0.5
     """Clip range of the values, in units of reward; .2 suits small rewards."""
     ptx: bool = True
     """Mix in the pretraining loss; --no-ptx is plain PPO."""

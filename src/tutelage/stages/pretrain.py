@@ -28,6 +28,7 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
+from tutelage.options import Advanced
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
@@ -52,9 +53,9 @@ class PretrainConfig(OptimizerConfig, RunConfig):
     """Transformer blocks."""
     heads: int = 4
     """Query heads."""
-    kv_heads: int = 2
+    kv_heads: Advanced[int] = 2
     """Key/value heads, shared by the query heads."""
-    head_width: int = 64
+    head_width: Advanced[int] = 64
     """Channels of a head."""
     hidden: int = 768
     """Channels inside the gated MLP; the default is 3 times the width."""
@@ -64,20 +65,20 @@ class PretrainConfig(OptimizerConfig, RunConfig):
     """Tokens to train on. More than the corpus holds means further epochs, each in a new order."""
     batch: int = 8
     """Windows per optimizer step."""
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Advanced[Literal["muon", "adamw"]] = "muon"
     """muon: Muon for the hidden matrices and AdamW for the rest. adamw: AdamW for all weights."""
     muon_lr: float = 0.01
     """Peak learning rate of Muon (Jordan et al. 2024: 0.02, for a larger model)."""
     lr: float = 0.0
     """Peak learning rate of AdamW. 0 means 0.02 with Muon, where AdamW mostly trains the embedding, and 3e-3 alone
     (smallest GPT-3: 6e-4)."""
-    weight_decay: float = 0.1
+    weight_decay: Advanced[float] = 0.1
     """Decoupled weight decay of the matrices (GPT-3, appendix B)."""
-    warmup: float = 0.02
+    warmup: Advanced[float] = 0.02
     """Share of the steps over which the learning rate rises linearly."""
-    evaluate_every: int = 50
+    evaluate_every: Advanced[int] = 50
     """Steps between two held-out evaluations."""
-    heldout_windows: int = 64
+    heldout_windows: Advanced[int] = 64
     """Windows of held-out text per evaluation."""
 
     @property
@@ -106,6 +107,11 @@ def pretrain(
     config: PretrainConfig = PretrainConfig(),
 ) -> None:
     """Pretrain a GPT from scratch on plain documents.
+
+    tokenizer: Tokenizer run.
+    corpus: JSONL files with documents to train on.
+    out: Run directory to write.
+    heldout: JSONL files with held-out documents, used only to measure the model.
 
     Example: tutelage pretrain --tokenizer runs/tokenizer --corpus data/corpus.train.jsonl --out runs/base
     """

@@ -20,6 +20,7 @@ from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import strict_pairs
 from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
 from tutelage.errors import InputError
+from tutelage.options import Advanced
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
@@ -47,7 +48,7 @@ class RankConfig(RunConfig):
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
     temperature: float = 1.0
     """Sampling temperature."""
-    shared: float = 0.15
+    shared: Advanced[float] = 0.15
     """Share of the prompts that all three simulated annotators rank, which measures their agreement."""
 
 
@@ -60,6 +61,12 @@ def rank(
     config: RankConfig = RankConfig(),
 ) -> None:
     """Sample responses and have the simulated panel rank them, or import rankings made elsewhere.
+
+    out: JSONL file of comparisons to write.
+    policy: Model to sample responses from: an SFT run.
+    prompts: JSONL files with prompts.
+    panel: The simulated panel that ranks the responses: the panel.json of tutelage collect.
+    rankings: JSONL files with finished rankings or pairs to import, instead of sampling and ranking.
 
     Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """

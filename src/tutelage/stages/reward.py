@@ -37,6 +37,7 @@ from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
+from tutelage.options import Advanced
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -61,11 +62,11 @@ class RewardConfig(OptimizerConfig, AdapterConfig):
     """Prompts per optimizer step, each with all its responses (InstructGPT: 64)."""
     lr: float = 1e-3
     """Peak learning rate of AdamW (InstructGPT 6B: 9e-6)."""
-    warmup: float = 0.05
+    warmup: Advanced[float] = 0.05
     """Share of the steps over which the learning rate rises."""
     heldout: float = 0.12
     """Share of the prompts whose rankings are held out from training."""
-    demonstrations: int = 256
+    demonstrations: Advanced[int] = 256
     """Number of demonstrations whose mean score is set to 0."""
 
 
@@ -78,6 +79,12 @@ def reward(
     config: RewardConfig = RewardConfig(),
 ) -> None:
     """Train a reward model on rankings, starting from the SFT model.
+
+    base: SFT run to start from.
+    comparisons: JSONL files with comparisons to train on.
+    demos: JSONL files with demonstrations. The mean score of some of them is set to 0.
+    out: Run directory to write.
+    panel: Panel file (panel.json). With it the accuracy is compared with that of the noise-free gold score.
 
     Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
     """

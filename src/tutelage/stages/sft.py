@@ -24,6 +24,7 @@ from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
 from tutelage.model.vocabulary import redraw_untrained_rows
+from tutelage.options import Advanced
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -47,16 +48,16 @@ class SFTConfig(OptimizerConfig, AdapterConfig):
     """Packed rows per optimizer step."""
     lr: float = 2e-3
     """Peak learning rate of AdamW, for a few million parameters. InstructGPT 1.3B: 9.65e-6 (appendix C.1)."""
-    warmup: float = 0.03
+    warmup: Advanced[float] = 0.03
     """Share of the steps over which the learning rate rises; the newly initialised chat markers need a warm-up."""
-    evaluate_every: int = 25
+    evaluate_every: Advanced[int] = 25
     """Steps between two held-out evaluations."""
     min_answer: int = 0
     """Train only on assistant turns of at least this many tokens, end of turn included; shorter ones are context."""
     max_answer: int = 0
     """Train only on assistant turns of at most this many tokens; 0 is no limit. Long turns teach the model not to stop,
     which costs it where responses are limited in length."""
-    heldout_rows: int = 32
+    heldout_rows: Advanced[int] = 32
     """Packed rows of held-out demonstrations per evaluation."""
     row: int = 0
     """Tokens of a packed row; 0 is the model's context length, at most 512."""
@@ -70,6 +71,11 @@ def sft(
     config: SFTConfig = SFTConfig(),
 ) -> None:
     """Fine-tune a pretrained GPT on demonstrations.
+
+    base: Model to start from: a run, a Hugging Face folder, a GGUF file, the name smollm2, or a hub id.
+    demos: JSONL files with demonstrations to train on.
+    out: Run directory to write.
+    heldout: JSONL files with held-out demonstrations, used only to measure the model.
 
     Example: tutelage sft --base runs/base --demos data/demonstrations.train.jsonl --out runs/sft
     """

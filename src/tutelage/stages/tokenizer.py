@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.data.records import Document, read_documents
+from tutelage.options import Advanced
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
 from tutelage.text.tokenizer import Tokenizer, train_bpe
@@ -22,12 +23,15 @@ class TokenizerConfig(RunConfig):
 
     vocab_size: int = 4_096
     """Number of tokens, including the 256 bytes and the special tokens."""
-    copies_zh: int = 10
+    copies_zh: Advanced[int] = 10
     """How often each Chinese document is counted. Counted once, the demo's 30 kB would get hardly any tokens."""
 
 
 def tokenizer(corpus: tuple[Path, ...], out: Path, config: TokenizerConfig = TokenizerConfig()) -> None:
     """Train a byte-level BPE tokenizer on documents.
+
+    corpus: JSONL files with documents.
+    out: Run directory to write.
 
     Example: tutelage tokenizer --corpus data/corpus.train.jsonl --out runs/tokenizer --vocab-size 4096
     """

@@ -43,6 +43,8 @@ class ChatModel(Protocol):
 def chat(run: Positional[str], config: ChatConfig = ChatConfig()) -> None:
     """Chat in this terminal with a run, or with a server given by its address. Answers appear as they are sampled.
 
+    run: Run to chat with, or a server's address, such as http://127.0.0.1:8000.
+
     Example: tutelage chat runs/demo/ppo-ptx --temperature 0.7
     """
     model: ChatModel

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
+from tutelage.options import Advanced
 from tutelage.sampling.distribution import SamplingConfig
 
 Message = dict[str, str]
@@ -35,13 +36,13 @@ class ChatConfig:
 
     temperature: float = 0.8
     """Logits are divided by it. Lower values are safer and duller; 0 takes the most likely token."""
-    top_k: int = 0
+    top_k: Advanced[int] = 0
     """Keep only the k most likely tokens. 0 keeps all."""
     top_p: float = 0.95
     """Keep only the smallest set of tokens whose total probability reaches p. 1 keeps all."""
-    min_p: float = 0.0
+    min_p: Advanced[float] = 0.0
     """Keep only tokens with at least this fraction of the most likely token's probability. 0 keeps all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Advanced[float] = 1.0
     """Above 1, tokens that already occur in the conversation become less likely. 1 turns it off."""
     max_tokens: int = 64
     """Maximum length of an answer, in tokens."""
@@ -51,13 +52,13 @@ class ChatConfig:
     """System prompt."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
+    dtype: Advanced[str] = "auto"
     """auto, fp32 or bf16."""
     model: str = ""
     """For a server: the model's name. By default the first one it lists."""
     key_file: Path | None = None
     """For a server: a file that holds the API key."""
-    history: Path = Path("~/.tutelage_history")
+    history: Advanced[Path] = Path("~/.tutelage_history")
     """File that stores typed lines, so that the arrow keys find them in later chats. /dev/null stores none."""
 
     def __post_init__(self) -> None:

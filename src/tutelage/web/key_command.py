@@ -12,6 +12,7 @@ from sqlalchemy import select
 from tyro.conf import Positional
 
 from tutelage.errors import InputError
+from tutelage.options import Advanced
 from tutelage.store.database import Database
 from tutelage.store.ids import now_ms
 from tutelage.store.tables import ApiKey
@@ -27,7 +28,7 @@ class KeysConfig:
 
     data: Path = Path("tutelage-data")
     """The server's data folder (`tutelage serve --data`)."""
-    database: str = ""
+    database: Advanced[str] = ""
     """URL of the server's database. Empty: the SQLite file in --data."""
     name: str = "key"
     """Name of a new key."""
@@ -47,6 +48,9 @@ def keys(
     action: Positional[Literal["list", "make", "revoke"]], key: Positional[str] = "", config: KeysConfig = KeysConfig()
 ) -> None:
     """List the API keys, make one, or revoke one by its name or id. A running server follows within a second.
+
+    action: What to do.
+    key: Name or id of the key to revoke.
 
     Example: tutelage keys make --name laptop --scopes inference
     """
