@@ -48,7 +48,8 @@ OURS = """
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from tutelage.rlhf.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
+from tutelage.rlhf.actors import load_actors
+from tutelage.rlhf.rollouts import EncodedPrompt, roll_out, rollout_seeds
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.rlhf.learner import minibatches

@@ -23,7 +23,8 @@ from tutelage.evals.bench import EvaluateConfig
 from tutelage.evals.evaluate import evaluate
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import load_frozen, open_reward, reward_inputs
-from tutelage.rlhf.actors import encode_prompts, judge_score, load_actors, load_judge, next_rollout
+from tutelage.rlhf.actors import load_actors, load_judge
+from tutelage.rlhf.rollouts import encode_prompts, judge_score, next_rollout
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.identity import hash_inputs

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_reward import Theirs
 from world import World, named, user
 
-from tutelage.rlhf.actors import EncodedPrompt, load_actors, roll_out, rollout_seeds
+from tutelage.rlhf.actors import load_actors
+from tutelage.rlhf.rollouts import EncodedPrompt, roll_out, rollout_seeds
 from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.run import Run
 from tutelage.sampling.distribution import SamplingConfig

@@ -21,7 +21,7 @@ from tutelage.errors import InputError
 from tutelage.learning.advantages import gae, shaped_rewards, whiten
 from tutelage.learning.optim import EMA
 from tutelage.model.gpt import GPT
-from tutelage.rlhf import actors, learner
+from tutelage.rlhf import learner, rollouts
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.sampling.distribution import SamplingConfig
@@ -211,14 +211,14 @@ def test_not_a_number_in_the_middle_ends_the_run_with_what_it_had(
 ) -> None:
     """The third rollout is poisoned: the policy kept is the one before it, that of a run of one iteration."""
     calls: list[int] = []
-    original = actors.score_rollout
+    original = rollouts.score_rollout
 
     def poisoned(*given: Any, **named: Any) -> Any:
         rollout = original(*given, **named)
         calls.append(1)
         return replace(rollout, scores=rollout.scores * math.nan) if len(calls) == 3 else rollout
 
-    monkeypatch.setattr(actors, "score_rollout", poisoned)
+    monkeypatch.setattr(rollouts, "score_rollout", poisoned)
     out = run_ppo(world, tmp_path / "out", PLAIN)
     assert results(out)["stopped"] == "not finite at iteration 2" and results(out)["kept_iteration"] == 1
     monkeypatch.undo()

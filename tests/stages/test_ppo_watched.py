@@ -13,7 +13,7 @@ from world import REWARD, World, interrupted, metrics, results, same_files
 
 from tutelage.errors import InputError
 from tutelage.rewards.reward import ModelReward
-from tutelage.rlhf import actors, setup
+from tutelage.rlhf import rollouts, setup
 from tutelage.rlhf.monitor import Monitor
 from tutelage.runs.folder import load_scorer
 from tutelage.sampling import rollout as sampled
@@ -71,9 +71,9 @@ def test_a_sampler_at_another_temperature(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Everything that learns agrees with itself, so neither the ratio nor the KL at the start can see it."""
-    original = actors.generate
+    original = rollouts.generate
     monkeypatch.setattr(
-        actors,
+        rollouts,
         "generate",
         lambda m, p, s, end, given, n, **more: original(m, p, s, end, replace(given, temperature=1.3), n, **more),
     )
@@ -107,7 +107,7 @@ def test_a_flipped_sign_of_the_kl(world: World, tmp_path: Path, monkeypatch: pyt
 
 def test_a_lost_end_of_turn_ends_the_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the fourth rollout on no response ends; the policy kept is the one before that."""
-    original, calls = actors.score_rollout, []
+    original, calls = rollouts.score_rollout, []
 
     def endless(*given: Any, **named: Any) -> Any:
         rollout = original(*given, **named)
@@ -115,7 +115,7 @@ def test_a_lost_end_of_turn_ends_the_run(world: World, tmp_path: Path, monkeypat
         ended = rollout.responses.ended & (len(calls) <= 3)
         return replace(rollout, responses=replace(rollout.responses, ended=ended))
 
-    monkeypatch.setattr(actors, "score_rollout", endless)
+    monkeypatch.setattr(rollouts, "score_rollout", endless)
     out = run_ppo(world, tmp_path / "out", LONG)
     assert names(out) == ["end of turn rare", "end of turn lost"]
     assert results(out)["stopped"] == "end of turn lost at iteration 7" and results(out)["kept_iteration"] == 2
@@ -129,7 +129,7 @@ def test_a_judge_that_prefers_sft_ends_the_run_with_the_policy_it_scored_best(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The score rises throughout. Over five rollouts the judge likes those up to the eighth best, then it turns."""
-    original = actors.score_rollout
+    original = rollouts.score_rollout
     judged = [0.0, 0.1, 0.0, 0.1, 0.0, 1.0, 1.0, 0.2] + [-1.0] * 8
     calls: list[int] = []
 
@@ -138,7 +138,7 @@ def test_a_judge_that_prefers_sft_ends_the_run_with_the_policy_it_scored_best(
         rollout = original(*given, **named)
         return replace(rollout, scores=rollout.scores + calls[-1])
 
-    monkeypatch.setattr(actors, "score_rollout", rising)
+    monkeypatch.setattr(rollouts, "score_rollout", rising)
     monkeypatch.setattr(setup, "judge_score", lambda *given: judged[calls[-1]])
     interrupted(lambda: run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward)), monkeypatch, 9)
     out = run_ppo(world, tmp_path / "out", LONG, judge=str(world.reward))
@@ -205,8 +205,8 @@ def test_the_judge_is_logged_and_learns_nothing(
     judged = run_ppo(world, tmp_path / "judged", config, judge=str(world.reward))
     same_files(plain, judged, ["model.safetensors", "value/model.safetensors"])
     assert all("judge_score" not in line for line in metrics(plain))
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "judge" in line]
-    assert "no --judge" in told and str(plain) in told
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "no --judge" in line]
+    assert str(plain) in warning
     for line in metrics(judged):  # the judge is the reward model itself
         assert line["judge_score"] == pytest.approx(line["score"], abs=1e-5)
     assert json.loads((judged / "run.json").read_text())["inputs"]["judge"]["path"] == str(world.reward)
@@ -214,7 +214,7 @@ def test_the_judge_is_logged_and_learns_nothing(
 
 def test_a_judges_score_is_transformers(world: World, bench: Bench) -> None:
     rollout = bench.rollout
-    ours = actors.judge_score(ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, -2.0)
+    ours = rollouts.judge_score(ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, -2.0)
     rows = zip(rollout.responses.ids.tolist(), rollout.responses.last.tolist(), rollout.responses.ended, strict=True)
     theirs = Theirs(world.reward)
     expected = [theirs.score(ids[: last + 1]) if ended else -2.0 for ids, last, ended in rows]

@@ -22,7 +22,8 @@ from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
 from tutelage.model.kv_cache import KVCache
 from tutelage.rlhf import learner
-from tutelage.rlhf.actors import EncodedPrompt, load_actors, next_rollout
+from tutelage.rlhf.actors import load_actors
+from tutelage.rlhf.rollouts import EncodedPrompt, next_rollout
 from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy

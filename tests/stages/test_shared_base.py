@@ -16,7 +16,8 @@ from tutelage.model.families import copy_weights
 from tutelage.model.gpt import GPT
 from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
-from tutelage.rlhf.actors import Actors, EncodedPrompt, load_actors, roll_out, rollout_seeds, trunk_cache_for
+from tutelage.rlhf.actors import Actors, load_actors
+from tutelage.rlhf.rollouts import EncodedPrompt, roll_out, rollout_seeds, trunk_cache_for
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
@@ -90,9 +91,9 @@ def test_shared_and_separate_models_agree(
         trained, reference, ModelReward(scorer, shared.tokenizer), value, shared.value_base, shared.tokenizer
     )
     if not kept:
-        monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", 0)
+        monkeypatch.setattr("tutelage.rlhf.rollouts.MAX_STREAM_BYTES", 0)
     one = roll(shared)
-    monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", 0)
+    monkeypatch.setattr("tutelage.rlhf.rollouts.MAX_STREAM_BYTES", 0)
     other = roll(separate)
     assert (one.responses.stream is not None) == (kept and common > 0) and other.responses.stream is None
     assert torch.equal(one.responses.ids, other.responses.ids)
@@ -136,9 +137,9 @@ def test_what_is_kept_is_bounded_in_bytes(
     config = replace(SHARED, dtype=dtype)
     actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
     size = 18 * 19 * actors.policy.config.width * bytes_each
-    monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", size)
+    monkeypatch.setattr("tutelage.rlhf.rollouts.MAX_STREAM_BYTES", size)
     assert trunk_cache_for(actors, 18, 19) is not None and trunk_cache_for(actors, 18, 20) is None
-    monkeypatch.setattr("tutelage.rlhf.actors.MAX_STREAM_BYTES", size - 1)
+    monkeypatch.setattr("tutelage.rlhf.rollouts.MAX_STREAM_BYTES", size - 1)
     assert trunk_cache_for(actors, 18, 19) is None
 
 
@@ -153,7 +154,7 @@ def test_a_rollout_of_more_keys_and_values_than_fit_is_sampled_in_batches(
         sizes.append(len(seeds))
         return generate(model, prompts, seeds, *given, **named)
 
-    monkeypatch.setattr("tutelage.rlhf.actors.generate", counting)
+    monkeypatch.setattr("tutelage.rlhf.rollouts.generate", counting)
     whole = roll(actors, samples)
     assert sizes == [18]
     c = actors.policy.config
@@ -179,7 +180,7 @@ def test_no_packed_copy_stays_while_it_learns(
         packed.append(sum(hasattr(weight, "packed") for weight in actors.policy.parameters()))
         return score_rollout(*given, **named)
 
-    monkeypatch.setattr("tutelage.rlhf.actors.score_rollout", counting)
+    monkeypatch.setattr("tutelage.rlhf.rollouts.score_rollout", counting)
     config = replace(SHARED, dtype="bf16")
     actors = load_actors(policy, (str(judge),), config, Run(tmp_path, stage="ppo", config=config, inputs={}))
     roll(actors)

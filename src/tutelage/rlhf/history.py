@@ -40,7 +40,7 @@ class History:
 
     def first(self, key: str) -> float:
         """The value of the first iteration; NaN if it was not measured."""
-        return self.opening[0].get(key, math.nan)
+        return self.opening[0].get(key, math.nan) if self.opening else math.nan
 
     def last(self, key: str, count: int = PATIENCE) -> list[float]:
         """The last `count` values; [NaN] before there are so many."""

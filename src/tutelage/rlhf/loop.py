@@ -139,5 +139,5 @@ class TrainingLoop:
         policy = self.learner.policy
         learning = {name: weight.detach().clone() for name, weight in trainable(policy).items()}
         policy.load_state_dict(policy.state_dict() | self.policies.candidate)
-        save_snapshot(self.run, iteration, policy, self.tokenizer)
+        save_snapshot(self.run, self.config, iteration, policy, self.tokenizer)
         policy.load_state_dict(policy.state_dict() | learning)

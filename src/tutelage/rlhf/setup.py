@@ -8,19 +8,12 @@ from pathlib import Path
 
 from tutelage.rewards.open import reward_input, reward_inputs
 from tutelage.rewards.reward import Reward
-from tutelage.rlhf.actors import (
-    Actors,
-    EncodedPrompt,
-    encode_prompts,
-    judge_score,
-    load_actors,
-    load_judge,
-    next_rollout,
-)
+from tutelage.rlhf.actors import Actors, load_actors, load_judge
 from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import first_epoch
 from tutelage.rlhf.pretraining_mix import PretrainingMix, open_mix
+from tutelage.rlhf.rollouts import EncodedPrompt, encode_prompts, judge_score, next_rollout
 from tutelage.runs.base import find_base
 from tutelage.runs.run import Run
 from tutelage.sampling.rollout import Rollout, describe

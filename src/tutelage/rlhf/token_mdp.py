@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.rlhf.actors import sampler_gap
+from tutelage.rlhf.rollouts import sampler_gap
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, pad_responses, response_scores, score_rollout
 from tutelage.sampling.sampler import Response, generate

@@ -26,9 +26,8 @@ class SnapshotConfig(AdapterConfig):
         return self.snapshot_every > 0 and 0 < step < steps and step % self.snapshot_every == 0
 
 
-def save_snapshot(run: Run, step: int, policy: GPT, tokenizer: Tokenizer) -> None:
+def save_snapshot(run: Run, config: SnapshotConfig, step: int, policy: GPT, tokenizer: Tokenizer) -> None:
     """Write the policy atomically. The snapshot can be used wherever a run is expected."""
-    config: SnapshotConfig = run.config  # type: ignore[assignment]
     base = Path(run.inputs["policy"]["path"])
     final = run.out / "snapshots" / f"{step:05d}"
     partial = final.with_name(f".{final.name}.partial")

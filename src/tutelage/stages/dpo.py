@@ -172,7 +172,7 @@ def train(
         run.log(step + 1, loss=loss.item(), **measured, lr=lr, grad_norm=norm)
         run.progress.update((step + 1) / steps, loss=loss.item(), accuracy=measured["accuracy"])
         if config.snapshot_due(step + 1, steps):
-            save_snapshot(run, step + 1, model, tokenizer)
+            save_snapshot(run, config, step + 1, model, tokenizer)
     return steps
 
 
