@@ -45,12 +45,12 @@ def what_is_wrong(complaint: str, words: Sequence[str], options: Sequence[Option
 
 
 PLAIN = [  # tyro's sentences, and ours
-    (r"Unrecognized options: (.*)", "nothing takes {}"),
+    (r"Unrecognized options: (.*)", "unexpected argument: {}"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", "{}: {} is not a number"),
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", "{}: {} is not a whole number"),
     (r"Error parsing (\S+): (.*)", "{}: {}"),
     (r"Missing value for argument '(\S+)'.*", "{} needs a value"),
-    (r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?),?\)", "{1}: {0!r} is none of {2}"),
+    (r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?),?\)", "{1}: {0!r} is not one of {2}"),
 ]
 
 
