@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.errors import InputError
 from tutelage.model.config import RopeScaling
-from tutelage.model.gguf import factors_of, scaling_of
+from tutelage.model.gguf import infer_scaling, rope_factors
 from tutelage.model.gpt import GPT
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy
@@ -243,11 +243,11 @@ def test_pieces_of_text_are_not_written_as_bytes(tokenizer: Tokenizer) -> None:
 
 def test_the_scaling_is_found_from_its_factors() -> None:
     llama = RopeScaling(factor=32.0, low_frequency=1.0, high_frequency=4.0, original_context=8192)
-    found = scaling_of(factors_of(llama, 64, 500_000.0), 500_000.0)
+    found = infer_scaling(rope_factors(llama, 64, 500_000.0), 500_000.0)
     assert found.factor == 32.0 and found.original_context == pytest.approx(8192, rel=1e-3)
     assert found.high_frequency == pytest.approx(4.0, rel=1e-3)
     with pytest.raises(ValueError, match="not those of Llama 3"):
-        scaling_of(torch.linspace(1, 8, 32), 10_000.0)
+        infer_scaling(torch.linspace(1, 8, 32), 10_000.0)
 
 
 # --- what is not read, what is not written

@@ -19,6 +19,7 @@ import pytest
 import torch
 from world import World, metrics, results, same_files
 
+from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.checkpoint import steps_in
 from tutelage.stages.grpo import GRPOConfig, grpo
 from tutelage.stages.ppo import PPOConfig, ppo
@@ -43,7 +44,7 @@ CASES: dict[str, tuple[Callable[..., None], Any]] = {
 }
 
 # Where a life ends: the module, the function, at which of its calls in this life.
-ROLLOUT = ("tutelage.rlhf.actors", "generate", 3)
+ROLLOUT = ("tutelage.rlhf.rollouts", "generate", 3)
 SAVING = ("tutelage.runs.checkpoint", "sync_file", 1)  # all is written, nothing has its name yet
 STEP, AVERAGE = ("torch.optim", "AdamW.step"), ("tutelage.learning.optim", "EMA.update")
 LIVES = {
@@ -60,7 +61,7 @@ def start(case: str, out: Path, inputs: dict[str, list[str]]) -> None:
     policy, judge = (Path(path) for path in inputs["deep" if config.lora_rank else "whole"])
     prompts, corpus = ((Path(path),) for path in inputs["data"])
     given = {} if getattr(config, "ptx", True) is False else {"corpus": corpus}
-    stage(policy=policy, reward=(str(judge),), prompts=prompts, out=out, config=config, **given)
+    stage(RLInputs(policy=policy, reward=(str(judge),), prompts=prompts, out=out, **given), config)
 
 
 def arm(module: str, name: str, call: int) -> None:

@@ -17,7 +17,7 @@ from tutelage.rlhf.config import GroupConfig
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import PolicyLearner, averaged, minibatch_order, minibatches, policy_learner
 from tutelage.rlhf.loop import TrainingLoop
-from tutelage.rlhf.setup import RLInputs, Setup, open_run, set_up, set_up_mix, with_base
+from tutelage.rlhf.setup import RLInputs, Setup, open_run, set_up, with_base
 from tutelage.runs.adapter import save_tuned
 from tutelage.sampling.rollout import Rollout
 
@@ -38,10 +38,10 @@ def learn_in_groups(algorithm: GroupAlgorithm, inputs: RLInputs, config: GroupCo
     with open_run(algorithm.stage, inputs, config) as run:
         if run.finished:
             return
-        setup = set_up(run, inputs, config, samples=config.samples, critic=False)
+        steps = dict(minibatch=config.rows, epochs=config.passes, samples=config.samples)
+        setup = set_up(run, inputs, config, mix=bool(inputs.corpus), critic=False, **steps)
         learner = policy_learner(setup.actors.policy, config)
-        if inputs.corpus:
-            learner.mix = set_up_mix(setup, inputs, config, minibatch=config.rows, epochs=config.passes)
+        learner.mix = setup.mix
         loop = train(algorithm, setup, learner, config)
         results = loop.restore_best()
         save_tuned(inputs.out, learner.policy, setup.actors.tokenizer, inputs.policy, config)

@@ -45,6 +45,7 @@ class Setup:
     run: Run
     actors: Actors
     prompts: list[EncodedPrompt]
+    mix: PretrainingMix | None  # None: no pretraining loss
     judge: Reward | None
 
     def roll_out(self, iteration: int, config: RLConfig, minibatch: int, samples: int = 1) -> tuple[Rollout, Metrics]:
@@ -78,15 +79,24 @@ def with_base(inputs: RLInputs) -> RLInputs:
     return replace(inputs, policy=find_base(inputs.policy))
 
 
-def set_up(run: Run, inputs: RLInputs, config: RLConfig, *, samples: int = 1, critic: bool = True) -> Setup:
-    """Load the models and the prompts. Raises InputError where they do not fit each other."""
+def set_up(
+    run: Run,
+    inputs: RLInputs,
+    config: RLConfig,
+    *,
+    minibatch: int,
+    epochs: int,
+    mix: bool,
+    samples: int = 1,
+    critic: bool = True,
+) -> Setup:
+    """Load the models, the prompts, the judge, and with `mix` enough pretraining text for every optimizer step.
+
+    Raises InputError where they do not fit each other.
+    """
     actors = load_actors(inputs.policy, inputs.reward, config, run, critic)
     count = config.iterations * config.batch // samples
     prompts = encode_prompts(actors, inputs.prompts, count, config, run.stage)
-    return Setup(run, actors, prompts, load_judge(inputs.judge, inputs.policy, config, run))
-
-
-def set_up_mix(setup: Setup, inputs: RLInputs, config: RLConfig, *, minibatch: int, epochs: int) -> PretrainingMix:
-    """Enough pretraining text for every optimizer step of the run."""
     steps = config.iterations * epochs * -(-config.batch // minibatch)
-    return open_mix(setup.run, config, setup.actors, inputs.corpus, steps)
+    text = open_mix(run, config, actors, inputs.corpus, steps) if mix else None
+    return Setup(run, actors, prompts, text, load_judge(inputs.judge, inputs.policy, config, run))

@@ -31,7 +31,7 @@ from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import PolicyLearner, averaged, minibatch_order, minibatches, rl_adamw
 from tutelage.rlhf.loop import TrainingLoop
-from tutelage.rlhf.setup import RLInputs, Setup, open_run, set_up, set_up_mix, with_base
+from tutelage.rlhf.setup import RLInputs, Setup, open_run, set_up, with_base
 from tutelage.rlhf.trust_region import trust_region_step, update_kl
 from tutelage.runs.adapter import save_tuned, save_tuned_scorer
 from tutelage.runs.checkpoint import load_training_state, training_state
@@ -115,10 +115,9 @@ def ppo(inputs: RLInputs, config: PPOConfig = PPOConfig()) -> None:
     with open_run("ppo", inputs, config) as run:
         if run.finished:
             return
-        setup = set_up(run, inputs, config)
+        setup = set_up(run, inputs, config, minibatch=config.minibatch, epochs=config.epochs, mix=config.ptx)
         actors, learner = setup.actors, make_learner(setup.actors, config)
-        if config.ptx:
-            learner.mix = set_up_mix(setup, inputs, config, minibatch=config.minibatch, epochs=config.epochs)
+        learner.mix = setup.mix
         loop = train(setup, learner, config)
         results = loop.restore_best()
         save_tuned_scorer(inputs.out / "value", learner.value, actors.tokenizer, actors.value_base, config)
