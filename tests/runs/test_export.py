@@ -103,6 +103,6 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
 
 def test_what_only_we_can_read_is_not_handed_over(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_policy(tmp_path / "run", make_gpt("gpt3"), tokenizer)
-    with pytest.raises(InputError, match="no such bias"):
+    with pytest.raises(InputError, match="lacks this bias"):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
