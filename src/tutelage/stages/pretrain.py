@@ -58,7 +58,7 @@ class PretrainConfig(OptimizerConfig, RunConfig):
     head_width: Advanced[int] = 64
     """Channels of a head."""
     hidden: int = 768
-    """Channels inside the gated MLP; the default is 3 times the width."""
+    """Channels inside the gated MLP, usually 3 times the width."""
     context: int = 256
     """Context length in tokens, and the length of a training window."""
     tokens: int = 1_000_000
