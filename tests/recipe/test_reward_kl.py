@@ -117,7 +117,7 @@ def test_what_is_no_demo_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no finished demo" in done.stderr
 
 
-def test_a_reward_model_of_its_own_is_trained_first_and_learnt_from(tmp_path: Path) -> None:
+def test_with_reward_layers_a_reward_model_is_trained_first(tmp_path: Path) -> None:
     from reward_kl import Experiment
 
     demo, out = tmp_path / "demo", tmp_path / "out"

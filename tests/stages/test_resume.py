@@ -1,4 +1,4 @@
-"""Stopped and taken up again, a stage ends with the very bytes of a run that was never stopped."""
+"""A stage that is stopped and resumed ends with the same bytes as a run that was never stopped."""
 
 import os
 import signal

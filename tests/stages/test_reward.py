@@ -80,7 +80,7 @@ def separable(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "reward"
 
 
-def test_a_preference_for_a_word_is_learnt(separable: Path) -> None:
+def test_a_preference_for_a_word_is_learned(separable: Path) -> None:
     """R14: on rankings of prompts that training never saw."""
     found = results(separable)
     assert found["heldout_pairs"] > 250
