@@ -137,7 +137,7 @@ def test_rloo_reaches_every_optimum(mdp: str, beta: float) -> None:
 
 @pytest.mark.parametrize(("variant", "epochs"), [("grpo", 1), ("grpo", 2), ("dr-grpo", 1)])
 def test_grpo_without_a_kl_penalty_finds_the_best_response(variant, epochs: int) -> None:
-    """Its k3 has an optimum of its own, so beta is 0 here: the best response scores 2."""
+    """Its k3 has a different optimum, so beta is 0 here: the best response scores 2."""
     config = GRPOConfig(
         batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=0.0, grad_clip=1e9, variant=variant, epochs=epochs
     )

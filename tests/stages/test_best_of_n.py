@@ -86,7 +86,7 @@ def test_sft_takes_them(world: World, tmp_path: Path) -> None:
     assert (tmp_path / "rft" / "model.safetensors").is_file()
 
 
-def test_going_on_changes_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_changes_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "ROWS", 20)  # four prompts at once
     whole = run(world, tmp_path / "whole.jsonl")
     interrupted(lambda: run(world, tmp_path / "cut.jsonl"), monkeypatch, 4)

@@ -142,7 +142,7 @@ def rankings_of(policy: TheirPolicy) -> list[Ranking]:
 
 
 def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
-    """Value and gradient of -log sigmoid(beta h), each answer of each pair with forward passes of its own."""
+    """Value and gradient of -log sigmoid(beta h), each answer of each pair with separate forward passes."""
     ours, tokenizer = load_policy(world.base, CPU)  # another model than the reference, so that h is not 0
     theirs = TheirPolicy(world.sft)
     rankings = rankings_of(theirs)

@@ -151,7 +151,7 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
 
 
 def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
-    """The same gradient as with z0 written in as a number, each response with a forward pass of its own."""
+    """The same gradient as with z0 written in as a number, each response with a separate forward pass."""
     theirs = TheirPolicy(world.base)
     ours, tokenizer = load_policy(world.sft, CPU)
     thumbs = encoded(theirs)

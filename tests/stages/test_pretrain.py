@@ -79,7 +79,7 @@ def test_the_first_loss_is_that_of_a_model_that_knows_nothing(world: World) -> N
     assert metrics(world.base)[-1]["loss"] < first["loss"] - 1
 
 
-def test_one_batch_is_learned_by_heart(world: World, tmp_path: Path) -> None:
+def test_one_batch_is_memorised(world: World, tmp_path: Path) -> None:
     """A4: a corpus of one batch of noise, many times."""
     corpus = write_texts(tmp_path / "corpus.jsonl", [noise(64 * 4 + 1, 3)])
     config = replace(PRETRAIN, width=64, hidden=128, batch=4, tokens=64 * 4 * 200)

@@ -157,7 +157,7 @@ def test_the_score_is_read_at_the_end_of_turn(world: World) -> None:
 
 
 def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
-    """R9: value and gradient of -log sigmoid(r_w - r_l), each pair with forward passes of its own."""
+    """R9: value and gradient of -log sigmoid(r_w - r_l), each pair with separate forward passes."""
     ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     theirs = Theirs(world.reward)
     rankings = [

@@ -189,7 +189,7 @@ def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path, 
 
 @pytest.mark.parametrize("adapters", [0, 4])
 @BOTH
-def test_a_run_that_was_stopped_goes_on_exactly(
+def test_a_stopped_run_resumes_exactly(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, adapters: int
 ) -> None:
     config = replace(config, lora_rank=adapters)

@@ -142,7 +142,7 @@ DEMOS = [
 ]
 
 
-def test_eight_demonstrations_are_learned_by_heart(world: World, tmp_path: Path) -> None:
+def test_eight_demonstrations_are_memorised(world: World, tmp_path: Path) -> None:
     """S5: transformers' own greedy decoding reproduces them and stops at the end of turn."""
     demos = write_demos(tmp_path / "demos.jsonl", DEMOS)
     sft(world.base, (demos,), tmp_path / "out", config=replace(SFT, tokens=64 * 4 * 300))

@@ -45,7 +45,7 @@ def test_a_run(world: World, tmp_path: Path, config: PPOConfig) -> None:
 
 @pytest.mark.parametrize("adapters", [0, 4])
 @BOTH
-def test_a_run_that_was_stopped_goes_on_exactly(
+def test_a_stopped_run_resumes_exactly(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: PPOConfig, adapters: int
 ) -> None:
     """The penalty's coefficient, too."""
