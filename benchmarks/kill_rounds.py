@@ -1,9 +1,9 @@
-"""kill -9 while people's data are written: what was acknowledged must be there at the next start.
+"""Kill the server with `kill -9` while it stores completions, and check that no acknowledged write is lost.
 
     python benchmarks/kill_rounds.py [--rounds 200] [--out runs/benchmarks]
 
-A real `tutelage serve` with a tiny model on SQLite, four clients that store one completion after the other; the process
-is killed at a random moment, started again, and asked for all it keeps. Prints a Markdown row and leaves it in OUT
+In each round a `tutelage serve` with a tiny model on SQLite gets completions to store from four clients. The process is
+killed at a random moment, restarted, and asked for everything it stores. Prints a Markdown row and writes it to OUT
 (record.py).
 """
 
@@ -21,8 +21,8 @@ from world import World  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=200)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=200, help="times the server is killed")
     add_out(parser)
     options = parser.parse_args()
     record = Record(options.out / "kill_rounds", options)

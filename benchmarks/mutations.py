@@ -1,11 +1,12 @@
-"""Which check catches which bug: PPO's code with one deliberate bug at a time, on problems with a known answer.
+"""Show which check catches which bug: PPO with one deliberate bug at a time, on problems with a known optimum.
 
     python benchmarks/mutations.py [--only NAME] [--out runs/mutations]
 
-Each mutant replaces a function of the package where it is used, or one line of its source; then the checks of
-`tutelage doctor --rl` run on it, and also the first problem without a reward for an immediate end. Prints a
-Markdown table: objective and KL on both, mean length for a constant reward of 1 and of -1, and what caught it; and
-leaves it in OUT (record.py). Stop it and run it again: what stands in OUT/<hash of the code>.md is not measured twice.
+Each mutant replaces a function of the package where it is used, or one line of its source. Then the checks of
+`tutelage doctor --rl` run on it, and also its first problem without a reward for ending at once. Prints a Markdown
+table and writes it to OUT (record.py): objective and KL on both problems, mean length for a constant reward of 1 and of
+-1, and the checks that caught the bug. The script can be interrupted and repeated; rows that are already in
+OUT/<hash of the code>.md are not measured again.
 """
 
 import argparse
@@ -41,7 +42,7 @@ END = TWO_TOKENS.end
 
 
 def whole_reward(response: tuple[int, ...]) -> float:
-    """Also of what a mutant makes of a response: up to its end, which is put back where the mutant took it."""
+    """The reward of a response as a mutant leaves it: cut after its end token, which is added if it is missing."""
     cut = response[: response.index(END) + 1] if END in response else response
     return TWO_TOKENS.reward(cut if len(cut) == 2 or cut[-1:] == (END,) else (*cut, END))
 
@@ -50,11 +51,11 @@ B = replace(TWO_TOKENS, reward=whole_reward)
 A = replace(TWO_TOKENS, reward=lambda response: 0.0 if response[:1] in ((), (END,)) else whole_reward(response))
 
 
-Change = tuple[ModuleType, str, Callable[[Any], Any]]  # where it is used, its name, the function -> the mutant
+Change = tuple[ModuleType, str, Callable[[Any], Any]]  # module that uses the function, its name, function -> mutant
 
 
 class Mutant:
-    """One bug."""
+    """One deliberate bug."""
 
     def __init__(self, name: str, *changes: Change):
         self.name, self.changes = name, changes
@@ -65,7 +66,7 @@ def line(old: str, new: str) -> Callable[[Any], Any]:
 
     def change(function: Any) -> Any:
         source = textwrap.dedent(inspect.getsource(function))
-        assert source.count(old) == 1, f"{function.__name__} no longer holds {old!r}"
+        assert source.count(old) == 1, f"{function.__name__} no longer contains {old!r}"
         scope = dict(vars(inspect.getmodule(function)))
         exec(compile(source.replace(old, new), f"<{function.__name__}, mutated>", "exec"), scope)
         return scope[function.__name__]
@@ -91,11 +92,11 @@ def without_end(original: Any) -> Any:
 
 
 def padding_counted(original: Any) -> Any:
-    """Every row as long as the longest, filled with ends, as where padding and end of turn are one token."""
+    """Every row is as long as the longest, filled with end tokens, as if padding and end of turn were one token."""
 
-    def mutant(prompts: Any, answers: Any, pad: int, device: Any) -> Responses:
-        longest, end = max(len(a.ids) for a in answers), pad - 2
-        filled = [replace(a, ids=a.ids + [end] * (longest - len(a.ids))) for a in answers]
+    def mutant(prompts: Any, responses: Any, pad: int, device: Any) -> Responses:
+        longest, end = max(len(r.ids) for r in responses), pad - 2
+        filled = [replace(r, ids=r.ids + [end] * (longest - len(r.ids))) for r in responses]
         return original(prompts, filled, pad, device)
 
     return mutant
@@ -115,11 +116,11 @@ def whitened(shift: bool) -> Callable[[Any], Any]:
 
 
 def kl_as_loss(term: str) -> Callable[[Any], Any]:
-    """A KL term beside the policy's loss instead of in the reward."""
+    """A KL term in the policy's loss instead of in the reward."""
     added = f"loss = loss + config.kl_coef * _kl_term(logprobs - minibatch.ref_logprobs, mask)[{term!r}]"
 
-    def terms(drift: Any, mask: Any) -> dict[str, Any]:
-        found = {"k1": drift, "k2": 0.5 * drift.square(), "k3": (-drift).exp() - 1 + drift}
+    def terms(log_ratio: Any, mask: Any) -> dict[str, Any]:
+        found = {"k1": log_ratio, "k2": 0.5 * log_ratio.square(), "k3": (-log_ratio).exp() - 1 + log_ratio}
         return {name: value[mask].mean() for name, value in found.items()}
 
     def change(original: Any) -> Any:
@@ -140,16 +141,16 @@ def per_response(original: Any) -> Any:
     return mutant
 
 
-def without_price(original: Any) -> Any:
+def without_kl(original: Any) -> Any:
     return lambda *given, **named: original(*given, **named | {"kl_coef": 0.0})
 
 
-def as_they_are(original: Any) -> Any:
+def not_whitened(original: Any) -> Any:
     return lambda advantages, mask: advantages
 
 
-def unseen(original: Any) -> Any:
-    """The sampler's gap of mutants whose responses no longer fit what was sampled: this alone would end the run."""
+def no_gap(original: Any) -> Any:
+    """A sampler gap of 0, for mutants whose responses differ from what was sampled: the gap alone would end the run."""
     return lambda *given: 0.0
 
 
@@ -161,18 +162,18 @@ def sampling_with(**changed: Any) -> Callable[[Any], Any]:
     return lambda original: lambda **given: original(**given, **changed)
 
 
-SHAPED, UNSEEN = (ppo, "shaped_rewards"), (token_mdp, "sampler_gap", unseen)
+SHAPED, NO_GAP = (ppo, "shaped_rewards"), (token_mdp, "sampler_gap", no_gap)
 REFERENCE_AT_7 = line(
-    "= logprobs_by(reference)", "= in_parts(lambda some: response_logprobs(reference, some, 0.7), responses, parts)"
+    "= logprobs_by(reference)", "= in_parts(lambda part: response_logprobs(reference, part, 0.7), responses, parts)"
 )
 EARLY = line("responses.starts[rows] - 1 + steps", "(responses.starts[rows] - 2 + steps).clamp(min=0)")
 MUTANTS = [
     Mutant("none"),
     Mutant("score at the last column, not at the end of turn", (*SHAPED, at_last_column)),
-    Mutant("end of turn outside the mask", (token_mdp, "pad_responses", without_end), UNSEEN),
-    Mutant("padding after the end of turn counted", (token_mdp, "pad_responses", padding_counted), UNSEEN),
+    Mutant("end of turn outside the mask", (token_mdp, "pad_responses", without_end), NO_GAP),
+    Mutant("padding after the end of turn counted", (token_mdp, "pad_responses", padding_counted), NO_GAP),
     Mutant("sign of the KL flipped", (*SHAPED, line("torch.where(mask, -penalty", "torch.where(mask, penalty"))),
-    Mutant("no KL in the reward", (*SHAPED, without_price)),
+    Mutant("no KL in the reward", (*SHAPED, without_kl)),
     Mutant("reference at temperature .7", (token_mdp, "score_rollout", REFERENCE_AT_7)),
     Mutant("sampling with top-k 2", (token_mdp, "SamplingConfig", sampling_with(top_k=2))),
     Mutant("sampling at temperature 1.3", (token_mdp, "SamplingConfig", sampling_with(temperature=1.3))),
@@ -185,14 +186,14 @@ MUTANTS = [
     Mutant("advantages of the wrong sign", (ppo, "policy_loss", line("return -masked_mean", "return masked_mean"))),
     Mutant("no clip", (losses, "clipped_surrogate", line("ratio.clamp(1 - clip, 1 + clip)", "ratio"))),
     Mutant("mean over responses, not over tokens", (ppo, "policy_loss", per_response)),
-    Mutant("KL as a k1 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k1"))),
-    Mutant("KL as a k2 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k2"))),
-    Mutant("KL as a k3 loss", (*SHAPED, without_price), (ppo, "update_loss", kl_as_loss("k3"))),
+    Mutant("KL as a k1 loss", (*SHAPED, without_kl), (ppo, "update_loss", kl_as_loss("k1"))),
+    Mutant("KL as a k2 loss", (*SHAPED, without_kl), (ppo, "update_loss", kl_as_loss("k2"))),
+    Mutant("KL as a k3 loss", (*SHAPED, without_kl), (ppo, "update_loss", kl_as_loss("k3"))),
     *(
         Mutant(
             f"{kind} as a loss, advantages not whitened",
-            (*SHAPED, without_price),
-            (ppo, "whiten", as_they_are),
+            (*SHAPED, without_kl),
+            (ppo, "whiten", not_whitened),
             (ppo, "update_loss", kl_as_loss(kind)),
         )
         for kind in ("k1", "k2", "k3")
@@ -208,8 +209,8 @@ def applied(mutant: Mutant) -> Iterator[None]:
         yield
 
 
-def drift(problem: TokenMDP) -> tuple[str, list[str]]:
-    """Objective and KL in words, and what caught them."""
+def objective_and_kl(problem: TokenMDP) -> tuple[str, list[str]]:
+    """The table cell with the trained table's objective and KL, and the checks that caught the bug."""
     best, exact = problem.optimum(BETA)
     try:
         logits, gap = rl_selftest.train_table(problem, BETA, iterations=150)
@@ -222,6 +223,7 @@ def drift(problem: TokenMDP) -> tuple[str, list[str]]:
 
 
 def lengths() -> tuple[str, list[str]]:
+    """The table cell with the mean lengths for a reward of 1 and of -1, and the checks that caught the bug."""
     found = []
     for constant in (1.0, -1.0):
         problem = length_problem(constant)
@@ -236,20 +238,20 @@ def lengths() -> tuple[str, list[str]]:
 
 def row(mutant: Mutant) -> str:
     with applied(mutant):
-        (a, _), (b, caught), (length, long) = drift(A), drift(B), lengths()
+        (a, _), (b, caught), (length, long) = objective_and_kl(A), objective_and_kl(B), lengths()
     return f"| {mutant.name} | {a} | {b} | {length} | {', '.join([*caught, *long]) or '–'} |"
 
 
 def code() -> str:
-    """Of this file and the package: with another line of either, all rows are measured anew."""
+    """A hash of this file and the package. When either changes, all rows are measured again."""
     sources = [Path(__file__), *sorted(Path(*tutelage.__path__).rglob("*.py"))]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="mutants whose name holds this")
-    parser.add_argument("--out", type=Path, default=Path("runs/mutations"))
+    parser.add_argument("--only", default="", help="run only the mutants whose name contains this")
+    parser.add_argument("--out", type=Path, default=Path("runs/mutations"), help="folder to write")
     given = parser.parse_args()
     record = Record(given.out / "mutations", given)
     table = given.out / f"{code()}.md"
@@ -257,14 +259,14 @@ def main() -> None:
     lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
     known = {line.split(" | ")[0].removeprefix("| "): line for line in lines}
     record.say(HEAD + "\n|---|---|---|---|---|")
-    asked = [mutant for mutant in MUTANTS if given.only in mutant.name]
-    for mutant in asked:
+    chosen = [mutant for mutant in MUTANTS if given.only in mutant.name]
+    for mutant in chosen:
         if mutant.name not in known:
             known[mutant.name] = row(mutant)
             with atomic_write(table) as file:
                 file.write("".join(f"{line}\n" for line in known.values()))
         record.say(known[mutant.name])
-    record.leave({mutant.name: known[mutant.name][:-2].split(" | ")[1:] for mutant in asked})
+    record.leave({mutant.name: known[mutant.name][:-2].split(" | ")[1:] for mutant in chosen})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Environments of their own for the libraries we are measured against: their versions need not agree with ours."""
+"""Separate environments for the libraries we measure against, whose versions may conflict with ours."""
 
 import multiprocessing
 import subprocess
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def environment(name: str, packages: list[str]) -> str:
-    """A Python that has these packages, made once in .peers/NAME."""
+    """The Python interpreter of an environment with these packages. Created once, in .peers/NAME."""
     folder = Path(".peers") / name
     if not (folder / "made").is_file():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -20,6 +20,9 @@ def environment(name: str, packages: list[str]) -> str:
 
 
 def apart(prepare: Callable[..., None], *given: Any) -> None:
-    """Run it in a process of its own: Linux counts the memory of whoever starts a process as that one's peak."""
+    """Run a function in a separate process.
+
+    Linux counts the parent's memory in the peak of a new process, so the benchmark's own process must stay small.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(prepare, *given).result()

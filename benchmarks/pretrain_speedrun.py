@@ -1,13 +1,14 @@
-"""Pretraining speed-run: how much sooner is our recipe where a plain loop ends?
+"""Measure how much sooner our pretraining recipe reaches the final quality of a plain training loop.
 
     python benchmarks/pretrain_speedrun.py --data runs/demo/data --tokenizer runs/demo/tokenizer [--tokens 500000]
 
-Baseline: a GPT-2 of the same size (parameters within 2 %) in fp32, PyTorch's own AdamW (.9/.95, decay .1), its fused
-attention and cross entropy, the same warm-up and cosine, at the best of four learning rates. Ours: the pretrain stage's
-defaults. Both see the same windows in the same order and are judged on the same held-out bytes. In each seed's timed
-run the two take turns step by step, so that a machine that slows down slows both. Prints and writes the median over the
-seeds of (seconds the baseline took in all) / (seconds ours took to reach the baseline's final bits per byte). With
-`--out NAME` that is NAME.json and NAME.md (record.py).
+The baseline is a GPT-2 with the same number of parameters (within 2 %) in fp32. It uses PyTorch's AdamW (.9/.95, decay
+.1), fused attention and cross entropy, the same warm-up and cosine, and the best of four learning rates. Ours uses the
+pretrain stage's defaults. Both train on the same windows in the same order and are measured on the same held-out bytes.
+In the timed run of each seed they alternate step by step, so that a slower machine slows both.
+
+The figure is the median over the seeds of (the baseline's total seconds) / (our seconds to the baseline's final bits
+per byte). It is printed and written: `--out NAME` writes NAME.json and NAME.md (record.py).
 """
 
 import argparse
@@ -35,11 +36,11 @@ from tutelage.stages.pretrain import PretrainConfig, token_stream, window_order
 from tutelage.text.tokenizer import Tokenizer
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-EVALUATIONS = 40  # held-out measurements of ours per run: the resolution of the time to the target
+EVALUATIONS = 40  # of our model on held-out text per run; more of them make the time to the target more exact
 
 
 class Contestant:
-    """One model in training; its clock runs only while it steps."""
+    """One model in training. Only the time of its own steps is counted."""
 
     def __init__(self, model: GPT, optimizers: list[torch.optim.Optimizer], plain: bool, config: PretrainConfig):
         self.model, self.optimizers, self.plain, self.config, self.seconds = model, optimizers, plain, config, 0.0
@@ -61,7 +62,7 @@ class Contestant:
 
 
 def gpt2(config: PretrainConfig, vocab_size: int, lr: float, seed: int) -> Contestant:
-    """The plain loop's model: pre-norm, learned positions, GELU, biases, tied head."""
+    """The baseline: pre-norm, learned positions, GELU, biases, tied head."""
     shape = GPTConfig(
         vocab_size=vocab_size, width=config.width, layers=config.layers, heads=config.heads, kv_heads=config.heads,
         head_width=config.width // config.heads, hidden=4 * config.width, context=config.context, norm="layer",
@@ -84,8 +85,8 @@ def ours(config: PretrainConfig, vocab_size: int, seed: int) -> Contestant:
     return Contestant(model, optimizers, False, config)
 
 
-def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, unseen: np.ndarray, sizes: list[int]):
-    """Train all of them on the same batches, turn by turn. Returns each one's [(seconds, bits per byte)]."""
+def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, heldout: np.ndarray, sizes: list[int]):
+    """Train all contestants on the same batches, in turns. Returns [(seconds, bits per byte)] for each."""
     config = contestants[0].config
     steps = len(order) // config.batch
     curves: list[list[tuple[float, float]]] = [[] for _ in contestants]
@@ -96,25 +97,26 @@ def race(contestants: list[Contestant], ids: np.ndarray, order: np.ndarray, unse
         if (step + 1) % max(1, steps // EVALUATIONS) == 0 or step + 1 == steps:
             for contestant, curve in zip(contestants, curves, strict=True):
                 if not contestant.plain or step + 1 == steps:
-                    bits = bits_per_byte(contestant.model, unseen, sizes, config.heldout_windows, config.context)
+                    bits = bits_per_byte(contestant.model, heldout, sizes, config.heldout_windows, config.context)
                     curve.append((contestant.seconds, bits))
     return curves
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("runs/demo/data"))
-    parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/tokenizer"))
-    parser.add_argument("--tokens", type=int, default=500_000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/pretrain_speedrun"))
+    parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="what `tutelage collect` wrote")
+    parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/tokenizer"), help="a tokenizer's run")
+    parser.add_argument("--tokens", type=int, default=500_000, help="training tokens per run")
+    parser.add_argument("--seeds", type=int, default=3, help="timed runs")
+    out = Path("runs/benchmarks/pretrain_speedrun")
+    parser.add_argument("--out", type=Path, default=out, help="NAME of the files to write, without an extension")
     given = parser.parse_args()
     if not given.tokenizer.is_dir():
-        parser.exit(2, f"{given.tokenizer}: not there; run `make demo` first, or name a tokenizer and its data\n")
+        parser.exit(2, f"{given.tokenizer}: no such folder; run `make demo` first, or give --tokenizer and --data\n")
     record = Record(given.out, given)
     tokenizer = Tokenizer.load(given.tokenizer)
     ids = token_stream(tokenizer, [given.data / "corpus.train.jsonl"])
-    unseen, sizes = token_stream(tokenizer, [given.data / "corpus.valid.jsonl"]), tokenizer.token_byte_counts()
+    heldout, sizes = token_stream(tokenizer, [given.data / "corpus.valid.jsonl"]), tokenizer.token_byte_counts()
     config = PretrainConfig(tokens=given.tokens)
 
     def order(seed: int) -> np.ndarray:
@@ -123,7 +125,7 @@ def main() -> None:
     rows = []
     best: dict[float, float] = {}
     for rate in RATES:
-        (curve,) = race([gpt2(config, tokenizer.vocab_size, rate, 0)], ids, order(0), unseen, sizes)
+        (curve,) = race([gpt2(config, tokenizer.vocab_size, rate, 0)], ids, order(0), heldout, sizes)
         best[rate] = curve[-1][1]
         print(f"baseline at {rate:g}: {curve[-1][1]:.4f} bits per byte", flush=True)
     rate = min(best, key=lambda r: best[r])
@@ -133,8 +135,8 @@ def main() -> None:
             ours(replace(config, seed=seed), tokenizer.vocab_size, seed),
         ]
         sizes_apart = parameter_count(pair[1].model) / parameter_count(pair[0].model) - 1
-        assert abs(sizes_apart) <= 0.02, sizes_apart  # no race between different sizes
-        plain, quick = race(pair, ids, order(seed), unseen, sizes)
+        assert abs(sizes_apart) <= 0.02, sizes_apart  # the comparison needs equal sizes
+        plain, quick = race(pair, ids, order(seed), heldout, sizes)
         seconds, target = plain[-1]
         reached = next((s for s, bits in quick if bits <= target), None)
         row = {"seed": seed, "baseline_seconds": seconds, "baseline_bits_per_byte": target,
@@ -148,7 +150,7 @@ def main() -> None:
 
 
 def say_table(record: Record, rows: list[dict], median: str) -> None:
-    record.say("| seed | baseline s | baseline bits/byte | ours to it, s | ours at the end | ratio |")
+    record.say("| seed | baseline s | baseline bits/byte | ours to that, s | our final bits/byte | ratio |")
     record.say("|---|---|---|---|---|---|")
     for r in rows:
         reached = f"{r['our_seconds_to_it']:.1f}" if r["our_seconds_to_it"] else "never"

@@ -1,15 +1,20 @@
-"""Would an int8 or int4 frozen base make adapters faster here? Products of SmolLM2's shapes, by number of rows.
+"""Measure whether an int8 or int4 frozen base would make adapters faster here: products of SmolLM2's shapes.
 
     python benchmarks/quantised_base.py [--run RUN] [--out runs/benchmarks]
 
-One row is a step of chat, 32 a step of sampling for PPO, 2,048 a step of SFT. bf16 is what adapters train on, packed
-bf16 what sampling uses; int8 and int4 are torch's own weight-only products, int8 both quantises the activations, too,
-whose products AVX512-VNNI has (FBGEMM's, one scale for all rows). Each cell: all four products of a block, thirty
-blocks with weights of their own so that no cache holds them, median of rounds that take turns. Prints a Markdown table
-and leaves it in OUT (record.py).
+The number of rows stands for a use: 1 is a step of chat, 32 a step of sampling for PPO, 2,048 a step of SFT. The
+kinds of weights:
+    bf16          what adapters train on
+    packed bf16   what sampling uses
+    int8, int4    torch's own weight-only products
+    int8 both     activations in int8, too, with one scale for all rows: FBGEMM's products, which AVX512-VNNI computes
 
-With a run, SmolLM2 imported for one, also what sampling from int8 maps would cost in honesty: its own answers in bf16,
-and how far their log-probabilities are off where every linear map but the head is rounded to int8.
+Each cell is the time of all four products of a block, for thirty blocks with separate weights, so that no cache holds
+them. It is the median over rounds that alternate. Prints a Markdown table and writes it to OUT (record.py).
+
+With --run, for example an imported SmolLM2, the script also measures how inexact sampling from int8 maps would be. The
+model samples responses in bf16, and the table shows the error of their log-probabilities when every linear map but the
+head is rounded to int8.
 """
 
 import argparse
@@ -37,7 +42,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def products(kind: str, columns: int, rows: int) -> Product | None:
-    """x -> x W^T with a weight of this kind, or None where this torch has no such product."""
+    """x -> x W^T with a weight of this kind, or None if this torch has no such product."""
     weight = torch.randn(rows, columns).bfloat16()
     if kind == "bf16":
         return lambda x: F.linear(x, weight)
@@ -65,42 +70,45 @@ def products(kind: str, columns: int, rows: int) -> Product | None:
 
 
 def rounded(x: Tensor, each: int | None) -> Tensor:
-    """x as int8 would have it, with a scale for each row (-1) or for all of it (None)."""
+    """x rounded to int8 and back, with a scale per row (`each` -1) or one for the whole tensor (None)."""
     scale = (x.abs().max() if each is None else x.abs().amax(each, keepdim=True)).float() / 127
     return ((x.float() / scale).round() * scale).to(x.dtype)
 
 
 def gaps(run: Path) -> Iterator[tuple[str, Tensor]]:
-    """log p - log p in bf16 of the tokens of the model's own answers, (tokens,), and what bf16 itself has."""
+    """(name, gap) per kind: log p - log p in bf16, (tokens,), of the model's own responses; first of bf16 itself."""
     policy, tokenizer = load_policy(run, choose_device("cpu", "bf16"))
     chance = torch.Generator().manual_seed(0)
     prompts = torch.randint(20, policy.config.vocab_size, (ROWS, 40), generator=chance).tolist()
-    answers = generate(
+    groups = generate(
         inference_copy(policy), prompts, range(ROWS), tokenizer.end_of_turn_id, SamplingConfig(max_tokens=48)
     )
-    flat = [answer for group in answers for answer in group]
+    flat = [response for group in groups for response in group]
     responses = pad_responses(prompts, flat, tokenizer.pad_id, torch.device("cpu"))
     exact = response_logprobs(policy, responses)[responses.mask]
-    sampled = torch.tensor([p for answer in flat for p in answer.logprobs])
+    sampled = torch.tensor([p for response in flat for p in response.logprobs])
     yield "the sampler in bf16", sampled - exact
     maps = [module for module in policy.modules() if isinstance(module, Linear)]
     for module in maps:
         module.weight.data = rounded(module.weight.data, -1)
-    yield "weights in int8, a scale per row", off(policy, responses, exact)
+    yield "weights in int8, a scale per row", gap_to(exact, policy, responses)
     for each, name in ((-1, "a scale per token"), (None, "one scale for all")):
         hooks = [m.register_forward_pre_hook(lambda _, given, each=each: (rounded(given[0], each),)) for m in maps]
-        yield f"weights and activations in int8, {name}", off(policy, responses, exact)
+        yield f"weights and activations in int8, {name}", gap_to(exact, policy, responses)
         for hook in hooks:
             hook.remove()
 
 
-def off(policy: GPT, responses: Responses, exact: Tensor) -> Tensor:
+def gap_to(exact: Tensor, policy: GPT, responses: Responses) -> Tensor:
+    """log p of the responses' tokens minus `exact`, (tokens,)."""
     return response_logprobs(policy, responses)[responses.mask] - exact
 
 
 def say_gaps(record: Record, run: Path) -> dict[str, list[float]]:
-    """The first table, if there is a run. Returns each row's mean |gap|, mean gap and worst ratio."""
-    record.say("| sampled from | mean gap in nats a token | mean | a ratio off 1 by up to |\n|---|---|---|---|")
+    """Print the first table. Returns each row's mean |gap| and mean gap, in nats per token, and worst |ratio - 1|."""
+    record.say(
+        "| sampled from | mean absolute gap, nats per token | mean gap | largest error of a ratio |\n|---|---|---|---|"
+    )
     figures = {}
     for name, gap in gaps(run):
         figures[name] = [float(gap.abs().mean()), float(gap.mean()), float((gap.exp() - 1).abs().max())]
@@ -110,7 +118,7 @@ def say_gaps(record: Record, run: Path) -> dict[str, list[float]]:
 
 
 def say_times(record: Record) -> dict[int, dict[str, list[float]]]:
-    """Milliseconds of all blocks' products by rows and kind, of all rounds."""
+    """Print the second table. Returns the milliseconds of all blocks' products: {rows: {kind: [of each round]}}."""
     kinds = ["bf16", "packed bf16", "int8", "int8 both", "int4"]
     models = {kind: [[products(kind, *shape) for shape in SHAPES] for _ in range(BLOCKS)] for kind in kinds}
     known = [kind for kind in kinds if models[kind][0][0]]
@@ -119,7 +127,7 @@ def say_times(record: Record) -> dict[int, dict[str, list[float]]]:
     for rows in (1, 32, 2048):
         given = {columns: torch.randn(rows, columns).bfloat16() for columns, _ in SHAPES}
         times: dict[str, list[float]] = {kind: [] for kind in known}
-        for turn in range(ROUNDS + 1):  # the first warms up
+        for turn in range(ROUNDS + 1):  # the first is a warm-up
             for kind in known:
                 start = time.perf_counter()
                 for block in models[kind]:
@@ -135,7 +143,9 @@ def say_times(record: Record) -> dict[int, dict[str, list[float]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--run", type=Path, help="a model whose log-probabilities in int8 are compared")
+    parser.add_argument(
+        "--run", type=Path, help="model whose log-probabilities in int8 are compared with those in bf16"
+    )
     add_out(parser)
     given = parser.parse_args()
     record = Record(given.out / "quantised_base", given)

@@ -1,10 +1,10 @@
-"""What a benchmark leaves: OUT/<benchmark>.json and OUT/<benchmark>.md, each with machine, versions and commit.
+"""The record that every benchmark writes: OUT/<benchmark>.json and OUT/<benchmark>.md, with machine, versions, commit.
 
     record = Record(given.out / "generation", given)    before anything is measured, so that the commit is what runs
-    record.say("| ... |")                               a line of the table, printed and kept
-    record.leave(figures)                               the JSON has the figures as they were measured
+    record.say("| ... |")                               prints a line of the table and keeps it
+    record.leave(figures)                               writes both files; the JSON holds the figures as measured
 
-Of figures that a benchmark took over from an earlier sitting, the commit is that of the sitting that wrote the table.
+If a benchmark reuses figures of an earlier run, the commit is that of the run that wrote the table.
 """
 
 import json
@@ -31,11 +31,11 @@ print(json.dumps({"Python": platform.python_version()} | {n: importlib.metadata.
 
 
 def add_out(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the JSON and the table")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
 
 
 class Record:
-    """One sitting of one benchmark. A peer is the interpreter that it runs in and what it needs there."""
+    """One run of one benchmark. `peer`: the peer's interpreter, and the packages that it needs there."""
 
     def __init__(self, place: Path, given: Namespace, peer: tuple[str, Sequence[str]] | None = None):
         self.place = place
@@ -49,7 +49,7 @@ class Record:
         }
 
     def say(self, line: str) -> None:
-        """Print a line of the table, and keep it."""
+        """Print a line of the table and keep it."""
         print(line, flush=True)
         self.lines.append(line)
 
@@ -63,7 +63,7 @@ class Record:
 
 
 def code(folder: Path) -> dict[str, Any]:
-    """The commit that this folder is at, and whether its tree differs from it; None where git knows no such thing."""
+    """The commit of this folder, and whether its files differ from it. Both are None outside a git repository."""
 
     def git(*words: str) -> str | None:
         try:
@@ -77,7 +77,7 @@ def code(folder: Path) -> dict[str, Any]:
 
 
 def peer_versions(python: str, needs: Sequence[str]) -> dict[str, str]:
-    """Of the packages that these requirements name, as installed for that interpreter."""
+    """{package: version} of these requirements as installed for that interpreter. Exits if one is missing."""
     names = [re.split(r"[^\w.-]", need)[0] for need in needs]
     done = subprocess.run([python, "-c", ASK, *names], capture_output=True, text=True)
     if done.returncode:
@@ -92,7 +92,10 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Asked last, and torch loaded no sooner: whoever starts a process lends it its own peak of memory."""
+    """Describe this machine.
+
+    Called last, because it imports torch, and Linux counts the parent's memory in the peak of a new process.
+    """
     import torch
 
     from tutelage.runs.device import choose_device
@@ -112,11 +115,11 @@ def machine() -> dict[str, Any]:
 
 
 def in_a_line(facts: dict[str, Any]) -> str:
-    """Above the table: machine, versions, commit."""
-    has = facts["machine"]
-    rates = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in has["gflops"].items())
-    size = f"{has['cores']} of {has['cores_of_the_machine']} cores, {has['memory_bytes'] / 2**30:.1f} GiB"
-    parts = [f"{has['gpu'] or has['processor']}, {size}, {rates}", listed(facts["versions"])]
+    """The line above the table: machine, versions, commit."""
+    host = facts["machine"]
+    rates = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in host["gflops"].items())
+    size = f"{host['cores']} of {host['cores_of_the_machine']} cores, {host['memory_bytes'] / 2**30:.1f} GiB"
+    parts = [f"{host['gpu'] or host['processor']}, {size}, {rates}", listed(facts["versions"])]
     parts += [f"the peer's: {listed(facts['peer_versions'])}"] if facts["peer_versions"] else []
     commit = f"commit {facts['commit'][:7]}" if facts["commit"] else "no commit"
     parts.append(commit + (" with changes" if facts["changed"] else ""))

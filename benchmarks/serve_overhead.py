@@ -1,12 +1,12 @@
-"""What the server adds to an answer: everything but the model, at a steady rate of requests.
+"""Measure what the server adds to a request: everything but the model, at a steady rate of requests.
 
     python benchmarks/serve_overhead.py [--rate 100] [--seconds 10] [--out runs/benchmarks]
 
-A real server process, as `tutelage serve` starts it (connections, authentication, limits, validation, moderation,
-SQLite, JSON, a log line per request) with the tests' stub engine, which has its eight tokens at once. Requests leave on
-a clock, whether earlier ones have been answered or not, over 16 connections on loopback; first nothing is stored, then
-every answer is. Prints a Markdown row for each: requests, errors, p50, p99 and the most in milliseconds; and leaves
-them in OUT (record.py). Goal: p50 <= 8, p99 <= 30.
+The script starts a server process as `tutelage serve` does, with connections, authentication, limits, validation,
+moderation, SQLite, JSON and one log line per request. The engine is the tests' stub, which has its eight tokens at
+once. Requests are sent at fixed times over 16 loopback connections, whether or not earlier ones have been answered. The
+first pass stores nothing, and the second one stores every answer. Prints one Markdown row per pass with requests,
+errors, p50, p99 and maximum in milliseconds, and writes them to OUT (record.py). The goal is p50 <= 8 and p99 <= 30.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from tutelage.web.logs import write_json  # noqa: E402
 
 
 def serve(folder: Path, ready: "multiprocessing.Queue[tuple[str, str]]") -> None:
-    """The server's process; it says its address and its key when requests may come."""
+    """The server process; it puts its address and a key into `ready` when it accepts requests."""
     config = ServeConfig(port=0, data=folder)
     door = listen(config)
     database, keys = open_store(config.data, config.database)
     _, secret = keys.make(people.owner(database).id, "bench", requests_per_minute=10**8, tokens_per_minute=10**9)
     tokenizer = train_bpe([__doc__], 300)
     engine = StubEngine(tokenizer.encode("the cat sat on the mat")[:8])
-    sys.stdout = sys.stderr = open(folder / "log", "w")  # noqa: SIM115 (lives as long as the process)
+    sys.stdout = sys.stderr = open(folder / "log", "w")  # noqa: SIM115 (stays open until the process ends)
     write_json(each_request=config.access_log)
     app = create_app(database, keys, StubModels(tokenizer, engine))
     ready.put((f"http://{config.host}:{door.getsockname()[1]}", secret))
@@ -51,7 +51,7 @@ def serve(folder: Path, ready: "multiprocessing.Queue[tuple[str, str]]") -> None
 
 @contextmanager
 def stub_server() -> Iterator[tuple[str, str]]:
-    """A server in a process of its own: its address and a key."""
+    """Start a server in its own process. Yields its address and a key."""
     with tempfile.TemporaryDirectory() as folder:
         ready: multiprocessing.Queue[tuple[str, str]] = multiprocessing.Queue()
         server = multiprocessing.Process(target=serve, args=(Path(folder), ready), daemon=True)
@@ -64,7 +64,7 @@ def stub_server() -> Iterator[tuple[str, str]]:
 
 
 async def load(address: str, secret: str, rate: float, seconds: float, store: bool) -> tuple[list[float], int]:
-    """Latencies in milliseconds, and how many requests failed."""
+    """Send the requests. Returns their latencies in milliseconds, and how many failed."""
     body = {"model": "stub", "messages": [{"role": "user", "content": "where is the cat?"}], "store": store}
     headers = {"authorization": f"Bearer {secret}"}
     limits = httpx2.Limits(max_connections=16, max_keepalive_connections=16)
@@ -80,7 +80,7 @@ async def load(address: str, secret: str, rate: float, seconds: float, store: bo
 
     async with httpx2.AsyncClient(base_url=address, headers=headers, limits=limits) as client:
         for _ in range(50):
-            await one(client)  # warm
+            await one(client)  # warm-up
         latencies.clear()
         begun, tasks = time.perf_counter(), []
         for number in range(round(rate * seconds)):
@@ -91,13 +91,13 @@ async def load(address: str, secret: str, rate: float, seconds: float, store: bo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rate", type=float, default=100)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rate", type=float, default=100, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=10, help="length of each of the two passes")
     add_out(parser)
     options = parser.parse_args()
     record, figures = Record(options.out / "serve_overhead", options), []
-    record.say("| requests/s | stored | requests | errors | p50 ms | p99 ms | most ms |\n|---|---|---|---|---|---|---|")
+    record.say("| requests/s | stored | requests | errors | p50 ms | p99 ms | max ms |\n|---|---|---|---|---|---|---|")
     with stub_server() as (address, secret):
         for store in (False, True):
             latencies, errors = asyncio.run(load(address, secret, options.rate, options.seconds, store))

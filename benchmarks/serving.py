@@ -1,14 +1,16 @@
-"""Tokens a second for many at once: the engine alone, `tutelage serve` and `transformers serve`.
+"""Measure tokens per second for many streams at once: our engine, `tutelage serve` and `transformers serve`.
 
     python benchmarks/serving.py [--rounds 3] [--streams 1 16 64] [--new 64] [--peer PYTHON] [--run RUN]
                                  [--out runs/benchmarks]
 
-SmolLM2-135M-Instruct in bf16 (or RUN), each stream a conversation of its own that asks for a long answer, at
-temperature 1, at most so many new tokens, all with one key; prefill counts. The three take turns (A B A B ...), each
-round a process of its own that is warmed up with one answer per stream. Over HTTP the stream is read as it comes, and
-its text is counted in the model's tokens afterwards, alike for both. PYTHON is the interpreter of an environment with
-transformers[serving], by default this one if it has that; `--peer ""` is no peer. Prints a Markdown table: median, all
-rounds, times one stream, times the peer; and leaves it in OUT (record.py).
+The model is SmolLM2-135M-Instruct in bf16, or RUN. Each stream is a separate conversation that asks for a long answer,
+at temperature 1 and with at most --new tokens, all with one key. The prefill is part of the time. The three sides
+alternate (A B A B ...). Each round is a new process, which warms up with one answer per stream. Over HTTP the script
+reads the stream as it arrives and counts its text in the model's tokens afterwards, in the same way for both servers.
+
+PYTHON is the interpreter of an environment with transformers[serving]. The default is this interpreter if it has the
+packages; `--peer ""` means no peer. Prints a Markdown table with the median, all rounds, and the speed relative to one
+stream and to the peer, and writes it to OUT (record.py).
 """
 
 import argparse
@@ -50,18 +52,18 @@ from tutelage.engine.requests import Request, Token
 from tutelage.sampling.sampler import for_inference
 from tutelage.text.chat import encode_chat
 folder, new, streams = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-model, words = load_policy(folder, choose_device("cpu", "bf16"))
+model, tokenizer = load_policy(folder, choose_device("cpu", "bf16"))
 engine = Engine(for_inference(model), EngineConfig(slots=64, context=1024, memory=3072))
-def measure(asked):
+def measure(questions):
     written = []
     begun = time.perf_counter()
-    for seed, text in enumerate(asked):
-        prompt = tuple(encode_chat(words, [{"role": "user", "content": text}], True).ids)
+    for seed, text in enumerate(questions):
+        prompt = tuple(encode_chat(tokenizer, [{"role": "user", "content": text}], True).ids)
         engine.submit(Request(prompt, new, DistributionConfig(), seed), written.append)
     while engine.step():
         pass
     return sum(isinstance(event, Token) for event in written) / (time.perf_counter() - begun)
-print(json.dumps([(measure(warm), measure(asked))[1] for warm, asked in streams]))
+print(json.dumps([(measure(warm_up), measure(questions))[1] for warm_up, questions in streams]))
 """
 
 
@@ -70,31 +72,31 @@ def question(number: int) -> str:
 
 
 def questions(streams: int) -> tuple[list[str], list[str]]:
-    """To warm up with, and to measure: no two alike, so that no answer's prompt is there already."""
+    """(questions to warm up with, questions to measure). All differ, so no prompt is in the prefix cache yet."""
     numbers = range(10 * streams, 12 * streams)
     return [question(n) for n in numbers[:streams]], [question(n) for n in numbers[streams:]]
 
 
 def engine_alone(folder: Path, new: int, streams: list[int]) -> list[float]:
-    asked = json.dumps([questions(n) for n in streams])
+    given = json.dumps([questions(n) for n in streams])
     done = subprocess.run(
-        [sys.executable, "-c", ENGINE, str(folder), str(new), asked], capture_output=True, text=True, check=True
+        [sys.executable, "-c", ENGINE, str(folder), str(new), given], capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager
 def ours(folder: Path, slots: int = 64) -> Iterator[tuple[str, str]]:
-    """Our server: its address and a key."""
+    """Start our server. Yields its address and a key."""
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "tutelage", "serve", f"model={folder}", "--port", "0", "--data", data]
         command += ["--slots", str(slots), "--context", "1024", "--memory", "3072", "--queue", "256", "--no-access-log"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout
-                said = "".join(server.stdout.readline() for _ in range(3))
-                address, key = re.search(r"http\S+/v1", said), re.search(r"API key\s+(\S+)", said)
-                assert address and key, said
+                printed = "".join(server.stdout.readline() for _ in range(3))
+                address, key = re.search(r"http\S+/v1", printed), re.search(r"API key\s+(\S+)", printed)
+                assert address and key, printed
                 yield address[0], key[1]
             finally:
                 server.terminate()
@@ -102,7 +104,7 @@ def ours(folder: Path, slots: int = 64) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def theirs(folder: Path, python: str) -> Iterator[tuple[str, str]]:
-    """transformers' server with continuous batching: its address, and any key."""
+    """Start transformers' server with continuous batching. Yields its address and an arbitrary key."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,8 +132,8 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 def over_http(address: str, key: str, model: str, tokenizer: Tokenizer, new: int, streams: list[int]) -> list[float]:
     rates = []
-    for asked in map(questions, streams):
-        for texts in asked:  # the second counts
+    for sets in map(questions, streams):
+        for texts in sets:  # the first one warms up
             begun, answers = time.perf_counter(), [""] * len(texts)
 
             def ask(i: int, text: str, answers: list[str] = answers) -> None:
@@ -143,13 +145,13 @@ def over_http(address: str, key: str, model: str, tokenizer: Tokenizer, new: int
             for thread in threads:
                 thread.join()
             rate = sum(len(tokenizer.encode(answer)) for answer in answers) / (time.perf_counter() - begun)
-            assert all(answers), "a stream came to nothing"
+            assert all(answers), "a stream was empty"
         rates.append(rate)
     return rates
 
 
 def pieces(address: str, key: str, model: str, text: str, new: int) -> Iterator[str]:
-    """The content of one streamed answer."""
+    """Yield the content of one streamed answer, piece by piece."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": True, "max_tokens": new}
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     request = Request(f"{address}/chat/completions", json.dumps(body | {"temperature": 1.0}).encode(), headers)
@@ -162,12 +164,13 @@ def pieces(address: str, key: str, model: str, text: str, new: int) -> Iterator[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--peer", default=sys.executable if all(map(find_spec, PEER_NEEDS)) else "")
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--engine-only", action="store_true", help="no servers, no peer")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], help="numbers of streams at once")
+    parser.add_argument("--new", type=int, default=64, help="most tokens of an answer")
+    here = sys.executable if all(map(find_spec, PEER_NEEDS)) else ""
+    parser.add_argument("--peer", default=here, help='Python interpreter with transformers[serving]; "" for no peer')
+    parser.add_argument("--run", type=Path, help="model to serve; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--engine-only", action="store_true", help="measure the engine alone, without servers")
     add_out(parser)
     given = parser.parse_args()
     servers = ["tutelage serve", *(["transformers serve"] if given.peer else [])]
@@ -198,7 +201,9 @@ def say_table(record: Record, found: dict[str, list[list[float]]], streams: list
         name: [statistics.median(rates) for rates in zip(*rounds, strict=True)] for name, rounds in found.items()
     }
     peer = medians.get("transformers serve")
-    record.say("| | streams | tokens/s, median | all | times its first | times the peer |\n|---|---|---|---|---|---|")
+    record.say(
+        "| | streams | tokens/s, median | all | times its first row | times the peer |\n|---|---|---|---|---|---|"
+    )
     for name, rounds in found.items():
         for i, count in enumerate(streams):
             rates = ", ".join(f"{rate:.0f}" for rate in sorted(rates[i] for rates in rounds))

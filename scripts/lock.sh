@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Rewrites requirements.lock: resolves pyproject.toml with the extras demo, gguf, hub, serve, postgres and dev in an
-# empty environment and pins all that came. Runs on Python 3.11, the oldest supported, so that every pin has a release.
+# Rewrites requirements.lock: installs pyproject.toml with the extras demo, gguf, hub, serve, postgres and dev into an
+# empty environment and pins every package. Uses Python 3.11, the oldest supported one, so that every pin has a release
+# for all supported versions.
 #
 #   make lock      (or: PYTHON=python3.11 scripts/lock.sh)
 #
-# torch is pinned by hand, here, because every number in docs/ depends on it. Its local version (+cpu, +cu130) is cut
-# off, and the CUDA libraries that a Linux machine may bring are left out: the Makefile adds them where torch needs them.
-# pysqlite3 has no wheel for Linux on ARM; there Python's own SQLite is used.
+# torch is pinned here by hand, because every number in docs/ depends on it. Its local version (+cpu, +cu130) is cut off,
+# and the CUDA libraries that come with it on Linux are left out; the Makefile adds them if torch needs them.
+# pysqlite3 has no wheel for Linux on ARM; there, Python's own SQLite is used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 torch=2.13.0
@@ -17,8 +18,8 @@ trap 'rm -rf "$work"' EXIT
 pip=("$work/venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet "torch==$torch" "setuptools>=77" ".[demo,gguf,hub,serve,postgres,dev]"
 {
-    echo "# Every package that \`make\` and CI install, pinned; installed with --no-deps. Regenerate: make lock"
-    echo "# No index address and no hash, torch without a local version: one lock for CPU and CUDA machines alike."
+    echo "# The pinned packages that \`make\` and CI install, with --no-deps. To rewrite this file: make lock"
+    echo "# It has no index address, no hashes and no local version of torch, so it serves CPU and CUDA machines."
     "${pip[@]}" freeze --all --exclude pip --exclude tutelage |
         grep --invert-match --extended-regexp '^(nvidia-|cuda-|triton==)' |
         sed -e 's/^\([^=]*==[^+ ]*\)+[^ ]*/\1/' -e "s/^pysqlite3==.*/&; platform_machine == 'x86_64' or sys_platform == 'darwin'/"

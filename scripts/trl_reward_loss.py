@@ -1,9 +1,9 @@
-"""Golden values of TRL's reward loss, for tests/learning/test_ranking_loss.py. Run once; needs trl 0.19.1.
+"""Compute reference values of TRL's reward loss for tests/learning/test_ranking_loss.py. Needs trl 0.19.1; run once.
 
     python scripts/trl_reward_loss.py > tests/learning/trl_reward_loss.json
 
-TRL trains on pairs: for each ranking all its strict pairs are given to `RewardTrainer.compute_loss`, whose model here
-is a table of scores.
+TRL trains on pairs, so all strict pairs of a ranking are passed to `RewardTrainer.compute_loss`. Its model here is a
+table of scores.
 """
 
 import json

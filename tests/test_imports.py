@@ -26,7 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(path: Path) -> str:
-    """The room a file lies in; a file at the top is a room of its own (cli, errors, ...)."""
+    """The room a file lies in; a file at the top is its own room (cli, errors, ...)."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -91,7 +91,7 @@ def test_no_import_circle_between_rooms() -> None:
 
 
 def test_training_the_moderation_classifier_loads_no_engine() -> None:
-    """In a process of its own: the modules of ours that the import loads, rooms not counted twice."""
+    """In a separate process: the modules of ours that the import loads, rooms not counted twice."""
     code = "import sys, tutelage.moderation.training; print(*(m for m in sys.modules if m.startswith('tutelage')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "tutelage.moderation.training" in loaded

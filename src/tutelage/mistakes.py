@@ -35,13 +35,13 @@ def what_is_wrong(complaint: str, words: Sequence[str], options: Sequence[Option
         close = nearest(unknown, known_flags(options))
         return f"there is no option {unknown}" + (f"; did you mean {close}?" if close else "")
     sections = [" ".join(section.split()) for section in re.split(r"^\s*-{8,}\s*$", complaint, flags=re.MULTILINE)]
-    said = sections[1].rstrip(".") if len(sections) > 1 else " ".join(complaint.split())
-    if said.startswith("Missing from"):
+    message = sections[1].rstrip(".") if len(sections) > 1 else " ".join(complaint.split())
+    if message.startswith("Missing from"):
         return missing(complaint, options)
     for pattern, plain in PLAIN:
-        if found := re.fullmatch(pattern, said):
+        if found := re.fullmatch(pattern, message):
             return plain.format(*found.groups())
-    return said
+    return message
 
 
 PLAIN = [  # tyro's sentences, and ours
@@ -71,8 +71,8 @@ def known_flags(options: Sequence[Option]) -> list[str]:
 
 def missing(complaint: str, options: Sequence[Option]) -> str:
     """Names what tyro calls required: flags by themselves, positional arguments by their parameter."""
-    asked = [re.escape(option.name if option.positional else option.flags[0]) for option in options]
-    found = [re.search(rf"^\s+{name}\b(?!-)", complaint, re.MULTILINE) for name in asked]
+    flags = [re.escape(option.name if option.positional else option.flags[0]) for option in options]
+    found = [re.search(rf"^\s+{name}\b(?!-)", complaint, re.MULTILINE) for name in flags]
     names = [option.flags[0] for option, where in zip(options, found, strict=True) if option.required and where]
     return f"{listed(names)} {'is' if len(names) == 1 else 'are'} missing"
 

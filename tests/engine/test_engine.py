@@ -84,7 +84,7 @@ arrivals = st.lists(
 @pytest.mark.parametrize("small", [dict(slots=3, piece=4), dict(slots=8, piece=64)], ids=str)
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])  # a name, no state
 @given(arrivals)
-def test_whoever_joins_and_leaves_each_answer_is_the_samplers(
+def test_each_response_is_the_samplers_whatever_else_runs(
     make_gpt: Any, family: str, small: dict[str, int], asked: list[tuple[int, list[int], int, float]]
 ) -> None:
     """Requests arrive some steps apart, share slots and steps, and end at different times."""

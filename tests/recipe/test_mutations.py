@@ -36,7 +36,7 @@ def test_it_can_be_applied_and_undone(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMED if name not in BY_HAND])
 def test_the_checks_catch_it(name: str) -> None:
     with mutations.applied(NAMED[name]):
-        caught = mutations.drift(mutations.B)[1] or mutations.lengths()[1]
+        caught = mutations.objective_and_kl(mutations.B)[1] or mutations.lengths()[1]
     assert bool(caught) == (name != "none")
 
 

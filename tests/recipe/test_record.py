@@ -29,7 +29,7 @@ def git(folder: Path, *words: str) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package in a repository of its own, one commit old."""
+    """A package in its own repository, one commit old."""
     package = tmp_path / "tree" / "package"
     package.mkdir(parents=True)
     (package / "code.py").write_text("one = 1\n")
@@ -49,7 +49,7 @@ def leave(out: Path, **more: object) -> tuple[dict, list[str]]:
     return json.loads((out / "toy.json").read_text()), (out / "toy.md").read_text().splitlines()
 
 
-def test_both_files_tell_machine_versions_and_commit(
+def test_both_files_name_machine_versions_and_commit(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["benchmarks/toy.py", "--rounds", "2", "--run", "my runs"])
@@ -76,7 +76,7 @@ def test_both_files_tell_machine_versions_and_commit(
     assert facts["peer_versions"] is None and "peer" not in head
 
 
-def test_changes_since_the_commit_are_told(tree: Path, tmp_path: Path) -> None:
+def test_changes_since_the_commit_are_recorded(tree: Path, tmp_path: Path) -> None:
     (tree / "code.py").write_text("one = 2\n")
     facts, (head, *_) = leave(tmp_path / "out")
     assert facts["changed"] is True and f"commit {facts['commit'][:7]} with changes" in head
@@ -106,7 +106,7 @@ def test_code_in_no_repository_has_no_commit(
     assert record.code(tmp_path)["commit"] is None  # no git either
 
 
-def test_a_peers_packages_are_told_by_its_own_python(tree: Path, tmp_path: Path) -> None:
+def test_a_peers_versions_come_from_its_own_python(tree: Path, tmp_path: Path) -> None:
     """One that has another numpy than we have, and a package that we lack."""
     for name, version in (("numpy", "0.1"), ("trl", "9.9.9")):
         (folder := tmp_path / f"{name}-{version}.dist-info").mkdir()
@@ -120,7 +120,7 @@ def test_a_peers_packages_are_told_by_its_own_python(tree: Path, tmp_path: Path)
     assert f"the peer's: Python {platform.python_version()}, trl 9.9.9, numpy 0.1, torch" in head
 
 
-def test_a_peer_that_lacks_a_package_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_peer_without_a_package_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no-such-package.*the peer needs torch, no-such-package==1"):
         Record(tmp_path / "toy", argparse.Namespace(), peer=(sys.executable, ["torch", "no-such-package==1"]))
 

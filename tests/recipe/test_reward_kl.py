@@ -69,12 +69,12 @@ def test_every_point_is_measured_once_however_often_it_is_killed(demo: tuple[Pat
     assert len(rows) == len(after)
     left = json.loads((out / "reward_kl.json").read_text())["figures"]["toy"]
     assert left == [{key: value for key, value in json.loads(line).items() if key != "golds"} for line in after]
-    only_what_is_asked_for(words, after)
+    only_the_chosen_algorithms(words, after)
     the_demos_own_figures(toy, {(p["algorithm"], p["step"]): p for p in map(json.loads, after)})
 
 
-def only_what_is_asked_for(words: list[str], measured: list[str]) -> None:
-    """One algorithm of those that are there; then two with settings of their own; then one they cannot have."""
+def only_the_chosen_algorithms(words: list[str], measured: list[str]) -> None:
+    """One algorithm of those that are there; then two with other settings; then one they cannot have."""
     out = Path(words[-1])
     subprocess.run([*words, "--algorithms", "dpo"], check=True, capture_output=True, timeout=300)
     table = [row for row in (out / "reward_kl.md").read_text().splitlines() if row.startswith("|")]
@@ -117,7 +117,7 @@ def test_what_is_no_demo_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no finished demo" in done.stderr
 
 
-def test_a_reward_model_of_its_own_is_trained_first_and_learnt_from(tmp_path: Path) -> None:
+def test_with_reward_layers_a_reward_model_is_trained_first(tmp_path: Path) -> None:
     from reward_kl import Experiment
 
     demo, out = tmp_path / "demo", tmp_path / "out"

@@ -133,7 +133,7 @@ def closed_port() -> int:
         return free.getsockname()[1]
 
 
-def test_nobody_there() -> None:
+def test_no_server_there() -> None:
     with pytest.raises(InputError, match="the request failed .*refused.*, 4 times; check that the scorer is running"):
         HTTPReward(f"http://127.0.0.1:{closed_port()}/")(talks(1))
 

@@ -131,7 +131,7 @@ def test_a_changed_function_is_another_run(world: World, tmp_path: Path) -> None
         run_ppo(world, tmp_path / "out", config, reward=judged)
 
 
-def test_a_scorer_that_fails_leaves_a_run_that_goes_on(world: World, tmp_path: Path) -> None:
+def test_after_a_failing_scorer_the_run_can_be_resumed(world: World, tmp_path: Path) -> None:
     """It answers the first rollout, then an error; with the scorer back, the run ends as if nothing had been."""
     config = replace(SHORT, checkpoint_seconds=0.0)
     patience = [10**6]

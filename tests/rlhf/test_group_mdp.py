@@ -88,18 +88,18 @@ def test_a_step_of_grpo_is_that_of_its_rows(variant) -> None:
     expected = 0.0
     for row in rows:
         said = tuple(rollout.responses.tokens[row, : int(rollout.responses.mask[row].sum())].tolist())
-        drift, state = 0.0, 0
+        k3, state = 0.0, 0
         for token in said:
             new, ref = (table[state].softmax(0)[token].item() for table in (THETA, REFERENCE.log()))
-            drift, state = drift + ref / new - math.log(ref / new) - 1, token + 1
-        whole = 0.3 * drift - advantages[row].item() * len(said)
+            k3, state = k3 + ref / new - math.log(ref / new) - 1, token + 1
+        whole = 0.3 * k3 - advantages[row].item() * len(said)
         expected += whole / (len(said) if variant == "grpo" else 2) / len(rows)
     learner = PolicyLearner(
         policy=policy, optimizer=adamw(policy.named_parameters(), lr=0.0, weight_decay=0.0), average=EMA(policy, 0.0)
     )
-    some = rollout.rows(torch.tensor(rows))
-    logprobs, _ = learner.logprobs(some, config, first=True)
-    loss, _ = grpo_stage.loss(logprobs, some, advantages[rows], config)
+    minibatch = rollout.rows(torch.tensor(rows))
+    logprobs, _ = learner.logprobs(minibatch, config, first=True)
+    loss, _ = grpo_stage.loss(logprobs, minibatch, advantages[rows], config)
     logged = learner.step(loss, 0, config)
     assert logged["policy_loss"] == pytest.approx(expected, rel=1e-4)
 
@@ -123,9 +123,9 @@ def rloo_config(beta: float) -> RLOOConfig:
 
 def test_rloo_reaches_the_optimum() -> None:
     best, kl = OPTIMA["B", 0.5]
-    reached, drift = train(RLOO, rloo_config(0.5), REWARDS["B"], 400)
+    reached, reached_kl = train(RLOO, rloo_config(0.5), REWARDS["B"], 400)
     assert reached == pytest.approx(best, rel=0.01)
-    assert drift == pytest.approx(kl, rel=0.03)
+    assert reached_kl == pytest.approx(kl, rel=0.03)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_rloo_reaches_every_optimum(mdp: str, beta: float) -> None:
 
 @pytest.mark.parametrize(("variant", "epochs"), [("grpo", 1), ("grpo", 2), ("dr-grpo", 1)])
 def test_grpo_without_a_kl_penalty_finds_the_best_response(variant, epochs: int) -> None:
-    """Its k3 has an optimum of its own, so beta is 0 here: the best response scores 2."""
+    """Its k3 has a different optimum, so beta is 0 here: the best response scores 2."""
     config = GRPOConfig(
         batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=0.0, grad_clip=1e9, variant=variant, epochs=epochs
     )
@@ -147,5 +147,5 @@ def test_grpo_without_a_kl_penalty_finds_the_best_response(variant, epochs: int)
 
 def test_the_kl_penalty_holds_grpo_near_the_reference() -> None:
     config = GRPOConfig(batch=256, samples=8, minibatch=128, max_tokens=2, kl_coef=5.0, grad_clip=1e9)
-    _, drift = train(GRPO, config, REWARDS["B"], 200)
-    assert 0 < drift < 0.3
+    _, reached_kl = train(GRPO, config, REWARDS["B"], 200)
+    assert 0 < reached_kl < 0.3

@@ -1,7 +1,7 @@
-"""The watch over a reinforcement-learning run: silent on healthy curves, and each illness named, once.
+"""The monitor of a reinforcement-learning run: it finds nothing on healthy curves and names each fault once.
 
-The healthy curve is made up from the ranges that the literature and our own runs show; each sick one is the healthy one
-with one thing changed. What real runs do is in test_ppo_watched.py.
+The healthy curve follows the ranges that the literature and our own runs show. Each faulty curve is the healthy one
+with one metric changed. `test_ppo_monitor.py` tests real runs.
 """
 
 import json
@@ -19,7 +19,7 @@ Curve = dict[str, list[float]]
 
 
 def healthy(count: int = 36, seed: int = 0) -> Curve:
-    """KL from 0 to 8 nats, entropy slowly down, length drifting and back, a value network that takes 5 iterations."""
+    """KL from 0 to 8 nats, entropy slowly down, length up and back down, a value network that takes 5 iterations."""
     chance = random.Random(seed)
     part = [i / (count - 1) for i in range(count)]
 
@@ -49,31 +49,33 @@ def healthy(count: int = 36, seed: int = 0) -> Curve:
     }
 
 
-def watched(curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algorithm: str = "PPO") -> list[Finding]:
+def findings_of(
+    curve: Curve, dtype: str = "torch.float32", share: float = 1.0, algorithm: str = "PPO"
+) -> list[Finding]:
     monitor = Monitor(Limits(dtype, 40, share, algorithm))
     for i in range(len(curve["kl"])):
         measured = {key: values[i] for key, values in curve.items()}
         steps = ("clip_fraction", "approx_kl", "step_share", "ptx_gradient_ratio", "ptx_loss")
-        learnt = {key: measured.pop(key) for key in steps if key in measured}
+        learned = {key: measured.pop(key) for key in steps if key in measured}
         monitor.record(i, measured)
-        monitor.record(i, measured | learnt)
+        monitor.record(i, measured | learned)
     return monitor.findings
 
 
 def names(curve: Curve, dtype: str = "torch.float32") -> set[str]:
-    return {finding.name for finding in watched(curve, dtype)}
+    return {finding.name for finding in findings_of(curve, dtype)}
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_healthy_curves_are_left_alone(seed: int) -> None:
-    assert watched(healthy(seed=seed)) == []
+    assert findings_of(healthy(seed=seed)) == []
 
 
 def after(curve: Curve, key: str, start: int, value: float) -> list[float]:
     return curve[key][:start] + [value] * (len(curve[key]) - start)
 
 
-SICK = {
+FAULTS = {
     "not finite": ("score", 7, math.nan),
     "KL not 0 at the start": ("kl_k3", 0, 0.02),
     "sampler gap": ("sampler_gap", 0, 0.06),
@@ -97,18 +99,18 @@ SICK = {
     "line search failing": ("step_share", 10, 0.0),
     "scores alike": ("score_std", 10, 0.001),
 }
-ALSO = {  # what an illness brings with it
+ALSO = {  # findings that a fault causes as well
     "end of turn lost": {"end of turn rare"},
     "KL far from SFT": {"KL exploding"},  # here it gets there in one iteration
     "entropy collapsed": {"entropy low"},
 }
 
 
-@pytest.mark.parametrize("name", SICK)
-def test_each_illness_is_named_once(name: str) -> None:
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_named_once(name: str) -> None:
     curve = healthy()
-    key, start, value = SICK[name]
-    found = watched(curve | {key: after(curve, key, start, value)})
+    key, start, value = FAULTS[name]
+    found = findings_of(curve | {key: after(curve, key, start, value)})
     assert {finding.name for finding in found} == {name} | ALSO.get(name, set())
     assert len(found) == len({finding.name for finding in found})
     finding = next(finding for finding in found if finding.name == name)
@@ -116,15 +118,15 @@ def test_each_illness_is_named_once(name: str) -> None:
     assert "likely" in finding.words and "; " in finding.words  # the numbers, a cause, a move
 
 
-def test_every_check_is_held_here() -> None:
-    assert {name for name, _, _ in CHECKS} == SICK.keys() | {"over-optimisation", "judge below its start"}
+def test_every_check_is_tested_here() -> None:
+    assert {name for name, _, _ in CHECKS} == FAULTS.keys() | {"over-optimisation", "judge below its start"}
 
 
 def test_a_jump_of_the_kl_is_not_a_long_way() -> None:
-    """Each has a cause of its own, and moves."""
+    """Each names another cause and another option."""
     curve = healthy()
-    (jump,) = watched(curve | {"kl": after(curve, "kl", 20, 31.0)})
-    (far,) = watched(curve | {"kl": [1.8 * i for i in range(36)]})
+    (jump,) = findings_of(curve | {"kl": after(curve, "kl", 20, 31.0)})
+    (far,) = findings_of(curve | {"kl": [1.8 * i for i in range(36)]})
     assert jump.iteration == 20 and "in one iteration" in jump.words and "lower --lr" in jump.words
     assert far.iteration == 28 and "in one iteration" not in far.words and "raise --kl-coef" in far.words
 
@@ -135,19 +137,21 @@ def test_standing_still_is_seen_without_a_clip(algorithm: str) -> None:
     curve = healthy() | {"kl_k3": [0.0, *[1e-8] * 35]}
     if algorithm != "PPO":
         del curve["clip_fraction"]
-    (finding,) = watched(curve, algorithm=algorithm)
+    (finding,) = findings_of(curve, algorithm=algorithm)
     assert finding.name == "policy stands still" and finding.iteration == 9
     assert f"raise {'--update-kl' if algorithm == 'TRPO' else '--lr'}" in finding.words
     moving = healthy() | {"kl_k3": [0.0, *[1e-8] * 8, *[1e-3] * 27]}
-    assert watched(moving, algorithm=algorithm) == []
+    assert findings_of(moving, algorithm=algorithm) == []
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "RLOO", "Dr. GRPO", "TRPO"])
 def test_what_is_found_names_the_algorithm(algorithm: str) -> None:
     """And the option that it has."""
     curve = healthy()
-    sick = curve | {"ptx_gradient_ratio": [0.02] * 36, "score": after(curve, "score", 20, -3.0)}
-    falling, share = (finding.words for finding in sorted(watched(sick, algorithm=algorithm), key=lambda f: f.name))
+    faulty = curve | {"ptx_gradient_ratio": [0.02] * 36, "score": after(curve, "score", 20, -3.0)}
+    falling, share = (
+        finding.words for finding in sorted(findings_of(faulty, algorithm=algorithm), key=lambda f: f.name)
+    )
     assert f"what {algorithm} maximises" in falling and f"times {algorithm}'s" in share
     assert "lower --update-kl" in falling if algorithm == "TRPO" else "lower --lr" in falling
 
@@ -155,20 +159,20 @@ def test_what_is_found_names_the_algorithm(algorithm: str) -> None:
 def test_a_score_that_rises_while_the_judge_falls() -> None:
     curve = healthy()
     peak = [x - 0.12 * max(0, i - 18) for i, x in enumerate(curve["judge_score"])]
-    finding, lost = watched(curve | {"judge_score": peak})
+    finding, lost = findings_of(curve | {"judge_score": peak})
     assert finding.name == "over-optimisation" and 20 < finding.iteration <= lost.iteration
     assert lost.name == "judge below its start" and lost.verdict == "stop"  # the fall warns, where it ends stops
     assert mean(peak[lost.iteration - 4 : lost.iteration + 1]) < mean(peak[:5])
     shallow = [x - 0.06 * max(0, i - 18) for i, x in enumerate(curve["judge_score"])]
-    assert {finding.name for finding in watched(curve | {"judge_score": shallow})} <= {"over-optimisation"}
-    assert watched(curve | {"judge_score": peak, "score": peak}) == []  # both fall: learning fails, not the judge
+    assert {finding.name for finding in findings_of(curve | {"judge_score": shallow})} <= {"over-optimisation"}
+    assert findings_of(curve | {"judge_score": peak, "score": peak}) == []  # both fall: learning fails, not the judge
 
 
 def test_a_share_too_large_is_named_too() -> None:
     curve = healthy()
     assert names(curve | {"ptx_gradient_ratio": [20.0] * 36}) == {"pretraining share out of range"}
     small = curve | {"ptx_gradient_ratio": [0.05] * 36}  # as `--ptx-share .05` asks for
-    assert watched(small, share=0.05) == [] and names(small) == {"pretraining share out of range"}
+    assert findings_of(small, share=0.05) == [] and names(small) == {"pretraining share out of range"}
 
 
 def test_short_spells_are_noise() -> None:
@@ -177,7 +181,7 @@ def test_short_spells_are_noise() -> None:
         "KL negative", "end of turn rare", "length collapsed", "entropy low", "clip fraction high", "update too far"
     ):  # fmt: skip
         curve = healthy()
-        key, _, value = SICK[name]
+        key, _, value = FAULTS[name]
         spell = curve[key][:15] + [value] * 4 + curve[key][19:]
         assert name not in names(curve | {key: spell}), name
 
@@ -188,7 +192,7 @@ def test_short_spells_are_noise() -> None:
 )  # fmt: skip
 def test_what_is_not_finite_is_laid_at_the_right_door(key: str, blamed: str) -> None:
     curve = healthy()
-    (finding,) = watched(curve | {key: after(curve, key, 7, math.nan)})
+    (finding,) = findings_of(curve | {key: after(curve, key, 7, math.nan)})
     assert f"{key} is nan or infinite; likely {blamed}" in finding.words
     assert ("reward model" in finding.words) == (key == "score")
 
@@ -197,7 +201,7 @@ def test_an_adaptive_kl_coefficient_makes_no_objective_fall() -> None:
     """The objective at the first coefficient counts; the logged one, at a larger coefficient, falls."""
     curve = healthy() | {"kl_coef": [0.02] * 5 + [0.5] * 31}
     steered = curve | {"objective": [s - b * k for s, b, k in zip(*(curve[x] for x in ("score", "kl_coef", "kl")))]}
-    assert steered["objective"][-1] < -1 and watched(steered) == []
+    assert steered["objective"][-1] < -1 and findings_of(steered) == []
 
 
 def test_around_0_a_kl_may_be_negative_for_long() -> None:
@@ -214,7 +218,7 @@ def test_bf16_is_given_more_room() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 3, 5, 8, 14, 21])
-def test_taken_up_again_it_finds_the_same(at: int) -> None:
+def test_after_a_resume_it_finds_the_same(at: int) -> None:
     """Through JSON, as a checkpoint has it."""
     curve = healthy()
     curve |= {"entropy": after(curve, "entropy", 12, 0.01), "length": after(curve, "length", 3, 1.0)}
@@ -241,7 +245,7 @@ def test_a_policy_is_sound_until_a_limit_is_crossed() -> None:
     assert sound == [True] * 12 + [False] * 8
 
 
-def test_what_is_told() -> None:
+def test_what_is_reported() -> None:
     said: list[str] = []
     assert report([Finding(3, "entropy low", "fell; likely x; do y", "warn")], said.append) is None
     assert report([Finding(9, "entropy collapsed", "is 0", "stop")], said.append) == "entropy collapsed at iteration 9"

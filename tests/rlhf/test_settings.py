@@ -1,4 +1,4 @@
-"""What PPO, RLOO and GRPO are not to be told: numbers, and several together, that no run could be made of.
+"""Settings that PPO, RLOO and GRPO refuse: single numbers and combinations with which no run is possible.
 
 Each is one line before anything is loaded, and its neighbour that means something is taken.
 """

@@ -8,7 +8,7 @@ from tutelage.runs import device
 from tutelage.runs.device import choose_device
 
 
-def test_what_is_asked_for_is_taken() -> None:
+def test_the_requested_device_is_used() -> None:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         chosen = choose_device("cpu", name)
         assert (chosen.torch_device.type, chosen.compute_dtype) == ("cpu", dtype)

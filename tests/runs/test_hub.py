@@ -98,7 +98,7 @@ def import_from(hub: Hub, name: str, tmp_path: Path, out: str = "run") -> "subpr
     return subprocess.run(words, env=settings | mine, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
 
-def test_a_mirror_is_asked_and_only_weights_and_settings_are_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_a_mirror_is_used_and_only_weights_and_settings_are_fetched(hub: Hub, tmp_path: Path) -> None:
     done = import_from(hub, NAME, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/model.safetensors").read_bytes() == hub.files["model.safetensors"]

@@ -123,7 +123,7 @@ def test_an_answer_that_breaks_off_is_no_answer(address: str, end: str) -> None:
         list(ask(RemoteModel(address, KEY), end))
 
 
-def test_a_server_of_another_kind_is_told_apart(address: str) -> None:
+def test_another_kind_of_server_is_recognised(address: str) -> None:
     with pytest.raises(InputError, match="not an OpenAI-compatible API"):
         RemoteModel(address + "/page")
 

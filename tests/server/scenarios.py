@@ -219,7 +219,7 @@ def max_completion_tokens_wins(c: Clients) -> None:
 
 
 @scenario
-def usage_comes_last_and_only_when_asked(c: Clients) -> None:
+def usage_comes_last_and_only_on_request(c: Clients) -> None:
     chunks = list(c.chat(stream=True, n=2, stream_options={"include_usage": True}))
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
     assert all(chunk.usage is None for chunk in chunks[:-1])

@@ -151,7 +151,7 @@ def test_ppo_on_adapters_starts_at_its_reference_exactly(world: World, tmp_path:
     assert (out / "value" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_ppo_on_adapters_goes_on_where_it_was(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ppo_on_adapters_resumes_where_it_was(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, lora_rank=4)
     whole = run_ppo(world, tmp_path / "whole", config)
     interrupted(lambda: run_ppo(world, tmp_path / "cut", config), monkeypatch, 2)

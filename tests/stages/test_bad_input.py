@@ -1,6 +1,6 @@
 """What people get wrong: exit code 2, one line that says what and where, nothing half-written.
 
-Each case is a real command line in a process of its own, or in this one where the process is not the point.
+Each case is a real command line in a separate process, or in this one where the process is not the point.
 """
 
 import errno
@@ -101,7 +101,7 @@ def test_a_broken_corpus(
     nothing_made(tmp_path / "out")
 
 
-def test_in_a_process_of_its_own(world: World, tmp_path: Path) -> None:
+def test_in_a_separate_process(world: World, tmp_path: Path) -> None:
     """The same through the real command: exit code, one line, no traceback."""
     bad = tmp_path / "bad.jsonl"
     not_an_object(bad, world)
@@ -309,7 +309,7 @@ def test_a_full_disk(
 
 
 def test_a_file_size_limit_is_a_full_disk_too(world: World, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE below the model's size, in a process of its own: nothing of the model is left."""
+    """RLIMIT_FSIZE below the model's size, in a separate process: nothing of the model is left."""
     words = [sys.executable, "-m", "tutelage", *command(world, "sft", tmp_path / "out")]
     limit = (world.base / "model.safetensors").stat().st_size // 2
 

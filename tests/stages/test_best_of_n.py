@@ -28,7 +28,7 @@ def run(world: World, out: Path, config: BestOfNConfig = CONFIG, **given: Any) -
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Any]]:
+def sampled_groups(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Any]]:
     """Every prompt that is sampled for, with its answers."""
     seen: list[tuple[list[int], Any]] = []
     original = stage.generate
@@ -43,14 +43,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Any]]:
 
 
 def test_the_favourite_of_transformers_is_kept(
-    world: World, tmp_path: Path, watched: list[Any], capsys: pytest.CaptureFixture[str]
+    world: World, tmp_path: Path, sampled_groups: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And the curve is the mean over every choice of n of the best score, by another library's scores."""
     records = run(world, tmp_path / "best.jsonl")
     theirs = Theirs(world.reward)
     tokenizer = transformers.AutoTokenizer.from_pretrained(world.sft)
     kept, all_scores = [], []
-    for asked, answers in watched:
+    for asked, answers in sampled_groups:
         assert len(answers) == 5
         scores = [theirs.score([*asked, *a.ids]) if a.ended else -1.0 for a in answers]
         all_scores.append(scores)
@@ -70,10 +70,10 @@ def test_the_favourite_of_transformers_is_kept(
     assert f"{found['best_scores']['1']:.3f} of 1" in line and "KL from the policy 0.81 (upper bound, in nats)" in line
 
 
-def test_a_cut_answer_is_no_demonstration(world: World, tmp_path: Path, watched: list[Any]) -> None:
+def test_a_cut_answer_is_no_demonstration(world: World, tmp_path: Path, sampled_groups: list[Any]) -> None:
     """Where every cut answer scores more than the finished ones, only prompts without a cut answer are left."""
     records = run(world, tmp_path / "best.jsonl", replace(CONFIG, missing_end=100.0, samples=2))
-    whole = sum(all(answer.ended for answer in answers) for _, answers in watched)
+    whole = sum(all(answer.ended for answer in answers) for _, answers in sampled_groups)
     assert len(records) == whole < 12
     with pytest.raises(InputError, match="no best response has both an end of turn and text"):
         run(world, tmp_path / "none.jsonl", replace(CONFIG, missing_end=100.0, max_tokens=1))
@@ -86,7 +86,7 @@ def test_sft_takes_them(world: World, tmp_path: Path) -> None:
     assert (tmp_path / "rft" / "model.safetensors").is_file()
 
 
-def test_going_on_changes_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_changes_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "ROWS", 20)  # four prompts at once
     whole = run(world, tmp_path / "whole.jsonl")
     interrupted(lambda: run(world, tmp_path / "cut.jsonl"), monkeypatch, 4)

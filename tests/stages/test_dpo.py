@@ -45,16 +45,16 @@ def mixed(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learnt(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learned(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dpo")
     comparisons = counted(folder / "c.jsonl", 300, by_count)
     dpo(world.sft, (comparisons,), folder / "dpo", config=replace(DPO, batch=16, epochs=2))
     return folder / "dpo"
 
 
-def test_a_preference_for_a_word_is_learnt(world: World, learnt: Path) -> None:
+def test_a_preference_for_a_word_is_learned(world: World, learned: Path) -> None:
     """On prompts that training never saw: chosen above rejected, and it says the word."""
-    found, lines = results(learnt), metrics(learnt)
+    found, lines = results(learned), metrics(learned)
     assert found["heldout_pairs"] > 250
     assert found["accuracy"] > 0.93 and found["length_matched_accuracy"] > 0.93
     assert found["heldout_loss"] < 0.3
@@ -62,7 +62,7 @@ def test_a_preference_for_a_word_is_learnt(world: World, learnt: Path) -> None:
     assert lines[-1]["reward_margin"] == pytest.approx(
         lines[-1]["chosen_reward"] - lines[-1]["rejected_reward"], abs=1e-5
     )
-    before, after = TheirPolicy(world.sft), TheirPolicy(learnt)
+    before, after = TheirPolicy(world.sft), TheirPolicy(learned)
     moved = [
         after.total("is it?", said) - before.total("is it?", said) for said in ("red red red red", "cat dog cat dog")
     ]
@@ -142,7 +142,7 @@ def rankings_of(policy: TheirPolicy) -> list[Ranking]:
 
 
 def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
-    """Value and gradient of -log sigmoid(beta h), each answer of each pair with forward passes of its own."""
+    """Value and gradient of -log sigmoid(beta h), each answer of each pair with separate forward passes."""
     ours, tokenizer = load_policy(world.base, CPU)  # another model than the reference, so that h is not 0
     theirs = TheirPolicy(world.sft)
     rankings = rankings_of(theirs)

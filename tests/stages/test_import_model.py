@@ -32,7 +32,7 @@ def folder(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "elsewhere"
 
 
-def test_a_model_is_taken_over_as_it_is(folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_imported_unchanged(folder: Path, tmp_path: Path) -> None:
     import_model(folder, tmp_path / "run")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     ours, _ = load_policy(tmp_path / "run", EXACT)

@@ -1,7 +1,7 @@
 """kill -9 within an iteration: it is done again from its start, and the run ends bit for bit as if nothing had been.
 
 Each run is killed four times, in a rollout, between minibatches, between epochs and halfway through a checkpoint, and
-taken up again each time. The killing is done by this file as a program of its own, which forks once for each life.
+resumed each time. The killing is done by this file as a separate program, which forks once for each life.
 """
 
 import importlib

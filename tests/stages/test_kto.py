@@ -55,21 +55,21 @@ def thumbs(path: Path, count: int = 60, ups: float = 0.55, honest: bool = True) 
 
 
 @pytest.fixture(scope="module")
-def learnt(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learned(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kto")
     kto(world.sft, (thumbs(folder / "t.jsonl", 400),), folder / "kto", replace(KTO, epochs=2))
     return folder / "kto"
 
 
-def test_what_was_liked_becomes_likelier_than_what_was_not(world: World, learnt: Path) -> None:
-    found, lines = results(learnt), metrics(learnt)
+def test_what_was_liked_becomes_likelier_than_what_was_not(world: World, learned: Path) -> None:
+    found, lines = results(learned), metrics(learned)
     assert found["accuracy"] > 0.95 and found["heldout_thumbs"] > 50
     assert found["thumbs_up"] + found["thumbs_down"] + found["heldout_thumbs"] == 400
     last = lines[-1]
     assert last["accuracy"] > 0.9 and last["reward_margin"] > 1.0 and last["loss"] < 0.35
     assert last["reward_margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"], abs=1e-5)
     assert last["reference_point"] > 0
-    before, after = TheirPolicy(world.sft), TheirPolicy(learnt)
+    before, after = TheirPolicy(world.sft), TheirPolicy(learned)
     moved = [after.total("is it?", a) - before.total("is it?", a) for a in ("red mat red cat red", "cat mat cat dog")]
     assert moved[0] > moved[1] + 10
 
@@ -121,8 +121,8 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
     """Ethayarajh et al. 2024, section 4.1, with z0 from the batch's own prompts and another one's responses."""
     policy, reference = TheirPolicy(world.base), TheirPolicy(world.sft)  # far from each other, so that z0 counts
     ours, tokenizer = load_policy(world.base, CPU)
-    some = encoded(policy)
-    batch = Batch(some, mismatched_of(some, 64))
+    thumbs = encoded(policy)
+    batch = Batch(thumbs, mismatched_of(thumbs, 64))
     known = reference_logprobs(load_policy(world.sft, CPU)[0], [batch], [], tokenizer.pad_id)
     config = replace(KTO, beta=0.05, desirable=1.3, undesirable=0.7)
 
@@ -133,9 +133,9 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
         return 1 / (1 + math.exp(-x))
 
     next_to_another = [SAID[2][1], SAID[2][1], SAID[3][1], SAID[0][1]]
-    drift = [ratio(question, other) for (question, _, _), other in zip(SAID, next_to_another)]
+    log_ratios = [ratio(question, other) for (question, _, _), other in zip(SAID, next_to_another)]
     for sign in (1, -1):  # forwards z0 is what it is; with policy and reference swapped it would be below 0
-        z0 = max(0.0, sign * sum(drift) / len(drift))
+        z0 = max(0.0, sign * sum(log_ratios) / len(log_ratios))
         expected = []
         for question, answer, liked in SAID:
             gain = 0.05 * (sign * ratio(question, answer) - z0)
@@ -147,15 +147,15 @@ def test_a_step_is_the_papers_formula_on_their_logits(world: World) -> None:
             judged = batch_logprobs(load_policy(world.sft, CPU)[0], batch, swapped, tokenizer.pad_id)
         assert feedback_loss(judged, config).item() == pytest.approx(sum(expected) / 4, abs=1e-5)
         assert judged.z0.item() == pytest.approx(z0, abs=1e-3)
-    assert abs(sum(drift)) > 4  # in one of the two directions z0 is clamped
+    assert abs(sum(log_ratios)) > 4  # in one of the two directions z0 is clamped
 
 
 def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
-    """The same gradient as with z0 written in as a number, each response with a forward pass of its own."""
+    """The same gradient as with z0 written in as a number, each response with a separate forward pass."""
     theirs = TheirPolicy(world.base)
     ours, tokenizer = load_policy(world.sft, CPU)
-    some = encoded(theirs)
-    batch = Batch(some, mismatched_of(some, 64))
+    thumbs = encoded(theirs)
+    batch = Batch(thumbs, mismatched_of(thumbs, 64))
     known = reference_logprobs(load_policy(world.base, CPU)[0], [batch], [], tokenizer.pad_id)
     judged = batch_logprobs(ours, batch, known, tokenizer.pad_id)
     feedback_loss(judged, KTO).backward()
@@ -164,7 +164,7 @@ def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
     grouped = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
     ours.zero_grad()
     losses = []
-    for thumb, before in zip(some, known.tolist(), strict=False):
+    for thumb, before in zip(thumbs, known.tolist(), strict=False):
         ids = torch.tensor([thumb.prompt + thumb.response])
         rows = ours(ids)[0, len(thumb.prompt) - 1 : -1].log_softmax(-1)
         ratio = rows.gather(-1, torch.tensor(thumb.response)[:, None]).sum() - before
@@ -179,15 +179,15 @@ def test_no_gradient_goes_through_the_reference_point(world: World) -> None:
 def test_mismatched_texts_by_hand() -> None:
     """The next one to another prompt that fits, round the end of the batch; none where there is none."""
     a, b, c = [1, 2], [3], [4, 5, 6]
-    some = [Thumb(a, [10], True), Thumb(a, [11, 11, 11], False), Thumb(b, [12, 12], True), Thumb(c, [13, 13], False)]
-    assert [(t.prompt, t.response) for t in mismatched_of(some, 64)] == [
+    thumbs = [Thumb(a, [10], True), Thumb(a, [11, 11, 11], False), Thumb(b, [12, 12], True), Thumb(c, [13, 13], False)]
+    assert [(t.prompt, t.response) for t in mismatched_of(thumbs, 64)] == [
         (a, [12, 12]), (a, [12, 12]), (b, [13, 13]), (c, [10]),
     ]  # fmt: skip
-    assert [(t.prompt, t.response) for t in mismatched_of(some[1:], 5)] == [
+    assert [(t.prompt, t.response) for t in mismatched_of(thumbs[1:], 5)] == [
         (a, [12, 12]), (b, [13, 13]), (c, [12, 12]),
     ]  # fmt: skip
-    assert mismatched_of(some[:2], 64) == []
-    assert mismatched_of([some[1], some[3]], 5) == [Thumb(a, [13, 13], False)]
+    assert mismatched_of(thumbs[:2], 64) == []
+    assert mismatched_of([thumbs[1], thumbs[3]], 5) == [Thumb(a, [13, 13], False)]
 
 
 def test_every_thumb_once_an_epoch() -> None:

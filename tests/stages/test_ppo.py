@@ -78,16 +78,16 @@ def test_the_value_starts_as_the_reward_model(bench: Bench) -> None:
 def test_the_rewards_of_a_response_add_up(bench: Bench) -> None:
     """P-d: to score - beta (log pi - log pi_SFT), here with a policy that has moved."""
     rollout, mask = bench.rollout, bench.rollout.responses.mask
-    drift = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0))
-    rewards = shaped_rewards(rollout.scores, rollout.logprobs + drift, rollout.ref_logprobs, mask, kl_coef=0.3)
+    log_ratio = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0))
+    rewards = shaped_rewards(rollout.scores, rollout.logprobs + log_ratio, rollout.ref_logprobs, mask, kl_coef=0.3)
     for row in range(16):
         n = int(mask[row].sum())
-        kl = (drift[row, :n]).sum().item()
+        kl = (log_ratio[row, :n]).sum().item()
         assert rewards[row].sum().item() == pytest.approx(rollout.scores[row].item() - 0.3 * kl, abs=1e-4)
         assert not rewards[row, n:].any()
 
 
-def test_no_reward_and_no_drift_is_no_reward_at_all(world: World, tmp_path: Path) -> None:
+def test_without_scores_and_kl_every_reward_is_zero(world: World, tmp_path: Path) -> None:
     """RM = 0 and pi = pi_ref: R is 0, exactly, at every token."""
     zero = scorer_with(world, tmp_path / "zero", 0.0)
     bench = Bench(world, tmp_path / "bench", zero, replace(CONFIG, missing_end=0.0))
@@ -122,15 +122,15 @@ def test_what_a_minibatch_is_compared_with_was_computed_in_its_own_shape(
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     trunk = GPT.trunk
 
-    def watched(self: GPT, ids: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+    def recorded(self: GPT, ids: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         seen[torch.is_grad_enabled()].append(ids)
         return trunk(self, ids, *given, **named)
 
-    monkeypatch.setattr(GPT, "trunk", watched)
+    monkeypatch.setattr(GPT, "trunk", recorded)
     run_ppo(world, tmp_path / "out", replace(PLAIN, batch=12, minibatch=4, iterations=1))
     assert len(seen[True]) == 2 * 3  # policy and value, three minibatches
-    for learnt in seen[True]:
-        assert sum(torch.equal(learnt, measured) for measured in seen[False]) == 3  # policy, reference and value
+    for learned in seen[True]:
+        assert sum(torch.equal(learned, measured) for measured in seen[False]) == 3  # policy, reference and value
 
 
 def at_another_temperature(original: Any) -> Any:
@@ -163,15 +163,15 @@ def test_dropout_while_learning_stops_the_run(world: World, tmp_path: Path, monk
         run_ppo(world, tmp_path / "out", PLAIN)
 
 
-def test_the_budget_stops_the_drift(world: World, tmp_path: Path) -> None:
+def test_the_kl_budget_stops_the_run(world: World, tmp_path: Path) -> None:
     """A huge rate leaves the budget at once; what is saved is the last policy whose rollout was within it."""
     budget = 2.0
     out = run_ppo(world, tmp_path / "out", replace(PLAIN, iterations=20, lr=0.03, kl_budget=budget, ema=0.0))
     stopped = results(out)["stopped"]
     assert "exceeded the budget of 2.0 nats at iteration" in stopped
-    *learnt, breach = metrics(out)  # the rollout that went too far is logged, and not learnt from
-    assert len(learnt) == int(stopped.split()[-1]) < 20
-    assert all(line["kl"] <= budget for line in learnt) and breach["kl"] > budget
+    *learned, breach = metrics(out)  # the rollout that went too far is logged, and not learned from
+    assert len(learned) == int(stopped.split()[-1]) < 20
+    assert all(line["kl"] <= budget for line in learned) and breach["kl"] > budget
     assert "policy_loss" not in breach
     assert kl_by_transformers(world, out) < budget
 
@@ -181,10 +181,10 @@ def kl_by_transformers(world: World, out: Path) -> float:
     policy, tokenizer = load_policy(out, choose_device("cpu", "fp32"))
     mine, sft = (transformers.AutoModelForCausalLM.from_pretrained(run) for run in (out, world.sft))
     theirs = Theirs(world.reward)
-    asked = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
-    prompts = [theirs.ids(question, "")[:-1] for question in asked]
+    questions = [json.loads(line)["prompt"][0]["content"] for line in world.prompts.read_text().splitlines()]
+    prompts = [theirs.ids(question, "")[:-1] for question in questions]
     sampling = SamplingConfig(max_tokens=24)
-    drift = []
+    kls = []
     for prompt, (answer,) in zip(
         prompts, generate(policy, prompts, range(len(prompts)), tokenizer.end_of_turn_id, sampling), strict=True
     ):
@@ -194,8 +194,8 @@ def kl_by_transformers(world: World, out: Path) -> float:
                 m(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).sum()
                 for m in (mine, sft)
             ]
-        drift.append(float(sums[0] - sums[1]))
-    return sum(drift) / len(drift)
+        kls.append(float(sums[0] - sums[1]))
+    return sum(kls) / len(kls)
 
 
 def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_the_kl_coefficient_follows_the_kl(world: World, tmp_path: Path, monkeyp
     assert metrics(run_ppo(world, tmp_path / "cut", config)) == whole
 
 
-def test_a_taste_for_a_word_is_served(world: World, tmp_path: Path) -> None:
+def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path) -> None:
     """A reward model that counts a word on word salad; the score of whole rollouts rises by several times its start.
 
     How it is served is the policy's choice: some seeds say the word dozens of times, others find what else this reward

@@ -138,6 +138,6 @@ def test_the_mixture_repeats_no_window_before_all_were_seen(
     assert len({tuple(window) for window in seen}) == len(seen)
 
 
-def test_a_corpus_is_asked_for(world: World, tmp_path: Path) -> None:
+def test_ptx_needs_a_corpus(world: World, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give --corpus FILE, or --no-ptx"):
         run_ppo(world, tmp_path / "out", CONFIG, corpus=())

@@ -56,7 +56,7 @@ def learn(world: World, tmp_path: Path, source: Any, tokens: int, **changed: Any
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_markov_chain_is_learnt_down_to_its_entropy(world: World, tmp_path: Path, optimizer: Any) -> None:
+def test_a_markov_chain_is_learned_down_to_its_entropy(world: World, tmp_path: Path, optimizer: Any) -> None:
     """T1: below the unigram's ln 2 and near the rate, from above: 19,200 held-out tokens are good to .006 nats."""
     run = learn(world, tmp_path, chain, 64 * 8 * 300, optimizer=optimizer)
     reached = nats_per_token(run)
@@ -79,7 +79,7 @@ def test_the_first_loss_is_that_of_a_model_that_knows_nothing(world: World) -> N
     assert metrics(world.base)[-1]["loss"] < first["loss"] - 1
 
 
-def test_one_batch_is_learnt_by_heart(world: World, tmp_path: Path) -> None:
+def test_one_batch_is_memorised(world: World, tmp_path: Path) -> None:
     """A4: a corpus of one batch of noise, many times."""
     corpus = write_texts(tmp_path / "corpus.jsonl", [noise(64 * 4 + 1, 3)])
     config = replace(PRETRAIN, width=64, hidden=128, batch=4, tokens=64 * 4 * 200)

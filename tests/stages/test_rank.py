@@ -19,7 +19,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("answers", [3, 10])
 def test_a_ranking_has_four_to_nine_answers(world: World, tmp_path: Path, answers: int) -> None:
-    with pytest.raises(InputError, match=f"--answers {answers}: a ranking has 4 to 9 answers"):
+    with pytest.raises(InputError, match=f"--answers {answers}: give 4 to 9 responses per prompt"):
         rank(tmp_path / "r.jsonl", world.sft, (world.prompts,), world.panel, config=replace(RANK, answers=answers))
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Stopped and taken up again, a stage ends with the very bytes of a run that was never stopped."""
+"""A stage that is stopped and resumed ends with the same bytes as a run that was never stopped."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def stages(world: World) -> dict[str, tuple[Any, int, list[str]]]:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo-ptx"])
-def test_a_stopped_stage_goes_on_as_if_it_had_not(
+def test_a_resumed_stage_ends_like_an_uninterrupted_one(
     stage: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, step, files = stages(world)[stage]
@@ -96,7 +96,7 @@ def test_a_resumed_stage_still_knows_where_it_started(
     assert line in capsys.readouterr().err.splitlines()
 
 
-def test_rank_goes_on_after_the_prompts_it_has_answered(
+def test_rank_resumes_after_the_prompts_it_has_answered(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_stage, "BATCH", 4)

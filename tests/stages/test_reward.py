@@ -80,7 +80,7 @@ def separable(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "reward"
 
 
-def test_a_preference_for_a_word_is_learnt(separable: Path) -> None:
+def test_a_preference_for_a_word_is_learned(separable: Path) -> None:
     """R14: on rankings of prompts that training never saw."""
     found = results(separable)
     assert found["heldout_pairs"] > 250
@@ -157,7 +157,7 @@ def test_the_score_is_read_at_the_end_of_turn(world: World) -> None:
 
 
 def test_a_ranking_at_once_is_its_pairs_one_by_one(world: World) -> None:
-    """R9: value and gradient of -log sigmoid(r_w - r_l), each pair with forward passes of its own."""
+    """R9: value and gradient of -log sigmoid(r_w - r_l), each pair with separate forward passes."""
     ours, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
     theirs = Theirs(world.reward)
     rankings = [

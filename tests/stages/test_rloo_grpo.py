@@ -78,7 +78,7 @@ def test_the_responses_to_a_prompt_are_neighbours_and_share_its_prefill(
 
 @BOTH
 def test_a_run(world: World, tmp_path: Path, config: Any) -> None:
-    """Ratio 1 before the first step, no drift at the start; no value network; transformers reads what is saved."""
+    """Ratio 1 before the first step, KL 0 at the start; no value network; transformers reads what is saved."""
     out = run_groups(world, tmp_path / "out", config)
     lines = metrics(out)
     assert lines[0]["kl"] == 0.0 and lines[-1]["kl"] != 0.0
@@ -96,9 +96,9 @@ def test_a_run(world: World, tmp_path: Path, config: Any) -> None:
 def test_how_far_the_policy_is_from_the_one_that_sampled(bench: Bench) -> None:
     """k3 of the tokens by definition, the policy that sampled first."""
     rollout, mask = bench.rollout, bench.rollout.responses.mask
-    drift = 0.2 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(4))
-    _, logged = loss(rollout.logprobs + drift, rollout, torch.ones(16), GRPO)
-    expected = [math.exp(d) - 1 - d for d in drift[mask].tolist()]
+    log_ratio = 0.2 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(4))
+    _, logged = loss(rollout.logprobs + log_ratio, rollout, torch.ones(16), GRPO)
+    expected = [math.exp(d) - 1 - d for d in log_ratio[mask].tolist()]
     assert logged["approx_kl"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
@@ -156,21 +156,23 @@ def test_a_ratio_off_one_stops_the_run(
 
 
 @BOTH
-def test_the_budget_stops_the_drift(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any) -> None:
+def test_the_kl_budget_stops_the_run(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any
+) -> None:
     """What is saved is the last policy within it: that of a run which ends where the budget was left.
 
     Also where the run was interrupted just before.
     """
     wild = replace(config, iterations=20, lr=0.03, kl_budget=2.0, ema=0.0)
     out = run_groups(world, tmp_path / "out", wild)
-    *learnt, breach = metrics(out)
+    *learned, breach = metrics(out)
     assert breach["kl"] > 2.0 and "policy_loss" not in breach and "tied_groups" in breach
-    assert all(line["kl"] <= 2.0 for line in learnt) and 0 < len(learnt) < 20
-    assert f"exceeded the budget of 2.0 nats at iteration {len(learnt)}" in results(out)["stopped"]
-    ended = run_groups(world, tmp_path / "ended", replace(wild, iterations=len(learnt) - 1, kl_budget=1e9))
+    assert all(line["kl"] <= 2.0 for line in learned) and 0 < len(learned) < 20
+    assert f"exceeded the budget of 2.0 nats at iteration {len(learned)}" in results(out)["stopped"]
+    ended = run_groups(world, tmp_path / "ended", replace(wild, iterations=len(learned) - 1, kl_budget=1e9))
     assert results(ended)["stopped"] is None
     same_files(out, ended, ["model.safetensors"])
-    interrupted(lambda: run_groups(world, tmp_path / "cut", wild), monkeypatch, len(learnt))
+    interrupted(lambda: run_groups(world, tmp_path / "cut", wild), monkeypatch, len(learned))
     same_files(out, run_groups(world, tmp_path / "cut", wild), ["model.safetensors"])
 
 
@@ -187,7 +189,7 @@ def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path, 
 
 @pytest.mark.parametrize("adapters", [0, 4])
 @BOTH
-def test_a_run_that_was_stopped_goes_on_exactly(
+def test_a_stopped_run_resumes_exactly(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, adapters: int
 ) -> None:
     config = replace(config, lora_rank=adapters)
@@ -233,7 +235,7 @@ def test_the_mix_is_on_when_there_is_a_corpus(
 
 
 @pytest.mark.parametrize("config", [RLOO, GRPO, DOCTOR], ids=["rloo", "grpo", "dr-grpo"])
-def test_a_taste_for_a_word_is_served(world: World, tmp_path: Path, config: Any) -> None:
+def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: Any) -> None:
     """As PPO's test: a reward model that counts a word, and a score that rises by several times its start."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))

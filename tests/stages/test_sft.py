@@ -1,4 +1,4 @@
-"""Fine-tuning: what is learnt is the assistant's tokens and the end of its turn, whatever shares the row (S1 to S7)."""
+"""SFT learns the tokens of the assistant and the end of its turn, whatever else is in the row (S1 to S7)."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def theirs(world: World) -> tuple[Any, Any]:
 
 
 def by_hand(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-    """Ids and labels from transformers' tokenizer and the template spelt out: -100 where nothing is to be learnt."""
+    """Ids and labels from transformers' tokenizer and the template spelt out: -100 where nothing is to be learned."""
     ids: list[int] = []
     labels: list[int] = []
     for message in messages:
@@ -74,7 +74,7 @@ def test_ids_and_labels_are_those_of_the_template(world: World, theirs: Any, tmp
 
 
 def test_packed_loss_and_gradient_are_transformers_on_each_alone(world: World, loaded: Any, theirs: Any) -> None:
-    """S1, S4: one packed batch against padless singles with labels=-100, summed and divided by all learnt tokens."""
+    """S1, S4: one packed batch against padless singles with labels=-100, summed and divided by all learned tokens."""
     model, tokenizer = loaded
     other, their_words = theirs
     conversations = [talk(seed, 1 + seed % 2) for seed in range(5)]
@@ -87,8 +87,8 @@ def test_packed_loss_and_gradient_are_transformers_on_each_alone(world: World, l
     total = sum(label != -100 for _, labels in encoded for label in labels)
     summed = torch.zeros(())
     for ids, labels in encoded:
-        learnt = sum(label != -100 for label in labels)
-        summed = summed + other(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss * learnt
+        learned = sum(label != -100 for label in labels)
+        summed = summed + other(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss * learned
     (summed / total).backward()
     assert loss.item() == pytest.approx(summed.item() / total, rel=1e-5)
     attention = model.blocks[0].attention.qkv.weight.grad
@@ -123,14 +123,14 @@ def test_prompt_and_answer_add_up_to_everything(loaded: Any, theirs: Any) -> Non
 
 def test_the_heldout_loss_is_transformers_token_mean(world: World, theirs: Any) -> None:
     """The figure in metrics.jsonl, by another library on the saved folder."""
-    nats, learnt = 0.0, 0
+    nats, learned = 0.0, 0
     for line in world.demos_valid.read_text().splitlines():
         ids, labels = by_hand(theirs[1], json.loads(line)["messages"])
         with torch.no_grad():
             logits = theirs[0](torch.tensor([ids])).logits[0, :-1]
         nats += float(F.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=-100, reduction="sum"))
-        learnt += sum(label != -100 for label in labels)
-    assert results(world.sft)["heldout_loss"] == pytest.approx(nats / learnt, rel=1e-4)
+        learned += sum(label != -100 for label in labels)
+    assert results(world.sft)["heldout_loss"] == pytest.approx(nats / learned, rel=1e-4)
     assert "heldout_loss" in metrics(world.sft)[-1]
 
 
@@ -142,7 +142,7 @@ DEMOS = [
 ]
 
 
-def test_eight_demonstrations_are_learnt_by_heart(world: World, tmp_path: Path) -> None:
+def test_eight_demonstrations_are_memorised(world: World, tmp_path: Path) -> None:
     """S5: transformers' own greedy decoding reproduces them and stops at the end of turn."""
     demos = write_demos(tmp_path / "demos.jsonl", DEMOS)
     sft(world.base, (demos,), tmp_path / "out", config=replace(SFT, tokens=64 * 4 * 300))
@@ -219,12 +219,12 @@ def test_short_and_long_answers_are_context_only() -> None:
     """Runs of 2, 4 and 6 supervised tokens: bounds are inclusive, and a most of 0 is no limit."""
     runs = [False, *[True] * 2, False, *[True] * 4, False, False, *[True] * 6]
 
-    def learnt(least: int, most: int) -> list[int]:
+    def learned(least: int, most: int) -> list[int]:
         return [i for i, learn in enumerate(turns_within(runs, least, most)) if learn]
 
     two, four, six = [1, 2], [4, 5, 6, 7], [10, 11, 12, 13, 14, 15]
-    assert learnt(0, 0) == two + four + six
-    assert learnt(3, 0) == four + six
-    assert learnt(4, 4) == four
-    assert learnt(0, 4) == two + four
-    assert learnt(5, 5) == []
+    assert learned(0, 0) == two + four + six
+    assert learned(3, 0) == four + six
+    assert learned(4, 4) == four
+    assert learned(0, 4) == two + four
+    assert learned(5, 5) == []

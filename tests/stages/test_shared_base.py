@@ -224,7 +224,7 @@ def test_the_trunk_is_run_once(policy: Path, judge: Path, tmp_path: Path) -> Non
 def test_a_run_of_shared_models(
     world: World, policy: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ratio 1, no drift at the start; what is saved is what transformers reads; going on changes nothing."""
+    """Ratio 1, KL 0 at the start; what is saved is what transformers reads; resuming changes nothing."""
     whole = run_ppo(world, tmp_path / "whole", SHARED, policy=policy, reward=judge)
     lines = metrics(whole)
     assert lines[0]["kl"] == 0.0 and lines[-1]["kl"] != 0.0

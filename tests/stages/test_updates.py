@@ -28,7 +28,7 @@ BOTH = pytest.mark.parametrize("config", [PENALTY, TRPO], ids=["penalty", "trpo"
 
 @BOTH
 def test_a_run(world: World, tmp_path: Path, config: PPOConfig) -> None:
-    """Ratio 1 before the update, no drift at the start, a value network that learns; the report knows the keys."""
+    """Ratio 1 before the update, KL 0 at the start, a value network that learns; the report knows the keys."""
     out = run_ppo(world, tmp_path / "out", config)
     lines = metrics(out)
     assert len(lines) == 4 and results(out)["stopped"] is None
@@ -45,7 +45,7 @@ def test_a_run(world: World, tmp_path: Path, config: PPOConfig) -> None:
 
 @pytest.mark.parametrize("adapters", [0, 4])
 @BOTH
-def test_a_run_that_was_stopped_goes_on_exactly(
+def test_a_stopped_run_resumes_exactly(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: PPOConfig, adapters: int
 ) -> None:
     """The penalty's coefficient, too."""
@@ -61,13 +61,13 @@ def test_a_run_that_was_stopped_goes_on_exactly(
 def test_the_budget_holds_them_too(world: World, tmp_path: Path, config: PPOConfig) -> None:
     wild = replace(config, iterations=20, update_kl=0.5, lr=0.03, kl_budget=2.0, ema=0.0)
     out = run_ppo(world, tmp_path / "out", wild)
-    *learnt, breach = metrics(out)
+    *learned, breach = metrics(out)
     assert "exceeded the budget of 2.0 nats" in results(out)["stopped"]
-    assert breach["kl"] > 2.0 and all(line["kl"] <= 2.0 for line in learnt) and "update_kl" not in breach
+    assert breach["kl"] > 2.0 and all(line["kl"] <= 2.0 for line in learned) and "update_kl" not in breach
 
 
 @BOTH
-def test_a_taste_for_a_word_is_served(world: World, tmp_path: Path, config: PPOConfig) -> None:
+def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: PPOConfig) -> None:
     """As with the clip: the score rises by several times its start."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))

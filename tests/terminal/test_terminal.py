@@ -64,7 +64,7 @@ def say(talk: Conversation, model: Echo, *typed: str) -> None:
         take_turn(line, model, talk)
 
 
-def test_the_oldest_exchange_is_dropped_first_and_the_user_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_oldest_exchange_is_dropped_first_and_the_user_learns_it(capsys: pytest.CaptureFixture[str]) -> None:
     talk = Conversation(ChatConfig(system="S"))
     say(talk, Echo(room=4), "a", "b", "c")
     assert talk.messages[-1]["content"] == "2:S b 1:S a 0:S a b c"

@@ -233,7 +233,7 @@ def test_few_passwords_are_compared_at_once_and_others_wait_without_a_thread(sit
         assert {future.result().status_code for future in guesses} == {401}
 
 
-def test_the_right_password_begins_the_count_anew(site) -> None:
+def test_the_right_password_resets_the_count(site) -> None:
     people.set_password(site.database, site.owner.id, "o3@example.com", "correct horse")
     for password in ["wrong"] * 4 + ["correct horse"] + ["wrong"] * 4:
         people.check_password(site.database, "o3@example.com", password, "1.2.3.4")

@@ -37,6 +37,7 @@ from tutelage.evals.prompting import (
 from tutelage.model.gpt import GPT
 from tutelage.options import Advanced
 from tutelage.runs.base import find_base
+from tutelage.runs.ending import Ending, counted
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SamplingConfig
@@ -97,7 +98,8 @@ def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = Task
             json.dump(table, file, indent=2)
         for name, row in table.items():
             work.progress.say(f"{name:10} " + "  ".join(f"{how} {value:.1%}" for how, value in row.items()))
-        work.finish({f"{name}/{how}": value for name, row in table.items() for how, value in row.items()})
+        results = {f"{name}/{how}": value for name, row in table.items() for how, value in row.items()}
+        work.finish(results, Ending(f"measured on {counted(len(table), 'task')}; tasks.json holds the accuracies"))
 
 
 def measure(model: GPT, tokenizer: Tokenizer, name: str, how: str, config: TasksConfig) -> float:

@@ -167,7 +167,7 @@ def state_of(problem: TokenMDP) -> Tensor:
 def roll_out_table(
     problem: TokenMDP, policy: Table, value: Values, seeds: Sequence[int], parts: Sequence[Tensor]
 ) -> tuple[Rollout, float]:
-    """Like `actors.roll_out`: sampled, padded, scored by all models; also returns the sampler gap."""
+    """Like `rollouts.roll_out`: sampled, padded, scored by all models; also returns the sampler gap."""
     prompts = [[problem.start]] * len(seeds)
     sampling = SamplingConfig(max_tokens=problem.longest)
     sampled = [response for (response,) in generate(policy, prompts, seeds, problem.end, sampling)]  # type: ignore[arg-type]

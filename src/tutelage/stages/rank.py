@@ -80,7 +80,7 @@ def rank(
         Progress("rank").end(Ending(f"imported {count:,} rankings", next=next_commands(out)).lines(out))
         return
     if not (4 <= config.answers <= 9):
-        raise InputError(f"rank: --answers {config.answers}: a ranking has 4 to 9 answers")
+        raise InputError(f"rank: --answers {config.answers}: give 4 to 9 responses per prompt")
     if policy is None or panel is None or not prompts:
         raise InputError("rank: give --policy, --prompts and --panel to sample and rank, or --from to import rankings")
     policy = find_base(policy)

@@ -309,7 +309,7 @@ def test_scoring_writes_nothing(serving) -> None:
     assert without["choices"][0]["text"] == "the cat" and len(s.engine.requests) == 1
 
 
-def test_the_engine_is_told_what_was_asked(serving, ask, tokenizer) -> None:
+def test_the_engine_gets_the_settings_of_the_request(serving, ask, tokenizer) -> None:
     s = serving()
     settings = {"temperature": 0, "top_p": 0.5, "presence_penalty": 1, "frequency_penalty": -1,
                 "logit_bias": {"5": 3}, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.5,

@@ -18,7 +18,7 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_was_asked_to_be_kept_is_kept_with_its_source(serving, ask, stream: bool) -> None:
+def test_with_store_true_a_completion_is_stored_with_its_source(serving, ask, stream: bool) -> None:
     s = serving()
     s.client.post(CHAT, json=ask | {"stream": stream})
     s.client.post(CHAT, json=ask | {"stream": stream, "store": False})
@@ -92,7 +92,7 @@ def test_metadata_change_and_rows_go(serving, ask) -> None:
     assert s.client.get(f"{CHAT}/{name}").status_code == 404
 
 
-def test_nobody_sees_what_another_person_kept(serving, ask) -> None:
+def test_people_see_only_their_own_stored_completions(serving, ask) -> None:
     s = serving()
     name = s.client.post(CHAT, json=ask | {"store": True}).json()["id"]
     with s.database.write() as session:
@@ -140,7 +140,7 @@ def test_a_bucket_refills() -> None:
     assert [duration(s) for s in (0.012, 1.5, 360)] == ["12ms", "1.5s", "6m0s"]
 
 
-def test_nobody_is_told_to_wait_longer_than_a_client_does() -> None:
+def test_retry_after_is_at_most_what_a_client_waits() -> None:
     limits, key = Limits(), type("Key", (), {"id": "k", "tokens_per_minute": 100, "concurrent": 1})()
     with limits.generation(key, 5_000) as spent:
         spent.tokens = 5_000

@@ -27,7 +27,7 @@ def test_an_answer_is_streamed_and_leaves_no_trace(site, heard) -> None:
     assert rows(made, Conversation) == [] and rows(made, ChatMessage) == []
 
 
-def test_the_model_is_asked_with_the_settings(site, tokenizer: Tokenizer) -> None:
+def test_the_model_gets_the_settings(site, tokenizer: Tokenizer) -> None:
     made = site("one two three four five six seven")
     person = made.person()
     settings = {"temperature": 0.3, "top_p": 0.5, "max_tokens": 3, "seed": 7}

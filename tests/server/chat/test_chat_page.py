@@ -63,7 +63,7 @@ def test_every_element_that_the_scripts_name_exists(site) -> None:
     assert named - there == set()
 
 
-def test_browsers_ask_for_scripts_anew_after_an_upgrade(site) -> None:
+def test_browsers_reload_scripts_after_an_upgrade(site) -> None:
     client = site().person().client
     for path in ("/static/server/chat.js", "/static/app.css"):
         first = client.get(path)

@@ -1,4 +1,4 @@
-"""PPO runs under the watch: a healthy one is left alone, a broken one is named rightly, and no weight changes."""
+"""PPO runs with the monitor: a healthy run has no finding, a broken one has the right one, and no weight changes."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def names(run: Path) -> list[str]:
 
 
 def test_a_healthy_run_is_left_alone(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A reward model with a taste, and rates at which the policy learns it."""
+    """A reward model that prefers something, and learning rates at which the policy learns it."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
     config = replace(LONG, iterations=24, batch=32, minibatch=32, value_lr=3e-3, lr=5e-4)
@@ -51,20 +51,20 @@ def test_the_end_names_the_kept_policy_and_where_it_began(
     assert "warning: iteration 0 was kept, so the policy is the one it started from" in capsys.readouterr().err
 
 
-def test_a_reward_model_without_a_taste_is_named(world: World, tmp_path: Path) -> None:
-    """The tiny world's own: its scores hardly differ, and there is nothing for a value network to explain."""
+def test_a_reward_model_without_a_preference_is_a_finding(world: World, tmp_path: Path) -> None:
+    """The tiny world's reward model: its scores are nearly equal, so a value network has nothing to explain."""
     out = run_ppo(world, tmp_path / "out", LONG)
     assert names(out) == ["value network blind"]
     assert all(line["explained_variance"] < 0 for line in metrics(out)[6:11])
 
 
-def test_watching_changes_no_weight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = run_ppo(world, tmp_path / "watched", replace(LONG, iterations=4))
+def test_the_monitor_changes_no_weight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitored = run_ppo(world, tmp_path / "monitored", replace(LONG, iterations=4))
     monkeypatch.setattr(Monitor, "record", lambda *given: [])
     monkeypatch.setattr(Monitor, "sound", True)
     blind = run_ppo(world, tmp_path / "blind", replace(LONG, iterations=4))
-    same_files(watched, blind, ["model.safetensors", "value/model.safetensors"])
-    assert metrics(watched) == metrics(blind)
+    same_files(monitored, blind, ["model.safetensors", "value/model.safetensors"])
+    assert metrics(monitored) == metrics(blind)
 
 
 def test_a_sampler_at_another_temperature(
@@ -177,8 +177,8 @@ def test_without_a_judge_a_stopped_run_keeps_the_policy_with_the_best_objective(
 def test_with_an_adaptive_kl_coefficient_policies_are_compared_at_the_first_one(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Always five times the target, so that the price of a nat rises to four times its start; at the first price the
-    policy gets better in every iteration, at each iteration's own the fifth would be the best.
+    """The KL is always five times the target, so the KL coefficient rises to four times its start. At the first
+    coefficient the policy improves in every iteration; at each iteration's coefficient the fifth would be the best.
     """
     original, calls = setup.describe, []
 
