@@ -112,7 +112,8 @@ class TrainingLoop:
             "judge score", judge, start=start("judge_score") if judge is not None else None, better="higher"
         )
         kl = Figure("KL", kept.candidate_metrics.get("kl"), note=f"nats per response, budget {config.kl_budget:g}")
-        unchanged = "iteration 0 was kept, so the policy is the one it started from; see the findings, or lower --lr"
+        reason = self.stopping.reason or "no later policy was sound"
+        unchanged = f"iteration 0 was kept ({reason}), so the policy is the one it started from; lower --lr"
         made = (
             f"optimised with {config.algorithm}; iteration {kept.candidate_iteration} of {config.iterations} was kept"
         )
