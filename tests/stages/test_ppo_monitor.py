@@ -51,6 +51,21 @@ def test_the_end_names_the_kept_policy_and_where_it_began(
     assert "warning: iteration 0 was kept (KL " in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the KL coefficient was called price."""
+    out = tmp_path / "out"
+    interrupted(lambda: run_ppo(world, out, replace(LONG, iterations=3)), monkeypatch, 1)
+    (saved,) = (out / "checkpoints").glob("*/state.json")
+    state = json.loads(saved.read_text())
+    old = [["price" if key == "kl_coef" else key, value] for key, value in state["items"]]
+    assert old != state["items"]
+    saved.write_text(json.dumps({"items": old}))
+    with pytest.raises(InputError, match=f"{out}: its checkpoint is from an earlier version .*; give another --out"):
+        run_ppo(world, out, replace(LONG, iterations=3))
+
+
 def test_a_reward_model_without_a_preference_is_a_finding(world: World, tmp_path: Path) -> None:
     """The tiny world's reward model: its scores are nearly equal, so a value network has nothing to explain."""
     out = run_ppo(world, tmp_path / "out", LONG)

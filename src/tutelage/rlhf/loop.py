@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tutelage.errors import TrainingError
+from tutelage.errors import InputError, TrainingError
 from tutelage.learning.kl import adaptive_kl_coef
 from tutelage.model.parameters import trainable
 from tutelage.rlhf.best_policy import BestPolicy, rating
@@ -39,6 +39,7 @@ class TrainingLoop:
         self.stopping = EarlyStopping(config, str(run.device.compute_dtype), run.progress.say)
         self.policies = BestPolicy(learner.average.weights)
         if state := run.restore():
+            check_keys(state, run)
             self.first, self.kl_coef = state["step"], state["kl_coef"]
             learner.load(state["learner"])
             self.stopping.load(state["stopping"])
@@ -142,3 +143,12 @@ class TrainingLoop:
         policy.load_state_dict(policy.state_dict() | self.policies.candidate)
         save_snapshot(self.run, self.config, iteration, policy, self.tokenizer)
         policy.load_state_dict(policy.state_dict() | learning)
+
+
+def check_keys(state: dict[str, Any], run: Run) -> None:
+    """Raises InputError for a checkpoint of an earlier version, whose keys have other names."""
+    if missing := [key for key in ("learner", "kl_coef", "stopping", "policies") if key not in state]:
+        raise InputError(
+            f"{run.out}: its checkpoint is from an earlier version (it has no {missing[0]!r}) and cannot be resumed; "
+            "give another --out, or delete its checkpoints/ to start again"
+        )
