@@ -42,7 +42,10 @@ class Reward(Protocol):
 
 
 class ModelReward:
-    """A reward model: the score is its output at the last token of the response."""
+    """A reward model: the score is its output at the last token of the response.
+
+    A response that another token ended is read as if it had ended its turn, because the model knows no other end.
+    """
 
     def __init__(self, model: ScalarGPT, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -62,11 +65,13 @@ class ModelReward:
 
     @torch.no_grad()
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:
-        return score_texts(self.model, groups, self.tokenizer.pad_id)
+        end, others = self.tokenizer.end_of_turn_id, set(self.tokenizer.end_ids)
+        ended = [[[*ids[:-1], end] if ids[-1] in others else ids for ids in group] for group in groups]
+        return score_texts(self.model, ended, self.tokenizer.pad_id)
 
     @torch.no_grad()
     def score_responses(self, responses: Responses, conversations: Sequence[Messages]) -> Tensor:
-        return response_scores(self.model, responses)
+        return response_scores(self.model, responses.ending_with(self.tokenizer.end_of_turn_id))
 
 
 def with_response(prompt: Messages, response: str) -> Messages:
