@@ -115,7 +115,9 @@ class Guard:
             typed = text[match.end() : match.end() + 1] == breaks[1]
             return match[0] if typed else self.names.get(match[0], match[0])
 
-        return re.sub(f"[{breaks}]", "", self._found.sub(name, text))
+        inside, single = breaks
+        forms = (inside, single, _escape(inside), _escape(single))  # the template may have written them as JSON
+        return re.sub("|".join(map(re.escape, forms)), "", self._found.sub(name, text))
 
 
 class Reader:
@@ -200,15 +202,20 @@ def any_of(tokens: Collection[str]) -> re.Pattern[str]:
 
 
 def _unused(value: Any) -> str:
-    """Two characters of Unicode's private plane 16 that occur nowhere in the messages."""
-    typed = set(re.findall("[\U00100000-\U0010ffff]", json.dumps(value, ensure_ascii=False, default=str)))
-    free = (chr(code) for code in range(0x100000, 0x110000) if chr(code) not in typed)
+    """Two characters of Unicode's private plane 16 that occur nowhere in the messages, nor their escapes in JSON."""
+    dumped = json.dumps(value, default=str).replace("\\", "")
+    typed = set(re.findall("udb[c-f][0-9a-f]ud[c-f][0-9a-f]{2}", dumped))
+    free = (chr(code) for code in range(0x100000, 0x110000) if _escape(chr(code)).replace("\\", "") not in typed)
     try:
         return next(free) + next(free)
     except StopIteration:
         raise InputError(
             "conversation: it contains all characters of Unicode's private plane 16; leave some out"
         ) from None
+
+
+def _escape(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def _renamed(backend: BackendTokenizer, names: Mapping[str, str]) -> BackendTokenizer:
