@@ -297,7 +297,7 @@ def test_adapted_members_share_the_policys_base(world: World, tmp_path: Path) ->
     runs = [tmp_path / f"rm{seed}" for seed in (0, 1)]
     for seed, out in enumerate(runs):
         config = replace(REWARD, lora_rank=2, seed=seed)
-        reward(world.sft, (world.comparisons,), (world.demos,), out, world.panel, config)
+        reward(world.sft, (world.comparisons,), out, (world.demos,), world.panel, config)
     config = replace(PLAIN, lora_rank=2, ensemble="uwo")
     run = Run(tmp_path / "run", stage="ppo", config=config, inputs={})
     actors = load_actors(world.sft, named(tuple(runs)), config, run)

@@ -30,7 +30,7 @@ def names(run: Path) -> list[str]:
 def test_a_healthy_run_is_left_alone(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A reward model that prefers something, and learning rates at which the policy learns it."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
-    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
+    reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     config = replace(LONG, iterations=24, batch=32, minibatch=32, value_lr=3e-3, lr=5e-4)
     out = run_ppo(world, tmp_path / "out", config, reward=tmp_path / "rm")
     assert results(out)["findings"] == [] and results(out)["stopped"] is None

@@ -66,7 +66,7 @@ def test_ids_and_labels_are_those_of_the_template(world: World, theirs: Any, tmp
     _, tokenizer = load_policy(world.sft, choose_device("cpu", "fp32"))
     (example,), dropped = read_examples((demos,), tokenizer, SFTConfig(), 64, 10**9, torch.Generator())
     ids, labels = by_hand(theirs[1], conversation)
-    assert dropped == 0
+    assert dropped == {"turns_dropped": 0, "conversations_unlearned": 0}
     assert example.ids == ids
     assert [i if s else -100 for i, s in zip(example.ids, example.supervised, strict=True)] == labels
     # transformers renders the same template to the same ids
@@ -175,7 +175,7 @@ def test_what_is_cut_learns_no_end_of_turn(world: World, loaded: Any, tmp_path: 
     long = "cat " * 100
     demos = write_lines(tmp_path / "d.jsonl", [{"messages": [*talk(1, 1), user("and?"), assistant(long), *talk(2, 1)]}])
     examples, dropped = read_examples((demos,), tokenizer, SFTConfig(), 64, 10**9, torch.Generator())
-    assert dropped == 2
+    assert dropped == {"turns_dropped": 2, "conversations_unlearned": 0}
     assert len(examples) == 2
     assert all(len(e.ids) <= 64 and sum(i == tokenizer.end_of_turn_id for i in e.ids) == 2 for e in examples)
 

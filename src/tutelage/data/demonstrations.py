@@ -8,7 +8,8 @@ exchanges; an exchange is a user turn with the answer that follows it.
 from collections.abc import Callable, Sized
 from typing import Protocol
 
-from tutelage.data.records import Demonstration, Messages
+from tutelage.data.messages import Messages
+from tutelage.data.records import Demonstration
 from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAnswers
 
 

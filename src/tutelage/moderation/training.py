@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 from tutelage.data.fields import labels, text_field
-from tutelage.data.records import read_jsonl, write_jsonl
+from tutelage.data.jsonl import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold

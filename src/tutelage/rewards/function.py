@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
 from tutelage.runs.identity import NamedInput

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tutelage.data.messages import Messages
 from tutelage.data.panel import Panel
 from tutelage.data.prompts import check_context
-from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.ensemble import Ensemble

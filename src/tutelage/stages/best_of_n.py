@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.jsonl import write_jsonl
+from tutelage.data.messages import Messages
 from tutelage.data.prompts import check_context, choose_fitting
-from tutelage.data.records import Demonstration, Messages, Prompt, read_prompts, write_jsonl
+from tutelage.data.records import Demonstration, Prompt, read_prompts
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 from tutelage.atomic import atomic_write
 from tutelage.data import corpus, demonstrations, prompts, sources, splits
 from tutelage.data.clean import distinct
+from tutelage.data.jsonl import write_jsonl
 from tutelage.data.panel import Panel, constants_hash, rating_correlation
 from tutelage.data.privacy import redact
-from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
+from tutelage.data.records import Demonstration, Document, Prompt
 from tutelage.data.sources import Conversation, QuestionAnswers
 from tutelage.errors import InputError
 from tutelage.options import Advanced

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_matched, same_responses, strict_pairs
-from tutelage.data.records import Comparison, read_comparisons
+from tutelage.data.rankings import Ranking, length_matched, same_responses, strict_pairs
+from tutelage.data.records import Comparison
+from tutelage.data.training_set import read_ranking_sets
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import margins, pair_accuracy, pair_mean, winner_mask
@@ -108,24 +109,22 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
             return
         model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
-        strict = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
-        heldout = [c for c in strict if held_out(c, config.heldout)]
-        kept = [c for c in strict if not held_out(c, config.heldout)]
-        if not kept:
-            raise InputError("dpo: no ranking with a strict order is left to train on; give more rankings")
-        prompts = same_responses([encode_ranking(c, tokenizer, model.config.context) for c in kept])
-        heldout_rankings = [encode_ranking(c, tokenizer, model.config.context) for c in heldout]
+        sets = read_ranking_sets(comparisons, tokenizer, model.config.context, config.heldout, "dpo")
+        prompts = same_responses(sets.rankings)
         state = run.restore()
-        rankings = [group[0] for group in prompts] + heldout_rankings
+        rankings = [group[0] for group in prompts] + sets.heldout_rankings
         reference = state["reference"] if state else reference_logprobs(model, rankings, config, tokenizer.pad_id)
         steps = train(run, config, model.train(), prompts, reference, state, tokenizer)
-        results = accuracy_report(model.eval(), tokenizer, heldout, heldout_rankings, reference[len(prompts) :], config)
+        known = reference[len(prompts) :]
+        results = accuracy_report(model.eval(), tokenizer, sets.heldout, sets.heldout_rankings, known, config)
         save_tuned(out, model, tokenizer, policy, config)
-        results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
-        run.finish(results, ending(run, config, policy, results, steps))
+        results |= sets.counts
+        run.finish(results, ending(run, config, policy, results, steps, sets.left_out.sentences))
 
 
-def ending(run: Run, config: DPOConfig, policy: Path, results: dict[str, float | None], steps: int) -> Ending:
+def ending(
+    run: Run, config: DPOConfig, policy: Path, results: dict[str, float | None], steps: int, left_out: Sequence[str]
+) -> Ending:
     """At the start the policy equals the reference: every margin is 0, and the accuracy 50%. SimPO has no reference."""
     simpo = config.loss == "simpo"
     at_start = None if simpo else float(pair_losses(torch.zeros(()), config))
@@ -139,7 +138,7 @@ def ending(run: Run, config: DPOConfig, policy: Path, results: dict[str, float |
     return Ending(
         f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {counted(steps, 'step')}",
         [accuracy, loss],
-        short_training(steps, "give more rankings, more --epochs or a smaller --batch"),
+        [*left_out, *short_training(steps, "give more rankings, more --epochs or a smaller --batch")],
         [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],
     )
 

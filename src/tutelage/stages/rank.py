@@ -14,11 +14,12 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.data.foreign_rankings import read_rankings
+from tutelage.data.jsonl import write_jsonl
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
 from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import strict_pairs
-from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
+from tutelage.data.records import Comparison, Prompt, read_comparisons, read_prompts
+from tutelage.data.training_set import LeftOut
 from tutelage.errors import InputError
 from tutelage.options import Advanced
 from tutelage.runs.base import find_base
@@ -76,8 +77,7 @@ def rank(
     if rankings:
         if policy or panel or prompts:
             raise InputError("rank: --from imports finished rankings; leave --policy, --prompts and --panel out")
-        count = write_jsonl(out, (c.to_record() for path in rankings for c in read_rankings(path)))
-        Progress("rank").end(Ending(f"imported {count:,} rankings", next=next_commands(out)).lines(out))
+        Progress("rank").end(import_rankings(out, rankings).lines(out))
         return
     if not (4 <= config.answers <= 9):
         raise InputError(f"rank: --answers {config.answers}: give 4 to 9 responses per prompt")
@@ -105,10 +105,21 @@ def rank(
         run.finish(counts | {"strict_pairs": pairs, "agreement": agreed, "panel": constants_hash()}, ending)
 
 
+def import_rankings(out: Path, paths: Sequence[Path]) -> Ending:
+    """Write the rankings and pairs of these files as comparisons. Raises InputError if there is none."""
+    unpaired: list[str] = []
+    comparisons = read_comparisons(paths, unpaired)
+    if not comparisons:
+        raise InputError(unpaired[0])
+    count = write_jsonl(out, (c.to_record() for c in comparisons))
+    left_out = LeftOut()
+    left_out.add_unpaired(unpaired)
+    return Ending(f"imported {count:,} rankings", warnings=left_out.sentences, next=next_commands(out))
+
+
 def next_commands(out: Path, policy: Path | str = "SFT_RUN") -> list[str]:
-    demos = "DEMONSTRATIONS.jsonl"
     return [
-        command("reward", "--base", policy, "--comparisons", out, "--demos", demos, "--out", "..."),
+        command("reward", "--base", policy, "--comparisons", out, "--out", "..."),
         command("dpo", "--policy", policy, "--comparisons", out, "--out", "..."),
     ]
 

@@ -18,7 +18,7 @@ from tutelage.data.demonstrations import windows
 from tutelage.data.packing import Example, Packed, pack, pack_rows
 from tutelage.data.prompts import row_length
 from tutelage.data.records import read_demonstrations
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
 from tutelage.learning.head import next_token_loss
 from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
@@ -90,7 +90,7 @@ def sft(
         model = adapt(model, config, run.generator("adapter")).train()
         length = row_length(config.row, model.config.context, "--row")
         examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
-        check_examples(examples, config, length)
+        check_examples(examples, dropped, config, length)
         enough = config.heldout_rows * length
         heldout_examples, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
         heldout_rows = packed_rows(heldout_examples, length, run.generator("heldout"))[: config.heldout_rows]
@@ -98,18 +98,21 @@ def sft(
         results, start = train(run, config, model, tokenizer, rows, heldout_rows, length)
         save_tuned(out, model.eval(), tokenizer, base, config)
         steps = len(rows) // config.batch
-        results |= {"conversations": len(examples), "turns_dropped": dropped, "steps": steps}
+        results |= {"conversations": len(examples), "steps": steps} | dropped
         run.finish(results | {"markers_renewed": len(renewed)}, ending(run, results, start))
 
 
-def check_examples(examples: list[Example], config: SFTConfig, length: int) -> None:
+def check_examples(examples: list[Example], dropped: dict[str, int], config: SFTConfig, length: int) -> None:
     """Raises InputError if there is nothing to train on."""
-    if not examples:
-        raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
-    if not any(supervised for example in examples for supervised in example.supervised):
+    if not examples and dropped["conversations_unlearned"]:
         raise InputError(
             f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
             "change --min-answer or --max-answer"
+        )
+    if not examples:
+        raise InputError(
+            f"sft: no demonstration fits the context of {length} tokens; all {dropped['turns_dropped']:,} turns are in "
+            "longer exchanges; shorten them"
         )
 
 
@@ -118,10 +121,14 @@ def ending(run: Run, results: dict[str, float], start: float | None) -> Ending:
     loss = Figure("held-out loss", results.get("heldout_loss"), start=start, better="lower")
     if loss.value is None:
         loss = training_loss(read_metrics(run.metrics.path))
+    unlearned, turns = results["conversations_unlearned"], results["turns_dropped"]
+    apart = f" ({unlearned:,} others have no turn within --min-answer and --max-answer)" if unlearned else ""
+    warnings = [f"left out {counted(turns, 'turn')} in exchanges too long for a row"] if turns else []
+    advice = "give more demonstrations, a larger --tokens or a smaller --batch"
     return Ending(
-        f"fine-tuned on {results['conversations']:,} conversations in {counted(results['steps'], 'step')}",
+        f"fine-tuned on {results['conversations']:,} conversations{apart} in {counted(results['steps'], 'step')}",
         [loss],
-        short_training(int(results["steps"]), "give more demonstrations, a larger --tokens or a smaller --batch"),
+        warnings + short_training(int(results["steps"]), advice),
         [command("chat", run.out), command("rank", "--policy", run.out, "...")],
     )
 
@@ -190,25 +197,30 @@ def read_examples(
     length: int,
     needed: int,
     generator: torch.Generator,
-) -> tuple[list[Example], int]:
+) -> tuple[list[Example], dict[str, int]]:
     """Encode demonstrations in random order, in windows of at most `length` tokens, until there are `needed` tokens.
 
-    Also returns how many turns were dropped because they alone are longer than `length`.
+    Windows without a token to learn are left out, so no batch is filled with them. Also returns how many there were,
+    and how many turns were dropped because they alone are longer than `length`.
     """
     examples: list[Example] = []
-    dropped = tokens = 0
+    dropped = {"turns_dropped": 0, "conversations_unlearned": 0}
+    tokens = 0
     demonstrations = read_demonstrations(paths)
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if tokens >= needed:
             break
-        demonstration = demonstrations[i]
-        fitting, lost = windows(demonstration.messages, lambda messages: encode_chat(tokenizer, messages), length)
-        dropped += lost
-        for messages in fitting:
-            encoded = encode_chat(tokenizer, messages)
-            supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
-            examples.append(Example(encoded.ids, supervised))
-            tokens += len(encoded.ids)
+        with located(demonstrations[i].where):
+            windowed, lost = windows(
+                demonstrations[i].messages, lambda messages: encode_chat(tokenizer, messages), length
+            )
+            encoded = [encode_chat(tokenizer, messages) for messages in windowed]
+        made = [Example(e.ids, turns_within(e.supervised, config.min_answer, config.max_answer)) for e in encoded]
+        taught = [example for example in made if any(example.supervised)]
+        dropped["turns_dropped"] += lost
+        dropped["conversations_unlearned"] += len(made) - len(taught)
+        tokens += sum(len(example.ids) for example in taught)
+        examples += taught
     return examples, dropped
 
 
