@@ -137,7 +137,7 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
     ids = {
         f"tokenizer.ggml.{names[role]}_token_id": tokenizer.special[token]
         for role, token in tokenizer.named_specials
-        if token in tokenizer.special
+        if role in names and token in tokenizer.special
     }
     return {
         "tokenizer.ggml.model": "gpt2",
