@@ -292,10 +292,10 @@ def test_bad_feedback(world: World, tmp_path: Path, records: list[dict[str, Any]
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: KTOConfig(batch=1), "--batch 1: z0 takes a response to another prompt; give at least 2"),
+        (lambda: KTOConfig(batch=1), "--batch 1: must be at least 2; z0 takes a response to another prompt"),
         (lambda: KTOConfig(beta=0.0), "--beta 0"),
         (lambda: KTOConfig(undesirable=0.0), "--undesirable 0"),
-        (lambda: KTOConfig(desirable=-1.0), "--desirable -1.0: must be at least 0"),
+        (lambda: KTOConfig(desirable=-1.0), "--desirable -1: must be above 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make: Callable[[], KTOConfig], said: str) -> None:

@@ -17,7 +17,7 @@ from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.model.gpt import GPT
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward
 from tutelage.rewards.reward import Reward
@@ -36,21 +36,21 @@ ROWS = 256  # responses sampled at once
 class EvaluateConfig(RunConfig, RewardsConfig):
     """Prompts, response length and held-out text of an evaluation."""
 
-    count: int = 300
+    count: Count = 300
     """Number of held-out prompts, chosen by hash."""
-    per_conversation: Advanced[int] = 2
+    per_conversation: Advanced[Count] = 2
     """Maximum number of prompts from one conversation."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Maximum response length, in tokens."""
-    max_prompt: int = 128
+    max_prompt: Count = 128
     """Maximum prompt length, in tokens; the oldest turns are dropped until a prompt fits."""
-    best_of: tuple[int, ...] = (4, 16)
+    best_of: tuple[Count, ...] = (4, 16)
     """Best-of-n baselines, one per n: of n SFT responses, the one with the highest reward-model score."""
-    samples: Advanced[int] = 12
+    samples: Advanced[Count] = 12
     """Number of prompts, from the first, whose responses are written to evaluation.json."""
-    heldout_windows: Advanced[int] = 256
+    heldout_windows: Advanced[Count] = 256
     """Number of windows of held-out pretraining text to measure bits per byte on."""
-    heldout_window: Advanced[int] = 0
+    heldout_window: Advanced[Natural] = 0
     """Length of such a window, in tokens; 0: the model's context length, at most 512."""
 
 

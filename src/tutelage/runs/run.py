@@ -29,7 +29,7 @@ import torch
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Natural, NonNegative, out_of_range
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.ending import Ending
@@ -37,18 +37,13 @@ from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs,
 from tutelage.runs.log import MetricsFile, Progress
 
 LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
-MAY_BE_NEGATIVE = ("missing_end",)  # the only setting that may be negative
-AT_LEAST_ONE = (
-    "tokens batch minibatch epochs iterations count answers max_tokens max_prompt vocab_size width layers heads "
-    "kv_heads head_width hidden context evaluate_every heldout_windows per_conversation samples"
-).split()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of every stage. Raises InputError for a number below its minimum."""
+    """Settings of every stage. Raises InputError for a number outside its range."""
 
-    seed: int = 0
+    seed: Natural = 0
     """Seeds the initial weights, the data order and sampling. Each of these has its own random generator."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -56,14 +51,12 @@ class RunConfig:
     """Precision of activations and matrix products: auto, fp32 or bf16. Trained weights and losses are always fp32."""
     overwrite: bool = False
     """Replace a run at --out that was made with other settings or inputs. Without this, the stage refuses to run."""
-    checkpoint_seconds: Advanced[float] = 20.0
+    checkpoint_seconds: Advanced[NonNegative] = 20.0
     """Seconds between checkpoints: the most work that a crash can lose. Saving 4M parameters takes about .2 s."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            least = 1 if name in AT_LEAST_ONE else 0
-            if isinstance(value, int | float) and name not in MAY_BE_NEGATIVE and not value >= least:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        if wrong := out_of_range(self):
+            raise InputError(wrong)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -21,7 +21,7 @@ from tutelage.data.records import Demonstration, Prompt, read_prompts
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Finite, NonNegative
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
@@ -30,7 +30,7 @@ from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
-from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.distribution import SampledTemperature, SamplingConfig
 from tutelage.sampling.sampler import Response, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
@@ -41,19 +41,19 @@ ROWS = 256  # responses sampled at once
 class BestOfNConfig(RunConfig, RewardsConfig):
     """What is sampled, and how rewards are combined."""
 
-    count: int = 600
+    count: Count = 600
     """Number of prompts, chosen by hash."""
-    samples: int = 16
+    samples: Count = 16
     """Responses per prompt: n."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Maximum length of a response in tokens."""
-    max_prompt: int = 64
+    max_prompt: Count = 64
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
-    temperature: float = 1.0
+    temperature: SampledTemperature = 1.0
     """Sampling temperature."""
-    missing_end: Advanced[float] = -1.0
+    missing_end: Advanced[Finite] = -1.0
     """Score of a response without an end of turn. Demonstrations score 0 on average."""
-    uwo_lambda: Advanced[float] = 0.5
+    uwo_lambda: Advanced[NonNegative] = 0.5
     """Weight of the variance between ensemble members in --ensemble uwo (Coste et al. 2024: 0.5)."""
 
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,15 +25,15 @@ from torch.nn.utils.rnn import pad_sequence
 from tutelage.data.rankings import Ranking, length_matched, same_responses, strict_pairs
 from tutelage.data.records import Comparison
 from tutelage.data.training_set import read_ranking_sets
-from tutelage.errors import InputError
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import margins, pair_accuracy, pair_mean, winner_mask
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, NonNegative, PartialShare, Range, Share
 from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -45,6 +45,7 @@ from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
+Smoothing = Annotated[float, Range(least=0, below=0.5, why="from 0.5 on the worse response would win")]
 NAMES = {"dpo": "DPO", "ipo": "IPO", "cdpo": "cDPO", "simpo": "SimPO"}
 
 
@@ -54,30 +55,23 @@ class DPOConfig(OptimizerConfig, SnapshotConfig):
 
     loss: Literal["dpo", "ipo", "cdpo", "simpo"] = "dpo"
     """dpo; ipo: the margin has a target; cdpo: some labels are assumed wrong; simpo: no reference."""
-    beta: float = 0.0
+    beta: NonNegative = 0.0
     """KL coefficient, the weight of the log ratio to the reference (simpo: scale of the mean log-probability). 0 means
     0.1, and 2 for simpo."""
-    smoothing: Advanced[float] = 0.1
+    smoothing: Advanced[Smoothing] = 0.1
     """Share of labels that cdpo assumes to be wrong; must be below 0.5."""
-    gamma: Advanced[float] = 1.0
+    gamma: Advanced[NonNegative] = 1.0
     """Reward margin by which simpo wants the better response to win."""
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the rankings."""
-    batch: int = 8
+    batch: Count = 8
     """Prompts per optimizer step, each with all its responses (DPO paper: 64 pairs)."""
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate of AdamW, for a few million parameters (DPO paper: RMSprop with 1e-6)."""
-    warmup: Advanced[float] = 0.1
+    warmup: Advanced[Share] = 0.1
     """Share of the steps over which the learning rate rises (DPO paper: 150 steps)."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training: the same prompts as for the reward model."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.smoothing >= 0.5:
-            raise InputError(
-                f"--smoothing {self.smoothing}: must be below 0.5; from there the worse response would win"
-            )
 
     @property
     def scale(self) -> float:

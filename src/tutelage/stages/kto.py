@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ from tutelage.data.rankings import Thumb
 from tutelage.data.training_set import ThumbSets, amount, read_thumb_sets
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import kto_loss, liked_pair_accuracy, reference_point
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
+from tutelage.options import PartialShare, Range
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -40,35 +42,29 @@ from tutelage.sampling.likelihood import summed_logprobs
 
 ADVISED = (1.0, 4 / 3)  # range of n_D lambda_D / (n_U lambda_U), thumbs of each kind times their weight: section 4.2
 
+Weight = Annotated[float, Range(above=0, why="at 0 nothing would be learned from it")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class KTOConfig(OptimizerConfig, AdapterConfig):
     """One run on thumbs. The defaults suit a small model on a laptop; help texts give the paper's values."""
 
-    beta: float = 0.1
+    beta: Weight = 0.1
     """How fast the value of a response saturates as its log ratio moves away from z0 (paper: 0.1)."""
-    desirable: float = 1.0
+    desirable: Weight = 1.0
     """Weight of a thumb up, lambda_D. Thumbs up times it, over thumbs down times --undesirable, should be 1 to 4/3
     (section 4.2)."""
-    undesirable: float = 1.0
+    undesirable: Weight = 1.0
     """Weight of a thumb down, lambda_U."""
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the thumbs."""
-    batch: int = 16
+    batch: Annotated[int, Range(least=2, why="z0 takes a response to another prompt")] = 16
     """Responses per optimizer step, at least 2 because z0 is estimated within the batch. A last partial batch is
     dropped."""
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate of AdamW, for a few million parameters (paper: 5e-6 for 1B to 30B)."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose thumbs are held out from training."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch < 2:
-            raise InputError(f"--batch {self.batch}: z0 takes a response to another prompt; give at least 2")
-        for name in ("beta", "desirable", "undesirable"):
-            if getattr(self, name) == 0:
-                raise InputError(f"--{name} 0: nothing would be learned from it; give a number above 0")
 
 
 @dataclass(frozen=True)

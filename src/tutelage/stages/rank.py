@@ -21,14 +21,14 @@ from tutelage.data.rankings import strict_pairs
 from tutelage.data.records import Comparison, Prompt, read_comparisons, read_prompts
 from tutelage.data.training_set import LeftOut
 from tutelage.errors import InputError
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Share
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.log import Progress
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
-from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.distribution import SampledTemperature, SamplingConfig
 from tutelage.sampling.sampler import for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
@@ -39,17 +39,17 @@ BATCH = 64  # prompts per sampled batch; fewer if their KV cache would take too 
 class RankConfig(RunConfig):
     """What is sampled, and who ranks it."""
 
-    count: int = 600
+    count: Count = 600
     """Number of prompts, chosen by hash."""
-    answers: int = 4
+    answers: Count = 4
     """Responses per prompt: K, from 4 to 9 (InstructGPT, section 3.5)."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Maximum length of a response in tokens."""
-    max_prompt: int = 64
+    max_prompt: Count = 64
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
-    temperature: float = 1.0
+    temperature: SampledTemperature = 1.0
     """Sampling temperature."""
-    shared: Advanced[float] = 0.15
+    shared: Advanced[Share] = 0.15
     """Share of the prompts that all three simulated annotators rank, which measures their agreement."""
 
 

@@ -33,11 +33,12 @@ from tutelage.data.training_set import read_ranking_sets
 from tutelage.errors import InputError, located
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, PartialShare, Share
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -56,17 +57,17 @@ DEMONSTRATION = 128  # maximum tokens of a scored demonstration: about the lengt
 class RewardConfig(OptimizerConfig, AdapterConfig):
     """One reward model. The defaults suit a small model on a laptop."""
 
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the rankings. InstructGPT found that more than one overfits (appendix C.2)."""
-    batch: int = 8
+    batch: Count = 8
     """Prompts per optimizer step, each with all its responses (InstructGPT: 64)."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Peak learning rate of AdamW (InstructGPT 6B: 9e-6)."""
-    warmup: Advanced[float] = 0.05
+    warmup: Advanced[Share] = 0.05
     """Share of the steps over which the learning rate rises."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training."""
-    demonstrations: Advanced[int] = 256
+    demonstrations: Advanced[Count] = 256
     """Number of demonstrations, or of best-ranked responses, whose mean score is set to 0."""
 
 
