@@ -11,14 +11,13 @@ transformers gives for the rendered text.
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
-from tutelage.text.template import BEGIN, END, PRIVATE, REASONING, Message, Rendering, unforgeable
+from tutelage.text.template import BEGIN, END, PRIVATE, Message, Rendering, unforgeable
 
 SECRET = unforgeable()
 ROLES = ("system", "user", "assistant", "developer", "tool")
