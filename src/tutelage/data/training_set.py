@@ -51,8 +51,13 @@ class RankingSets:
     @property
     def counts(self) -> dict[str, int]:
         """The figures for run.json."""
-        used = {"rankings": len(self.kept), "rankings_held_out": len(self.heldout)}
-        return used | {f"rankings_{kind}": count for kind, count in self.left_out.counts.items()}
+        return {
+            "rankings": len(self.kept),
+            "rankings_held_out": len(self.heldout),
+            "rankings_too_long": self.left_out.counts["too_long"],
+            "rankings_tied": self.left_out.counts["tied"],
+            "rankings_unpaired": self.left_out.counts["unpaired"],
+        }
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,11 @@ class ThumbSets:
     @property
     def counts(self) -> dict[str, float]:
         """The figures for run.json."""
-        left_out = {f"thumbs_{kind}": count for kind, count in self.left_out.counts.items()}
-        return {"heldout_thumbs": len(self.heldout), **left_out}
+        return {
+            "heldout_thumbs": len(self.heldout),
+            "thumbs_too_long": self.left_out.counts["too_long"],
+            "thumbs_unpaired": self.left_out.counts["unpaired"],
+        }
 
 
 def read_ranking_sets(

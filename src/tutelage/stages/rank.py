@@ -67,7 +67,7 @@ def rank(
     policy: Model to sample responses from: an SFT run.
     prompts: JSONL files with prompts.
     panel: The simulated panel that ranks the responses: the panel.json of tutelage collect.
-    rankings: JSONL files with finished rankings or pairs to import, instead of sampling and ranking.
+    rankings: Files with finished rankings or pairs to import, in place of sampling: JSONL, or one JSON array.
 
     Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """

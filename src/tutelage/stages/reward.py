@@ -82,7 +82,7 @@ def reward(
     """Train a reward model on rankings, starting from the SFT model.
 
     base: SFT run to start from.
-    comparisons: JSONL files with comparisons to train on.
+    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array.
     out: Run directory to write.
     demos: JSONL files with demonstrations. The mean score of some of them is set to 0. Without them it is that of the
     best-ranked responses.
