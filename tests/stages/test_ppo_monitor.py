@@ -48,7 +48,11 @@ def test_the_end_names_the_kept_policy_and_where_it_began(
     assert "warning" not in printed and f"next: tutelage chat {out}\n" in printed
     unchanged = run_ppo(world, tmp_path / "unchanged", replace(LONG, iterations=2, kl_budget=1e-9))
     assert results(unchanged)["kept_iteration"] == 0
-    assert "warning: iteration 0 was kept (KL " in capsys.readouterr().err
+    sentence = results(unchanged)["nothing_learned"]
+    assert sentence.startswith("iteration 0 was kept (KL ") and "so nothing was learned" in sentence
+    assert f"warning: {sentence}; lower --lr" in capsys.readouterr().err
+    assert "nothing_learned" not in results(out)
+    same_files(world.sft, unchanged, ["model.safetensors"])
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(

@@ -57,6 +57,8 @@ def score(
     Conversations longer than a reward model's context lose their oldest turns.
 
     reward: A run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL.
+    A function is def f(conversations) -> list[float]: each conversation is a list of {"role", "content"} messages that
+    ends with the response, and gets one number.
     input: JSONL file with conversations, or with prompts and their responses.
     members: Further rewards, combined with the first into an ensemble.
     out: Write the scores to this file instead of printing them.

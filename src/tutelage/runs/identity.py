@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
+from tutelage.runs.listing import which_run
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def hash_input(path: Path) -> str:
         return _digest(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check the path")
+    if several := which_run(path):
+        raise InputError(several)
     refuse_ring(path)
     entries = [*path.iterdir(), *([] if (path / "config.json").is_file() else path.glob("adapter/*"))]
     files = sorted(p for p in entries if p.suffix in (".json", ".jsonl", ".safetensors", ".jinja"))

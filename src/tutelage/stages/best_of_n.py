@@ -86,6 +86,8 @@ def best_of_n(
 
     policy: Model to sample from: an SFT run.
     reward: The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble.
+    A function is def f(conversations) -> list[float]: each conversation is a list of {"role", "content"} messages that
+    ends with the response, and gets one number.
     prompts: JSONL files with prompts.
     out: JSONL file of demonstrations to write.
 

@@ -121,7 +121,7 @@ def sft(
 def plan_rows(
     run: Run, config: SFTConfig, examples: list[Example], length: int
 ) -> tuple[list[list[Example]], dict[str, float]]:
-    """The packed rows to train on, and how many conversations, epochs and steps that is. Says so before it starts."""
+    """The packed rows to train on, and how many conversations, epochs and steps that is. Warns of odd numbers."""
     held, order = sum(len(example.ids) for example in examples), run.generator("order")
     if config.tokens:
         rows = rows_of_tokens(examples, config.tokens, config.batch, length, order)
@@ -129,8 +129,6 @@ def plan_rows(
         rows = rows_of_epochs(examples, config.epochs or default_epochs(held), length, order)
     epochs = round(sum(len(example.ids) for row in rows for example in row) / held, 2)
     steps = math.ceil(len(rows) / config.batch)
-    about = f"{len(examples):,} conversations of {held:,} tokens, {epochs:,g} epochs in {counted(steps, 'step')}"
-    run.progress.say(f"{run.out}: {about}")
     for warning in budget_warnings(held, epochs, steps, chosen=bool(config.tokens or config.epochs)):
         run.progress.say(f"{run.out}: warning: {warning}")
     return rows, {"conversations": len(examples), "epochs": epochs, "steps": steps}
