@@ -15,7 +15,7 @@ from tutelage.data.messages import Messages
 from tutelage.data.records import Comparison, Feedback
 from tutelage.data.splits import unit_hash
 from tutelage.errors import located
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import encode_answer, encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 MATCHED = 0.1  # responses are length-matched if their lengths differ by at most this share of the longer
@@ -78,9 +78,7 @@ def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
 
 def encode_response(prompt: Messages, response: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of prompt and response. The last one is the end-of-turn token, at which the score is read."""
-    encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": response}])
-    last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
-    return encoded.ids[: last + 1]
+    return encode_answer(tokenizer, [*prompt, {"role": "assistant", "content": response}]).ids
 
 
 def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:

@@ -51,9 +51,14 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     config, weights = _described(model)
     _write_weights(folder / "model.safetensors", weights)
     tokenizer.save(folder)
-    ids = {"eos_token_id": tokenizer.end_of_turn_id, "pad_token_id": tokenizer.pad_id}
+    ids = {"eos_token_id": _ends(tokenizer), "pad_token_id": tokenizer.pad_id}
     _write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
     _write_json(folder / "config.json", config | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256})
+
+
+def _ends(tokenizer: Tokenizer) -> int | list[int]:
+    """eos_token_id as transformers reads it: a list if several ids end a response."""
+    return tokenizer.end_of_turn_id if len(tokenizer.end_ids) == 1 else list(tokenizer.end_ids)
 
 
 def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: bool = False) -> tuple[GPT, Tokenizer]:

@@ -35,7 +35,7 @@ from tutelage.runs.ending import Ending, Figure, command, counted, short_trainin
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import rewrites_turns, training_examples, training_size
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -108,14 +108,20 @@ def sft(
         wanted = config.tokens or math.inf
         examples, dropped = read_examples(demos, tokenizer, config, length, wanted, run.generator("demos"))
         check_examples(examples, dropped, config, length)
+        mask = "the last answer of each example" if rewrites_turns(tokenizer) else "every answer"
+        if rewrites_turns(tokenizer):
+            run.progress.say(
+                f"{out}: the chat template rewrites earlier turns, so each answer is an example of its own"
+            )
         enough = config.heldout_rows * length
         heldout_examples, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
         heldout_rows = packed_rows(heldout_examples, length, run.generator("heldout"))[: config.heldout_rows]
         rows, plan = plan_rows(run, config, examples, length)
         results = train(run, config, model, tokenizer, rows, heldout_rows, length)
         save_tuned(out, model.eval(), tokenizer, base, config)
-        results |= plan | dropped | {"markers_renewed": len(renewed)}
-        run.finish(results, ending(run, results, min(len(rows), config.heldout_rows)))
+        results |= plan | dropped
+        said = ending(run, results, min(len(rows), config.heldout_rows))
+        run.finish(results | {"markers_renewed": len(renewed), "supervised": mask}, said)
 
 
 def plan_rows(
@@ -237,7 +243,8 @@ def read_examples(
 ) -> tuple[list[Example], dict[str, int]]:
     """Encode demonstrations in random order, in windows of at most `length` tokens, until there are `needed` tokens.
 
-    Windows without a token to learn are left out, so no batch is filled with them. Also returns how many there were,
+    A window is one example, or one for each answer if the chat template rewrites earlier turns (`text/chat.py`).
+    Examples without a token to learn are left out, so no batch is filled with them. Also returns how many there were,
     and how many turns were dropped because they alone are longer than `length`.
     """
     examples: list[Example] = []
@@ -247,11 +254,10 @@ def read_examples(
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if tokens >= needed:
             break
+        messages = demonstrations[i].messages
         with located(demonstrations[i].where):
-            windowed, lost = windows(
-                demonstrations[i].messages, lambda messages: encode_chat(tokenizer, messages), length
-            )
-            encoded = [encode_chat(tokenizer, messages) for messages in windowed]
+            fitting, lost = windows(messages, lambda messages: training_size(tokenizer, messages), length)
+            encoded = [example for window in fitting for example in training_examples(tokenizer, window)]
         made = [Example(e.ids, turns_within(e.supervised, config.min_answer, config.max_answer)) for e in encoded]
         taught = [example for example in made if any(example.supervised)]
         dropped["turns_dropped"] += lost

@@ -1,7 +1,7 @@
 """How a chat template frames a turn, and which tokens end an answer: found by rendering a short conversation.
 
-    Template, added tokens -> Framing: the token after an answer, the tokens around turns
-    model folder           -> ids that generation_config.json or config.json name as ends
+Template, added tokens -> Framing: the token after an answer, the tokens around turns
+model folder           -> ids that generation_config.json or config.json name as ends
 """
 
 import json
