@@ -81,7 +81,7 @@ def _with_text(record: dict[str, Any], prompt: Messages, response: str) -> Messa
     """A response given as text. It is a transcript if there is no prompt, or if it repeats the prompt."""
     if not prompt and has_turns(response):
         return transcript_messages(response)
-    if prompt and is_transcript(response) and (repeated := _repeating(prompt, transcript_messages(response))):
+    if is_transcript(response) and (repeated := _repeating(prompt, transcript_messages(response))):
         return repeated
     continues = isinstance(record.get("prompt"), str) and is_transcript(record["prompt"])
     return [*prompt, {"role": "assistant", "content": response.strip() if continues else response}]
