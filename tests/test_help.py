@@ -236,8 +236,8 @@ def test_what_must_be_given(verb: str, required: str) -> None:
         (
             "sft",
             "--heldout --epochs --batch --lr --min-answer --max-answer --row --lora-rank --seed --device --overwrite",
-            "--warmup --evaluate-every --heldout-rows --weight-decay --floor --clip --lora-alpha --lora-targets "
-            "--lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
+            "--tokens --warmup --evaluate-every --heldout-rows --weight-decay --floor --clip --lora-alpha "
+            "--lora-targets --lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
         ),
         (
             "ppo",

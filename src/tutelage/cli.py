@@ -70,7 +70,7 @@ VERBS = {
         "tutelage.moderation.training", "moderation", "train the server's moderation classifier on flagged texts", USE
     ),
     "score": Verb("tutelage.rewards.score", "score", "score the responses in a file with a reward", MEASURE),
-    "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "compare runs on held-out prompts", MEASURE),
+    "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "compare runs on prompts and rankings", MEASURE),
     "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks", MEASURE),
     "report": Verb("tutelage.recipe.report", "report", "write the one-page report of a recipe", MEASURE),
     "export": Verb("tutelage.runs.export", "export", "export a model as a Hugging Face folder or a GGUF file", USE),

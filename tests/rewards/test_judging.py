@@ -196,8 +196,8 @@ def test_evaluate_by_a_function(world: World, tmp_path: Path) -> None:
     config = EvaluateConfig(
         count=8, max_tokens=24, max_prompt=32, heldout_windows=2, samples=8, best_of=(4,), dtype="fp32"
     )
-    data = (world.panel, (world.prompts_test,), (world.heldout,))
-    evaluate((), world.base, world.sft, (judged,), *data, tmp_path / "out", config)
+    data = (world.base, (judged,), world.panel, (world.heldout,))
+    evaluate((), tmp_path / "out", (world.prompts_test,), (), world.sft, *data, config)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for name, row in report["models"].items():
         assert row["reward"] == statistics.fmean(len(s["answers"][name]) for s in report["samples"]), name

@@ -36,8 +36,7 @@ from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device, release_memory
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
-from tutelage.runs.identity import find_adapter, hash_input, refuse_ring
-from tutelage.runs.listing import which_run
+from tutelage.runs.identity import find_adapter, hash_input, refuse_ring, which_run
 from tutelage.text.tokenizer import Tokenizer
 
 SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens

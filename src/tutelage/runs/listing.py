@@ -8,32 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.runs.ending import command
-
-SHOWN = 8  # runs that an error message names
-
-
-def holds_model(place: Path) -> bool:
-    """Whether the place is a model: a folder with its config, an adapter, or a GGUF file."""
-    names = ("config.json", "adapter_config.json", "adapter/adapter_config.json")
-    return place.suffix == ".gguf" if place.is_file() else any((place / name).is_file() for name in names)
-
-
-def models_in(folder: Path) -> list[Path]:
-    """The models directly inside, or else one folder below; none for a folder that holds a model or a tokenizer."""
-    if not folder.is_dir() or holds_model(folder) or (folder / "tokenizer.json").is_file():
-        return []
-    for pattern in ("[!.]*", "[!.]*/[!.]*"):
-        if found := [place for place in sorted(folder.glob(pattern)) if holds_model(place)]:
-            return found
-    return []
-
-
-def which_run(folder: Path) -> str | None:
-    """One line that names the runs in a folder of runs; None if it is not one."""
-    if not (found := models_in(folder)):
-        return None
-    names = ", ".join(map(str, found[:SHOWN])) + (f" or {len(found) - SHOWN} more" if len(found) > SHOWN else "")
-    return f"{folder}: a folder of runs, not a run; give one of {names}"
+from tutelage.runs.identity import models_in
 
 
 def chat_commands(folder: Path) -> list[str]:
