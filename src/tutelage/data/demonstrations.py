@@ -7,7 +7,8 @@ exchanges; an exchange is a user turn with the answer that follows it.
 
 from collections.abc import Callable
 
-from tutelage.data.records import Demonstration, Messages
+from tutelage.data.messages import Messages
+from tutelage.data.records import Demonstration
 from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAnswers
 
 

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tutelage.data.messages import Messages
 from tutelage.data.prompts import choose_fitting
 from tutelage.data.rankings import encode_prompt
-from tutelage.data.records import Messages, read_prompts
+from tutelage.data.records import read_prompts
 from tutelage.model.prepack import unpack
 from tutelage.rewards.reward import Reward, with_response
 from tutelage.rlhf.actors import Actors

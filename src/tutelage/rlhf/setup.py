@@ -26,7 +26,9 @@ class RLInputs:
     policy: Path
     """The SFT run to optimise; also the reference of the KL penalty."""
     reward: tuple[str, ...]
-    """The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble."""
+    """The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble.
+    A function is def f(conversations) -> list[float]: each conversation is a list of {"role", "content"} messages that
+    ends with the response, and gets one number."""
     prompts: tuple[Path, ...]
     """JSONL files with the prompts to respond to."""
     out: Path

@@ -4,9 +4,9 @@
 
 All K responses to a prompt are one element of a batch, so the pairs of a prompt never become separate updates. Each
 response runs through the model once, and the prompt once for all of them (`model/shared_prefix.py`). Ties are dropped.
-After training the scores are shifted so that demonstrations score 0 on average; their standard deviation is saved with
-that mean, for ensembles. The rankings of some prompts are held out. The accuracy on them is reported next to the
-accuracy of the panel's gold score on the same pairs.
+After training the scores are shifted so that demonstrations score 0 on average, or without any the best-ranked
+responses. Their standard deviation is saved with that mean, for ensembles. The rankings of some prompts are held out.
+The accuracy on them is reported next to the accuracy of the panel's gold score on the same pairs.
 """
 
 import math
@@ -24,20 +24,21 @@ from tutelage.data.rankings import (
     Ranking,
     encode_ranking,
     encode_response,
-    held_out,
     length_matched,
     same_responses,
     strict_pairs,
 )
-from tutelage.data.records import Comparison, read_comparisons, read_demonstrations
-from tutelage.errors import InputError
+from tutelage.data.records import Comparison, read_demonstrations
+from tutelage.data.training_set import read_ranking_sets
+from tutelage.errors import InputError, located
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, PartialShare, Share
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -56,37 +57,38 @@ DEMONSTRATION = 128  # maximum tokens of a scored demonstration: about the lengt
 class RewardConfig(OptimizerConfig, AdapterConfig):
     """One reward model. The defaults suit a small model on a laptop."""
 
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the rankings. InstructGPT found that more than one overfits (appendix C.2)."""
-    batch: int = 8
+    batch: Count = 8
     """Prompts per optimizer step, each with all its responses (InstructGPT: 64)."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Peak learning rate of AdamW (InstructGPT 6B: 9e-6)."""
-    warmup: Advanced[float] = 0.05
+    warmup: Advanced[Share] = 0.05
     """Share of the steps over which the learning rate rises."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training."""
-    demonstrations: Advanced[int] = 256
-    """Number of demonstrations whose mean score is set to 0."""
+    demonstrations: Advanced[Count] = 256
+    """Number of demonstrations, or of best-ranked responses, whose mean score is set to 0."""
 
 
 def reward(
     base: Path,
     comparisons: tuple[Path, ...],
-    demos: tuple[Path, ...],
     out: Path,
+    demos: tuple[Path, ...] = (),
     panel: Path | None = None,
     config: RewardConfig = RewardConfig(),
 ) -> None:
     """Train a reward model on rankings, starting from the SFT model.
 
     base: SFT run to start from.
-    comparisons: JSONL files with comparisons to train on.
-    demos: JSONL files with demonstrations. The mean score of some of them is set to 0.
+    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array.
     out: Run directory to write.
+    demos: JSONL files with demonstrations. The mean score of some of them is set to 0. Without them it is that of the
+    best-ranked responses.
     panel: Panel file (panel.json). With it the accuracy is compared with that of the noise-free gold score.
 
-    Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
+    Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --out runs/reward
     """
     if config.adapter_only:
         raise InputError("reward: later stages need the merged model; leave --adapter-only out")
@@ -98,27 +100,22 @@ def reward(
         trunk, tokenizer = load_policy(base, run.device, frozen=config.adapted)
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
-        strict = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
-        heldout = [c for c in strict if held_out(c, config.heldout)]
-        kept = [c for c in strict if not held_out(c, config.heldout)]
-        if not kept:
-            raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
-        rankings = [encode_ranking(c, tokenizer, trunk.config.context) for c in kept]
-        steps = train(run, config, model, rankings, tokenizer.pad_id)
+        sets = read_ranking_sets(comparisons, tokenizer, trunk.config.context, config.heldout, "reward")
+        steps = train(run, config, model, sets.rankings, tokenizer.pad_id)
         model.eval()
-        scores = demonstration_scores(model, tokenizer, demos, config, run.generator("demonstrations"))
+        scores = centring_scores(model, tokenizer, demos, sets.rankings, config, run.generator("demonstrations"))
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
-        results = accuracy_report(model, tokenizer, heldout, Panel.load(panel) if panel else None)
+        results = accuracy_report(model, tokenizer, sets.heldout, Panel.load(panel) if panel else None)
         save_tuned_scorer(out, model, tokenizer, base, config)
         results |= {"reward_mean": model.mean, "reward_std": model.std}
-        results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
-        run.finish(results, ending(run, base, results, steps))
+        results |= sets.counts
+        run.finish(results, ending(run, base, results, steps, sets.left_out.sentences))
 
 
-def ending(run: Run, base: Path, results: dict[str, float | None], steps: int) -> Ending:
+def ending(run: Run, base: Path, results: dict[str, float | None], steps: int, left_out: Sequence[str] = ()) -> Ending:
     accuracy, ceiling = results["accuracy"], results["ceiling"]
     known = "chance is 50%" + (f", the panel's gold score reaches {ceiling:.1%}" if ceiling is not None else "")
-    warnings = short_training(steps, "give more rankings or a smaller --batch")
+    warnings = [*left_out, *short_training(steps, "give more rankings or a smaller --batch")]
     if accuracy is None:
         warnings.append("no ranking was held out, so the accuracy is unknown; raise --heldout")
     elif accuracy <= 0.5:
@@ -162,6 +159,23 @@ def score_rankings(model: ScalarGPT, rankings: Sequence[Ranking], pad: int) -> t
     return scores, ranks, mask.to(device)
 
 
+def centring_scores(
+    model: ScalarGPT,
+    tokenizer: Tokenizer,
+    demos: Sequence[Path],
+    rankings: Sequence[Ranking],
+    config: RewardConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """(N,) scores whose mean is set to 0: of demonstrations, and without any of the best-ranked responses."""
+    if demos:
+        return demonstration_scores(model, tokenizer, demos, config, generator)
+    best = list(dict.fromkeys(tuple(r.sequences[r.ranks.index(min(r.ranks))]) for r in rankings))
+    chosen = torch.randperm(len(best), generator=generator)[: config.demonstrations].tolist()
+    with torch.no_grad():
+        return torch.cat(score_texts(model, [[list(best[i])] for i in chosen], tokenizer.pad_id))
+
+
 @torch.no_grad()
 def demonstration_scores(
     model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
@@ -175,11 +189,13 @@ def demonstration_scores(
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if len(texts) >= config.demonstrations:
             break
-        fitting, _ = windows(demonstrations[i].messages, lambda messages: training_size(tokenizer, messages), limit)
-        texts += [encode_response(messages[:-1], messages[-1]["content"], tokenizer) for messages in fitting[:1]]
+        with located(demonstrations[i].where):
+            fitting, _ = windows(demonstrations[i].messages, lambda messages: training_size(tokenizer, messages), limit)
+            texts += [encode_response(messages[:-1], messages[-1]["content"], tokenizer) for messages in fitting[:1]]
     if not texts:
         raise InputError(
-            f"reward: no demonstration fits {limit} tokens, so no score can be set to 0; give shorter ones"
+            f"reward: no demonstration fits {limit} tokens, so no score can be set to 0; give shorter ones or leave "
+            "--demos out"
         )
     return torch.cat(score_texts(model, [[text] for text in texts], tokenizer.pad_id))
 
@@ -196,7 +212,7 @@ def accuracy_report(
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
-    rankings = [encode_ranking(comparison, tokenizer, model.trunk.config.context) for comparison in heldout]
+    rankings = [encode_ranking(comparison, tokenizer) for comparison in heldout]
     each = score_texts(model, [ranking.sequences for ranking in rankings], tokenizer.pad_id)
     for comparison, ranking, scores in zip(heldout, rankings, each, strict=True):
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
