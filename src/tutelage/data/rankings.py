@@ -58,6 +58,13 @@ def encode_response(prompt: Messages, response: str, tokenizer: Tokenizer) -> li
     return encoded.ids[: last + 1]
 
 
+def after_turn(tokenizer: Tokenizer) -> list[int]:
+    """What the chat template writes after an answer's end of turn, such as a newline; often nothing."""
+    prompt: Messages = [{"role": "user", "content": "a"}]
+    whole = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": "a"}]).ids
+    return whole[len(encode_response(prompt, "a", tokenizer)) :]
+
+
 def check_fits(record: Comparison | Feedback, size: int, context: int) -> None:
     """Raises InputError if `size` tokens of prompt and response exceed the context."""
     if size > context:

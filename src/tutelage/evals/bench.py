@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.packing import stream
+from tutelage.data.packing import document_opening, encode_documents, stream
 from tutelage.data.panel import Panel
 from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
@@ -97,7 +97,7 @@ def open_bench(
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "evaluate", config.per_conversation)
     prompt_ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in chosen]
     texts = [document.plain_text() for document in read_documents(heldout)]
-    tokens = stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
+    tokens = stream(encode_documents(tokenizer, texts), tokenizer.end_of_text_id)
     check_windows(tokens, row_length(config.heldout_window, model.config.context, "--heldout-window"))
     del model
     scorer = open_reward(reward, config, frozen_loader(sft, device, config.max_prompt, config.max_tokens))
@@ -134,9 +134,8 @@ def run_model(bench: Bench, model: GPT, candidates: int = 0) -> ModelOutput:
     responses = [response for (response,) in sample(bench, model, 1)]
     more = sample(bench, model, candidates) if candidates else [[] for _ in responses]
     length = row_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-    bits = bits_per_byte(
-        model, bench.heldout, bench.tokenizer.token_byte_counts(), bench.config.heldout_windows, length
-    )
+    sizes, opening = bench.tokenizer.token_byte_counts(), document_opening(bench.tokenizer)
+    bits = bits_per_byte(model, bench.heldout, sizes, bench.config.heldout_windows, length, opening)
     return ModelOutput(responses, more, bits)
 
 

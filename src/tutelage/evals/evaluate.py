@@ -20,7 +20,7 @@ from tutelage.errors import InputError
 from tutelage.evals.bench import Bench, EvaluateConfig, ModelOutput, open_bench, run_model
 from tutelage.evals.judging import SCORERS, figures
 from tutelage.evals.preference import win_rate
-from tutelage.rewards.open import reward_inputs
+from tutelage.rewards.open import foreign_models, places_read, reward_inputs
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import same_tokenizer
@@ -76,7 +76,9 @@ def evaluate(
         for folder in folders.values():
             same_tokenizer(sft, folder)
         bench = open_bench(config, run.device, base, sft, reward, panel, prompts, heldout)
-        report = compare(bench, measure_all(run, bench, folders))
+        if foreign := foreign_models(bench.reward):
+            run.progress.say(f"{out}: {foreign}")
+        report = compare(bench, measure_all(run, bench, folders)) | places_read(bench.reward)
         with atomic_write(out / "evaluation.json") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
         results = {name: row["gold_win_rate"] for name, row in report["models"].items()}

@@ -44,6 +44,7 @@ def resize_vocabulary(model: GPT, rows: int) -> GPT:
     """
     old = model.embedding.weight
     new = GPT(replace(model.config, vocab_size=rows), model.compute_dtype).to(old.device)
+    new.tokens = min(model.tokens, rows)
     kept = min(rows, len(old))
     for name, parameter in new.named_parameters():
         before = model.get_parameter(name)

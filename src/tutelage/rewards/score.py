@@ -20,13 +20,13 @@ import tyro
 from tutelage.atomic import atomic_write
 from tutelage.data.fields import check_text, kind_of, names_of, text_field
 from tutelage.data.prompts import latest_turns
-from tutelage.data.rankings import encode_prompt, encode_response
+from tutelage.data.rankings import encode_prompt
 from tutelage.data.records import Messages, demonstration_from, prompt_field, read_jsonl
 from tutelage.errors import InputError
 from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
-from tutelage.rewards.open import load_frozen, open_reward
+from tutelage.rewards.open import foreign_models, load_frozen, open_reward
 from tutelage.rewards.reward import ModelReward, with_response
 from tutelage.runs.device import choose_device
 
@@ -70,6 +70,8 @@ def score(
         return models[-1]
 
     combined = open_reward(rewards, config, load)
+    if foreign := foreign_models(combined):
+        print(foreign, file=sys.stderr)
     fitting = fit_all(conversations, models)
     scores = combined.score(list(fitting.values())).tolist()
     name = f"{config.ensemble}({', '.join(rewards)})" if members else reward
@@ -117,7 +119,7 @@ def fitted(conversations: list[Messages], models: Sequence[ModelReward]) -> list
     """
     prompt = conversations[0][:-1]
     for model in models:
-        size = max(len(encode_response(prompt, messages[-1]["content"], model.tokenizer)) for messages in conversations)
+        size = max(len(model.encode([*prompt, messages[-1]])) for messages in conversations)
         context = model.model.trunk.config.context
         if size > context:
             room = context - (size - len(encode_prompt(prompt, model.tokenizer)))

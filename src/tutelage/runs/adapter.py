@@ -21,10 +21,12 @@ from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
-from tutelage.model.peft import PREFIX, from_peft, to_peft
+from tutelage.model.peft import from_peft, to_peft
+from tutelage.model.peft_file import PREFIX
 from tutelage.options import Advanced
 from tutelage.runs.device import Device
-from tutelage.runs.folder import load_policy, load_trunk, read_json, read_safetensors, save_policy, save_scorer
+from tutelage.runs.files import read_json, read_safetensors
+from tutelage.runs.folder import load_policy, load_trunk, save_policy, save_scorer
 from tutelage.runs.identity import hash_input
 from tutelage.runs.run import RunConfig, seed_for
 from tutelage.text.tokenizer import Tokenizer

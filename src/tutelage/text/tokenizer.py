@@ -50,6 +50,7 @@ class Tokenizer:
         self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         # `chosen` is a message for the user if a padding token had to be chosen, else None.
         self.settings, self.chosen = _with_padding(settings, self.special)
+        self.added = 0  # tokens at the end of the vocabulary that the model has no trained rows for
         self.chat_template: str = settings["chat_template"]
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special)) + ")")
         self.pad_id = self._id_of("pad_token")
@@ -83,6 +84,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text, never of a special token."""
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of ordinary text between the tokens that the tokenizer's post-processor adds, such as BOS."""
+        return self._backend.encode(text, add_special_tokens=True).ids
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The tokens that the post-processor puts before a text: BOS in many tokenizers, none in ours."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        first = next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), 0)
+        return encoding.ids[:first]
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of text from a chat template. Only this method recognises special tokens."""
@@ -131,6 +143,16 @@ class Tokenizer:
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return Tokenizer(backend, self.settings)
 
+    @classmethod
+    def with_chat(cls, backend: BackendTokenizer, settings: dict[str, Any]) -> "Tokenizer":
+        """A base model's tokenizer with our chat template, and the template's markers as additional special tokens."""
+        before = backend.get_vocab_size()
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+        ours = {"eos_token": END_OF_TURN, "pad_token": PAD, "chat_template": CHAT_TEMPLATE}
+        tokenizer = cls(backend, settings | ours)
+        tokenizer.added = tokenizer.vocab_size - before
+        return tokenizer
+
     def tokens(self) -> list[str]:
         """All tokens in id order, as the library writes them: one character per byte if byte-level."""
         return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
@@ -145,6 +167,7 @@ class Tokenizer:
             file.write(self.to_json())
         with atomic_write(folder / "tokenizer_config.json") as file:
             json.dump(self.settings, file, indent=2, ensure_ascii=False)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would be read in place of the settings' template
 
     @classmethod
     def load(cls, folder: Path, make_chat: bool = False) -> "Tokenizer":
@@ -164,8 +187,7 @@ class Tokenizer:
             ) from None
         template = _chat_template(folder, settings)
         if make_chat:
-            backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-            settings, template = settings | {"eos_token": END_OF_TURN, "pad_token": PAD}, CHAT_TEMPLATE
+            return cls.with_chat(backend, settings)
         if template is None:
             raise InputError(
                 f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
