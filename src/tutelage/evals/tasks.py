@@ -195,8 +195,8 @@ def generate_answers(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], 
     items = pool[: config.count]
     fits = leaves_room(model, tokenizer, config.max_tokens)
     shots = min(shots, len(pool) - 1)
-    texts = [make_prompt(item, pool, shots, fits, config.seed, render) for item in items]
-    prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in texts]
+    questions = [make_prompt(item, pool, shots, fits, config.seed, render) for item in items]
+    prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in questions]
     # InstructGPT's automatic evaluations cut at the first newline. Reasoning may span lines, so we cut at a blank line.
     stop = stop_at([BLANK_LINE], tokenizer.decode)
     responses, size = [], max(1, ROWS // samples)

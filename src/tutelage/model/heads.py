@@ -3,9 +3,10 @@
     ids (B, L) -> trunk -> hidden (B, L, C) -> score of each prefix (B, L)
 
 A reward model (Ouyang et al. 2022, section 3.5) is read at the end of the response's turn. One that others trained is
-read where transformers reads it: at the last token of the rendered conversation that is not the padding token. `mean`, the average score of
-demonstrations, is subtracted so that these score 0. `std` is the standard deviation of their scores, which puts the
-members of an ensemble on one scale; None if not measured. A value network is read at every position.
+read where transformers reads it: at the last token of the rendered conversation that is not the padding token. `mean`,
+the average score of demonstrations, is subtracted so that these score 0. `std` is the standard deviation of their
+scores, which puts the members of an ensemble on one scale; None if not measured. A value network is read at every
+position.
 The head has no bias, because transformers' sequence-classification heads have none.
 """
 

@@ -6,7 +6,7 @@ A LoRA on a tied embedding leaves the head as it was, and one on the head the em
 model is then untied. (PEFT's own merging changes both, so its merged model has other logits.)
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
