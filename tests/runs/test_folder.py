@@ -19,6 +19,8 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.runs.adapter import lighten
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate, inference_copy
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 22, 22, 290, 14, 15, 16, 99, 100, 33]])

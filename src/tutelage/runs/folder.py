@@ -61,8 +61,8 @@ def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: b
     trained. Adapters are merged and GGUF files read in fp32 in any case.
     """
     model, tokenizer = _read(folder, device, make_chat, frozen)
-    if tokenizer.added:  # rows of no token are untrained, so the new ones do not take them over
-        rows, known = model.config.vocab_size, tokenizer.vocab_size - tokenizer.added
+    if tokenizer.new_tokens:  # rows of no token are untrained, so the new ones do not take them over
+        rows, known = model.config.vocab_size, tokenizer.vocab_size - tokenizer.new_tokens
         model = resize_vocabulary(resize_vocabulary(model, min(known, rows)), max(rows, tokenizer.vocab_size))
     model.tokens = tokenizer.vocab_size
     return model.to(device.torch_device), tokenizer

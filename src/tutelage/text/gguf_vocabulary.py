@@ -82,7 +82,8 @@ def from_gguf(metadata: Mapping[str, Any], make_chat: bool = False) -> Tokenizer
                 "gguf: the file has no chat template; give a chat model, or add ours with `tutelage import-model "
                 "--make-chat`"
             )
-        return Tokenizer(backend, _settings(metadata, tokens))
+        ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS]
+        return Tokenizer(backend, _settings(metadata, tokens), [i for i in ends if i is not None])
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
@@ -129,24 +130,12 @@ def _settings(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, A
         for role, name in ROLES.items()
         if f"tokenizer.ggml.{name}_token_id" in metadata
     }
-    if (eot := _end_of_turn(metadata, tokens, named, template or "")) is not None:
-        named["eos_token"] = eot
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
         "clean_up_tokenization_spaces": False,
         **({"chat_template": template} if template else {}),
     }
-
-
-def _end_of_turn(
-    metadata: Mapping[str, Any], tokens: Sequence[str], named: Mapping[str, str], template: str
-) -> str | None:
-    """The token that ends a turn, if the file's eos is another one that the template does not write."""
-    if "eos_token" in template or named.get("eos_token", "\0") in template:
-        return None
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS]
-    return next((tokens[i] for i in ends if i is not None and tokens[i] in template), None)
 
 
 def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
@@ -169,7 +158,7 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
     ids = {
         f"tokenizer.ggml.{ROLES[role]}_token_id": tokenizer.special[token]
         for role, token in tokenizer.named_specials
-        if token in tokenizer.special
+        if role in ROLES and token in tokenizer.special
     }
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -180,9 +169,15 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
         "tokenizer.ggml.add_bos_token": writes_bos(tokenizer),
         "tokenizer.chat_template": tokenizer.chat_template,
         **ids,
-        "tokenizer.ggml.eot_token_id": tokenizer.end_of_turn_id,
+        **_ends(tokenizer, ids["tokenizer.ggml.eos_token_id"]),
         **({} if rule else {HUGGING_FACE_JSON: tokenizer.to_json()}),
     }, rule is not None
+
+
+def _ends(tokenizer: Tokenizer, eos: int) -> dict[str, int]:
+    """The ids that end an answer besides eos; GGUF has keys for two."""
+    others = [end for end in tokenizer.end_ids if end != eos] or [eos]
+    return {f"tokenizer.ggml.{name}_token_id": end for name, end in zip(ENDS[1:], others, strict=False)}
 
 
 def writes_bos(tokenizer: Tokenizer) -> bool:
