@@ -76,13 +76,14 @@ def evaluate(
         for folder in folders.values():
             same_tokenizer(sft, folder)
         bench = open_bench(config, run.device, base, sft, reward, panel, prompts, heldout)
-        if foreign := foreign_models(bench.reward):
+        foreign = foreign_models(bench.reward)
+        if foreign:
             run.progress.say(f"{out}: {foreign}")
-        report = compare(bench, measure_all(run, bench, folders)) | places_read(bench.reward)
+        report = compare(bench, measure_all(run, bench, folders))
         with atomic_write(out / "evaluation.json") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
         results = {name: row["gold_win_rate"] for name, row in report["models"].items()}
-        run.finish(results, ending(report, policies or [sft]))
+        run.finish(results | (places_read(bench.reward) if foreign else {}), ending(report, policies or [sft]))
 
 
 def ending(report: dict[str, Any], policies: Sequence[Path]) -> Ending:

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from tutelage.data.rankings import encode_response
 from tutelage.data.records import Messages
 from tutelage.errors import InputError
-from tutelage.rewards.reward import ModelReward
 from tutelage.server.api.schemas import DOCUMENTED, ScoreRequest
 from tutelage.server.registry import find_model, no_such_model
 from tutelage.server.sse import respond_until_disconnect
+from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON, ApiError
 
@@ -37,7 +38,7 @@ async def score(request: Request, model: str, conversations: list[Messages], cal
     assert caller.key
     state = request.app.state
     try:
-        tokens = await run_in_threadpool(count_tokens, state.registry.get(model).reward, conversations)
+        tokens = await run_in_threadpool(count_tokens, state.registry.get(model).tokenizer, conversations)
         with state.limits.generation(caller.key, tokens) as spent:
             results = await to_thread.run_sync(state.registry.score, model, conversations, limiter=state.scoring)
             spent.tokens = tokens
@@ -49,5 +50,5 @@ async def score(request: Request, model: str, conversations: list[Messages], cal
     return JSON({"object": "list", "model": model, "data": data})
 
 
-def count_tokens(reward: ModelReward | None, conversations: list[Messages]) -> int:
-    return sum(len(reward.encode(turns)) for turns in conversations) if reward else 0
+def count_tokens(tokenizer: Tokenizer, conversations: list[Messages]) -> int:
+    return sum(len(encode_response(turns[:-1], turns[-1]["content"], tokenizer)) for turns in conversations)
