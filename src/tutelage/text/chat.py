@@ -13,6 +13,7 @@ generation prompt exactly as inference feeds them. Some templates write an answe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from os.path import commonprefix
 from typing import Any
 
@@ -41,22 +42,21 @@ def encode_chat(
     If the template rewrites earlier turns, the mask covers the last answer alone. Raises InputError if the template
     refuses the conversation.
     """
-    ids = tokenizer.reader.encode(_render(tokenizer, messages, add_generation_prompt).text)
-    examples = [] if add_generation_prompt else _answers(tokenizer, messages)
-    whole = _masked(ids, examples) or _masked(ids, examples[-1:])
-    return whole or ChatIds(ids, _overlap(ids, examples[-1]))
+    if add_generation_prompt or not _answers(messages):
+        ids = tokenizer.reader.encode(_render(tokenizer, messages, add_generation_prompt))
+        return ChatIds(ids, [False] * len(ids))
+    whole, ids = _whole(tokenizer, messages), tokenizer.reader.encode(_render(tokenizer, messages))
+    if whole and whole.ids[: len(ids)] == ids:
+        return ChatIds(ids, whole.supervised[: len(ids)])
+    return ChatIds(ids, _overlap(ids, encode_answer(tokenizer, messages[: _answers(messages)[-1] + 1])))
 
 
 def training_examples(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[ChatIds]:
     """What to train on: the whole conversation with all its answers, or if the template rewrites earlier turns, one
     example per answer. Errors are those of `encode_chat`.
     """
-    examples = _answers(tokenizer, messages)
-    ids = tokenizer.reader.encode(_render(tokenizer, messages).text)
-    if examples and examples[-1].ids[: len(ids)] == ids:
-        ids = examples[-1].ids  # also holds the end of the last turn, where a template writes it with the next turn
-    whole = _masked(ids, examples)
-    return [whole] if whole else examples
+    whole = _whole(tokenizer, messages)
+    return [whole] if whole else [encode_answer(tokenizer, messages[: turn + 1]) for turn in _answers(messages)]
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> ChatIds:
@@ -64,46 +64,67 @@ def encode_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -
 
     The ids begin with those of the generation prompt and end with the end-of-turn token.
     """
-    *prompt, answer = messages
-    asked = _render(tokenizer, prompt, True).text
-    rendered = _render(tokenizer, messages)
-    reader, end = tokenizer.reader, tokenizer.end_of_turn_id
-    ids, start = reader.continued(asked, _answer_text(asked, rendered.text, answer))
+    marked, breaks = tokenizer.guard.mark(messages)
+    asked, answered = tokenizer.template.render(marked[:-1], True), tokenizer.template.render(marked)
+    prompt, rendering = tokenizer.guard.seal(asked, breaks), tokenizer.guard.seal(answered, breaks)
+    ids, start = tokenizer.reader.continued(prompt.text, _answer_text(prompt.text, rendering.text, messages[-1]))
+    end = tokenizer.end_of_turn_id
     ids = ids[: ids.index(end, start) + 1] if end in ids[start:] else [*ids, end]
-    supervised = [i >= start for i in range(len(ids))]
-    if tokenizer.template.marks_answers:
-        supervised = _generated(tokenizer, rendered, ids, start)
-    return ChatIds(ids, supervised)
+    return ChatIds(ids, _mask(tokenizer, rendering, ids, [(start, len(ids))]))
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], prompt: bool = False) -> Rendering:
+def _answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The indices of the assistant's turns."""
+    return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
     """The sealed text of a conversation, with the generation prompt if `prompt`."""
     marked, breaks = tokenizer.guard.mark(messages)
-    return tokenizer.guard.seal(tokenizer.template.render(marked, prompt), breaks)
+    return tokenizer.guard.seal(tokenizer.template.render(marked, prompt), breaks).text
 
 
-def _answers(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[ChatIds]:
-    """One example per answer: the conversation up to it."""
-    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    return [encode_answer(tokenizer, messages[: turn + 1]) for turn in turns]
-
-
-def _masked(ids: list[int], examples: Sequence[ChatIds]) -> ChatIds | None:
-    """The conversation with the answers of all examples; None if one of them is not its beginning."""
-    supervised = [False] * len(ids)
-    for example in examples:
-        if ids[: len(example.ids)] != example.ids:
+def _whole(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> ChatIds | None:
+    """The conversation with all its answers; None unless it begins with the ids of every prompt and its answer."""
+    marked, breaks = tokenizer.guard.mark(messages)
+    rendered = tokenizer.template.render(marked)
+    cuts: list[int] = []  # where each answer begins
+    for turn in _answers(messages):
+        asked = tokenizer.template.render(marked[:turn], True)
+        answered = rendered if turn + 1 == len(marked) else tokenizer.template.render(marked[: turn + 1])
+        if not (rendered.startswith(answered) and answered.startswith(asked)):
             return None
-        for i, learn in enumerate(example.supervised):
-            supervised[i] |= learn
-    return ChatIds(ids, supervised)
+        cuts.append(len(asked))
+    rendering = tokenizer.guard.seal(rendered, breaks, cuts)
+    ids, marks = tokenizer.reader.encode_segments(rendering.text)
+    starts = [tokenizer.reader.prefix(rendering.text[:cut], ids, marks) for cut in rendering.cuts]
+    spans = _spans(ids, starts, tokenizer.end_of_turn_id)
+    if spans and spans[-1][1] > len(ids):
+        ids.append(tokenizer.end_of_turn_id)
+    return None if spans is None else ChatIds(ids, _mask(tokenizer, rendering, ids, spans))
+
+
+def _spans(ids: Sequence[int], starts: Sequence[int | None], end: int) -> list[tuple[int, int]] | None:
+    """Where each answer begins and where it has ended, for known beginnings. The last one's end may be missing."""
+    spans: list[tuple[int, int]] = []
+    for start, limit in pairwise((*starts, None)):
+        if start is None:
+            return None
+        if end in ids[start:limit]:
+            spans.append((start, ids.index(end, start) + 1))
+        elif limit is None:
+            spans.append((start, len(ids) + 1))
+        else:
+            return None
+    return spans
 
 
 def _overlap(ids: list[int], example: ChatIds) -> list[bool]:
-    """The mask of the last answer where the conversation is not rendered as generation prompt and answer."""
-    start, end = len(commonprefix([ids, example.ids])), example.ids[-1]
+    """The mask of the last answer in a conversation that need not be rendered as generation prompt and answer."""
+    start, end = len(commonprefix([ids, example.ids[:-1]])), example.ids[-1]
+    first = example.supervised.index(True)
     stop = ids.index(end, start) if end in ids[start:] else len(ids)
-    return [start <= i <= stop for i in range(len(ids))]
+    return [min(first, start) <= i <= stop for i in range(len(ids))]
 
 
 def _answer_text(asked: str, answered: str, answer: Mapping[str, Any]) -> str:
@@ -125,10 +146,17 @@ def _answer_text(asked: str, answered: str, answer: Mapping[str, Any]) -> str:
     return reasoning + closed + said[: len(said) - len(said.lstrip())] + rest.lstrip()
 
 
-def _generated(tokenizer: Tokenizer, rendered: Rendering, ids: Sequence[int], start: int) -> list[bool]:
-    """The mask of an answer whose template marks what the assistant wrote, which need not be all that it renders."""
-    supervised = [False] * len(ids)
-    for span in rendered.generated:
-        first, after = (len(commonprefix([tokenizer.reader.encode(rendered.text[:at]), ids])) for at in span)
-        supervised[first:after] = [True] * (after - first)
-    return [learn and i >= start for i, learn in enumerate(supervised[:-1])] + [True]
+def _mask(
+    tokenizer: Tokenizer, rendering: Rendering, ids: Sequence[int], answers: Sequence[tuple[int, int]]
+) -> list[bool]:
+    """True on the answers. If the template marks what the assistant wrote, only on that, and on the ends of turns."""
+    mask = [False] * len(ids)
+    for start, after in answers:
+        mask[start:after] = [True] * (after - start)
+    if not tokenizer.template.marks_answers:
+        return mask
+    marked = {after - 1 for _, after in answers}
+    for span in rendering.generated:
+        first, after = (len(commonprefix([tokenizer.reader.encode(rendering.text[:at]), ids])) for at in span)
+        marked.update(range(first, after))
+    return [learn and i in marked for i, learn in enumerate(mask)]

@@ -12,12 +12,13 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
-from tutelage.text.template import BEGIN, END, PRIVATE, Message, Rendering, unforgeable
+from tutelage.text.template import BEGIN, END, PRIVATE, Message, Rendering, as_templates_read, unforgeable
 
 SECRET = unforgeable()
 ROLES = ("system", "user", "assistant", "developer", "tool")
@@ -37,15 +38,17 @@ class Guard:
         self._answers = any_of(set(control) - set(THINK))
         self._prefixes = {token[:n] for token in control for n in range(1, len(token))}
         self._suffixes = {token[n:] for token in control for n in range(1, len(token))}
+        self._last = {prefix[-1] for prefix in self._prefixes}
+        self._first = {suffix[0] for suffix in self._suffixes}
         self._longest = max(map(len, control), default=0)
         self._ends = tuple(ends)
 
     def mark(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[Message], str]:
         """The messages with their control tokens broken, and the two private characters that break them."""
         breaks = _unused(messages)
-        return [self._message(message, breaks) for message in messages], breaks
+        return [self._message(as_templates_read(message), breaks) for message in messages], breaks
 
-    def _message(self, message: Mapping[str, Any], breaks: str) -> Message:
+    def _message(self, message: Message, breaks: str) -> Message:
         control = self._answers if message.get("role") == "assistant" else self._control
         marked = {name: self._broken(value, breaks, control) for name, value in message.items()}
         role = message.get("role")
@@ -56,7 +59,7 @@ class Guard:
         return marked
 
     def _broken(self, value: Any, breaks: str, control: re.Pattern[str]) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {self._broken(k, breaks, control): self._broken(v, breaks, control) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._broken(item, breaks, control) for item in value]
@@ -64,22 +67,36 @@ class Guard:
             return value
         inside, single = breaks
         text = control.sub(lambda m: m[0][0] + inside + m[0][1:] if len(m[0]) > 1 else m[0] + single, value)
-        sizes = range(1, min(self._longest, len(value) + 1))
-        opens = any(value[-n:] in self._prefixes for n in sizes)  # the text that follows could complete a token
-        closes = any(value[:n] in self._suffixes for n in sizes)
-        return inside * closes + text + inside * opens
+        return inside * self._closes(value) + text + inside * self._opens(value)
 
-    def seal(self, rendered: str, breaks: str) -> Rendering:
-        """The rendered text with private names for the template's control tokens, and without the breaks."""
-        text, spans, start = "", [], None
-        for piece in re.split(f"({BEGIN}|{END})", rendered):
-            if piece == BEGIN:
-                start = len(text)
-            elif piece == END and start is not None:
-                spans.append((start, len(text)))
-            else:
-                text += self._sealed(piece, breaks)
-        return Rendering(text, tuple(spans))
+    def _opens(self, text: str) -> bool:
+        """Whether the text ends with the beginning of a control token, which the text that follows could complete."""
+        if text[-1] not in self._last:
+            return False
+        return any(text[-n:] in self._prefixes for n in range(1, min(self._longest, len(text) + 1)))
+
+    def _closes(self, text: str) -> bool:
+        """Whether the text begins with the end of a control token."""
+        if text[0] not in self._first:
+            return False
+        return any(text[:n] in self._suffixes for n in range(1, min(self._longest, len(text) + 1)))
+
+    def seal(self, rendered: str, breaks: str, cuts: Sequence[int] = ()) -> Rendering:
+        """The rendered text with private names for the template's control tokens, and without the breaks.
+
+        cuts: positions in `rendered`; the result has them as positions in the sealed text.
+        """
+        text, spans, begun, at = "", [], 0, []
+        for first, after in pairwise((0, *cuts, len(rendered))):
+            for piece in re.split(f"({BEGIN}|{END})", rendered[first:after]):
+                if piece == BEGIN:
+                    begun = len(text)
+                elif piece == END:
+                    spans.append((begun, len(text)))
+                else:
+                    text += self._sealed(piece, breaks)
+            at.append(len(text))
+        return Rendering(text, tuple(spans), tuple(at[:-1]))
 
     def _sealed(self, text: str, breaks: str) -> str:
         def name(match: re.Match[str]) -> str:
@@ -96,24 +113,34 @@ class Reader:
         self._ids = {name: backend.token_to_id(token) for token, name in names.items()}
         self._backend = _renamed(backend, names)
         self._names = re.compile(f"({SECRET}.)", re.DOTALL)
-        added = backend.get_added_tokens_decoder().values()
-        self._apart = not any(token.single_word for token in added)
         self._segment_ids = lru_cache(maxsize=1024)(self._encode_segment)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a sealed text, those of one call of the tokenizer.
+        """Ids of a sealed text, those of one call of the tokenizer."""
+        return self.encode_segments(text)[0]
+
+    def encode_segments(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a sealed text, and for each control token in it the number of ids up to it.
 
         Control tokens separate a text into segments that do not influence each other, and a longer conversation repeats
         the segments of a shorter one, so each is encoded once.
         """
-        if not self._apart:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
         ids: list[int] = []
+        marks: list[int] = []
         parts = ["", *self._names.split(text), ""]  # "", segment, name, segment, ..., name, segment, ""
         for left, segment, right in zip(parts[0::2], parts[1::2], parts[2::2], strict=False):
             ids += self._segment_ids(left, segment, right)
-            ids += [self._ids[right]] if right else []
-        return ids
+            if right:
+                ids.append(self._ids[right])
+                marks.append(len(ids))
+        return ids, marks
+
+    def prefix(self, text: str, ids: Sequence[int], marks: Sequence[int]) -> int | None:
+        """How many ids `text` has; None if `ids`, those of a longer text with its marks, do not begin with them."""
+        names = text.count(SECRET)
+        left, tail = (text[(at := text.rindex(SECRET)) : at + 4], text[at + 4 :]) if names else ("", text)
+        start, last = marks[names - 1] if names else 0, self._segment_ids(left, tail, "")
+        return start + len(last) if tuple(ids[start : start + len(last)]) == last else None
 
     def _encode_segment(self, left: str, segment: str, right: str) -> tuple[int, ...]:
         """Ids of the text between two control tokens; "" is the beginning or the end of the text."""
@@ -127,10 +154,12 @@ class Reader:
 
         A merge across the boundary is undone, because a model that is given `text` has only its ids.
         """
-        before, whole = self.encode(text), self.encode(text + more)
-        if whole[: len(before)] != before:
-            whole = before + self._after_text(more)
-        return whole, len(before)
+        whole, marks = self.encode_segments(text + more)
+        start = self.prefix(text, whole, marks)
+        if start is not None:
+            return whole, start
+        before = self.encode(text)
+        return before + self._after_text(more), len(before)
 
     def _after_text(self, more: str) -> list[int]:
         """Ids of a text in the middle of another, without the prefix that some tokenizers put before a text."""

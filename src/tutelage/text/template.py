@@ -46,7 +46,8 @@ class Rendering:
     """The text of a conversation."""
 
     text: str
-    generated: tuple[tuple[int, int], ...] = ()  # spans of the {% generation %} blocks in `text`
+    generated: tuple[tuple[int, int], ...]  # spans of the {% generation %} blocks in `text`
+    cuts: tuple[int, ...]  # positions in `text` that the caller asked for
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Template:
         return re.search(r"\{%[-+]?\s*generation\b", self.text) is not None
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
-        """The text, with BEGIN and END around each {% generation %} block.
+        """The text, with BEGIN and END around each {% generation %} block. Messages are as `as_templates_read` gives.
 
         Raises InputError if the template is broken or refuses the conversation.
         """
         variables = {
-            "messages": [_as_templates_read(message) for message in messages],
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
             "tools": None,
             "documents": None,
@@ -79,7 +80,7 @@ class Template:
             raise InputError(f"chat template: {_one_line(error)}; the conversation's roles are {roles}") from None
 
 
-def _as_templates_read(message: Mapping[str, Any]) -> Message:
+def as_templates_read(message: Mapping[str, Any]) -> Message:
     """Without fields that are None, and with the reasoning under the names that templates use."""
     fields = {name: value for name, value in message.items() if value is not None}
     reasoning = next((fields[name] for name in REASONING if name in fields), None)

@@ -232,7 +232,7 @@ def _make_special(backend: BackendTokenizer, tokens: Sequence[str | None]) -> No
 def _with_end_of_turn(settings: dict[str, Any], end_of_turn: str | None) -> dict[str, Any]:
     """Make eos_token the end-of-turn token, unless the template writes eos_token for another purpose.
 
-    In some folders eos_token is the end of a text. Programs that stop at it alone would write on after an answer.
+    In some folders eos_token is the end of a text. Programs that stop at eos_token alone would go on after an answer.
     """
     used = "eos_token" in settings["chat_template"]
     return settings if used or end_of_turn is None else settings | {"eos_token": end_of_turn}
