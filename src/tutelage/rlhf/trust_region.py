@@ -97,7 +97,8 @@ def response_fisher(policy: GPT, responses: Responses, temperature: float) -> Ma
     """v -> F v, F the Fisher matrix at the states of these responses."""
     with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels can be differentiated only once
         hidden = response_hidden(policy, responses)
-        return fisher_product(policy.logits(hidden).float() / temperature, list(trainable(policy).values()))
+        logits = policy.logits(hidden)[:, : policy.tokens]
+        return fisher_product(logits.float() / temperature, list(trainable(policy).values()))
 
 
 @torch.no_grad()

@@ -118,9 +118,13 @@ def response_hidden(policy: GPT, responses: Responses) -> Tensor:
 
 
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
-    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on these tokens only."""
-    hidden = response_hidden(policy, responses)
-    logprobs = head_logprobs(hidden, policy.head_weight, responses.tokens[responses.mask], temperature)
+    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on these tokens only.
+
+    pi is the distribution that the sampler draws from: rows of the head that belong to no token are left out.
+    """
+    hidden, head = response_hidden(policy, responses), policy.head_weight
+    head = head if policy.tokens == len(head) else head[: policy.tokens]
+    logprobs = head_logprobs(hidden, head, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 
