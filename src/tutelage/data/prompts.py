@@ -48,7 +48,7 @@ def latest_turns(messages: Messages, tokenizer: Tokenizer, max_tokens: int) -> M
     def fits(start: int) -> bool:
         return len(encode_chat(tokenizer, system + rest[start:], add_generation_prompt=True).ids) <= max_tokens
 
-    first = bisect_left(starts, True, key=fits)  # fewer turns never need more tokens, because templates only append
+    first = bisect_left(starts, True, key=fits)  # fewer turns hardly ever need more tokens
     return system + rest[starts[first] :] if first < len(starts) else None
 
 

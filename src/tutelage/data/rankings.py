@@ -13,7 +13,7 @@ from itertools import combinations
 from tutelage.data.records import Comparison, Feedback, Messages
 from tutelage.data.splits import unit_hash
 from tutelage.errors import InputError
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import encode_answer, encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 MATCHED = 0.1  # responses are length-matched if their lengths differ by at most this share of the longer
@@ -53,9 +53,7 @@ def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
 
 def encode_response(prompt: Messages, response: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of prompt and response. The last one is the end-of-turn token, at which the score is read."""
-    encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": response}])
-    last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
-    return encoded.ids[: last + 1]
+    return encode_answer(tokenizer, [*prompt, {"role": "assistant", "content": response}]).ids
 
 
 def after_turn(tokenizer: Tokenizer) -> list[int]:

@@ -151,6 +151,6 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Response]]:
         batch = order[start : start + size]
         seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in batch for k in range(count)]
         prompts = [bench.prompt_ids[i] for i in batch]
-        sampled = generate(model, prompts, seeds, bench.tokenizer.end_of_turn_id, sampling, count)
+        sampled = generate(model, prompts, seeds, bench.tokenizer.end_ids, sampling, count)
         responses |= zip(batch, sampled, strict=True)
     return [responses[i] for i in range(len(order))]

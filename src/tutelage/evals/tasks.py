@@ -204,7 +204,7 @@ def generate_answers(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], 
         batch = prompts[start : start + size]
         places = range(start, start + len(batch))
         seeds = [seed_for(config.seed, f"tasks/{how}/{i}/{k}") for i in places for k in range(samples)]
-        responses += generate(model, batch, seeds, tokenizer.end_of_turn_id, sampling, samples, stop)
+        responses += generate(model, batch, seeds, tokenizer.end_ids, sampling, samples, stop)
     texts = [[cut(tokenizer.decode(one.ids), [BLANK_LINE]) for one in group] for group in responses]
     answers = [majority([final_answer(text) for text in group]) for group in texts]
     return sum(answer == item.answer for answer, item in zip(answers, items, strict=True)) / len(items)

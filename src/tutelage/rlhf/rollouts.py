@@ -86,7 +86,7 @@ def roll_out(
         responses = replace(responses, stream=trunk_cache.stream(responses.ids.shape[1], policy.embedding.weight))
     texts = (tokenizer.decode(response.ids) for response in sampled)
     conversations = [with_response(p.messages, text) for p, text in zip(repeated, texts, strict=True)]
-    scores = actors.reward.score_responses(responses, conversations)
+    scores = actors.reward.score_responses(responses.ending_with(tokenizer.end_of_turn_id), conversations)
     limits = dict(missing_end=missing_end, temperature=sampling.temperature)
     rollout = score_rollout(policy, actors.reference, actors.value, scores, responses, parts=parts, **limits)
     unpack(policy)
@@ -102,13 +102,13 @@ def sample(
     trunk_cache: TrunkCache | None,
 ) -> list[Response]:
     """`samples` responses to each prompt, prompt by prompt, in batches whose KV cache fits."""
-    policy, end = inference_copy(actors.policy), actors.tokenizer.end_of_turn_id
+    policy, ends = inference_copy(actors.policy), actors.tokenizer.end_ids
     longest = max(map(len, prompts)) + sampling.max_tokens
     size = max(1, rows_that_fit(policy.config, longest, len(seeds)) // samples)
     responses: list[Response] = []
     for at in range(0, len(prompts), size):
         batch, batch_seeds = prompts[at : at + size], seeds[at * samples : (at + size) * samples]
-        groups = generate(policy, batch, batch_seeds, end, sampling, samples, trunk_cache=trunk_cache)
+        groups = generate(policy, batch, batch_seeds, ends, sampling, samples, trunk_cache=trunk_cache)
         responses += [response for group in groups for response in group]
     return responses
 

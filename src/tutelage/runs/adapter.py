@@ -114,7 +114,7 @@ def merged(model: GPT, base: GPT) -> GPT:
         for name, parameter in model.named_parameters():
             if ".adapter." in name:
                 parameters[name].copy_(parameter)
-        # Tokens from the whole vocabulary, not rows of no token. The first ones may all be special tokens; no model has seen a row of these,
+        # Tokens from the whole vocabulary. The first ones may all be special tokens; no model has seen a row of these,
         # and in SmolLM2 it amplified rounding tenfold.
         probe = torch.linspace(0, base.tokens - 1, min(64, base.config.context)).long()[None]
         before = base.eval()(probe)

@@ -8,6 +8,7 @@ adapter merged into it. `load_policy` also reads GGUF files. Only safetensors, G
 fit together are refused with a one-line error.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from tutelage.model.lora import merge_adapters
 from tutelage.model.peft import from_peft
 from tutelage.model.peft_tables import changes_tables
 from tutelage.model.vocabulary import resize_vocabulary
-from tutelage.runs.base import find_base
+from tutelage.runs.adapter_base import adapter_base, base_of
 from tutelage.runs.device import Device
 from tutelage.runs.files import read_json, read_safetensors, read_weights, write_json, write_weights
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
-from tutelage.runs.identity import find_adapter, hash_input, refuse_ring
+from tutelage.runs.identity import find_adapter
 from tutelage.text.tokenizer import Tokenizer
 
+CONFIG = "adapter_config.json"
+HEAD = re.compile(r"(.+\.)?score(\.modules_to_save)?(\.[^.]+)?\.weight")  # of a reward model that PEFT saved
 MOST_ROWS = 2  # rows of an embedding per token; DeepSeek-LLM-7B has 1.024
 
 
@@ -48,9 +51,14 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     config, weights = _described(model)
     write_weights(folder / "model.safetensors", weights)
     tokenizer.save(folder)
-    ids = {"eos_token_id": tokenizer.end_of_turn_id, "pad_token_id": tokenizer.pad_id}
+    ids = {"eos_token_id": _ends(tokenizer), "pad_token_id": tokenizer.pad_id}
     write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
     write_json(folder / "config.json", config | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256})
+
+
+def _ends(tokenizer: Tokenizer) -> int | list[int]:
+    """eos_token_id as transformers reads it: a list if several ids end a response."""
+    return tokenizer.end_of_turn_id if len(tokenizer.end_ids) == 1 else list(tokenizer.end_ids)
 
 
 def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: bool = False) -> tuple[GPT, Tokenizer]:
@@ -111,17 +119,6 @@ def _read_adapted(folder: Path, device: Device, make_chat: bool) -> tuple[GPT, T
     return merge_adapters(adapted).requires_grad_(True), adapter_tokenizer or tokenizer
 
 
-def adapter_base(folder: Path) -> Path:
-    """Where the adapter's base is. Raises InputError if the base has moved or changed."""
-    base = _base_of(folder, read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    record = read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
-    if record and record.get("sha256") != hash_input(base):
-        raise InputError(
-            f"{folder}: its base {base} has changed since; restore the old base, or train the adapter again"
-        )
-    return base
-
-
 def read_adapter(folder: Path, base: GPT, make_chat: bool = False) -> tuple[GPT, Tokenizer | None]:
     """Put the adapter on `base` and return it, with the adapter's own tokenizer if its folder has one.
 
@@ -129,7 +126,7 @@ def read_adapter(folder: Path, base: GPT, make_chat: bool = False) -> tuple[GPT,
     """
     tokenizer = Tokenizer.load(folder, make_chat) if (folder / "tokenizer.json").is_file() else None
     tensors = read_safetensors(folder / "adapter_model.safetensors")
-    adapted = from_peft(base, read_json(folder / "adapter_config.json"), tensors)
+    adapted = from_peft(base, read_json(folder / CONFIG), tensors)
     if tokenizer and not make_chat:
         _check_vocabulary(folder, {"vocab_size": adapted.config.vocab_size}, tokenizer)
     return adapted, tokenizer
@@ -142,18 +139,6 @@ def shares_base(folder: Path) -> bool:
     tensors, base = read_safetensors(folder / "adapter_model.safetensors"), adapter_base(folder)
     own = Tokenizer.load(folder).vocab_size if (folder / "tokenizer.json").is_file() else None
     return not changes_tables(tensors) and own in (None, load_tokenizer(base).vocab_size)
-
-
-def _base_of(folder: Path, name: Any) -> Path:
-    """The base that an adapter names: by a path relative to its folder, or by any name that `find_base` knows."""
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{folder}: adapter_config.json names no base; write its path there")
-    place = folder / name
-    base = place if place.exists() else find_base(Path(name))
-    if base.resolve() in (folder.resolve(), folder.parent.resolve()):
-        raise InputError(f"{folder}: names itself as its base; write the base's path into adapter_config.json")
-    refuse_ring(folder)
-    return base
 
 
 def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
@@ -177,12 +162,16 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
 
 def holds_scorer(place: Path) -> bool:
     """Whether the folder holds a reward or value model rather than a language model."""
+    if adapter := find_adapter(place) if place.is_dir() else None:
+        return read_json(adapter / CONFIG).get("task_type") == "SEQ_CLS"
     config = _read_config(place) if (place / "config.json").is_file() else {}
     return "reward_mean" in config or _classifies(config)
 
 
 def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[ScalarGPT, Tokenizer]:
-    """Read a reward or value model. Errors and `frozen` are as in `load_policy`; a language model is refused."""
+    """Read a reward or value model, also one that is an adapter. Errors and `frozen` are as in `load_policy`."""
+    if adapter := find_adapter(folder):
+        return _read_adapted_scorer(adapter, device)
     config, tokenizer = _read_config(folder), Tokenizer.load(folder)
     if "reward_mean" not in config and not _classifies(config):
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
@@ -197,13 +186,33 @@ def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[Sca
     trunk, ours = _built(config, weights, device, frozen), "reward_mean" in config
     place = None if ours else LastToken(config.get("pad_token_id"))
     model = ScalarGPT(trunk, config.get("reward_mean", 0.0), config.get("reward_std"), place)
+    _set_head(model, head, folder)
+    return model.to(device.torch_device), tokenizer
+
+
+def _read_adapted_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Tokenizer]:
+    """A reward model that PEFT saved: its base, the adapter merged into it, and the head beside the adapter."""
+    tensors, base = read_safetensors(folder / "adapter_model.safetensors"), adapter_base(folder)
+    heads = [name for name in tensors if HEAD.fullmatch(name)]
+    if len(heads) != 1:
+        raise InputError(f"{folder}: holds no head, score.weight, so it is not a reward model")
+    head, scorer = tensors.pop(heads[0]), holds_scorer(base)
+    trunk, tokenizer = load_scorer(base, device) if scorer else _read(base, device, make_chat=False, frozen=False)
+    adapted = from_peft(trunk.trunk if isinstance(trunk, ScalarGPT) else trunk, read_json(folder / CONFIG), tensors)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else tokenizer
+    pad = None if base.is_file() else _read_config(base).get("pad_token_id")
+    model = ScalarGPT(merge_adapters(adapted), last_token=LastToken(pad))
+    _set_head(model, head, folder)
+    return model.to(device.torch_device), tokenizer
+
+
+@torch.no_grad()
+def _set_head(model: ScalarGPT, head: Tensor, folder: Path) -> None:
     if head.shape != model.score.weight.shape:
         raise InputError(
             f"{folder}: score.weight is {tuple(head.shape)}, a reward model's is {tuple(model.score.weight.shape)}"
         )
-    with torch.no_grad():
-        model.score.weight.copy_(head)
-    return model.to(device.torch_device), tokenizer
+    model.score.weight.copy_(head)
 
 
 def _classifies(config: dict[str, Any]) -> bool:
@@ -223,8 +232,8 @@ def load_tokenizer(place: Path) -> Tokenizer:
         return read_gguf_tokenizer(place)
     adapter = None if (place / "tokenizer.json").is_file() else find_adapter(place)
     if adapter:
-        name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-        return load_tokenizer(_base_of(adapter, name))
+        name = read_json(adapter / CONFIG).get("base_model_name_or_path")
+        return load_tokenizer(base_of(adapter, name))
     return Tokenizer.load(place)
 
 

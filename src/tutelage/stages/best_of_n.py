@@ -150,7 +150,7 @@ def sample_responses(
         ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         which = [(at + i, k) for i in range(len(batch)) for k in range(config.samples)]
         seeds = [seed_for(config.seed, f"best-of-n/{i}/{k}") for i, k in which]
-        groups = generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.samples)
+        groups = generate(model, ids, seeds, tokenizer.end_ids, sampling, config.samples)
         texts = [[tokenizer.decode(response.ids) for response in group] for group in groups]
         conversations = [[with_response(p.prompt, t) for t in row] for p, row in zip(batch, texts, strict=True)]
         scores = score_responses(scorer, ids, groups, conversations, config.missing_end)

@@ -128,7 +128,7 @@ def sample_responses(run: Run, config: RankConfig, policy: Path, pool: list[Prom
         batch = chosen[at : at + size]
         ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         seeds = [seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)]
-        for responses in generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.answers):
+        for responses in generate(model, ids, seeds, tokenizer.end_ids, sampling, config.answers):
             texts.append([tokenizer.decode(response.ids) for response in responses])
         run.progress.update(len(texts) / len(chosen), responses=f"{len(texts) * config.answers}")
         run.checkpoint(len(texts), lambda: {"texts": texts})

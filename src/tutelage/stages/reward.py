@@ -46,7 +46,7 @@ from tutelage.runs.identity import Inputs
 from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import training_size
 from tutelage.text.tokenizer import Tokenizer
 
 DEMONSTRATION = 128  # maximum tokens of a scored demonstration: about the length of the texts in rankings and PPO
@@ -175,7 +175,7 @@ def demonstration_scores(
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if len(texts) >= config.demonstrations:
             break
-        fitting, _ = windows(demonstrations[i].messages, lambda messages: encode_chat(tokenizer, messages), limit)
+        fitting, _ = windows(demonstrations[i].messages, lambda messages: training_size(tokenizer, messages), limit)
         texts += [encode_response(messages[:-1], messages[-1]["content"], tokenizer) for messages in fitting[:1]]
     if not texts:
         raise InputError(

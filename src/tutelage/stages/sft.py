@@ -32,7 +32,7 @@ from tutelage.runs.folder import load_policy
 from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import rewrites_turns, training_examples, training_size
 from tutelage.text.tokenizer import Tokenizer
 
 CHUNK = 512  # windows packed together: enough to fill the rows, few enough to keep their order random
@@ -91,6 +91,11 @@ def sft(
         length = row_length(config.row, model.config.context, "--row")
         examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
         check_examples(examples, config, length)
+        mask = "the last answer of each example" if rewrites_turns(tokenizer) else "every answer"
+        if rewrites_turns(tokenizer):
+            run.progress.say(
+                f"{out}: the chat template rewrites earlier turns, so each answer is an example of its own"
+            )
         enough = config.heldout_rows * length
         heldout_examples, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
         heldout_rows = packed_rows(heldout_examples, length, run.generator("heldout"))[: config.heldout_rows]
@@ -99,7 +104,7 @@ def sft(
         save_tuned(out, model.eval(), tokenizer, base, config)
         steps = len(rows) // config.batch
         results |= {"conversations": len(examples), "turns_dropped": dropped, "steps": steps}
-        run.finish(results | {"markers_renewed": len(renewed)}, ending(run, results, start))
+        run.finish(results | {"markers_renewed": len(renewed), "supervised": mask}, ending(run, results, start))
 
 
 def check_examples(examples: list[Example], config: SFTConfig, length: int) -> None:
@@ -193,6 +198,8 @@ def read_examples(
 ) -> tuple[list[Example], int]:
     """Encode demonstrations in random order, in windows of at most `length` tokens, until there are `needed` tokens.
 
+    A window is one example, or one for each answer if the chat template rewrites earlier turns (`text/chat.py`).
+
     Also returns how many turns were dropped because they alone are longer than `length`.
     """
     examples: list[Example] = []
@@ -202,13 +209,13 @@ def read_examples(
         if tokens >= needed:
             break
         demonstration = demonstrations[i]
-        fitting, lost = windows(demonstration.messages, lambda messages: encode_chat(tokenizer, messages), length)
+        fitting, lost = windows(demonstration.messages, lambda messages: training_size(tokenizer, messages), length)
         dropped += lost
         for messages in fitting:
-            encoded = encode_chat(tokenizer, messages)
-            supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
-            examples.append(Example(encoded.ids, supervised))
-            tokens += len(encoded.ids)
+            for encoded in training_examples(tokenizer, messages):
+                supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
+                examples.append(Example(encoded.ids, supervised))
+                tokens += len(encoded.ids)
     return examples, dropped
 
 

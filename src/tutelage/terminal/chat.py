@@ -76,7 +76,8 @@ class LoadedModel:
         if len(prompt) + config.max_tokens > self.model.config.context:
             raise ContextFullError
         seed = seed_for(config.seed, f"chat/{turn}")
-        ids = stream(self.model, prompt, seed, self.tokenizer.end_of_turn_id, config.sampling())
+        ends = (*self.tokenizer.end_ids, self.tokenizer.end_of_text_id)
+        ids = stream(self.model, prompt, seed, ends, config.sampling())
         return decoded(self.tokenizer, ids)
 
 

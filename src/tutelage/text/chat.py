@@ -18,10 +18,11 @@ from os.path import commonprefix
 from typing import Any
 
 from tutelage.text.control import THINK
+from tutelage.text.endings import ANSWER, QUESTION
 from tutelage.text.template import Message, Rendering
 from tutelage.text.tokenizer import Tokenizer
 
-__all__ = ["ChatIds", "Message", "encode_answer", "encode_chat", "training_examples"]
+__all__ = ["ChatIds", "Message", "encode_answer", "encode_chat", "rewrites_turns", "training_examples", "training_size"]
 
 NO_REASONING = f"\n{THINK[1]}\n\n"  # ends the reasoning that a generation prompt opens, where an answer has none
 
@@ -57,6 +58,17 @@ def training_examples(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]
     """
     whole = _whole(tokenizer, messages)
     return [whole] if whole else [encode_answer(tokenizer, messages[: turn + 1]) for turn in _answers(messages)]
+
+
+def rewrites_turns(tokenizer: Tokenizer) -> bool:
+    """Whether the template writes an answer differently once another turn follows it."""
+    return _whole(tokenizer, [QUESTION, ANSWER, QUESTION, ANSWER]) is None
+
+
+def training_size(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the longest training example of a conversation that ends with an answer, if its beginnings fit."""
+    ids = tokenizer.reader.encode(_render(tokenizer, messages))
+    return max(len(ids), len(encode_answer(tokenizer, messages).ids))
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> ChatIds:

@@ -169,12 +169,12 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
         "tokenizer.ggml.add_bos_token": writes_bos(tokenizer),
         "tokenizer.chat_template": tokenizer.chat_template,
         **ids,
-        **_ends(tokenizer, ids["tokenizer.ggml.eos_token_id"]),
+        **_end_ids(tokenizer, ids["tokenizer.ggml.eos_token_id"]),
         **({} if rule else {HUGGING_FACE_JSON: tokenizer.to_json()}),
     }, rule is not None
 
 
-def _ends(tokenizer: Tokenizer, eos: int) -> dict[str, int]:
+def _end_ids(tokenizer: Tokenizer, eos: int) -> dict[str, int]:
     """The ids that end an answer besides eos; GGUF has keys for two."""
     others = [end for end in tokenizer.end_ids if end != eos] or [eos]
     return {f"tokenizer.ggml.{name}_token_id": end for name, end in zip(ENDS[1:], others, strict=False)}
