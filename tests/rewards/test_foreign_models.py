@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -14,7 +15,7 @@ from tutelage.rewards.open import foreign_models, load_frozen, places_read
 from tutelage.rewards.reward import ModelReward
 from tutelage.rewards.score import ScoreConfig, score
 from tutelage.runs.adapter import EXACT
-from tutelage.runs.folder import save_scorer
+from tutelage.runs.folder import holds_scorer, save_policy, save_scorer
 from tutelage.sampling.rollout import pad_responses
 from tutelage.sampling.sampler import Response
 from tutelage.text.chat import encode_chat
@@ -87,6 +88,28 @@ def test_ours_are_read_at_the_end_of_the_turn(make_gpt: Any, tokenizer: Tokenize
     assert end < len(ids) - 1 and places_read(reward) == {"reward_read_at": ["end of turn"]}
     torch.testing.assert_close(reward.score(CONVERSATIONS[:1]), model(torch.tensor([ids]))[:, end])
     assert foreign_models(reward) is None
+
+
+def test_a_reward_model_that_peft_saved_is_read_as_peft_reads_it(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Only an adapter and a head: the base is a language model, whose padding token is skipped."""
+    save_policy(tmp_path / "base", make_gpt("llama"), tokenizer)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    settings = peft.LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj", "embed_tokens"])
+    adapted = peft.get_peft_model(base, settings).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert holds_scorer(tmp_path / "adapter")
+    reward = load_frozen(tmp_path / "adapter", EXACT)
+    ids = [encode_chat(tokenizer, one).ids for one in CONVERSATIONS]
+    with torch.no_grad():
+        right = torch.cat([adapted(torch.tensor([one])).logits[:, 0] for one in ids])
+    torch.testing.assert_close(reward.score(CONVERSATIONS), right, atol=1e-5, rtol=1e-4)
+    assert reward.model.read_at == "last token"
 
 
 def test_the_run_says_where(

@@ -62,8 +62,8 @@ class ModelReward:
         """Ids of prompt and response -> ids up to the token at which the score is read."""
         if not self.model.last_token:
             return list(ids)
-        end = self.tokenizer.end_of_turn_id
-        return self._without_padding([*ids, *([] if ids[-1] == end else [end]), *self.tail])
+        answer = ids[:-1] if ids[-1] in self.tokenizer.end_ids else ids
+        return self._without_padding([*answer, self.tokenizer.end_of_turn_id, *self.tail])
 
     def _without_padding(self, ids: list[int]) -> list[int]:
         """transformers skips padding tokens at the end, even an end of turn that is also the padding token."""

@@ -104,7 +104,6 @@ class Table(nn.Module):
     def __init__(self, problem: TokenMDP, logits: Tensor):
         super().__init__()
         self.table = nn.Parameter(logits.clone())
-        self.tokens = logits.shape[1]
         self.embedding = SimpleNamespace(weight=self.table)
         self.state = state_of(problem)
         self.config = SimpleNamespace(

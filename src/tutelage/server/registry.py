@@ -22,9 +22,10 @@ from tutelage.errors import InputError
 from tutelage.model.lora import shallow_copy
 from tutelage.rewards.open import load_frozen
 from tutelage.rewards.reward import ModelReward
+from tutelage.runs.adapter_base import adapter_base
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device
-from tutelage.runs.folder import adapter_base, holds_scorer, load_policy, read_adapter, shares_base
+from tutelage.runs.folder import holds_scorer, load_policy, read_adapter, shares_base
 from tutelage.runs.identity import find_adapter, hash_input
 from tutelage.runs.machine import version
 from tutelage.sampling.sampler import for_inference
