@@ -64,6 +64,7 @@ class Tokenizer:
         backend.no_truncation()  # some folders have truncation and padding set from training
         backend.no_padding()
         self._backend = backend
+        self.new_tokens = 0  # at the end of the vocabulary, without trained rows in the model: `with_chat` adds them
         self.chat_template: str = settings["chat_template"]
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         frame = framing(Template(self.chat_template, named_tokens(settings)), added)
@@ -124,6 +125,17 @@ class Tokenizer:
         """Ids of ordinary text, never of a special token."""
         return self._ordinary.encode(text, add_special_tokens=False).ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of ordinary text between the tokens that the tokenizer's post-processor adds, such as BOS."""
+        return self._backend.encode(text, add_special_tokens=True).ids
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The tokens that the post-processor puts before a text: BOS in many tokenizers, none in ours."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        first = next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), 0)
+        return encoding.ids[:first]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Equivalent to `[encode(t) for t in texts]`, on all cores."""
         return [e.ids for e in self._ordinary.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -161,6 +173,16 @@ class Tokenizer:
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return Tokenizer(backend, self.settings, self.end_ids)
 
+    @classmethod
+    def with_chat(cls, backend: BackendTokenizer, settings: dict[str, Any]) -> "Tokenizer":
+        """A base model's tokenizer with our chat template, and the template's markers as additional special tokens."""
+        before = backend.get_vocab_size()
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+        ours = {"eos_token": END_OF_TURN, "pad_token": PAD, "chat_template": CHAT_TEMPLATE}
+        tokenizer = cls(backend, settings | ours)
+        tokenizer.new_tokens = tokenizer.vocab_size - before
+        return tokenizer
+
     def tokens(self) -> list[str]:
         """All tokens in id order, as the library writes them: one character per byte if byte-level."""
         return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
@@ -175,6 +197,7 @@ class Tokenizer:
             file.write(self.to_json())
         with atomic_write(folder / "tokenizer_config.json") as file:
             json.dump(self.settings, file, indent=2, ensure_ascii=False)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would be read in place of the settings' template
 
     @classmethod
     def load(cls, folder: Path, make_chat: bool = False) -> "Tokenizer":
@@ -195,15 +218,14 @@ class Tokenizer:
             ) from None
         template = find_template(folder, settings)
         if make_chat:
-            backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-            settings, template = settings | {"eos_token": END_OF_TURN, "pad_token": PAD}, CHAT_TEMPLATE
+            return cls.with_chat(backend, settings)
         if template is None:
             raise InputError(
                 f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
                 "`tutelage import-model --make-chat`"
             )
         try:
-            return cls(backend, settings | {"chat_template": template}, () if make_chat else declared_ends(folder))
+            return cls(backend, settings | {"chat_template": template}, declared_ends(folder))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
 
