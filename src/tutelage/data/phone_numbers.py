@@ -34,7 +34,6 @@ _LANDLINE = re.compile(
     rf"(?<![0-9])(?:\(0{_AREA}\)|0{_AREA}|(?:\+|00)86{_GAP}\(?0?{_AREA}\)?|86[ -]\(?0?{_AREA}\)?)"
     rf"{_GAP}[2-9][0-9]{{2,3}}{_GAP}[0-9]{{4}}(?![0-9])"
 )
-_SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")  # fewer are not a phone number: skip the slow search
 
 _WORDS = "tel|telephone|phone|mobile|mob|cell|call|fax|sms|text|dial|ring|wx|vx|wechat|weixin|whatsapp|dianhua|shouji"
 _PHONE_WORD = re.compile(
@@ -61,8 +60,6 @@ def phone_numbers(text: str) -> Iterator[tuple[int, int]]:
 
     text: full-width characters already mapped to their ASCII equivalents.
     """
-    if not _SEVEN_DIGITS.search(text):
-        return
     for pattern in (_MOBILE, _LANDLINE):
         for match in pattern.finditer(text):
             end = _with_extension(text, match.end())
