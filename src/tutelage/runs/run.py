@@ -36,6 +36,7 @@ from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
 
+KEPT_INPUTS = "inputs"  # folder of a run directory: inputs that were exported for this run
 LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
 MAY_BE_NEGATIVE = ("missing_end",)  # the only setting that may be negative
 AT_LEAST_ONE = (
@@ -108,7 +109,7 @@ class Run:
             self.progress.say(f"{self.out}: replacing another run ({reason})")
             self._lock()
             self._clear()
-        elif not marked and self.out.exists() and any(self.out.iterdir()) and not self.config.overwrite:
+        elif not marked and holds_anything(self.out) and not self.config.overwrite:
             raise InputError(f"{self.out}: the folder is not empty and holds no run; choose another --out")
         self._lock()
         with atomic_write(marker) as file:
@@ -116,9 +117,13 @@ class Run:
         return False
 
     def _clear(self) -> None:
-        """Remove everything except the lock that this process holds."""
+        """Remove everything except the lock that this process holds and the inputs that this run keeps."""
+        used = {Path(entry["path"]) for entry in self.inputs.values()}
         for path in self.out.iterdir():
-            if path.name == "checkpoints":
+            if path.name == KEPT_INPUTS and path.is_dir():
+                for old in set(path.iterdir()) - used:
+                    old.unlink()
+            elif path.name == "checkpoints":
                 for old in path.iterdir():
                     if old.name != "lock":
                         shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -218,6 +223,18 @@ class Run:
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         if ending:
             self.progress.end(ending.lines(self.product))
+
+
+def holds_anything(out: Path) -> bool:
+    """Whether a folder holds more than the inputs that a run will keep there."""
+    return out.exists() and any(path.name != KEPT_INPUTS for path in out.iterdir())
+
+
+def held_in(out: Path) -> tuple[str | None, str | None]:
+    """The fingerprints of the finished run in a folder, and of the run that its checkpoints resume; None without."""
+    record, marker = read_run(out), out / "checkpoints" / "fingerprint"
+    resumable = marker.is_file() and any(path.is_dir() for path in marker.parent.iterdir())
+    return (record["fingerprint"] if record else None), (marker.read_text("utf-8") if resumable else None)
 
 
 def seed_for(seed: int, purpose: str) -> int:

@@ -116,6 +116,14 @@ class Database:
             yield session
 
     @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A read-only session that sees the database as it is now, whatever others write meanwhile."""
+        with self.read() as session:
+            if not self.is_sqlite:  # SQLite's readers always see one state
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction: committed at the end of the block, rolled back on an exception. Raises StorageError.
 
