@@ -104,7 +104,11 @@ def ending(out: Path, counts: dict[str, int], table: dict[str, dict[str, float |
 @contextlib.contextmanager
 def flags_of_server(data: Path, url: str, out: Path) -> Iterator[Path]:
     """The flags of people who consent to training, in a temporary file beside the run's folder."""
-    from tutelage.store.feedback_command import as_lines, read_server, write_private  # loads much; files need none of it
+    from tutelage.store.feedback_command import (
+        as_lines,
+        read_server,
+        write_private,
+    )  # loads much; files need none of it
 
     path = out.with_name(f"{out.name}.flags.jsonl")
     try:
