@@ -97,7 +97,7 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
     """Train a policy on rankings directly, without a reward model: DPO, IPO, cDPO or SimPO.
 
     policy: SFT run to train; also the reference.
-    comparisons: JSONL files with comparisons to train on.
+    comparisons: JSONL files with comparisons to train on, or a server's data folder or database URL.
     out: Run directory to write.
 
     Example: tutelage dpo --policy runs/sft --comparisons ranks.jsonl --out runs/dpo

@@ -81,8 +81,9 @@ def reward(
     """Train a reward model on rankings, starting from the SFT model.
 
     base: SFT run to start from.
-    comparisons: JSONL files with comparisons to train on.
-    demos: JSONL files with demonstrations. The mean score of some of them is set to 0.
+    comparisons: JSONL files with comparisons to train on, or a server's data folder or database URL.
+    demos: JSONL files with demonstrations, or a server's data folder or database URL. The mean score of some is set
+      to 0.
     out: Run directory to write.
     panel: Panel file (panel.json). With it the accuracy is compared with that of the noise-free gold score.
 

@@ -3,6 +3,7 @@
 import json
 import stat
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,18 +94,20 @@ def test_a_thumb(chat: Any, tmp_path: Path) -> None:
     assert read.conversation == chat.start["conversation"]["id"] and chat.someone.id not in json.dumps(record)
 
 
-def test_a_comparison_and_a_better_answer(chat: Any, tmp_path: Path) -> None:
+def test_a_comparison_and_a_better_answer(chat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = {"first": (1, 2), "second": (2, 1), "tie": (1, 1), "both_bad": (1, 1)}
-    for winner in ranks:
+    decided = list(product(ranks, (0, 1)))
+    for winner, first_is_a in decided:
+        monkeypatch.setattr("tutelage.server.chat.feedback.secrets.randbelow", lambda most, side=first_is_a: side)
         compare(chat.someone, chat.start, winner)
     better(chat.someone, chat.start["answer"], "the best one")
     found = exported(chat, "comparisons")
     read = reread(tmp_path, found, read_comparisons)
-    assert len(read) == 5
-    for expected, one in zip(ranks.values(), read, strict=False):  # in order of time, in the order they were shown
+    assert len(read) == 9
+    for (winner, first_is_a), one in zip(decided, read, strict=False):  # in order of time, as they were shown
         by_text = dict(zip(one.responses, one.ranks, strict=True))
-        assert (by_text["first answer"], by_text["second answer"]) == expected
-        assert one.prompt[-1]["content"] == "hello"
+        assert (by_text["first answer"], by_text["second answer"]) == ranks[winner]
+        assert one.responses.index("second answer") == first_is_a and one.prompt[-1]["content"] == "hello"
     assert (read[-1].responses, read[-1].ranks) == (["the best one", "first answer"], [1, 2])
     assert found.records[-1]["model"] == [None, "tiny"]
     (demonstration,) = reread(tmp_path, exported(chat, "demonstrations"), read_demonstrations)
