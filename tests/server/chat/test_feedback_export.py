@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 from tutelage import cli
 from tutelage.data.records import read_comparisons, read_demonstrations, read_feedback, read_prompts
 from tutelage.moderation.training import read_flags
+from tutelage.store.consent import recording_of
 from tutelage.store.database import sqlite_url
 from tutelage.store.tables import ChatMessage, Comparison, Consent, Conversation, ModerationFlag
 from tutelage.store.training_data import TrainingData, training_data
@@ -174,6 +175,9 @@ def test_what_is_left_out_is_counted(chat: Any) -> None:
         "consent given to an earlier text": 1,
         "in a deleted or temporary chat": 1,
     }
+    with chat.database.read() as session:  # the page asks again about the new text, and keeps chats meanwhile
+        assert (now := recording_of(session, earlier.id)).on and not now.decided
+        assert recording_of(session, chat.someone.id).decided
     assert exported(chat, "kto").left_out == left_out and len(exported(chat, "kto").records) == 1
     assert exported(chat, "flags").left_out == left_out and exported(chat, "prompts").left_out == left_out
     assert exported(chat, "comparisons").left_out == {"comparison without a choice": 1, "two equal answers": 1}
