@@ -15,7 +15,7 @@ from tutelage.store.tables import Setting
 from tutelage.web.keys import open_store
 
 
-@pytest.fixture(autouse=True, params=[0o000, 0o022, 0o077], ids=oct)
+@pytest.fixture(autouse=True, params=[0o000, 0o077], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
     before = os.umask(request.param)
     yield

@@ -81,18 +81,20 @@ def reread(folder: Path, found: TrainingData, read: Any) -> list[Any]:
 
 def test_a_thumb(chat: Any, tmp_path: Path) -> None:
     thumb(chat.someone, chat.start["answer"], 1)
-    thumb(chat.someone, chat.start["answer"], -1, reasons=["untrue"], comment="no")  # the last one counts
+    thumb(chat.someone, chat.start["answer"], -1, reasons=["untrue", "denigrates"], comment="no")  # the last counts
     other = asked(chat.someone, "and again")
     thumb(chat.someone, other["answer"], 1)
     thumb(chat.someone, other["answer"], 0)  # taken back
     found = exported(chat, "kto")
     (record,) = found.records
-    assert (record["reasons"], record["comment"], record["model"]) == (["untrue"], "no", "tiny")
+    assert (record["reasons"], record["comment"], record["model"]) == (["untrue", "denigrates"], "no", "tiny")
     assert record["weights"] == "fp_tiny" and record["created"].startswith("20") and record["id"].startswith("fbk_")
     (read,) = reread(tmp_path, found, read_feedback)
     assert read.prompt == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
     assert (read.response, read.thumb, read.source) == ("first answer", -1, "chat page")
     assert read.conversation == chat.start["conversation"]["id"] and chat.someone.id not in json.dumps(record)
+    (flag,) = reread(tmp_path, exported(chat, "flags"), lambda paths: read_flags(paths[0]))
+    assert (flag.text, flag.categories, flag.annotator) == ("first answer", {"hate"}, read.annotator)
 
 
 def test_a_comparison_and_a_better_answer(chat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,12 +131,9 @@ def test_a_chat_that_goes_on(chat: Any, tmp_path: Path) -> None:
     prompts = reread(tmp_path, exported(chat, "prompts"), read_prompts)
     assert [p.prompt[-1]["content"] for p in prompts] == ["hello", "and now?"]
     assert len({p.split for p in prompts}) == 1 and prompts[0].split in ("train", "valid", "test")
-
-
-def test_flags_are_what_the_classifier_reads(chat: Any, tmp_path: Path) -> None:
-    thumb(chat.someone, chat.start["answer"], -1, reasons=["denigrates"])
-    (flag,) = reread(tmp_path, exported(chat, "flags"), lambda paths: read_flags(paths[0]))
-    assert (flag.text, flag.categories) == ("first answer", {"hate"})
+    with chat.database.write() as session:  # as if the context had had no room for the first turn
+        session.execute(update(ChatMessage).where(ChatMessage.id == later["answer"]).values(dropped_turns=1))
+    assert exported(chat, "kto").records[0]["prompt"] == [{"role": "user", "content": "and now?"}]
 
 
 def test_what_an_earlier_version_stored_is_redacted_again(chat: Any) -> None:
@@ -203,16 +202,6 @@ def test_a_stopped_question_is_neither_a_prompt_nor_in_one(keeping_site: Any, pl
     assert [record["prompt"] for record in exported(site, "kto").records] == [[{"role": "user", "content": "hello"}]]
     found = exported(site, "prompts")
     assert len(found.records) == 1 and found.left_out == {"question stopped by moderation": 1}
-
-
-def test_turns_that_the_model_did_not_see_are_not_in_the_prompt(chat: Any) -> None:
-    conversation, parent = chat.start["conversation"]["id"], chat.start["answer"]
-    later = chat.someone.ask("and now?", conversation=conversation, parent=parent)[0]["start"]
-    thumb(chat.someone, later["answer"], 1)
-    with chat.database.write() as session:
-        session.execute(update(ChatMessage).where(ChatMessage.id == later["answer"]).values(dropped_turns=1))
-    (record,) = exported(chat, "kto").records
-    assert record["prompt"] == [{"role": "user", "content": "and now?"}]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
