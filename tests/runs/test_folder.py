@@ -19,7 +19,8 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.runs.adapter import lighten
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+from tutelage.text.bpe import train_bpe
+from tutelage.text.tokenizer import Tokenizer
 
 IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 22, 22, 290, 14, 15, 16, 99, 100, 33]])
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")

@@ -14,7 +14,8 @@ from tutelage.data.records import Document, read_documents
 from tutelage.options import Advanced
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+from tutelage.text.bpe import train_bpe
+from tutelage.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
