@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
+from transformers import (, AutoTokenizer
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -39,6 +39,18 @@ def test_transformers_computes_our_logits(make_gpt: Any, tokenizer: Tokenizer, t
     torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
     assert theirs.generation_config.eos_token_id == tokenizer.end_of_turn_id
     assert theirs.generation_config.pad_token_id == tokenizer.pad_id
+
+
+def test_what_is_saved_names_every_end(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As with Llama 3.1, where several ids end an answer: transformers stops at all of them, and so does a reload."""
+    several = Tokenizer(tokenizer._backend, tokenizer.settings, ends=(2, 0))
+    save_policy(tmp_path, make_gpt(), several)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == [5, 2, 0]
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id == 5
+    assert load_policy(tmp_path, CPU)[1].end_ids == (5, 2, 0)
+    (tmp_path / "generation_config.json").unlink()
+    assert load_policy(tmp_path, CPU)[1].end_ids == (5, 2, 0)
 
 
 def test_we_load_what_transformers_saved(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
