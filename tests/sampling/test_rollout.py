@@ -52,6 +52,17 @@ def test_layout_by_hand() -> None:
     assert responses.ended.tolist() == [True, True, False]
 
 
+def test_a_reward_model_reads_every_ended_response_at_the_end_of_turn() -> None:
+    """Other tokens may end a response, too, but a reward model was trained on this one."""
+    other = 7
+    ended = Response([100, 3, other], [0.0] * 3, True)
+    mixed = pad_responses(PROMPTS, [*ANSWERS[:2], ended], PAD, torch.device("cpu"))
+    read = mixed.ending_with(END)
+    assert read.ids.tolist() == [*mixed.ids.tolist()[:2], [61, 62, 63, 100, 3, END]]
+    assert mixed.ids[2, 5] == other and read.last.tolist() == mixed.last.tolist()
+    assert batch().ending_with(END).ids.tolist() == batch().ids.tolist()  # a response that was cut stays as it is
+
+
 def test_each_token_is_predicted_from_the_one_before() -> None:
     rows, columns = response_positions(batch())
     assert list(zip(rows.tolist(), columns.tolist())) == [
