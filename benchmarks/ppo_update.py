@@ -61,7 +61,8 @@ layers = int(how.split("_")[0])
 config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype=dtype)
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
     actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward{layers}",), config, run)
-    tokenizer = SimpleNamespace(end_of_turn_id=-1, end_ids=(-1,), pad_id=0, decode=lambda ids: "")  # no token ends a response
+    never = dict(end_of_turn_id=-1, end_ids=(-1,))  # no token ends a response
+    tokenizer = SimpleNamespace(**never, pad_id=0, decode=lambda ids: "")
     actors = replace(actors, tokenizer=tokenizer)
     learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
     for update in range(updates):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 import tyro
@@ -180,11 +180,12 @@ def entries(verb: str, *, everything: bool = False) -> dict[str, list[str]]:
     }
 
 
-SPECIAL = {"ACTION": "list|make|revoke", "POLICIES": "POLICIES...", "RUNS": "RUNS..."}
+SPECIAL = {"POLICIES": "POLICIES...", "RUNS": "RUNS..."}
 
 
 def typed(option: Option) -> str:
-    return SPECIAL.get(option.flags[0], option.flags[0])
+    choices = "|".join(get_args(option.kind)) if option.positional and get_origin(option.kind) is Literal else ""
+    return choices or SPECIAL.get(option.flags[0], option.flags[0])
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -13,9 +13,14 @@ from typing import IO
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file. It replaces `path` when the block succeeds and is deleted when the block raises."""
+def atomic_write(path: Path, mode: str = "w", *, private: bool = False) -> Iterator[IO]:
+    """Open a temporary file. It replaces `path` when the block succeeds and is deleted when the block raises.
+
+    private: only the owner may read the file, whatever the umask.
+    """
     with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         yield file
 
 

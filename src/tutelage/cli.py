@@ -19,7 +19,8 @@ import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutelage.errors import InputError
@@ -77,9 +78,18 @@ VERBS = {
     "chat": Verb("tutelage.terminal.chat", "chat", "talk to a run in this terminal", USE),
     "serve": Verb("tutelage.server.serve", "serve", "serve an OpenAI-compatible API and a chat page", USE),
     "keys": Verb("tutelage.web.key_command", "keys", "make, list and revoke the API's keys", USE),
+    "feedback": Verb("tutelage.store.feedback_command", "feedback", "export people's feedback as training data", USE),
     "doctor": Verb("tutelage.recipe.doctor", "doctor", "describe this machine and what is missing", MACHINE),
 }
 
+
+# Options that take a server's data folder or database URL in place of files, and what is exported for them.
+TAKE_FEEDBACK: dict[str, dict[str, Any]] = {
+    "sft": {"demos": "demonstrations"},
+    "reward": {"comparisons": "comparisons", "demos": "demonstrations"},
+    "dpo": {"comparisons": "comparisons"},
+    "kto": {"feedback": "kto"},
+}
 
 # Libraries read these when torch is imported; LOG.md has the measurements. Threads that spin only briefly before they
 # sleep lose nothing on a quiet machine, and do not slow down other programs. Both caches keep a kernel for each shape
@@ -141,7 +151,28 @@ def run(words: list[str]) -> None:
         print(help_text(verb, function, terminal_page(), everything="--help-all" in options))
         return
     arguments = parse(verb, function, options)
-    function(*arguments.args, **arguments.kwargs)
+    with exported_feedback(verb, options, arguments):
+        function(*arguments.args, **arguments.kwargs)
+
+
+@contextlib.contextmanager
+def exported_feedback(verb: str, words: Sequence[str], arguments: inspect.BoundArguments) -> Iterator[None]:
+    """In the arguments, replace a server's data folder or database URL by a file with what its people said."""
+    typed = {Path(text): text for word in words for text in (word, word.partition("=")[2])}  # Path drops a URL's slash
+    kinds = TAKE_FEEDBACK.get(verb, {})
+    given = {name: [typed.get(path, str(path)) for path in arguments.arguments.get(name, ())] for name in kinds}
+    if not any("://" in text or os.path.isdir(text) for texts in given.values() for text in texts):
+        yield
+        return
+    from tutelage.runs.run import held_in
+    from tutelage.runs.run_folder import KEPT_INPUTS
+    from tutelage.store.kept_exports import KeptExports, kept_exports
+
+    out = arguments.arguments["out"]
+    exports = KeptExports(out / KEPT_INPUTS, lambda: held_in(out), overwrite=flat(arguments)["overwrite"])
+    with kept_exports(given, kinds, exports) as files:
+        arguments.arguments.update(files)
+        yield
 
 
 def overview() -> str:

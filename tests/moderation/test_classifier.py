@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sqlalchemy.orm import Session
 
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FILE, FlagClassifier, buckets, windows
 from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.moderation.training import Flag, ModerationTrainingConfig, fit, merged, moderation
 from tutelage.runs.run import read_run
+from tutelage.store.consent import TEXT_VERSION
 from tutelage.store.ids import new_id
 from tutelage.store.tables import Consent, ModerationFlag, Setting, User
 from tutelage.web.keys import open_store
@@ -142,26 +144,30 @@ def test_faulty_flags_are_named_by_line(tmp_path: Path, line: str, complaint: st
         moderation(tmp_path / "run", (tmp_path / "flags.jsonl",))
 
 
+def consents(session: Session, who: str, train: bool) -> str:
+    """Record a person's choice. Returns the id of the decision about training."""
+    for kind, granted in (("record", True), ("train", train)):
+        row = Consent(id=new_id("cns_"), user_id=who, kind=kind, granted=granted, text_version=TEXT_VERSION)
+        session.add(row)
+    return row.id
+
+
 def test_flags_given_on_the_pages_train_only_with_consent(tmp_path: Path) -> None:
-    """420 texts of a person who consented are used; those of a person who withdrew consent are not."""
+    """Of three people's 420 texts each, those of the one who consented first and never withdrew are used."""
     database, _ = open_store(tmp_path, "")
     with database.write() as session:
         session.add(Setting(key="recording", value={"allowed": True}))
-        for who, consents in (("usr_yes", [True]), ("usr_no", [True, False])):
+        for who in ("usr_yes", "usr_no", "usr_later"):
             session.add(User(id=who, name=who))
             session.flush()
-            for train in consents:
-                for kind, granted in (("record", True), ("train", train)):
-                    consent = Consent(id=new_id("cns_"), user_id=who, kind=kind, granted=granted, text_version="1")
-                    session.add(consent)
+            given = None if who == "usr_later" else consents(session, who, True)
             for pair in [(a, b, who) for a in WORDS for b in WORDS][:210]:
                 for template, categories in ((RUDE, ["harassment"]), (KIND, [])):
-                    text = template.format(*pair[:2]) + pair[2]
-                    session.add(
-                        ModerationFlag(
-                            id=new_id("flg_"), user_id=who, text=text, flagged=bool(categories), categories=categories
-                        )
-                    )
+                    row = ModerationFlag(id=new_id("flg_"), user_id=who, text=template.format(*pair[:2]) + pair[2])
+                    row.flagged, row.categories, row.consent_id = bool(categories), categories, given
+                    session.add(row)
+        consents(session, "usr_no", False)
+        consents(session, "usr_later", True)
     database.close()
     moderation(tmp_path / "run", config=ModerationTrainingConfig(data=tmp_path))
     results = read_run(tmp_path / "run")["results"]  # type: ignore[index]

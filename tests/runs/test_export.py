@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import normalizers
 
 from tutelage.errors import InputError
 from tutelage.runs import export as stage
 from tutelage.runs.export import export
 from tutelage.runs.folder import load_policy, save_policy
+from tutelage.text.gguf_vocabulary import RULES
 from tutelage.text.tokenizer import Tokenizer
 
 IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45]])
@@ -96,9 +99,59 @@ def test_a_system_turn_is_part_of_the_prompt(run: Path, tmp_path: Path, monkeypa
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="already exists"):
-        export(run, tmp_path / "out")
+    for name, format in (("full", "hf"), ("full", "gguf"), ("empty", "gguf")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / "full/chat_template.jinja").parent.mkdir(exist_ok=True)
+        (tmp_path / "full/chat_template.jinja").write_text("stale")
+        with pytest.raises(InputError, match="already exists"):
+            export(run, tmp_path / name, format)  # type: ignore[arg-type]
+    export(run, tmp_path / "empty")
+
+
+def test_no_template_of_another_export_survives(run: Path, tmp_path: Path) -> None:
+    """Both readers prefer chat_template.jinja to the settings. One may lie in what a killed export has left."""
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    for name in ("chat_template.jinja", "model.safetensors.index.json"):
+        (partial / name).write_text("stale")
+    export(run, tmp_path / "out")
+    assert not (tmp_path / "out/model.safetensors.index.json").exists()
+    chat = [{"role": "user", "content": "hello"}]
+    (tmp_path / "out/chat_template.jinja").write_text("stale")
+    load_policy(run, stage.EXACT)[1].save(tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(chat, tokenize=False)
+    assert theirs == "<|user|>hello<|end|>"
+
+
+DECOMPOSED = "cafe\u0301 \uf900"
+
+
+def test_a_tokenizer_that_normalises_is_exported_and_that_is_said(
+    run: Path, make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Qwen's: transformers' reader of GGUF files, like llama.cpp, splits decomposed text differently."""
+    backend = BackendTokenizer.from_str(tokenizer.to_json())
+    backend.pre_tokenizer, backend.normalizer = RULES["qwen2"](), normalizers.NFC()
+    composing = Tokenizer(backend, tokenizer.settings)
+    save_policy(tmp_path / "qwen", make_gpt("qwen2"), composing)
+    export(tmp_path / "qwen", tmp_path / "qwen.gguf", "gguf")
+    assert "does not apply this tokenizer's Unicode normalisation (NFC)" in capsys.readouterr().out
+    again = load_policy(tmp_path / "qwen.gguf", stage.EXACT)[1]
+    assert again.encode(DECOMPOSED) == composing.encode(DECOMPOSED) != tokenizer.encode(DECOMPOSED)
+    export(run, tmp_path / "plain.gguf", "gguf")
+    assert "normalisation" not in capsys.readouterr().out
+
+
+def test_a_reading_without_the_normalisation_is_not_handed_over(
+    run: Path, make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate holds such text: what loses NFC on the way gives the same ids for all other texts."""
+    backend = BackendTokenizer.from_str(tokenizer.to_json())
+    backend.normalizer = normalizers.NFC()
+    save_policy(tmp_path / "nfc", make_gpt("llama"), Tokenizer(backend, tokenizer.settings))
+    monkeypatch.setattr(stage, "save_policy", lambda place, model, _: save_policy(place, model, tokenizer))
+    with pytest.raises(InputError, match="renders a conversation to different token ids"):
+        export(tmp_path / "nfc", tmp_path / "out")
 
 
 def test_what_only_we_can_read_is_not_handed_over(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.runs.adapter import lighten
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
+from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.sampler import generate, inference_copy
 from tutelage.text.tokenizer import Tokenizer, train_bpe
 
 IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 22, 22, 290, 14, 15, 16, 99, 100, 33]])
@@ -98,12 +100,50 @@ def test_a_pickle_is_not_opened(make_gpt: Any, tokenizer: Tokenizer, tmp_path: P
         load_policy(tmp_path, CPU)
 
 
-def test_spare_rows_of_the_embedding_are_fine(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_policy(tmp_path, make_gpt(vocab_size=303), tokenizer)
-    assert load_policy(tmp_path, CPU)[0].config.vocab_size == 303
-    save_policy(tmp_path, make_gpt(vocab_size=304), tokenizer)
-    with pytest.raises(InputError, match="304 tokens, tokenizer.json has 300"):
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rows", [303, 400, 600])
+def test_rows_of_no_token_are_kept_and_never_sampled(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, rows: int, tied: bool
+) -> None:
+    """The rows beyond the tokens copy likely tokens, so a sampler over all rows would draw them at once."""
+    model = make_gpt("llama", vocab_size=rows, tied=tied)
+    with torch.no_grad():
+        model.head_weight[300:] = 3 * model.head_weight[: rows - 300]
+    save_policy(tmp_path, model, tokenizer)
+    edit_json(tmp_path / "config.json", vocabulary_sha256=None)  # as in folders that others wrote
+    loaded, _ = load_policy(tmp_path, CPU)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    torch.testing.assert_close(loaded(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+    assert float(loaded(IDS)[..., 300:].max()) > float(loaded(IDS)[..., :300].max())
+    for settings in (dict(), dict(temperature=0.0), dict(top_p=0.9), dict(frequency_penalty=1.0), dict(min_p=0.1)):
+        sampling = SamplingConfig(max_tokens=12, **settings)  # type: ignore[arg-type]
+        for model in (loaded, inference_copy(loaded)):
+            drawn = generate(model, IDS.tolist(), range(8), 5, sampling, samples=4)
+            assert max(token for group in drawn for one in group for token in one.ids) < 300
+
+
+def test_a_model_with_twice_as_many_rows_as_tokens_is_taken_for_another(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    save_policy(tmp_path, make_gpt(vocab_size=601), tokenizer)
+    load_policy(tmp_path, CPU)  # its hash says that the tokenizer is its own
+    edit_json(tmp_path / "config.json", vocabulary_sha256=None)
+    with pytest.raises(InputError, match="601 tokens, tokenizer.json has 300"):
         load_policy(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_head_that_differs_from_its_tied_embedding_is_kept(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str
+) -> None:
+    """transformers warns and keeps both; config.json alone would make the embedding the head."""
+    save_policy(tmp_path, make_gpt(family, tied=False), tokenizer)
+    edit_json(tmp_path / "config.json", tie_word_embeddings=True)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ours, words = load_policy(tmp_path, CPU)
+    torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
+    save_policy(tmp_path / "again", ours, words)
+    assert torch.equal(load_policy(tmp_path / "again", CPU)[0](IDS), ours(IDS))
 
 
 def test_a_policy_comes_back_bit_for_bit(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:

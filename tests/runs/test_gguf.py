@@ -12,16 +12,20 @@ import pytest
 import torch
 from gguf.quants import quantize
 from tokenizers import Tokenizer as BackendTokenizer
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.errors import InputError
 from tutelage.model.config import RopeScaling
 from tutelage.model.gguf import infer_scaling, rope_factors
 from tutelage.model.gpt import GPT
+from tutelage.runs.adapter import EXACT
 from tutelage.runs.device import Device
-from tutelage.runs.folder import load_policy
+from tutelage.runs.export import export
+from tutelage.runs.folder import load_policy, save_policy
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer, write_gguf
+from tutelage.stages.import_model import import_model
+from tutelage.stages.interpolate import interpolate
 from tutelage.text.gguf_vocabulary import RULES, from_gguf, to_gguf
 from tutelage.text.tokenizer import Tokenizer
 
@@ -238,14 +242,76 @@ def test_pieces_of_text_are_not_written_as_bytes(tokenizer: Tokenizer) -> None:
         to_gguf(Tokenizer(BackendTokenizer.from_str(json.dumps(state)), tokenizer.settings), 300)
 
 
+# --- what a file says of ends, of BOS and of numbers
+
+
+def test_every_end_that_a_file_names_ends_an_answer(tokenizer: Tokenizer) -> None:
+    """As in Llama 3's files: eos ends a text, eot a turn, eom a call. The template decides which one is trained on."""
+    metadata, _ = to_gguf(tokenizer, 300)
+    names = {"eos": "<|endoftext|>", "eot": "<|end|>", "eom": "<|system|>"}
+    ids = {f"tokenizer.ggml.{key}_token_id": tokenizer.special[token] for key, token in names.items()}
+    again = from_gguf(metadata | ids)
+    assert again.end_of_turn_id == tokenizer.special["<|end|>"]
+    assert set(again.end_ids) == set(ids.values())
+    written, _ = to_gguf(again, 300)
+    assert {written[f"tokenizer.ggml.{key}_token_id"] for key in names} == set(ids.values())
+    assert set(from_gguf(written).end_ids) == set(ids.values())
+    alone, _ = to_gguf(tokenizer, 300)  # one end: llama.cpp finds it under both keys
+    assert alone["tokenizer.ggml.eot_token_id"] == alone["tokenizer.ggml.eos_token_id"] == tokenizer.end_of_turn_id
+
+
+def with_bos(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The same tokenizer with a post-processor as Llama's: BOS before every text."""
+    backend = BackendTokenizer.from_str(with_rule(tokenizer, "gpt-2").to_json())
+    backend.post_processor = processors.TemplateProcessing(
+        single=["<|endoftext|>", "$A"], special_tokens=[("<|endoftext|>", 0)]
+    )
+    return Tokenizer(backend, tokenizer.settings | {"bos_token": "<|endoftext|>", "chat_template": template})
+
+
+def test_bos_comes_back(tokenizer: Tokenizer) -> None:
+    """llama.cpp begins chats with it, too. A file whose chats begin without BOS therefore says that none is added."""
+    first = "{{ bos_token }}" + tokenizer.chat_template
+    metadata, _ = to_gguf(with_bos(tokenizer, first), 300)
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert from_gguf(metadata).encode_text("the cat") == [0, *tokenizer.encode("the cat")]
+    never, _ = to_gguf(with_bos(tokenizer, tokenizer.chat_template), 300)
+    assert never["tokenizer.ggml.add_bos_token"] is False
+    llama = {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": None}
+    unsaid = {key: value for key, value in (metadata | llama).items() if value is not None}
+    assert from_gguf(unsaid).encode_text("a")[0] == 0  # llama.cpp's default for this rule
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6, 1e-12, 5e-6, 1.3e-5])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_epsilon_comes_back_as_config_json_has_it(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, family: str, eps: float
+) -> None:
+    """GGUF holds it in fp32, where 1e-05 reads as 9.99999974737875e-06."""
+    write_gguf(tmp_path / "model.gguf", make_gpt(family, norm_eps=eps), tokenizer, "f16")
+    assert float(np.float32(eps)) != eps
+    assert read_gguf(tmp_path / "model.gguf")[0].config.norm_eps == eps
+
+
+@pytest.mark.parametrize("shape", ["llama3", "mistral", "qwen2", "qwen3", "gpt2"])
+def test_a_file_and_its_original_interpolate(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, shape: str) -> None:
+    family, changes = SHAPES[shape]
+    save_policy(tmp_path / "folder", make_gpt(family, **changes), tokenizer)
+    export(tmp_path / "folder", tmp_path / "model.gguf", "gguf")
+    import_model(tmp_path / "model.gguf", tmp_path / "run")
+    interpolate(tmp_path / "folder", tmp_path / "run", tmp_path / "between")
+    assert load_policy(tmp_path / "between", EXACT)[0](IDS).isfinite().all()
+
+
 # --- Llama 3's factors
 
 
 def test_the_scaling_is_found_from_its_factors() -> None:
     llama = RopeScaling(factor=32.0, low_frequency=1.0, high_frequency=4.0, original_context=8192)
     found = infer_scaling(rope_factors(llama, 64, 500_000.0), 500_000.0)
-    assert found.factor == 32.0 and found.original_context == pytest.approx(8192, rel=1e-3)
-    assert found.high_frequency == pytest.approx(4.0, rel=1e-3)
+    assert found == llama
+    other = RopeScaling(factor=8.0, low_frequency=1.0, high_frequency=4.0, original_context=1000)
+    assert infer_scaling(rope_factors(other, 128, 10_000.0), 10_000.0) == other
     with pytest.raises(ValueError, match="not those of Llama 3"):
         infer_scaling(torch.linspace(1, 8, 32), 10_000.0)
 

@@ -15,15 +15,37 @@ from tokenizers import decoders, models
 
 from tutelage.errors import InputError
 from tutelage.runs import base as places
+from tutelage.runs import gguf_file
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, save_policy
 from tutelage.runs.gguf_file import write_gguf
 from tutelage.stages.import_model import ImportConfig, import_model
 from tutelage.text.chat import encode_chat
-from tutelage.text.tokenizer import Tokenizer
+from tutelage.text.gguf_vocabulary import from_gguf, to_gguf
+from tutelage.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45]])
+
+
+def edit_gguf(source: Path, target: Path, changes: dict[str, Any]) -> None:
+    """The same tensors with other tokenizer settings; a key that is None is left out."""
+    reader = gguf.GGUFReader(source)
+    old = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    kept = {name: value for name, value in old.items() if not name.startswith("tokenizer.")}
+    writer = gguf.GGUFWriter(target, kept.pop("general.architecture"))
+    for name, value in (kept | changes).items():
+        if value is not None:
+            gguf_file._add(writer, name, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
 
 
 @pytest.fixture
@@ -65,6 +87,37 @@ def test_spare_rows_are_kept_unless_they_are_to_go(make_gpt: Any, tokenizer: Tok
         out = tmp_path / str(drop)
         import_model(tmp_path / "spare", out, ImportConfig(drop_spare=drop))
         assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+
+
+def test_a_file_without_a_template_gets_one(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A base model's GGUF file: unused tokens fill its embedding, and the new tokens do not take their rows."""
+    model = make_gpt("llama", vocab_size=320)
+    metadata, _ = to_gguf(tokenizer, 320)
+    plain = {key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
+    with pytest.raises(InputError, match="no chat template.*import-model --make-chat"):
+        from_gguf(plain)
+    renamed = {token: f"<|was {i}|>" for i, token in enumerate(SPECIAL_TOKENS[1:])}
+    plain["tokenizer.ggml.tokens"] = [renamed.get(token, token) for token in plain["tokenizer.ggml.tokens"]]
+    plain |= {"tokenizer.ggml.eos_token_id": 0, "tokenizer.huggingface.json": None}
+    write_gguf(tmp_path / "chat.gguf", model, tokenizer, "f16")
+    edit_gguf(tmp_path / "chat.gguf", tmp_path / "base.gguf", plain)
+    import_model(tmp_path / "base.gguf", tmp_path / "run", ImportConfig(make_chat=True))
+    again, words = load_policy(tmp_path / "run", EXACT)
+    assert (again.config.vocab_size, words.vocab_size, words.end_of_text_id) == (320, 305, 0)
+    torch.testing.assert_close(again.embedding.weight[:300], model.embedding.weight[:300], atol=1e-3, rtol=1e-3)
+    mean = again.embedding.weight[:300].mean(0)
+    torch.testing.assert_close(again.embedding.weight[300:305], mean.expand(5, -1))
+    ids = encode_chat(words, [{"role": "user", "content": "the cat"}], add_generation_prompt=True).ids
+    assert ids == [words.special["<|user|>"], *tokenizer.encode("the cat"), words.end_of_turn_id,
+                   words.special["<|assistant|>"]]  # fmt: skip
+
+
+def test_rows_of_no_token_are_said(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_policy(tmp_path / "spare", make_gpt("llama", vocab_size=303), tokenizer)
+    import_model(tmp_path / "spare", tmp_path / "run")
+    assert "3 rows of the embedding belong to no token; --drop-spare drops them" in capsys.readouterr().err
 
 
 def test_added_tokens_do_not_take_untrained_spare_rows(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_run(world: World, tmp_path: Path, config: Any) -> None:
     assert all(line["ratio_error"] < 1e-4 and line["sampler_gap"] < 1e-3 for line in lines)
     assert not any(key.startswith("ptx_") or key in ("value_loss", "explained_variance") for key in lines[0])
     expected = {"ptx_coef": 0.0, "stopped": None, "kept_iteration": config.iterations, "findings": []}
-    assert results(out) == expected | {"prompts": 8, "shared_layers": 0}
+    assert results(out) == expected | {"prompts": 8, "shared_layers": 0, "reward_read_at": ["end of turn"]}
     assert not any(name.startswith(("value", "adapter", "checkpoints")) for name in files_in(out))
     ids = torch.tensor([[15, 17, 260, 33, 8, 120, 77]])
     ours, _ = load_policy(out, choose_device("cpu", "fp32"))

@@ -148,15 +148,59 @@ def test_padding_is_never_the_end_of_a_turn(tokenizer: Tokenizer, tmp_path: Path
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"] == "<|pad|>"
 
 
-def test_the_end_of_a_turn_is_found_in_the_generation_config(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """For folders whose eos_token is the end of a text, while their template ends turns with another token."""
+def changed(folder: Path, **settings: object) -> Tokenizer:
+    """The tokenizer of this folder with other settings."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return Tokenizer.load(folder)
+
+
+def test_the_token_after_an_answer_ends_it_whatever_eos_token_says(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Folders of base models name the end of a text."""
     tokenizer.save(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
-    assert Tokenizer.load(tmp_path).end_of_turn_id == tokenizer.end_of_text_id
-    ends = [tokenizer.end_of_text_id, tokenizer.end_of_turn_id]
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    assert Tokenizer.load(tmp_path).end_of_turn_id == tokenizer.end_of_turn_id
+    loaded = changed(tmp_path, eos_token="<|endoftext|>")
+    assert loaded.end_of_turn_id == tokenizer.end_of_turn_id
+    loaded.save(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|end|>"
+    # This template writes eos_token elsewhere, so its meaning must stay.
+    loaded = changed(tmp_path, eos_token="<|endoftext|>", chat_template=loaded.chat_template + "{{ eos_token }}")
+    assert loaded.end_of_turn_id == tokenizer.end_of_turn_id and loaded.settings["eos_token"] == "<|endoftext|>"
+    assert loaded.end_ids == (tokenizer.end_of_turn_id, tokenizer.end_of_text_id)
+
+
+def test_every_id_of_the_generation_config_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [3]}))
+    assert Tokenizer.load(tmp_path).end_ids == (5, 3)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5, 10**6]}))
+    assert Tokenizer.load(tmp_path).end_ids == (5, 2)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    assert Tokenizer.load(tmp_path).end_ids == (5, 0)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(InputError, match="not readable as JSON"):
         Tokenizer.load(tmp_path)
+
+
+def test_an_end_of_turn_that_is_not_marked_special_is_accepted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] != "<|end|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.end_of_turn_id, loaded.vocabulary_sha256) == (5, tokenizer.vocabulary_sha256)
+    assert 5 not in loaded.encode("typed <|end|>") and loaded.decode([5]) == ""
+
+
+def test_the_end_of_a_turn_is_found_with_the_next_turn(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As with GLM's template, which ends an answer only by beginning the next turn."""
+    from tutelage.text.chat import training_examples
+
+    tokenizer.save(tmp_path)
+    template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    loaded = changed(tmp_path, chat_template=template + "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    assert loaded.end_of_turn_id == tokenizer.special["<|user|>"]
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    (example,) = training_examples(loaded, turns)
+    learned = [i for i, on in zip(example.ids, example.supervised, strict=True) if on]
+    assert loaded.decode(learned, skip_special=False) == "b<|user|>d<|user|>"

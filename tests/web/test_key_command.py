@@ -2,11 +2,14 @@
 
 import errno
 import re
+import shutil
 
 import pytest
 from sqlalchemy import Connection, Engine, event
 
 from tutelage import cli
+from tutelage.store.database import Database
+from tutelage.store.migrate import current
 from tutelage.web.keys import open_store
 
 
@@ -27,7 +30,6 @@ def keys(tmp_path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_made_listed_used_and_revoked(keys, tmp_path) -> None:
-    assert keys("list") == (0, "")
     _, made = keys("make", "--name", "laptop", "--scopes", "inference", "admin", "--days", "3", "--concurrent", "2")
     secret = re.findall(r"^(sk-[\w-]{43})   \(shown only now\)$", made, re.MULTILINE)[0]
     _, listed = keys("list")
@@ -43,8 +45,29 @@ def test_made_listed_used_and_revoked(keys, tmp_path) -> None:
     database.close()
 
 
+@pytest.mark.parametrize("database", [False, True])
+def test_listing_creates_nothing(keys, tmp_path, database: bool) -> None:
+    url = ("--database", f"sqlite:///{tmp_path}/elsewhere/t.db") if database else ()
+    code, said = keys("list", *url)
+    assert code == 0 and said.count("\n") == 1 and "no keys" in said and "no server has run" in said
+    code, said = keys("revoke", "laptop", *url)
+    assert code == 2 and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_listing_creates_no_table_in_postgresql(keys, tmp_path, postgresql) -> None:
+    url = postgresql.new_database()
+    assert keys("list", "--database", url)[0] == 0
+    assert current(Database(url)) is None and list(tmp_path.iterdir()) == []
+    keys("make", "--database", url)
+    shutil.rmtree(tmp_path / "data")
+    assert "key  inference  in use" in keys("list", "--database", url)[1]
+    assert list(tmp_path.iterdir()) == []  # the pepper is not needed to list
+
+
 def test_a_full_disk_is_one_line(keys) -> None:
-    keys("list")
+    keys("make")
 
     @event.listens_for(Engine, "begin")
     def full(connection: Connection) -> None:

@@ -31,6 +31,20 @@ def stream(documents: Sequence[Sequence[int]], separator: int) -> np.ndarray:
     return ids
 
 
+def document_opening(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before each document, such as BOS: a model trained with it has seen none without.
+
+    Empty if it is the separator, which stands before each document anyway.
+    """
+    return [] if tokenizer.opening == [tokenizer.end_of_text_id] else tokenizer.opening
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each document, after its opening."""
+    opening = document_opening(tokenizer)
+    return [[*opening, *ids] for ids in tokenizer.encode_batch(texts)]
+
+
 def encode_at_least(tokenizer: Tokenizer, texts: Sequence[str], needed: int, generator: torch.Generator) -> np.ndarray:
     """A stream of documents in random order: at least `needed` tokens, or all documents if they have fewer.
 
@@ -41,7 +55,7 @@ def encode_at_least(tokenizer: Tokenizer, texts: Sequence[str], needed: int, gen
     for batch in torch.randperm(len(texts), generator=generator).split(DOCUMENTS_AT_ONCE):
         if tokens >= needed:
             break
-        ids += tokenizer.encode_batch([texts[i] for i in batch.tolist()])
+        ids += encode_documents(tokenizer, [texts[i] for i in batch.tolist()])
         tokens = sum(len(document) + 1 for document in ids)
     return stream(ids, tokenizer.end_of_text_id)
 

@@ -1,21 +1,22 @@
-"""Redact personal data: text -> text with [EMAIL], [PHONE] and [URL], and counts.
+"""Redact personal data: text -> text with placeholders such as [EMAIL] and [PHONE], and counts.
 
 Works for English and Chinese. A word boundary (backslash b) does not work next to Chinese characters, which count as
 letters, so the patterns say in ASCII which characters may stand next to a match. Full-width letters and digits are
-matched as their ASCII equivalents, one character for one, so positions in the text do not change. Apart from Chinese
-mobile numbers, phone numbers are found by the library `phonenumbers`, which knows every country's numbering plan.
-Names, addresses and identity numbers are not detected yet.
+matched as their ASCII equivalents, one character for one, so positions in the text do not change. Names, postal
+addresses and numbers written in words are not detected.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import IPv6Address
 
-from tutelage.errors import InputError
+from tutelage.data.identity_numbers import card_numbers, resident_numbers
+from tutelage.data.phone_numbers import phone_numbers
 
-PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "url": "[URL]"}
-PHONE_REGIONS = ("US", "CN")  # how to read numbers without a country code; those with one are found for any country
+PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in ("url", "email", "id", "card", "ip", "phone")}
 
 # ASCII without space, quotes, < and >. A final full stop is not part of the address.
 _ADDRESS = r"[!#-;=?-~]*[0-9A-Za-z/_=#&~-]"
@@ -27,11 +28,12 @@ _DOMAIN = re.compile(
     r"(?<![0-9A-Za-z@._-])(?:[0-9a-z-]+\.)+(?:com|org|net|edu|gov|io|cn)(?![0-9A-Za-z@])" + f"(?:/{_ADDRESS})?",
     re.IGNORECASE,
 )
-_EMAIL = re.compile(
-    r"(?<![0-9A-Za-z._%+-])[0-9A-Za-z][0-9A-Za-z._%+-]*@(?:[0-9A-Za-z-]+\.)+[A-Za-z]{2,}(?![0-9A-Za-z])"
-)
-_CN_MOBILE = re.compile(r"(?<![0-9A-Za-z])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![0-9A-Za-z])", re.ASCII)
-_SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")  # fewer are not a phone number: skip the slow search
+_EMAIL = re.compile(r"(?<![0-9A-Za-z._%+-])[0-9A-Za-z][0-9A-Za-z._%+-]*@(?:[0-9A-Za-z-]+\.)+[A-Za-z]{2,}")
+_IPV4 = re.compile(r"(?<![0-9.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9]|\.[0-9])")
+_IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![0-9A-Za-z:])")
+_VERSION = re.compile(r"(?:\bv|\bversion|版本号?)[\s:.]*$", re.IGNORECASE)
+# Fewer digits are not a number of a phone, a card or a person: skip the slow searches.
+_SEVEN_DIGITS = re.compile(r"(?:[0-9][^0-9A-Za-z]{0,3}){6}[0-9]")
 # Every match of the other patterns contains one of these.
 _SUSPECT = re.compile(r"[@:]|\.[0-9A-Za-z]|" + _SEVEN_DIGITS.pattern)
 
@@ -51,7 +53,7 @@ def find(text: str) -> list[Span]:
     """Spans (start, end, kind) in order, without overlap."""
     if text.isascii() and not _SUSPECT.search(text):
         return []  # fast path: nearly every line of chat
-    plain = text if text.isascii() else "".join(_plain(c) for c in text)
+    plain = text if text.isascii() else text.translate(_PLAIN)
     spans: list[Span] = []
     claimed = bytearray(len(text))
     for start, end, kind in _candidates(plain):
@@ -63,26 +65,39 @@ def find(text: str) -> list[Span]:
 
 def _candidates(text: str) -> Iterator[Span]:
     """Spans that may overlap; the earlier one takes precedence."""
-    for kind, pattern in (("url", _URL), ("email", _EMAIL), ("url", _DOMAIN), ("phone", _CN_MOBILE)):
-        if kind == "email" and "@" not in text:
-            continue
-        for match in pattern.finditer(text):
-            yield match.start(), match.end(), kind
+    kinds: list[tuple[str, Iterable[tuple[int, int]]]] = [
+        ("url", (match.span() for match in _URL.finditer(text))),
+        ("email", (match.span() for match in _EMAIL.finditer(text if "@" in text else ""))),
+        ("url", (match.span() for match in _DOMAIN.finditer(text))),
+        ("ip", _ip_addresses(text)),
+    ]
     if _SEVEN_DIGITS.search(text):
-        yield from _phone_numbers(text)
+        kinds += [("id", resident_numbers(text)), ("card", card_numbers(text)), ("phone", phone_numbers(text))]
+    for kind, spans in kinds:
+        for start, end in spans:
+            yield start, end, kind
 
 
-def _phone_numbers(text: str) -> Iterator[Span]:
-    try:
-        from phonenumbers import Leniency, PhoneNumberMatcher
-    except ImportError:
-        raise InputError("the package phonenumbers is not installed; run: pip install phonenumbers") from None
-    for region in PHONE_REGIONS:
-        for number in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
-            yield number.start, number.end, "phone"
+def _ip_addresses(text: str) -> Iterator[tuple[int, int]]:
+    """Addresses of machines other than this one. What looks like a version or the number of a section is left out."""
+    for match in _IPV4.finditer(text):
+        version = _VERSION.search(text[max(0, match.start() - 12) : match.start()])
+        parts = [int(part) for part in match[0].split(".")]
+        if max(parts) in range(10, 256) and parts[0] not in (0, 127, 255) and not version:
+            yield match.span()
+    for match in _IPV6.finditer(text if text.count(":") > 2 else ""):
+        with suppress(ValueError):
+            if IPv6Address(match[0]) and max(map(len, match[0].split(":"))) > 2:
+                yield match.span()
 
 
-def _plain(character: str) -> str:
-    """The NFKC form of a character if that is one character, so that positions do not change."""
-    plain = unicodedata.normalize("NFKC", character)
-    return plain if len(plain) == 1 else character
+class _PlainCharacters(dict[int, str]):
+    """Code points and their NFKC form if that is one character, so that positions do not change; filled when used."""
+
+    def __missing__(self, code: int) -> str:
+        plain = unicodedata.normalize("NFKC", chr(code))
+        self[code] = plain if len(plain) == 1 else chr(code)
+        return self[code]
+
+
+_PLAIN = _PlainCharacters()

@@ -81,6 +81,13 @@ def encode_response(prompt: Messages, response: str, tokenizer: Tokenizer) -> li
     return encode_answer(tokenizer, [*prompt, {"role": "assistant", "content": response}]).ids
 
 
+def after_turn(tokenizer: Tokenizer) -> list[int]:
+    """What the chat template writes after an answer's end of turn, such as a newline; often nothing."""
+    prompt: Messages = [{"role": "user", "content": "a"}]
+    whole = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": "a"}]).ids
+    return whole[len(encode_response(prompt, "a", tokenizer)) :]
+
+
 def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """Group rankings of the same responses by different annotators, so that each response is computed only once."""
     groups: dict[tuple[tuple[int, ...], ...], list[Ranking]] = {}

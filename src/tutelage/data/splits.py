@@ -41,7 +41,15 @@ def split_people(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 def split_question(question: str) -> str:
     """The split of a question: train, valid or test."""
-    position = unit_hash("question", normalised(question))
+    return _split_at(unit_hash("question", normalised(question)))
+
+
+def split_person(person: str) -> str:
+    """The split of everything that a person wrote: train, valid or test."""
+    return _split_at(unit_hash("person", person))
+
+
+def _split_at(position: float) -> str:
     return "test" if position < QUESTION_TEST else "valid" if position < QUESTION_TEST + QUESTION_VALID else "train"
 
 

@@ -39,7 +39,7 @@ class Batch:
 
     def admit(self, handle: Handle) -> None:
         """Put a request into the next slot."""
-        row = RunningRequest(handle, len(self.rows), self.model.config.vocab_size, self.device)
+        row = RunningRequest(handle, len(self.rows), self.model.tokens, self.device)
         if not row.request.prompt_logprobs:  # these need the hidden state of every prompt token
             self._reuse(row)
             row.leader = self._leader(row)
@@ -122,7 +122,7 @@ class Batch:
         if len(following):
             logits = self.model.logits(never_one(hidden[: len(following)]))[: len(following)]
             row.scored.logprobs.extend(own_logprobs(logits, torch.from_numpy(following).to(self.device)))
-            row.scored.top.extend(alternatives(logits, row.request.top_logprobs))
+            row.scored.top.extend(alternatives(logits, row.request.top_logprobs, self.model.tokens))
         if row.done + len(hidden) == row.prompt:
             row.handle.emit(row.scored)
 
@@ -135,9 +135,10 @@ class Batch:
         if not sampling:
             return
         rows, logits = [ready[i] for i in sampling], self.model.logits(never_one(hidden[sampling]))[: len(sampling)]
-        tokens = choose(logits, [row.choice() for row in rows])
+        tokens = choose(logits[:, : self.model.tokens], [row.choice() for row in rows])
         most = max(row.request.top_logprobs for row in rows)
-        results = zip(rows, tokens.tolist(), own_logprobs(logits, tokens), alternatives(logits, most), strict=True)
+        tops = alternatives(logits, most, self.model.tokens)
+        results = zip(rows, tokens.tolist(), own_logprobs(logits, tokens), tops, strict=True)
         for row, token, logprob, top in results:
             if token in row.request.stop_ids:
                 self.finish(row, "stop")

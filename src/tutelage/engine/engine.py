@@ -98,7 +98,7 @@ class Engine:
         return handle
 
     def _check(self, request: Request) -> None:
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.model.tokens
         named = [*request.prompt, *(token for token, _ in request.sampling.logit_bias)]
         if not request.prompt or request.max_new_tokens < 0 or request.seed < 0:
             raise ValueError("a request needs a prompt, max_new_tokens >= 0 and seed >= 0")

@@ -51,11 +51,11 @@ def own_logprobs(logits: Tensor, tokens: Tensor) -> list[float]:
     return (-F.cross_entropy(logits.float(), tokens, reduction="none")).tolist()
 
 
-def alternatives(logits: Tensor, count: int) -> list[Top]:
-    """The `count` most likely tokens of each row of (n, V) logits, with their log-probabilities."""
+def alternatives(logits: Tensor, count: int, tokens: int) -> list[Top]:
+    """The `count` most likely of the first `tokens` ids of each row of (n, V) logits, with their log-probabilities."""
     if count == 0:
         return [[] for _ in range(len(logits))]
     logits = logits.float()
-    best = logits.topk(min(count, logits.shape[-1]))
+    best = logits[:, :tokens].topk(min(count, tokens))
     logprobs = best.values - logits.logsumexp(-1, keepdim=True)
     return [list(zip(ids, values)) for ids, values in zip(best.indices.tolist(), logprobs.tolist())]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.packing import stream
+from tutelage.data.packing import document_opening, encode_documents, stream
 from tutelage.data.panel import Panel
 from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
@@ -104,7 +104,7 @@ def open_bench(
     tokens = None
     if heldout:
         texts = [document.plain_text() for document in read_documents(heldout)]
-        tokens = stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
+        tokens = stream(encode_documents(tokenizer, texts), tokenizer.end_of_text_id)
         check_windows(tokens, row_length(config.heldout_window, model.config.context, "--heldout-window"))
     del model
     load = frozen_loader(sft, device, config.max_prompt, config.max_tokens)
@@ -150,8 +150,8 @@ def heldout_bits(bench: Bench, model: GPT) -> float | None:
     if bench.heldout is None:
         return None
     length = row_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-    sizes = bench.tokenizer.token_byte_counts()
-    return bits_per_byte(model, bench.heldout, sizes, bench.config.heldout_windows, length)
+    sizes, opening = bench.tokenizer.token_byte_counts(), document_opening(bench.tokenizer)
+    return bits_per_byte(model, bench.heldout, sizes, bench.config.heldout_windows, length, opening)
 
 
 def sample(bench: Bench, model: GPT, count: int) -> list[list[Response]]:

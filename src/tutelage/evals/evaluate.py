@@ -28,7 +28,7 @@ from tutelage.evals.judging import figures, scorers_of
 from tutelage.evals.preference import win_rate
 from tutelage.evals.rankings import policy_row, reward_row
 from tutelage.evals.table import lines_of
-from tutelage.rewards.open import kind_of, load_frozen, open_reward, reward_inputs
+from tutelage.rewards.open import foreign_models, kind_of, load_frozen, open_reward, places_read, reward_inputs
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import same_tokenizer
@@ -83,6 +83,7 @@ def evaluate(
             show_again(run)
             return
         report: dict[str, Any] = {"models": {}, "samples": [], "prompts": 0, "panel": None}
+        read_at: dict[str, list[str]] = {}
         if prompts:
             folders, reference = contest.responding, contest.reference
             for folder in folders.values():
@@ -90,12 +91,15 @@ def evaluate(
             bench = open_bench(
                 config, run.device, fixed.get("base"), folders[reference], reward, panel, prompts, heldout
             )
+            if bench.reward and (foreign := foreign_models(bench.reward)):
+                run.progress.say(f"{out}: {foreign}")
+                read_at = places_read(bench.reward)
             report = compare(bench, measure_all(run, bench, folders, reference), reference)
         if comparisons:
             report["rankings"] = judge_rankings(run, contest, comparisons, reward, config)
         with atomic_write(out / "evaluation.json") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
-        run.finish(results_of(report), ending(report, contest))
+        run.finish(results_of(report) | read_at, ending(report, contest))
 
 
 def results_of(report: dict[str, Any]) -> dict[str, Any]:

@@ -101,14 +101,13 @@ def side_by_side(models: Iterable[Responses]) -> Responses:
 def reward_scores(bench: Bench, responses: Responses) -> Tensor:
     """(prompts, responses each): the reward's scores; a reward model's are read at the end-of-turn token.
 
-    Truncated responses get an end-of-turn token, and one that ended otherwise gets it instead, so that all are
-    comparable.
+    Truncated responses get an end-of-turn token, so that all are comparable.
     """
     end = bench.tokenizer.end_of_turn_id
 
     def score(unique: Responses) -> list[Tensor]:
         ids = [
-            [[*prompt, *(one.ids[:-1] if one.ended else one.ids), end] for one in group]
+            [[*prompt, *one.ids, *([] if one.ended else [end])] for one in group]
             for prompt, group in zip(bench.prompt_ids, unique, strict=True)
         ]
         conversations = [

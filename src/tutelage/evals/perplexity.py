@@ -2,7 +2,8 @@
 
     model, held-out windows -> sum of -log2 p(token) / bytes of text
 
-The end-of-text token has no bytes but its loss counts, so the figure errs on the high side.
+The end-of-text token has no bytes but its loss counts, so the figure errs on the high side. The tokens that a tokenizer
+puts before a document, such as BOS, are read and not predicted, as in lm-evaluation-harness.
 """
 
 import math
@@ -26,8 +27,18 @@ def check_windows(ids: np.ndarray, length: int) -> None:
 
 
 @torch.no_grad()
-def bits_per_byte(model: GPT, ids: np.ndarray, token_byte_counts: Sequence[int], windows: int, length: int) -> float:
-    """Bits per byte on the first `windows` windows of `length` tokens of a stream (fewer if it is shorter)."""
+def bits_per_byte(
+    model: GPT,
+    ids: np.ndarray,
+    token_byte_counts: Sequence[int],
+    windows: int,
+    length: int,
+    opening: Sequence[int] = (),
+) -> float:
+    """Bits per byte on the first `windows` windows of `length` tokens of a stream (fewer if it is shorter).
+
+    The tokens of `opening` are not scored.
+    """
     rows = np.arange(min(windows, window_count(ids, length)))
     sizes = torch.tensor(token_byte_counts)
     nats, total_bytes = 0.0, 0
@@ -36,6 +47,10 @@ def bits_per_byte(model: GPT, ids: np.ndarray, token_byte_counts: Sequence[int],
         inputs, targets = batch[:, :-1], batch[:, 1:]
         device = model.embedding.weight.device
         hidden = model.trunk(inputs.to(device)).flatten(0, 1)
-        nats += float(next_token_loss(hidden, model.head_weight, targets.flatten().to(device), total=1.0))
+        targets = targets.flatten()
+        if opening:
+            scored = ~torch.isin(targets, torch.tensor(opening))
+            hidden, targets = hidden[scored.to(device)], targets[scored]
+        nats += float(next_token_loss(hidden, model.head_weight, targets.to(device), total=1.0))
         total_bytes += int(sizes[targets].sum())
     return nats / math.log(2) / total_bytes

@@ -160,7 +160,7 @@ def choose(
 @torch.inference_mode()
 def choice_scores(model: GPT, tokenizer: Tokenizer, prompt: str, choices: Sequence[str]) -> torch.Tensor:
     """(choices,): mean log-probability per token of each choice after the prompt and a space."""
-    start = tokenizer.encode(prompt)
+    start = [*tokenizer.opening, *tokenizer.encode(prompt)]
     responses = [Response(tokenizer.encode(f" {choice}"), [], True) for choice in choices]
     batch = pad_responses([start] * len(responses), responses, tokenizer.pad_id, model.embedding.weight.device)
     return response_logprobs(model, batch).sum(1) / batch.mask.sum(1)
@@ -190,7 +190,8 @@ def generate_answers(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], 
     items = pool[: config.count]
     fits = leaves_room(model, tokenizer, config.max_tokens)
     shots = min(shots, len(pool) - 1)
-    prompts = [tokenizer.encode(make_prompt(item, pool, shots, fits, config.seed, render)) for item in items]
+    questions = [make_prompt(item, pool, shots, fits, config.seed, render) for item in items]
+    prompts = [[*tokenizer.opening, *tokenizer.encode(text)] for text in questions]
     # InstructGPT's automatic evaluations cut at the first newline. Reasoning may span lines, so we cut at a blank line.
     stop = stop_at([BLANK_LINE], tokenizer.decode)
     responses, size = [], max(1, ROWS // samples)
@@ -224,4 +225,5 @@ def make_prompt(
 
 def leaves_room(model: GPT, tokenizer: Tokenizer, room: int) -> Callable[[str], bool]:
     """A function that says whether a prompt leaves `room` tokens of the model's context free."""
+    room += len(tokenizer.opening)
     return lambda prompt: len(tokenizer.encode(prompt)) + room <= model.config.context

@@ -16,7 +16,8 @@ from torch import Tensor
 from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
-from tutelage.model.hf_config import NoClassError, family_of
+from tutelage.model.gpt_neo import from_gpt_neo, to_gpt_neo
+from tutelage.model.hf_config import family_of
 
 Names = dict[str, tuple[str, ...]]
 
@@ -92,7 +93,7 @@ def _parts(model: GPT, path: str, parameter: Tensor, count: int) -> tuple[Tensor
 def to_hf_weights(model: GPT) -> dict[str, Tensor]:
     """{transformers' name: tensor}. Raises NoClassError for weights that their class cannot store."""
     weights = _hf_views(model)
-    return _to_gpt_neo(weights, model) if family_of(model.config) == "gpt_neo" else weights
+    return to_gpt_neo(weights, model) if family_of(model.config) == "gpt_neo" else weights
 
 
 def _hf_views(model: GPT) -> dict[str, Tensor]:
@@ -109,8 +110,18 @@ def load_hf_weights(model: GPT, weights: Mapping[str, Tensor]) -> None:
     """Copy tensors with transformers' names into the decoder. Raises InputError unless names and shapes fit exactly."""
     weights = _current_names(model, weights)
     if family_of(model.config) == "gpt_neo":
-        weights = _from_gpt_neo(weights, model)
+        weights = from_gpt_neo(weights, model)
     copy_weights(_hf_views(model), weights)
+
+
+def with_own_head(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPTConfig:
+    """The shape without the tie, if the file holds a head other than the embedding: transformers keeps both, too."""
+    if not config.tied or (head := weights.get("lm_head.weight")) is None:
+        return config
+    name = NAMES[family_of(config)]["embedding"][0] + ".weight"
+    embedding = weights.get(name, weights.get(name.removeprefix("transformer.")))
+    same = embedding is None or (head.shape == embedding.shape and torch.equal(head, embedding))
+    return config if same else replace(config, tied=False)
 
 
 # Longest context accepted, in tokens. Each position takes memory in the rotary table or position embedding.
@@ -183,36 +194,3 @@ def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tenso
         if embedding is not None and torch.equal(named["lm_head.weight"], embedding):
             del named["lm_head.weight"]
     return named
-
-
-# GPT-Neo's attention has no factor 1/sqrt(D), and its query, key and value maps have no biases.
-
-
-def query_scale(model: GPT) -> float:
-    """Factor from their query weights to ours."""
-    return model.config.head_width**0.5 if family_of(model.config) == "gpt_neo" else 1.0
-
-
-def _to_gpt_neo(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
-    """Our weights as GPT-Neo stores them. Raises NoClassError for biases that it lacks."""
-    written = {}
-    for name, tensor in weights.items():
-        if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
-            if tensor.any():
-                raise NoClassError(
-                    f"model: {name} is not 0; GPT-Neo, the only class with GPT-3's bands, lacks this bias"
-                )
-            continue
-        written[name] = tensor / query_scale(model) if name.endswith("q_proj.weight") else tensor
-    return written
-
-
-def _from_gpt_neo(weights: Mapping[str, Tensor], model: GPT) -> dict[str, Tensor]:
-    """GPT-Neo's weights scaled as ours, with biases of 0 added."""
-    read = dict(weights)
-    for name in weights:
-        if name.endswith("q_proj.weight"):
-            read[name] = weights[name] * query_scale(model)
-        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
-            read[name.removesuffix("weight") + "bias"] = torch.zeros(len(weights[name]))
-    return read

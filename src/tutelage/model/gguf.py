@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,19 +79,27 @@ def _read_shape(
     )
     if kind == "gpt2":
         shape |= dict(norm="layer", learned_positions=True, mlp="gelu", biases=True)
-        return GPTConfig(**shape, norm_eps=number("attention.layer_norm_epsilon"))
+        return GPTConfig(**shape, norm_eps=decimal(number("attention.layer_norm_epsilon")))
     if (rotated := metadata.get(f"{kind}.rope.dimension_count", shape["head_width"])) != shape["head_width"]:
         raise ValueError(f"{rotated} of {shape['head_width']} channels of a head are rotated; all must be")
-    theta = float(metadata.get(f"{kind}.rope.freq_base", 10_000.0))
+    theta = decimal(metadata.get(f"{kind}.rope.freq_base", 10_000.0))
     factors = tensors.get(FREQUENCIES)
     return GPTConfig(
         **shape,
-        norm_eps=number("attention.layer_norm_rms_epsilon"),
+        norm_eps=decimal(number("attention.layer_norm_rms_epsilon")),
         rope_theta=theta,
         rope_scaling=None if factors is None else infer_scaling(factors, theta),
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
     )
+
+
+def decimal(number: float) -> float:
+    """The number in the model's config.json: the shortest decimal of those with the same fp32.
+
+    GGUF holds numbers in fp32. With 9.99999974737875e-06 a model would count as another than its original.
+    """
+    return float(str(np.float32(number)))
 
 
 def to_metadata(config: GPTConfig) -> dict[str, Any]:
@@ -177,10 +186,17 @@ def infer_scaling(factors: Tensor, theta: float) -> RopeScaling:
     slope = float((kept[i] - kept[j]) / (frequency[i] - frequency[j]))
     high = 1 + 1 / (slope * float(frequency[j]) - float(kept[j]))
     context = round(slope * (high - 1) * 2 * math.pi)
-    scaling = RopeScaling(factor=most, low_frequency=1.0, high_frequency=high, original_context=context)
-    if not torch.allclose(rope_factors(scaling, head_width, theta), factors.float(), rtol=1e-3):
-        raise ValueError("its rotary factors are not those of Llama 3's scaling")
-    return scaling
+    for digits, multiple in ((1, 1024), (1, 1), (3, 1), (17, 1)):  # the roundest numbers that give the factors
+        scaling = RopeScaling(
+            factor=decimal(most),
+            low_frequency=1.0,
+            high_frequency=round(high, digits),
+            original_context=max(1, round(context / multiple) * multiple),
+        )
+        close = 1e-6 if digits < 17 else 1e-3
+        if torch.allclose(rope_factors(scaling, head_width, theta), factors.float(), rtol=close):
+            return scaling
+    raise ValueError("its rotary factors are not those of Llama 3's scaling")
 
 
 def architecture_of(config: GPTConfig) -> str:

@@ -196,6 +196,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
+        self.tokens = config.vocab_size  # fewer if the last rows of the embedding belong to no token: never sampled
         self.embedding = Embedding(config.vocab_size, config.width)
         if config.learned_positions:
             self.positions = Embedding(config.context, config.width)

@@ -2,11 +2,15 @@
 
     ids (B, L) -> trunk -> hidden (B, L, C) -> score of each prefix (B, L)
 
-A reward model (Ouyang et al. 2022, section 3.5) is read at the last token of the response. `mean`, the average score of
-demonstrations, is subtracted so that these score 0. `std` is the standard deviation of their scores, which puts the
-members of an ensemble on one scale; None if not measured. A value network is read at every position.
+A reward model (Ouyang et al. 2022, section 3.5) is read at the end of the response's turn. One that others trained is
+read where transformers reads it: at the last token of the rendered conversation that is not the padding token. `mean`,
+the average score of demonstrations, is subtracted so that these score 0. `std` is the standard deviation of their
+scores, which puts the members of an ensemble on one scale; None if not measured. A value network is read at every
+position.
 The head has no bias, because transformers' sequence-classification heads have none.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +18,27 @@ from torch import Tensor, nn
 from tutelage.model.gpt import GPT, Linear, ResidualStream
 
 
+@dataclass(frozen=True)
+class LastToken:
+    """A reward model is read at the last token that is not padding."""
+
+    pad_id: int | None  # of the model's config.json; None: any last token
+
+
 class ScalarGPT(nn.Module):
     """A GPT trunk and a scalar head: one number per token. The trunk's own output head is not used."""
 
-    def __init__(self, trunk: GPT, mean: float = 0.0, std: float | None = None):
+    def __init__(self, trunk: GPT, mean: float = 0.0, std: float | None = None, last_token: LastToken | None = None):
         super().__init__()
         self.trunk = trunk
         self.score = Linear(trunk.config.width, 1, bias=False)
         self.mean, self.std = mean, std
+        self.last_token = last_token  # None: read at the end of the turn
+
+    @property
+    def read_at(self) -> str:
+        """Where its score is read, in words, for the output and run.json."""
+        return "last token" if self.last_token else "end of turn"
 
     def initialise(self, generator: torch.Generator) -> "ScalarGPT":
         """Draw head weights of std 1/sqrt(C + 1) (Stiennon et al. 2020, appendix B); the trunk is unchanged."""

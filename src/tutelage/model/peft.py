@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
-from tutelage.model.families import INPUT_FIRST, NAMES, query_scale
+from tutelage.model.families import INPUT_FIRST, NAMES
 from tutelage.model.gpt import GPT
+from tutelage.model.gpt_neo import query_scale
 from tutelage.model.hf_config import family_of
 from tutelage.model.lora import ALL, MAPS, Adapter, LoRAConfig, adapted_linears, add_adapters, stored_maps
-
-PREFIX = "base_model.model."
-Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r)
+from tutelage.model.peft_file import PREFIX, Pair, read_names
+from tutelage.model.peft_tables import change_tables, their_tables
 
 
 def to_peft(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -67,14 +67,23 @@ def _pairs(adapter: Adapter, theirs: tuple[str, ...]) -> list[tuple[str, Pair]]:
 
 
 def from_peft(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
-    """Freeze the model and add the adapters. Raises InputError for anything but a plain LoRA of this model."""
+    """Freeze the model and add the adapters. Raises InputError for anything but a plain LoRA of this model.
+
+    Changes to the embedding, the positions and the head are merged at once. A tied head does not follow a LoRA on the
+    embedding, as in PEFT, so the model is then untied.
+    """
     try:
-        pairs = _read_pairs(config, tensors)
+        file = read_names(config, tensors, set(their_tables(model)))
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError, re.error) as error:
         raise InputError(f"adapter: adapter_config.json does not describe a LoRA ({error})") from None
     modules = _their_modules(model)
-    if unknown := sorted(pairs.keys() - modules.keys()):
+    if unknown := sorted(file.linears.keys() - modules.keys()):
         raise InputError(f"adapter: the base model has no linear map {unknown[0]}; the adapter is for another model")
+    model = change_tables(model, file).requires_grad_(False)
+    return _add_linears(model, file.linears, modules) if file.linears else model
+
+
+def _add_linears(model: GPT, pairs: Mapping[str, Pair], modules: Mapping[str, tuple[str, tuple[str, ...]]]) -> GPT:
     rank = max(len(down) for down, _ in pairs.values())
     targets = tuple(name for name in ALL if any(name in modules[module][1] for module in pairs))
     lowest = min(int(modules[module][0].split(".")[1]) for module in pairs)
@@ -117,39 +126,3 @@ def _copy(module: str, pair: Pair, maps: Sequence[Pair]) -> None:
     for (a, b), part in zip(maps, up.split(rows), strict=True):
         a[: len(down)] = down
         b[:, : len(down)] = part
-
-
-def _read_pairs(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
-    """{their module: (A, B times its scale)}. Raises InputError for other kinds of adapters and incomplete pairs."""
-    for name, plain in {"peft_type": "LORA", "bias": "none", "use_dora": False}.items():
-        if config.get(name, plain) != plain:
-            raise InputError(f"adapter: {name} is {config[name]!r}; only plain LoRA is supported ({name} {plain!r})")
-    initial = config.get("init_lora_weights")
-    if str(initial).startswith(("pissa", "olora", "corda", "loftq")):
-        raise InputError(f"adapter: {initial} changes the base model, too; only plain LoRA is supported")
-    matrices: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight", name)
-        if match is None:
-            raise InputError(f"adapter: {name} is not a LoRA matrix of a linear map; only these are supported")
-        matrices.setdefault(match[1], {})[match[2]] = tensor.float()
-    pairs = {}
-    for module, pair in matrices.items():
-        if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].shape[1:] != pair["A"].shape[:1]:
-            raise InputError(f"adapter: A and B of {module} are incomplete or do not match; copy the adapter again")
-        pairs[module] = (pair["A"], pair["B"] * _scale(config, module))
-    if not pairs:
-        raise InputError("adapter: the file contains no LoRA matrices; copy it again")
-    return pairs
-
-
-def _scale(config: Mapping[str, Any], module: str) -> float:
-    """alpha / r, or alpha / sqrt(r) if rank-stabilised, where patterns may set alpha and r of single modules."""
-    alpha, rank = (
-        next(
-            (value for key, value in (config.get(pattern) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", module)),
-            config[default],
-        )
-        for pattern, default in (("alpha_pattern", "lora_alpha"), ("rank_pattern", "r"))
-    )
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)

@@ -18,6 +18,11 @@ from tutelage.model.gpt import GPT
 ALIKE = 0.98
 
 
+def token_rows(model: GPT) -> int:
+    """Number of rows of the head that belong to a token; only these are sampled. A table of logits has no others."""
+    return getattr(model, "tokens", len(model.head_weight))
+
+
 @torch.no_grad()
 def redraw_untrained_rows(model: GPT, tokens: Sequence[int], generator: torch.Generator) -> list[int]:
     """Redraw the rows of those `tokens` that are nearly parallel to another's, with the statistics of all other rows.
@@ -44,6 +49,7 @@ def resize_vocabulary(model: GPT, rows: int) -> GPT:
     """
     old = model.embedding.weight
     new = GPT(replace(model.config, vocab_size=rows), model.compute_dtype).to(old.device)
+    new.tokens = min(model.tokens, rows)
     kept = min(rows, len(old))
     for name, parameter in new.named_parameters():
         before = model.get_parameter(name)

@@ -17,21 +17,17 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from sqlalchemy import select
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 from tutelage.data.fields import labels, text_field
-from tutelage.data.jsonl import read_jsonl, write_jsonl
+from tutelage.data.jsonl import read_jsonl
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold
 from tutelage.options import Advanced, NonNegative, Range
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
-from tutelage.store.consent import recording_of
-from tutelage.store.tables import ModerationFlag
-from tutelage.web.keys import open_store
 
 MIN_FLAGS = 200
 MIN_PER_CATEGORY = 20
@@ -109,22 +105,18 @@ def ending(out: Path, counts: dict[str, int], table: dict[str, dict[str, float |
 @contextlib.contextmanager
 def flags_of_server(data: Path, url: str, out: Path) -> Iterator[Path]:
     """The flags of people who consent to training, in a temporary file beside the run's folder."""
-    if not url and not (data / "tutelage.db").is_file():
-        raise InputError(f"--data {data}: contains no tutelage.db; give the data folder of tutelage serve")
-    database, _ = open_store(data, url)
+    from tutelage.store.feedback_command import (
+        as_lines,
+        read_server,
+        write_private,
+    )  # loads much; files need none of it
+
     path = out.with_name(f"{out.name}.flags.jsonl")
     try:
-        with database.read() as session:
-            rows = [
-                row
-                for row in session.scalars(select(ModerationFlag).order_by(ModerationFlag.id))
-                if recording_of(session, row.user_id).train
-            ]
-            write_jsonl(path, [{"text": row.text, "flags": row.categories, "annotator": row.user_id} for row in rows])
+        write_private(path, as_lines(read_server(str(data), "flags", url).records))
         yield path
     finally:
         path.unlink(missing_ok=True)
-        database.close()
 
 
 def read_flags(path: Path) -> list[Flag]:

@@ -84,10 +84,22 @@ def frozen_loader(policy: Path, device: Device, max_prompt: int, max_tokens: int
     def load(place: Path) -> ModelReward:
         same_tokenizer(policy, place)
         reward = load_frozen(place, device)
-        check_context(reward.model.trunk.config.context, max_prompt, max_tokens, place)
+        check_context(reward.model.trunk.config.context - len(reward.tail), max_prompt, max_tokens, place)
         return reward
 
     return load
+
+
+def places_read(reward: Reward) -> dict[str, list[str]]:
+    """What run.json says of the reward models: where each one's score is read. Empty without any."""
+    return {"reward_read_at": [model.read_at for model in reward.models]} if reward.models else {}
+
+
+def foreign_models(reward: Reward) -> str | None:
+    """A message for the user if a reward model was not made here, and so is read elsewhere than ours are."""
+    count = sum(model.last_token is not None for model in reward.models)
+    models = "the reward model was" if count == 1 else f"{count} reward models were"
+    return f"{models} not made here: read at the last token of a conversation, as in transformers" if count else None
 
 
 def first_run(names: Sequence[str]) -> Path | None:

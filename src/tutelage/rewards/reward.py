@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from tutelage.data.messages import Messages
-from tutelage.data.rankings import encode_response
+from tutelage.data.rankings import after_turn, encode_response
 from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.shared_prefix import score_texts
 from tutelage.sampling.rollout import Responses, response_scores
+from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 LARGEST = 3e38  # just below the largest fp32 number
@@ -42,15 +43,40 @@ class Reward(Protocol):
 
 
 class ModelReward:
-    """A reward model: the score is its output at the last token of the response."""
+    """A reward model: the score is its output at the response's end of turn, or for one that others trained, at the
+    last token of the rendered conversation.
+
+    A response that another token ended is read as if it had ended its turn, because the model knows no other end.
+    """
 
     def __init__(self, model: ScalarGPT, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
         self.models = [model]
+        self.tail = after_turn(tokenizer) if model.last_token else []  # ids between the two
+
+    def encode(self, messages: Messages) -> list[int]:
+        """Ids of a conversation that ends with a response, up to the token at which the score is read."""
+        if self.model.last_token:
+            return self._without_padding(encode_chat(self.tokenizer, messages).ids)
+        return encode_response(messages[:-1], messages[-1]["content"], self.tokenizer)
+
+    def up_to_score(self, ids: Sequence[int]) -> list[int]:
+        """Ids of prompt and response -> ids up to the token at which the score is read."""
+        end = self.tokenizer.end_of_turn_id
+        ended = ids[-1] in self.tokenizer.end_ids
+        if not self.model.last_token:
+            return [*ids[:-1], end] if ended else list(ids)
+        return self._without_padding([*(ids[:-1] if ended else ids), end, *self.tail])
+
+    def _without_padding(self, ids: list[int]) -> list[int]:
+        """transformers skips padding tokens at the end, even an end of turn that is also the padding token."""
+        pad = self.model.last_token.pad_id if self.model.last_token else None
+        last = next((i for i in range(len(ids) - 1, 0, -1) if ids[i] != pad), 0)
+        return ids[: last + 1]
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Messages]) -> Tensor:
-        texts = [encode_response(messages[:-1], messages[-1]["content"], self.tokenizer) for messages in conversations]
+        texts = [self.encode(messages) for messages in conversations]
         context = self.model.trunk.config.context
         for messages, ids in zip(conversations, texts, strict=True):
             if len(ids) > context:
@@ -62,11 +88,16 @@ class ModelReward:
 
     @torch.no_grad()
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:
-        return score_texts(self.model, groups, self.tokenizer.pad_id)
+        texts = [[self.up_to_score(text) for text in group] for group in groups]
+        return score_texts(self.model, texts, self.tokenizer.pad_id)
 
     @torch.no_grad()
     def score_responses(self, responses: Responses, conversations: Sequence[Messages]) -> Tensor:
-        return response_scores(self.model, responses)
+        if not self.model.last_token:
+            return response_scores(self.model, responses.ending_with(self.tokenizer.end_of_turn_id))
+        rows = zip(responses.ids.tolist(), responses.last.tolist(), strict=True)
+        texts = [[self.up_to_score(row[: last + 1])] for row, last in rows]
+        return torch.cat(score_texts(self.model, texts, self.tokenizer.pad_id))
 
 
 def with_response(prompt: Messages, response: str) -> Messages:

@@ -24,13 +24,13 @@ from tutelage.data.jsonl import read_jsonl
 from tutelage.data.messages import Messages, content_text
 from tutelage.data.pairs import is_pair
 from tutelage.data.prompts import latest_turns
-from tutelage.data.rankings import encode_prompt, encode_response
+from tutelage.data.rankings import encode_prompt
 from tutelage.data.records import comparison_from, demonstration_from
 from tutelage.errors import InputError, located
 from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
-from tutelage.rewards.open import load_frozen, open_reward
+from tutelage.rewards.open import foreign_models, load_frozen, open_reward
 from tutelage.rewards.reward import ModelReward, with_response
 from tutelage.runs.device import choose_device
 
@@ -76,6 +76,8 @@ def score(
         return models[-1]
 
     combined = open_reward(rewards, config, load)
+    if foreign := foreign_models(combined):
+        print(foreign, file=sys.stderr)
     fitting = fit_all(conversations, models)
     scores = combined.score(list(fitting.values())).tolist()
     name = f"{config.ensemble}({', '.join(rewards)})" if members else reward
@@ -124,7 +126,7 @@ def fitted(conversations: list[Messages], models: Sequence[ModelReward]) -> list
     """
     prompt = conversations[0][:-1]
     for model in models:
-        size = max(len(encode_response(prompt, messages[-1]["content"], model.tokenizer)) for messages in conversations)
+        size = max(len(model.encode([*prompt, messages[-1]])) for messages in conversations)
         context = model.model.trunk.config.context
         if size > context:
             room = context - (size - len(encode_prompt(prompt, model.tokenizer)))

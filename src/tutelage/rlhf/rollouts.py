@@ -87,7 +87,7 @@ def roll_out(
         responses = replace(responses, stream=trunk_cache.stream(responses.ids.shape[1], policy.embedding.weight))
     texts = (tokenizer.decode(response.ids) for response in sampled)
     conversations = [with_response(p.messages, text) for p, text in zip(repeated, texts, strict=True)]
-    scores = actors.reward.score_responses(responses.ending_with(tokenizer.end_of_turn_id), conversations)
+    scores = actors.reward.score_responses(responses, conversations)
     limits = dict(missing_end=missing_end, temperature=sampling.temperature)
     rollout = score_rollout(policy, actors.reference, actors.value, scores, responses, parts=parts, **limits)
     unpack(policy)

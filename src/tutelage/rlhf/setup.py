@@ -5,8 +5,9 @@ RLInputs, config  ->  Run  ->  Setup  ->  (rollout, metrics) of an iteration
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tutelage.rewards.open import reward_input, reward_inputs
+from tutelage.rewards.open import foreign_models, places_read, reward_input, reward_inputs
 from tutelage.rewards.reward import Reward
 from tutelage.rlhf.actors import Actors, load_actors, load_judge
 from tutelage.rlhf.config import RLConfig
@@ -59,9 +60,10 @@ class Setup:
             metrics["judge_score"] = judge_score(self.judge, rollout, config.missing_end)
         return rollout, metrics
 
-    def results(self) -> dict[str, int]:
+    def results(self) -> dict[str, Any]:
         """What run.json says of the setup."""
-        return {"prompts": len(self.prompts), "shared_layers": self.actors.shared_layers}
+        read_at = places_read(self.actors.reward)
+        return {"prompts": len(self.prompts), "shared_layers": self.actors.shared_layers, **read_at}
 
 
 def open_run(stage: str, inputs: RLInputs, config: RLConfig) -> Run:
@@ -97,6 +99,8 @@ def set_up(
     Raises InputError where they do not fit each other.
     """
     actors = load_actors(inputs.policy, inputs.reward, config, run, critic)
+    if foreign := foreign_models(actors.reward):
+        run.progress.say(f"{run.out}: {foreign}")
     count = config.iterations * config.batch // samples
     prompts = encode_prompts(actors, inputs.prompts, count, config, run.stage)
     steps = config.iterations * epochs * -(-config.batch // minibatch)

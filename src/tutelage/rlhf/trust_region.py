@@ -28,6 +28,7 @@ from tutelage.learning.trust_region import (
 )
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
+from tutelage.model.vocabulary import token_rows
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import PolicyLearner, check_ratio, ratio_error
 from tutelage.sampling.rollout import Responses, Rollout, in_parts, response_hidden, response_logprobs
@@ -97,7 +98,8 @@ def response_fisher(policy: GPT, responses: Responses, temperature: float) -> Ma
     """v -> F v, F the Fisher matrix at the states of these responses."""
     with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels can be differentiated only once
         hidden = response_hidden(policy, responses)
-        return fisher_product(policy.logits(hidden).float() / temperature, list(trainable(policy).values()))
+        logits = policy.logits(hidden)[:, : token_rows(policy)]
+        return fisher_product(logits.float() / temperature, list(trainable(policy).values()))
 
 
 @torch.no_grad()

@@ -21,10 +21,12 @@ from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
-from tutelage.model.peft import PREFIX, from_peft, to_peft
+from tutelage.model.peft import from_peft, to_peft
+from tutelage.model.peft_file import PREFIX
 from tutelage.options import Advanced, Natural, PartialShare, Positive
 from tutelage.runs.device import Device
-from tutelage.runs.folder import load_policy, load_trunk, read_json, read_safetensors, save_policy, save_scorer
+from tutelage.runs.files import read_json, read_safetensors
+from tutelage.runs.folder import load_policy, load_trunk, save_policy, save_scorer
 from tutelage.runs.identity import hash_input
 from tutelage.runs.run import RunConfig, seed_for
 from tutelage.text.tokenizer import Tokenizer
@@ -121,7 +123,7 @@ def merged(model: GPT, base: GPT) -> GPT:
                 parameters[name].copy_(parameter)
         # Tokens from the whole vocabulary. The first ones may all be special tokens; no model has seen a row of these,
         # and in SmolLM2 it amplified rounding tenfold.
-        probe = torch.linspace(0, base.config.vocab_size - 1, min(64, base.config.context)).long()[None]
+        probe = torch.linspace(0, base.tokens - 1, min(64, base.config.context)).long()[None]
         before = base.eval()(probe)
         gap = (merge_adapters(base)(probe) - before).abs().max() / before.abs().max()
     if not gap <= TOLERANCE:

@@ -23,6 +23,7 @@ from tutelage.runs.base import find_base
 from tutelage.runs.folder import load_policy, save_policy
 from tutelage.runs.gguf_file import Kind, write_gguf
 from tutelage.text.chat import encode_chat
+from tutelage.text.gguf_vocabulary import normalises, writes_bos
 from tutelage.text.tokenizer import Tokenizer
 
 # Largest difference of a logit, relative to the largest logit: fp32 is exact, the others round the weights.
@@ -31,6 +32,8 @@ SYSTEM = {"role": "system", "content": "Be brief."}  # left out if the chat temp
 CONVERSATION = [
     {"role": "user", "content": "Hello! 你好。 <|end|>\n\nAnd: 42?"},
     {"role": "assistant", "content": "Fine."},
+    {"role": "user", "content": "  cafe\u0301, \uac00 or \u1100\u1161, \uf900 or \u8c48, \ufb01?\t\n"},
+    {"role": "assistant", "content": "\n A\u030angstro\u0308m \n"},
     {"role": "user", "content": "Good."},
 ]
 
@@ -44,16 +47,17 @@ def export(
     """Export a run's model: a folder for transformers, vLLM and other programs, or a file for llama.cpp.
 
     run: Run to export.
-    out: Folder or file to write.
+    out: Folder or file to write. An existing folder must be empty.
     format: hf writes a folder, gguf one file.
     kind: Precision of the matrices in a GGUF file; hf is always fp32.
 
     Example: tutelage export runs/demo/ppo-ptx --format gguf --kind q8_0 --out chat.gguf
     """
-    if out.exists():
+    if out.exists() and (format == "gguf" or not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists; choose another --out")
     model, tokenizer = load_policy(find_base(run), EXACT)
     partial = out.with_name(f".{out.name}.partial")
+    remove(partial)  # what an export that was killed has left must not get into this one
     try:
         if format == "hf":
             to_hf_config(model.config), to_hf_weights(model)  # both raise if transformers has no such model
@@ -63,13 +67,36 @@ def export(
         verify(partial, model, tokenizer, ROUNDING["hf" if format == "hf" else kind])
         partial.rename(out)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
+        remove(partial)
     print(f"{out}: written and read back; logits and prompts are those of the run")
-    if format == "gguf" and not exact:
+    if format == "gguf":
+        for difference in differences(tokenizer, exact):
+            print(difference)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def differences(tokenizer: Tokenizer, exact: bool) -> list[str]:
+    """Where llama.cpp gives a text other tokens than the run does. The file is right; llama.cpp cannot do these."""
+    said = []
+    if not exact:
         rule = "llama.cpp has no name for this tokenizer's splitting rule; the file names the nearest one"
-        print(f"{rule}, so llama.cpp splits some texts differently")
+        said.append(f"{rule}, so llama.cpp splits some texts differently")
+    if normalises(tokenizer):
+        said.append(
+            "llama.cpp does not apply this tokenizer's Unicode normalisation (NFC), so there decomposed letters and "
+            "characters such as U+F900 become other tokens; normalise such text before you send it"
+        )
+    if tokenizer.opening and not writes_bos(tokenizer):
+        said.append(
+            "llama.cpp will not put the beginning-of-text token before plain texts, because it would then also put it "
+            "before chats, where the chat template has none"
+        )
+    return said
 
 
 @torch.no_grad()

@@ -26,13 +26,13 @@ Kind = Literal["f16", "bf16", "q8_0"]
 LLAMA_FILE_TYPE = {"f16": 1, "q8_0": 7, "bf16": 32}
 
 
-def read_gguf(path: Path) -> tuple[GPT, Tokenizer]:
-    """The model in fp32 and its tokenizer.
+def read_gguf(path: Path, make_chat: bool = False) -> tuple[GPT, Tokenizer]:
+    """The model in fp32 and its tokenizer; with make_chat the tokenizer gets our chat template and its tokens.
 
     Raises InputError for a truncated file, a header that does not fit the content, and an unsupported model.
     """
     metadata, tensors = _read_file(path)
-    config, tokenizer = from_metadata(metadata, tensors), from_gguf(metadata)
+    config, tokenizer = from_metadata(metadata, tensors), from_gguf(metadata, make_chat)
     if (tokens := len(metadata["tokenizer.ggml.tokens"])) != config.vocab_size:
         raise InputError(
             f"{path}: lists {tokens} tokens, its embedding has {config.vocab_size} rows; download it again"

@@ -34,7 +34,7 @@ from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
-from tutelage.runs.run_folder import RunFolder
+from tutelage.runs.run_folder import KEPT_INPUTS, OURS, RunFolder
 
 DIFFERS = "its settings or inputs differ"
 
@@ -108,8 +108,10 @@ class Run:
         if not self.config.overwrite:
             move = "choose another --out, or give --overwrite"
             raise InputError(f"{self.out}: another run is here ({reason}); {move}")
+        out, kept = self.out.resolve(), (self.out / KEPT_INPUTS).resolve()
         for name, value in self.inputs.items():
-            if Path(value["path"]).resolve().is_relative_to(self.out.resolve()):
+            path = Path(value["path"]).resolve()
+            if path.is_relative_to(out) and not path.is_relative_to(kept):
                 raise InputError(f"{self.out}: is what --{name} reads, so it cannot be replaced; choose another --out")
 
     def __enter__(self) -> "Run":
@@ -191,6 +193,13 @@ class Run:
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         if ending:
             self.progress.end(ending.lines(self.product))
+
+
+def held_in(out: Path) -> tuple[str | None, str | None]:
+    """The fingerprints of the finished run in a folder, and of the run that its checkpoints resume; None without."""
+    record, marker = read_run(out), out / "checkpoints" / "fingerprint"
+    resumable = marker.is_file() and any(path.is_dir() and path.name not in OURS for path in marker.parent.iterdir())
+    return (record["fingerprint"] if record else None), (marker.read_text("utf-8") if resumable else None)
 
 
 def seed_for(seed: int, purpose: str) -> int:

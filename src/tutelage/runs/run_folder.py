@@ -20,6 +20,7 @@ from tutelage.errors import InputError
 
 LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
 OURS = ("lock", "fingerprint", "replaced")  # names in checkpoints/
+KEPT_INPUTS = "inputs"  # inputs that were exported for this run, before it claims the folder
 
 
 class RunFolder:
@@ -57,7 +58,8 @@ class RunFolder:
         if not self.out.is_dir():
             return True
         # Only a lock: a process was killed between taking it and writing its mark.
-        return any(path != self.checkpoints / "lock" for path in self.out.rglob("*") if not path.is_dir())
+        files = [path for path in self.out.rglob("*") if not path.is_dir() and path != self.checkpoints / "lock"]
+        return any(not path.is_relative_to(self.out / KEPT_INPUTS) for path in files)
 
     def claim(self, fingerprint: str, replacing: bool) -> None:
         """Lock the folder for this run, setting another run that it replaces aside."""
@@ -124,11 +126,11 @@ class RunFolder:
         self.lock = None
 
     def _set_aside(self) -> None:
-        """Move everything but the lock into checkpoints/replaced."""
+        """Move everything but the lock and the exported inputs into checkpoints/replaced."""
         (self.aside / "checkpoints").mkdir(parents=True)
         for path in [p for p in self.checkpoints.iterdir() if p.name not in ("lock", "replaced")]:
             path.rename(self.aside / "checkpoints" / path.name)
-        for path in [p for p in self.out.iterdir() if p != self.checkpoints]:
+        for path in [p for p in self.out.iterdir() if p not in (self.checkpoints, self.out / KEPT_INPUTS)]:
             path.rename(self.aside / path.name)
 
     def _put_back(self) -> None:

@@ -20,6 +20,7 @@ from tutelage.learning.losses import masked_mean
 from tutelage.model.gpt import GPT, ResidualStream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
+from tutelage.model.vocabulary import token_rows
 from tutelage.sampling.sampler import Response
 
 ROWS_AT_ONCE = 16  # rows of similar length in one forward pass
@@ -130,9 +131,13 @@ def response_hidden(policy: GPT, responses: Responses) -> Tensor:
 
 
 def response_logprobs(policy: GPT, responses: Responses, temperature: float = 1.0) -> Tensor:
-    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on these tokens only."""
-    hidden = response_hidden(policy, responses)
-    logprobs = head_logprobs(hidden, policy.head_weight, responses.tokens[responses.mask], temperature)
+    """(B, T): log pi(token | prefix) of each response token, 0 outside the mask. The head runs on these tokens only.
+
+    pi is the distribution that the sampler draws from: rows of the head that belong to no token are left out.
+    """
+    hidden, head = response_hidden(policy, responses), policy.head_weight
+    head = head if token_rows(policy) == len(head) else head[: token_rows(policy)]
+    logprobs = head_logprobs(hidden, head, responses.tokens[responses.mask], temperature)
     return torch.zeros(responses.mask.shape, device=logprobs.device).masked_scatter(responses.mask, logprobs)
 
 

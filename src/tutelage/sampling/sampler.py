@@ -22,6 +22,7 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import merge_adapters, shallow_copy
 from tutelage.model.prepack import prepack
+from tutelage.model.vocabulary import token_rows
 from tutelage.sampling.distribution import SamplingConfig, TokenHistory, draw, filtered_probabilities
 from tutelage.sampling.prefill import last_hidden, prefill
 from tutelage.sampling.stops import Stopped
@@ -80,7 +81,7 @@ class Decoding:
         device = model.embedding.weight.device
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.model, self.config, self.layers = model, config, trunk_cache.layers if trunk_cache else 0
-        self.history = TokenHistory(prompts, samples, model.config.vocab_size, device) if config.penalised else None
+        self.history = TokenHistory(prompts, samples, token_rows(model), device) if config.penalised else None
         self.cache, hidden, residual = prefill(model, prompts, config.max_tokens, self.layers)
         self.cache.repeat(samples)
         self.pads = (self.cache.length - lengths).repeat_interleave(samples)
@@ -91,8 +92,8 @@ class Decoding:
             trunk_cache.begin(residual, self.pads, samples)
 
     def probabilities(self) -> Tensor:
-        """(rows, V): the distribution of each row's next token."""
-        logits = self.model.logits(self.hidden)
+        """(rows, V): the distribution of each row's next token, over the V rows of the embedding that are tokens."""
+        logits = self.model.logits(self.hidden)[:, : token_rows(self.model)]
         if self.history:
             logits = self.history.penalise(logits, self.config)
         return filtered_probabilities(logits, self.config)

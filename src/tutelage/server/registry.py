@@ -22,9 +22,10 @@ from tutelage.errors import InputError
 from tutelage.model.lora import shallow_copy
 from tutelage.rewards.open import load_frozen
 from tutelage.rewards.reward import ModelReward
+from tutelage.runs.adapter_base import adapter_base
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device
-from tutelage.runs.folder import adapter_base, holds_scorer, load_policy, read_adapter
+from tutelage.runs.folder import holds_scorer, load_policy, read_adapter, shares_base
 from tutelage.runs.identity import find_adapter, hash_input
 from tutelage.runs.machine import version
 from tutelage.sampling.sampler import for_inference
@@ -101,7 +102,7 @@ class Registry:
             except BaseException:
                 self._stop_unused()
                 raise
-        padding = engine.model.config.vocab_size - tokenizer.vocab_size  # embedding rows without a token
+        padding = engine.model.config.vocab_size - tokenizer.vocab_size  # embedding rows without a token, never drawn
         return Served(
             name=name,
             kind="policy",
@@ -130,7 +131,7 @@ class Registry:
         if not run.is_dir():
             return None
         if alone := find_adapter(run):
-            return alone
+            return alone if shares_base(alone) else None
         adapter = run / "adapter"
         if not (adapter / "adapter_config.json").is_file():
             return None

@@ -23,7 +23,7 @@ from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.kl import best_of_n_kl_bound
 from tutelage.options import Advanced, Count, Finite, NonNegative
 from tutelage.rewards.config import RewardsConfig
-from tutelage.rewards.open import frozen_loader, open_reward, reward_inputs
+from tutelage.rewards.open import foreign_models, frozen_loader, open_reward, places_read, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
@@ -101,7 +101,7 @@ def best_of_n(
     with Run(record, stage="best-of-n", config=config, inputs=inputs, product=out) as run:
         if run.finished:
             return
-        sampled = sample_responses(run, config, policy, reward, read_prompts(prompts))
+        sampled, read_at = sample_responses(run, config, policy, reward, read_prompts(prompts))
         kept = [best for candidates in sampled if (best := candidates.best())]
         if not kept:
             raise InputError(
@@ -110,6 +110,7 @@ def best_of_n(
         write_jsonl(out, (demonstration.to_record() for demonstration in kept))
         curve, bound = score_curve([c.scores for c in sampled]), best_of_n_kl_bound(config.samples)
         results = {"prompts": len(sampled), "demonstrations": len(kept), "best_scores": curve, "kl_bound": bound}
+        results |= read_at
         run.finish(results, ending(policy, out, results))
 
 
@@ -133,12 +134,14 @@ def ending(policy: Path, out: Path, results: dict[str, Any]) -> Ending:
 
 def sample_responses(
     run: Run, config: BestOfNConfig, policy: Path, reward: Sequence[str], pool: Sequence[Prompt]
-) -> list[Candidates]:
-    """The chosen prompts with n scored responses each; resumes where it was stopped."""
+) -> tuple[list[Candidates], dict[str, list[str]]]:
+    """The chosen prompts with n scored responses each, and where reward models are read; resumes where it stopped."""
     trained, tokenizer = load_policy(policy, run.device, frozen=True)
     check_context(trained.config.context, config.max_prompt, config.max_tokens)
     load = frozen_loader(policy, run.device, config.max_prompt, config.max_tokens)
     model, scorer = for_inference(trained), open_reward(reward, config, load)
+    if foreign := foreign_models(scorer):
+        run.progress.say(f"{run.out}: {foreign}")
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "best-of-n")
     state = run.restore()
     rows = state["rows"] if state else []
@@ -159,7 +162,7 @@ def sample_responses(
             done.append(Candidates(prompt, row, [response.ended for response in group], scored))
         run.progress.update(len(done) / len(chosen), responses=f"{len(done) * config.samples}")
         run.checkpoint(len(done), lambda: {"rows": [[c.texts, c.ended, c.scores] for c in done]})
-    return done
+    return done, places_read(scorer)
 
 
 def score_responses(

@@ -92,7 +92,8 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
     """Train a policy on rankings directly, without a reward model: DPO, IPO, cDPO or SimPO.
 
     policy: SFT run to train; also the reference.
-    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array.
+    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array. Or a server's data folder or
+    database URL.
     out: Run directory to write.
 
     Example: tutelage dpo --policy runs/sft --comparisons ranks.jsonl --out runs/dpo

@@ -53,8 +53,11 @@ def import_model(base: Path, out: Path, config: ImportConfig = ImportConfig()) -
             model = resize_vocabulary(resize_vocabulary(model, known), max(rows, tokenizer.vocab_size))
             added = tokenizer.vocab_size - known
             run.progress.say(f"{out}: {added} tokens added; their embedding rows are the mean of the others")
+        spare = model.config.vocab_size - tokenizer.vocab_size
         if config.drop_spare:
             model = resize_vocabulary(model, tokenizer.vocab_size)
+        elif spare:
+            run.progress.say(f"{out}: {spare} rows of the embedding belong to no token; --drop-spare drops them")
         if model.config.vocab_size != rows:
             run.progress.say(f"{out}: the embedding now has {model.config.vocab_size} rows instead of {rows}")
         save_policy(out, model, tokenizer)

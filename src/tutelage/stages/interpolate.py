@@ -7,13 +7,14 @@ reward. At weight 0 and 1 the result equals SFT and RL exactly, and weights that
 Adapters are merged first, so the interpolation is between the products B A, not between the factors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
 
 from tutelage.errors import InputError
+from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.options import Share
 from tutelage.runs.adapter import EXACT
@@ -68,8 +69,13 @@ def ending(run: Run, sft: Path, rl: Path, weight: float) -> Ending:
 
 def shape_difference(first: GPT, second: GPT) -> str | None:
     """The first setting in which the two shapes differ, in words; None if they are the same."""
-    one, other = vars(first.config), vars(second.config)
+    one, other = (vars(effective(model.config)) for model in (first, second))
     return next((f"{name} is {one[name]} and {other[name]}" for name in one if one[name] != other[name]), None)
+
+
+def effective(config: GPTConfig) -> GPTConfig:
+    """The shape without a band that is as wide as the context and so hides nothing: GGUF has no key for it."""
+    return replace(config, band=0, band_every=2) if config.band >= config.context else config
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
     """Train a policy on thumbs up and down.
 
     policy: SFT run to train; also the reference.
-    feedback: Files with thumbs, JSONL or one JSON array: a prompt, a response and a thumb each.
+    feedback: Files with thumbs, JSONL or one JSON array: a prompt, a response and a thumb each. Or a server's data
+    folder or database URL: the thumbs that people gave on its chat page.
     out: Run directory to write.
 
     Example: tutelage kto --policy runs/sft --feedback thumbs.jsonl --out runs/kto

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from tutelage.data.packing import encode_at_least, stream, window, window_count
+from tutelage.data.packing import document_opening, encode_at_least, encode_documents, stream, window, window_count
 from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
@@ -193,13 +193,14 @@ def make_optimizer(model: GPT, config: PretrainConfig, steps: int) -> ScheduledO
 
 
 def heldout_bits(model: GPT, heldout: np.ndarray, tokenizer: Tokenizer, config: PretrainConfig) -> float:
-    return bits_per_byte(model, heldout, tokenizer.token_byte_counts(), config.heldout_windows, config.context)
+    sizes, opening = tokenizer.token_byte_counts(), document_opening(tokenizer)
+    return bits_per_byte(model, heldout, sizes, config.heldout_windows, config.context, opening)
 
 
 def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
     """The documents of all files as one stream of token ids, each followed by the end-of-text token."""
     texts = [document.plain_text() for document in read_documents(paths)]
-    return stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
+    return stream(encode_documents(tokenizer, texts), tokenizer.end_of_text_id)
 
 
 def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Generator) -> np.ndarray:

@@ -82,10 +82,11 @@ def reward(
     """Train a reward model on rankings, starting from the SFT model.
 
     base: SFT run to start from.
-    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array.
+    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array. Or a server's data folder or
+    database URL.
     out: Run directory to write.
-    demos: JSONL files with demonstrations. The mean score of some of them is set to 0. Without them it is that of the
-    best-ranked responses.
+    demos: Files with demonstrations, or a server's data folder or database URL. The mean score of some of them is set
+    to 0. Without them it is that of the best-ranked responses.
     panel: Panel file (panel.json). With it the accuracy is compared with that of the noise-free gold score.
 
     Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --out runs/reward

@@ -89,7 +89,7 @@ def sft(
     """Fine-tune a pretrained GPT on demonstrations.
 
     base: Model to start from: a run, a Hugging Face folder, a GGUF file, the name smollm2, or a hub id.
-    demos: Files with demonstrations to train on: JSONL, or one JSON array.
+    demos: Files with demonstrations to train on: JSONL, or one JSON array. Or a server's data folder or database URL.
     out: Run directory to write.
     heldout: JSONL files with held-out demonstrations, used only to measure the model.
 

@@ -16,6 +16,7 @@ from tutelage.store.sources import source
 from tutelage.store.tables import Consent, Conversation, ModerationFlag, Setting
 
 POLICY = "recording"
+TEXT_VERSION = "2026-11-30"  # version of the consent text beside the chat page's boxes; change it with the wording
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Recording:
     allowed: bool  # by the server's policy
     record: bool  # the person consents to recording
     train: bool  # the person consents to recording and to training on it
-    decided: bool  # the person has made a choice, whichever it was
+    decided: bool  # the person has made a choice on the present text, whichever it was
 
     @property
     def on(self) -> bool:
@@ -41,7 +42,7 @@ def recording_of(session: Session, user_id: str) -> Recording:
         allowed=bool(policy and policy.value.get("allowed")),
         record=bool(record and record.granted),
         train=bool(record and record.granted and train and train.granted),
-        decided=record is not None,
+        decided=record is not None and record.text_version == TEXT_VERSION,
     )
 
 

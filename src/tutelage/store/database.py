@@ -2,10 +2,10 @@
 
     Database(url)  ->  with database.read() as session: ...   with database.write() as session: ...
 
-SQLite runs with a write-ahead log, forces every commit to the disk and enforces foreign keys. A write transaction
-first locks a file beside the database, then sends BEGIN IMMEDIATE. So writers queue fairly and none fails with
-"database is locked". Connections for reading cannot write. A full or failing disk raises StorageError and leaves
-nothing of the transaction behind.
+SQLite's files are private to their owner. SQLite runs with a write-ahead log, forces every commit to the disk and
+enforces foreign keys. A write transaction first locks a file beside the database, then sends BEGIN IMMEDIATE. So
+writers queue fairly and none fails with "database is locked". Connections for reading cannot write. A full or failing
+disk raises StorageError and leaves nothing of the transaction behind.
 
 Checkpoints run under the same lock, never during a commit: SQLite before 3.51.3 can lose pages when the two coincide
 (its WAL-reset bug). The driver is pysqlite3, which brings its own SQLite, or Python's sqlite3 if there is no wheel.
@@ -25,10 +25,11 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, Select, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from tutelage.errors import InputError
+from tutelage.store.private import owner_only, private_database
 
 try:
     import pysqlite3.dbapi2 as driver
@@ -83,7 +84,9 @@ class Database:
             raise InputError(f"{url}: unknown kind of database; give a sqlite or postgresql URL")
 
     def _open_sqlite(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.name or file.name == ":memory:":
+            raise InputError(f"{self.url}: names no file; give one such as sqlite:///file")
+        private_database(file)
         self._lock_file = file.with_name(file.name + ".lock")
         self._writer = _sqlite_engine(self.url, driver, writes=True)
         self._reader = _sqlite_engine(self.url, driver, writes=False)
@@ -110,6 +113,14 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A read-only session. Loaded objects stay usable after it closes. Raises StorageError."""
         with failures_named(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A read-only session that sees the database as it is now, whatever others write meanwhile."""
+        with self.read() as session:
+            if not self.is_sqlite:  # SQLite's readers always see one state
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 
     @contextmanager
@@ -145,7 +156,7 @@ class Database:
         started = time.monotonic()
         with failures_named(), ExitStack() as stack:
             if self._lock_file:
-                file = stack.enter_context(open(self._lock_file, "a"))
+                file = stack.enter_context(open(self._lock_file, "a", opener=owner_only))
                 fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by kill -9
             self.on_write_wait(time.monotonic() - started)
             yield
@@ -265,7 +276,7 @@ def reachable(database: Database) -> None:
     try:
         with database.read() as session:
             session.execute(text("SELECT 1"))
-    except (OperationalError, StorageError) as error:
+    except (DatabaseError, StorageError) as error:
         where = database.url.render_as_string(hide_password=True)
-        reason = str(error.orig if isinstance(error, OperationalError) else error).strip()
+        reason = str(error.orig if isinstance(error, DatabaseError) else error).strip()
         raise InputError(f"{where}: {reason}; check that it runs and that the URL is right") from None

@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from tutelage.errors import InputError
 from tutelage.store.database import Database, reachable
+from tutelage.store.private import FILE, owner_only, tighten
 from tutelage.store.tables import Base
 
 SETTING_UP = int.from_bytes(b"tutelage")  # key of the PostgreSQL advisory lock
@@ -67,10 +68,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises InputError if the file cannot be opened.
     """
     try:
-        file = open(path, "a")  # noqa: SIM115 (closed below)
+        file = open(path, "a", opener=owner_only)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; choose a folder that the server can write to") from None
     with file:
+        tighten(path, FILE)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -98,8 +100,9 @@ def back_up(database: Database, revision: str) -> None:
     """Copy a SQLite file before its migration. PostgreSQL has pg_dump, and rolls back a migration that fails."""
     if database.is_sqlite:
         copy = f"{database.url.database}.before-{head()}-from-{revision}"
-        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM INTO :copy"), {"copy": copy})
+        open(copy, "a", opener=owner_only).close()  # SQLite fills an empty file and keeps its mode
+        with database.engine.connect() as connection:  # the driver's own cursor: VACUUM runs in no transaction
+            connection.connection.cursor().execute("VACUUM INTO ?", (copy,))
 
 
 def differences(database: Database) -> list:

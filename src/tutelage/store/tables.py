@@ -190,7 +190,7 @@ class ChatMessage(Row):
     ttft_ms: Mapped[int | None]
     moderation: Mapped[dict[str, Any]] = mapped_column(default=dict)
     redacted: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """How many e-mail addresses, web addresses and phone numbers were replaced in the content, by kind."""
+    """How many personal details were replaced in the content, by kind (`data/privacy.py`)."""
     request_id: Mapped[str | None]
 
 

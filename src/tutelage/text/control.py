@@ -23,17 +23,22 @@ from tutelage.text.template import BEGIN, END, PRIVATE, Message, Rendering, as_t
 SECRET = unforgeable()
 ROLES = ("system", "user", "assistant", "developer", "tool")
 THINK = ("<think>", "</think>")  # written by the models themselves, so an assistant's turn may contain them
+JOINER = "\u2060"  # stays in what users type of a token that the tokenizer finds in some places only
 ANCHORS = ("\n", ".", "a", "1")
 
 
 class Guard:
     """Keeps the control tokens that users type apart from those of the template."""
 
-    def __init__(self, control: Collection[str], added: Collection[str], ends: Collection[str]):
+    def __init__(
+        self, control: Collection[str], added: Collection[str], ends: Collection[str], unread: Collection[str] = ()
+    ):
         """control: the tokens that only a template may write; added: all tokens that the tokenizer finds in text;
-        ends: control tokens that no role may spell."""
-        self.names = {token: f"{SECRET}{chr(PRIVATE + i)}" for i, token in enumerate(sorted(control))}
-        self._found = any_of({*control, *added})
+        ends: control tokens that no role may spell; unread: control tokens that it does not find everywhere."""
+        self._unread = frozenset(unread)
+        named = sorted({*control} - self._unread)
+        self.names = {token: f"{SECRET}{chr(PRIVATE + i)}" for i, token in enumerate(named)}
+        self._found = any_of({*control, *added} - self._unread)
         self._control = any_of(control)
         self._answers = any_of(set(control) - set(THINK))
         self._prefixes = {token[:n] for token in control for n in range(1, len(token))}
@@ -66,7 +71,14 @@ class Guard:
         if not isinstance(value, str) or not value:
             return value
         inside, single = breaks
-        text = control.sub(lambda m: m[0][0] + inside + m[0][1:] if len(m[0]) > 1 else m[0] + single, value)
+
+        def broken(match: re.Match[str]) -> str:
+            token = match[0]
+            if len(token) == 1:
+                return token + single
+            return token[0] + (JOINER if token in self._unread else inside) + token[1:]
+
+        text = control.sub(broken, value)
         return inside * self._closes(value) + text + inside * self._opens(value)
 
     def _opens(self, text: str) -> bool:
@@ -103,7 +115,9 @@ class Guard:
             typed = text[match.end() : match.end() + 1] == breaks[1]
             return match[0] if typed else self.names.get(match[0], match[0])
 
-        return re.sub(f"[{breaks}]", "", self._found.sub(name, text))
+        inside, single = breaks
+        forms = (inside, single, _escape(inside), _escape(single))  # the template may have written them as JSON
+        return re.sub("|".join(map(re.escape, forms)), "", self._found.sub(name, text))
 
 
 class Reader:
@@ -111,7 +125,7 @@ class Reader:
 
     def __init__(self, backend: BackendTokenizer, names: Mapping[str, str]):
         self._ids = {name: backend.token_to_id(token) for token, name in names.items()}
-        self._backend = _renamed(backend, names)
+        self.backend = _renamed(backend, names)
         self._names = re.compile(f"({SECRET}.)", re.DOTALL)
         self._segment_ids = lru_cache(maxsize=1024)(self._encode_segment)
 
@@ -146,7 +160,7 @@ class Reader:
         """Ids of the text between two control tokens; "" is the beginning or the end of the text."""
         if not segment:
             return ()
-        ids = self._backend.encode(left + segment + right, add_special_tokens=False).ids
+        ids = self.backend.encode(left + segment + right, add_special_tokens=False).ids
         return tuple(ids[bool(left) : len(ids) - bool(right)])
 
     def continued(self, text: str, more: str) -> tuple[list[int], int]:
@@ -170,6 +184,17 @@ class Reader:
         return self.encode(more)
 
 
+def unread(backend: BackendTokenizer, control: Collection[str]) -> set[str]:
+    """The control tokens that the tokenizer does not find everywhere in a text.
+
+    In Llama's older files they are normalised, so the tokenizer finds them after a space or at the beginning only.
+    """
+    backend.encode_special_tokens = False
+    found = {token: backend.encode(f".{token}.", add_special_tokens=False).ids for token in control}
+    backend.encode_special_tokens = True
+    return {token for token, ids in found.items() if backend.token_to_id(token) not in ids}
+
+
 def any_of(tokens: Collection[str]) -> re.Pattern[str]:
     """A pattern that finds the tokens, the longest first."""
     longest = sorted(tokens, key=len, reverse=True)
@@ -177,15 +202,20 @@ def any_of(tokens: Collection[str]) -> re.Pattern[str]:
 
 
 def _unused(value: Any) -> str:
-    """Two characters of Unicode's private plane 16 that occur nowhere in the messages."""
-    typed = set(re.findall("[\U00100000-\U0010ffff]", json.dumps(value, ensure_ascii=False, default=str)))
-    free = (chr(code) for code in range(0x100000, 0x110000) if chr(code) not in typed)
+    """Two characters of Unicode's private plane 16 that occur nowhere in the messages, nor their escapes in JSON."""
+    dumped = json.dumps(value, default=str).replace("\\", "")
+    typed = set(re.findall("udb[c-f][0-9a-f]ud[c-f][0-9a-f]{2}", dumped))
+    free = (chr(code) for code in range(0x100000, 0x110000) if _escape(chr(code)).replace("\\", "") not in typed)
     try:
         return next(free) + next(free)
     except StopIteration:
         raise InputError(
             "conversation: it contains all characters of Unicode's private plane 16; leave some out"
         ) from None
+
+
+def _escape(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def _renamed(backend: BackendTokenizer, names: Mapping[str, str]) -> BackendTokenizer:

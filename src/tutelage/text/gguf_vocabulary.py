@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
@@ -19,6 +19,8 @@ from tutelage.text.tokenizer import Tokenizer
 
 HUGGING_FACE_JSON = "tokenizer.huggingface.json"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types
+ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+ENDS = ("eos", "eot", "eom")  # llama.cpp ends an answer at any of them: of text, of turn, of message
 NEAREST = "qwen2"  # differs from our own rule in the space after a colon and in runs of empty lines
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -51,8 +53,11 @@ RULES: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
-def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Read a tokenizer from GGUF metadata. Raises InputError if its type is not supported or the data is invalid."""
+def from_gguf(metadata: Mapping[str, Any], make_chat: bool = False) -> Tokenizer:
+    """Read a tokenizer from GGUF metadata. With make_chat it gets our chat template and the template's tokens.
+
+    Raises InputError if its type is not supported or the data is invalid.
+    """
     model, rule = str(metadata.get("tokenizer.ggml.model")), str(metadata.get("tokenizer.ggml.pre", "default"))
     if model != "gpt2" or rule not in RULES:
         raise InputError(
@@ -66,14 +71,23 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         merges = [(left, right) for left, right in (m.split(" ") for m in metadata["tokenizer.ggml.merges"])]
         complete = metadata.get(HUGGING_FACE_JSON)
         backend = BackendTokenizer.from_str(complete) if complete else _backend(tokens, types, merges, rule)
-        tokenizer = Tokenizer(backend, _settings(metadata, tokens))
-        if tokenizer.tokens() != tokens:
+        if not complete and _adds_bos(metadata, rule):
+            backend.post_processor = _bos_first(tokens, metadata["tokenizer.ggml.bos_token_id"])
+        if [backend.id_to_token(i) for i in range(backend.get_vocab_size())] != tokens:
             raise ValueError(f"its {HUGGING_FACE_JSON} has other tokens")
+        if make_chat:
+            return Tokenizer.with_chat(backend, _settings(metadata, tokens))
+        if not metadata.get("tokenizer.chat_template"):
+            raise InputError(
+                "gguf: the file has no chat template; give a chat model, or add ours with `tutelage import-model "
+                "--make-chat`"
+            )
+        ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS]
+        return Tokenizer(backend, _settings(metadata, tokens), [i for i in ends if i is not None])
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"gguf: the tokenizer cannot be read ({error}); download the file again") from None
-    return tokenizer
 
 
 def _backend(
@@ -97,22 +111,30 @@ def _backend(
     return backend
 
 
+def _adds_bos(metadata: Mapping[str, Any], rule: str) -> bool:
+    """Whether a text begins with BOS. Without the key it does for Llama 3's rule, as in llama.cpp."""
+    return bool(
+        metadata.get("tokenizer.ggml.add_bos_token", rule == "llama-bpe") and "tokenizer.ggml.bos_token_id" in metadata
+    )
+
+
+def _bos_first(tokens: Sequence[str], bos: int) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(single=[tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)])
+
+
 def _settings(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
     """The content of tokenizer_config.json."""
     template = metadata.get("tokenizer.chat_template")
-    if not template:
-        raise InputError("gguf: the file has no chat template; give a chat model, which has one")
-    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     named = {
-        ours: tokens[metadata[f"tokenizer.ggml.{theirs}_token_id"]]
-        for theirs, ours in names.items()
-        if f"tokenizer.ggml.{theirs}_token_id" in metadata
+        role: tokens[metadata[f"tokenizer.ggml.{name}_token_id"]]
+        for role, name in ROLES.items()
+        if f"tokenizer.ggml.{name}_token_id" in metadata
     }
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
         "clean_up_tokenization_spaces": False,
-        "chat_template": template,
+        **({"chat_template": template} if template else {}),
     }
 
 
@@ -133,11 +155,10 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
     merges = [(left, right) for left, right in (m.split(" ") if isinstance(m, str) else m for m in model["merges"])]
     rule = next((name for name in RULES if _splits_alike(state, _backend(tokens, types, merges, name))), None)
     spare = [f"[PAD{i}]" for i in range(len(tokens), rows)]
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {
-        f"tokenizer.ggml.{names[role]}_token_id": tokenizer.special[token]
+        f"tokenizer.ggml.{ROLES[role]}_token_id": tokenizer.special[token]
         for role, token in tokenizer.named_specials
-        if role in names and token in tokenizer.special
+        if role in ROLES and token in tokenizer.special
     }
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -145,18 +166,33 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
         "tokenizer.ggml.tokens": [*tokens, *spare],
         "tokenizer.ggml.token_type": [*types, *[UNUSED] * len(spare)],
         "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_bos_token": writes_bos(tokenizer),
         "tokenizer.chat_template": tokenizer.chat_template,
         **ids,
-        **_end_ids(tokenizer, ids),
+        **_end_ids(tokenizer, ids["tokenizer.ggml.eos_token_id"]),
         **({} if rule else {HUGGING_FACE_JSON: tokenizer.to_json()}),
     }, rule is not None
 
 
-def _end_ids(tokenizer: Tokenizer, named: Mapping[str, int]) -> dict[str, int]:
-    """The ids besides eos at which llama.cpp ends a response. It has room for two: end of turn and end of message."""
-    others = [i for i in tokenizer.end_ids if i != named.get("tokenizer.ggml.eos_token_id")]
-    return {f"tokenizer.ggml.{name}_token_id": i for name, i in zip(("eot", "eom"), others, strict=False)}
+def _end_ids(tokenizer: Tokenizer, eos: int) -> dict[str, int]:
+    """The ids that end an answer besides eos; GGUF has keys for two."""
+    others = [end for end in tokenizer.end_ids if end != eos] or [eos]
+    return {f"tokenizer.ggml.{name}_token_id": end for name, end in zip(ENDS[1:], others, strict=False)}
+
+
+def writes_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the file has llama.cpp begin every text with BOS.
+
+    llama.cpp does so in chats, too, and drops one of two. So it must not where the chat template has no BOS.
+    """
+    bos = dict(tokenizer.named_specials).get("bos_token")
+    in_chat = bos is not None and (bos in tokenizer.chat_template or "bos_token" in tokenizer.chat_template)
+    return in_chat and tokenizer.opening == [tokenizer.special.get(bos or "")]
+
+
+def normalises(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer changes text before it splits it. llama.cpp does not."""
+    return json.loads(tokenizer.to_json()).get("normalizer") is not None
 
 
 def _splits_alike(state: dict[str, Any], other: BackendTokenizer) -> bool:

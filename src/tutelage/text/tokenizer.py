@@ -20,11 +20,22 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.text.control import Guard, Reader
+from tutelage.text.control import Guard, Reader, unread
 from tutelage.text.endings import declared_ends, framing
+from tutelage.text.settings import (
+    END_OF_TEXT,
+    as_class_reads,
+    as_settings_declare,
+    find_template,
+    make_special,
+    named_tokens,
+    token_text,
+    with_end_of_turn,
+    with_padding,
+)
 from tutelage.text.template import Template
 
-END_OF_TEXT, PAD, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+PAD, END_OF_TURN = "<|pad|>", "<|end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
 # GPT-4's pattern with two changes. Numbers are split into single digits, because a small vocabulary cannot afford 1,000
@@ -53,15 +64,16 @@ class Tokenizer:
         backend.no_truncation()  # some folders have truncation and padding set from training
         backend.no_padding()
         self._backend = backend
+        self.new_tokens = 0  # at the end of the vocabulary, without trained rows in the model: `with_chat` adds them
         self.chat_template: str = settings["chat_template"]
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
-        frame = framing(Template(self.chat_template, _named(settings)), added)
-        _make_special(backend, [*dict(_named(settings)).values(), frame.end_of_turn])
+        frame = framing(Template(self.chat_template, named_tokens(settings)), added)
+        make_special(backend, [*dict(named_tokens(settings)).values(), frame.end_of_turn])
         self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         self._id_of("eos_token", settings, frame.end_of_turn)
-        settings = _with_end_of_turn(settings, frame.end_of_turn)
+        settings = with_end_of_turn(settings, frame.end_of_turn)
         # `chosen` is a message for the user if a padding token had to be chosen, else None.
-        self.settings, self.chosen = _with_padding(settings, self.special, frame.end_of_turn)
+        self.settings, self.chosen = with_padding(settings, self.special, frame.end_of_turn)
         self.pad_id = self._id_of("pad_token", self.settings)
         eos = self._id_of("eos_token", self.settings, frame.end_of_turn)
         self.end_of_turn_id = self.special[frame.end_of_turn] if frame.end_of_turn else eos
@@ -69,15 +81,16 @@ class Tokenizer:
         self.end_ids = tuple(dict.fromkeys((self.end_of_turn_id, eos, *(i for i in ends if i < self.vocab_size))))
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
         self.template = Template(self.chat_template, self.named_specials)
-        self.guard = Guard({*self.special, *frame.tokens}, added, [backend.id_to_token(i) for i in self.end_ids])
+        control = {*self.special, *frame.tokens}
+        self.guard = Guard(control, added, [backend.id_to_token(i) for i in self.end_ids], unread(backend, control))
 
     @property
     def named_specials(self) -> tuple[tuple[str, str], ...]:
         """(name, token) for the names that a chat template may use, as bos_token and eos_token."""
-        return _named(self.settings)
+        return named_tokens(self.settings)
 
     def _id_of(self, name: str, settings: dict[str, Any], default: str | None = None) -> int:
-        token = _token_text(settings.get(name)) or default
+        token = token_text(settings.get(name)) or default
         if token not in self.special:
             raise InputError(
                 f"tokenizer: the configuration sets {name} to {token!r}, which is not among the special tokens "
@@ -91,6 +104,13 @@ class Tokenizer:
         tokens."""
         return Reader(self._backend, self.guard.names)
 
+    @cached_property
+    def _ordinary(self) -> BackendTokenizer:
+        """What encodes ordinary text: another copy if the model (Unigram) makes special tokens of their text."""
+        ids = (self._backend.encode(token, add_special_tokens=False).ids for token in self.special)
+        made = any(i in found for i, found in zip(self.special.values(), ids, strict=True))
+        return self.reader.backend if made else self._backend
+
     @property
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
@@ -103,11 +123,22 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text, never of a special token."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._ordinary.encode(text, add_special_tokens=False).ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of ordinary text between the tokens that the tokenizer's post-processor adds, such as BOS."""
+        return self._backend.encode(text, add_special_tokens=True).ids
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The tokens that the post-processor puts before a text: BOS in many tokenizers, none in ours."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        first = next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), 0)
+        return encoding.ids[:first]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Equivalent to `[encode(t) for t in texts]`, on all cores."""
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self._ordinary.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids. Bytes that are not valid UTF-8 become U+FFFD."""
@@ -142,6 +173,16 @@ class Tokenizer:
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return Tokenizer(backend, self.settings, self.end_ids)
 
+    @classmethod
+    def with_chat(cls, backend: BackendTokenizer, settings: dict[str, Any]) -> "Tokenizer":
+        """A base model's tokenizer with our chat template, and the template's markers as additional special tokens."""
+        before = backend.get_vocab_size()
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+        ours = {"eos_token": END_OF_TURN, "pad_token": PAD, "chat_template": CHAT_TEMPLATE}
+        tokenizer = cls(backend, settings | ours)
+        tokenizer.new_tokens = tokenizer.vocab_size - before
+        return tokenizer
+
     def tokens(self) -> list[str]:
         """All tokens in id order, as the library writes them: one character per byte if byte-level."""
         return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
@@ -156,6 +197,7 @@ class Tokenizer:
             file.write(self.to_json())
         with atomic_write(folder / "tokenizer_config.json") as file:
             json.dump(self.settings, file, indent=2, ensure_ascii=False)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # it would be read in place of the settings' template
 
     @classmethod
     def load(cls, folder: Path, make_chat: bool = False) -> "Tokenizer":
@@ -167,75 +209,25 @@ class Tokenizer:
             if not (folder / name).is_file():
                 raise InputError(f"{folder}: no {name} here; give a run directory that contains a tokenizer")
         try:
-            backend = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            backend = as_class_reads(folder, settings)
+            as_settings_declare(backend, settings)
         except Exception as error:  # the library raises plain Exception
             raise InputError(
                 f"{folder}: the tokenizer files cannot be read ({error}); create or copy them again"
             ) from None
-        template = _chat_template(folder, settings)
+        template = find_template(folder, settings)
         if make_chat:
-            backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-            settings, template = settings | {"eos_token": END_OF_TURN, "pad_token": PAD}, CHAT_TEMPLATE
+            return cls.with_chat(backend, settings)
         if template is None:
             raise InputError(
                 f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
                 "`tutelage import-model --make-chat`"
             )
         try:
-            return cls(backend, settings | {"chat_template": template}, () if make_chat else declared_ends(folder))
+            return cls(backend, settings | {"chat_template": template}, declared_ends(folder))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
-
-
-def _named(settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(name, token) for every named special token in the settings. transformers takes all names in _token."""
-    extra = settings.get("extra_special_tokens")
-    named = {name: token for name, token in settings.items() if name.endswith("_token")}
-    named |= extra if isinstance(extra, dict) else {}
-    texts = ((name, _token_text(token)) for name, token in named.items())
-    return tuple((name, text) for name, text in texts if isinstance(text, str) and text)
-
-
-def _make_special(backend: BackendTokenizer, tokens: Sequence[str | None]) -> None:
-    """Mark tokens of the vocabulary as special. Some folders name an end-of-turn token that is not."""
-    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    for token in tokens:
-        if token and backend.token_to_id(token) is not None and not (token in added and added[token].special):
-            special = added.get(token) or AddedToken(token, normalized=False)
-            special.special = True
-            backend.add_special_tokens([special])
-
-
-def _with_end_of_turn(settings: dict[str, Any], end_of_turn: str | None) -> dict[str, Any]:
-    """Make eos_token the end-of-turn token, unless the template writes eos_token for another purpose.
-
-    In some folders eos_token is the end of a text. Programs that stop at eos_token alone would go on after an answer.
-    """
-    used = "eos_token" in settings["chat_template"]
-    return settings if used or end_of_turn is None else settings | {"eos_token": end_of_turn}
-
-
-def _with_padding(
-    settings: dict[str, Any], special: dict[str, int], end_of_turn: str | None
-) -> tuple[dict[str, Any], str | None]:
-    """Ensure that the padding token is not the end-of-turn token, as it is in many folders.
-
-    If it is, or if there is no padding token, use an unused special token: one with "pad" in its name if there is one,
-    otherwise the one with the smallest id. Returns the settings and a message for the user, None if nothing changed.
-    """
-    used = {token for name, token in _named(settings) if name != "pad_token"} | {END_OF_TEXT, end_of_turn}
-    if _token_text(settings.get("pad_token")) not in (None, _token_text(settings.get("eos_token")), end_of_turn):
-        return settings, None
-    in_order = sorted(special, key=lambda token: ("pad" not in token.lower(), special[token]))
-    unused = [token for token in in_order if token not in used and token not in settings["chat_template"]]
-    if not unused:
-        raise InputError(
-            "tokenizer: there is no padding token other than the end of a turn, and no unused special token to replace "
-            "it; add one to the folder"
-        )
-    pad = unused[0]
-    return settings | {"pad_token": pad}, f"set the padding token to {pad}, because it was missing or the end of a turn"
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
@@ -250,22 +242,6 @@ def _characters_of_bytes() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}
-
-
-def _token_text(token: Any) -> str | None:
-    """The text of a special token in the settings, where it is a string or an object with the field `content`."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The template in chat_template.jinja (newer folders) or in the settings: a string, or the "default" of a list."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

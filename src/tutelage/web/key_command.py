@@ -3,6 +3,7 @@
 action, the server's data folder  ->  one line per key; the secret of a new key, shown only once
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from tyro.conf import Positional
 from tutelage.errors import InputError
 from tutelage.options import Advanced, Count, Natural, out_of_range
 from tutelage.store.database import Database
+from tutelage.store.existing import find_existing, open_existing, without_password
 from tutelage.store.ids import now_ms
 from tutelage.store.tables import ApiKey
 from tutelage.web import people
@@ -58,17 +60,31 @@ def keys(
 
     Example: tutelage keys make --name laptop --scopes inference
     """
+    if action == "list":
+        list_keys(config)
+        return
+    if action == "revoke":
+        open_existing(str(config.data), config.database).close()  # raises InputError before anything is created
     database, ring = open_store(config.data, config.database)
     try:
         if action == "make":
             make(database, ring, config)
-        elif action == "revoke":
-            revoke(database, ring, key)
         else:
-            for row in all_keys(database):
-                print(line_of(row))
+            revoke(database, ring, key)
     finally:
         database.close()
+
+
+def list_keys(config: KeysConfig) -> None:
+    """Print one line per key. Creates nothing where no server has run."""
+    database = find_existing(config.data, config.database)
+    rows = []
+    if database is not None:
+        with closing(database):
+            rows = all_keys(database)
+    where = without_password(config.database) or config.data
+    why = "no server has run here, so there is no database" if database is None else "the database holds none"
+    print("\n".join(map(line_of, rows)) or f"{where}: no keys: {why}; tutelage keys make makes one")
 
 
 def make(database: Database, ring: KeyRing, config: KeysConfig) -> None:

@@ -22,6 +22,7 @@ from tutelage.errors import InputError
 from tutelage.store import migrate
 from tutelage.store.database import Database, StorageError, sqlite_url
 from tutelage.store.ids import new_id, now_ms
+from tutelage.store.private import FILE, private_folder, tighten
 from tutelage.store.tables import ApiKey
 
 SCOPES = ("inference", "admin")
@@ -103,7 +104,7 @@ class KeyRing:
 
 def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
     """Open the database, migrate its tables, and return it with its key ring."""
-    data.mkdir(parents=True, exist_ok=True)
+    private_folder(data)
     database = Database(url or sqlite_url(data / "tutelage.db"))
     migrate.upgrade(database)
     with migrate.setting_up(database):
@@ -114,9 +115,9 @@ def read_pepper(folder: Path) -> bytes:
     """The server's secret, created on first use. Without it no existing key works."""
     path = folder / "pepper"
     if not path.exists():
-        with atomic_write(path) as file:
-            Path(file.name).chmod(0o600)
+        with atomic_write(path, private=True) as file:
             file.write(secrets.token_hex(32))
+    tighten(path, FILE)
     return bytes.fromhex(path.read_text(encoding="ascii").strip())
 
 

@@ -139,11 +139,12 @@ def check_room(served: Served, prompt: Sequence[int], max_tokens: int, param: st
 def prompts_of(tokenizer: Tokenizer, body: CompletionRequest) -> list[tuple[int, ...]]:
     """The prompts as ids. OpenAI allows a text, several texts, ids, or several lists of ids.
 
-    An empty prompt becomes the end-of-text token, which begins a document.
+    A text gets the tokens that its tokenizer adds, such as BOS. An empty prompt becomes the end-of-text token, which
+    begins a document.
     """
     field: Any = "" if body.prompt is None else body.prompt
     items = field if isinstance(field, list) and not isinstance(field[0], int) else [field]
-    prompts = [tokenizer.encode(item) if isinstance(item, str) else item for item in items]
+    prompts = [tokenizer.encode_text(item) if isinstance(item, str) else item for item in items]
     for prompt in prompts:
         if unknown := [token for token in prompt if token >= tokenizer.vocab_size]:
             message = f"The prompt contains token {unknown[0]}; the model's tokens are 0 to {tokenizer.vocab_size - 1}."

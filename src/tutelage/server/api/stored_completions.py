@@ -1,6 +1,7 @@
 """Stored chat completions (`store: true`): list, read, annotate, delete. People see only those of their own keys.
 
-Each stored completion names its source. Whether it may be used for training is decided when a dataset is made.
+The request and the completion are stored as they were, without redaction, until the caller deletes them. Whoever runs
+the server can read them. They are not exported as training data (`store/training_data.py`).
 """
 
 from typing import Annotated, Any, Literal

@@ -3,9 +3,9 @@
     POST /chat/answers  ->  {"start": ...}  {"text": ...} ...  {"block": html, "rest": text} ...  {"done": ...}
 
 The earlier turns of a recorded chat are read from the database, so the page cannot rewrite them. Any other chat is sent
-with the question and leaves no trace. E-mail addresses, web addresses and phone numbers are replaced before a text is
-recorded. A conversation longer than the model's context loses its oldest whole turns; `start` says how many. When the
-client disconnects, the answer ends within one step and its text so far is recorded.
+with the question and leaves no trace. Personal details are redacted before a text is recorded. A conversation longer
+than the model's context loses its oldest whole turns; `start` says how many. When the client disconnects, the answer
+ends within one step and its text so far is recorded.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.store.consent import allow, forget_all, recording_of
+from tutelage.store.consent import TEXT_VERSION, allow, forget_all, recording_of
 from tutelage.store.database import Database
 from tutelage.store.ids import new_id
 from tutelage.store.tables import Consent
@@ -21,7 +21,6 @@ from tutelage.web.errors import JSON, ApiError
 from tutelage.web.people import writing
 
 router = APIRouter(include_in_schema=False)
-TEXT_VERSION = "2026-11-30"  # version of the consent text beside the two boxes; change it with the wording
 
 
 class PolicyChoice(BaseModel):

@@ -1,7 +1,7 @@
 """Recorded chats in the database: begin, continue, show and delete them. People can only access their own.
 
-Callers replace e-mail addresses, web addresses and phone numbers (`redact`) before they store a text. They do it before
-the transaction, because other writers wait for that.
+Callers redact a text (`data/privacy.py`) before they store it. They do it before the transaction, because other writers
+wait for that.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,53 @@
+"""Open the database of a server that has run before. Nothing is created for one that has not.
+
+data folder or database URL  ->  Database, migrated to this version
+"""
+
+import re
+from pathlib import Path
+
+from tutelage.errors import InputError
+from tutelage.store.database import Database, reachable, sqlite_url
+from tutelage.store.migrate import current, upgrade
+
+FILE = "tutelage.db"
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, not a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def find_existing(data: Path, url: str = "") -> Database | None:
+    """The database in a data folder, or at a URL if that is given; None if it does not exist or has no tables.
+
+    Raises InputError if it cannot be opened, or is of a newer version.
+    """
+    url = url or sqlite_url(data / FILE)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        return None
+    database = Database(url)
+    reachable(database)
+    if current(database) is None:
+        database.close()
+        return None
+    upgrade(database)
+    return database
+
+
+def open_existing(data: str, url: str = "") -> Database:
+    """Like `find_existing`, but raises InputError if there is none. data: a folder, or a URL in its place."""
+    url = url or (data if is_url(data) else "")
+    database = find_existing(Path(data), url)
+    if database is None:
+        if url:
+            raise InputError(f"{without_password(url)}: holds no tables of tutelage; give the URL of tutelage serve")
+        raise InputError(
+            f"{data}: contains no {FILE}; give the data folder of tutelage serve, or the URL of its database"
+        )
+    return database
+
+
+def without_password(url: str) -> str:
+    """A database URL as it may be shown and stored."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", url)
