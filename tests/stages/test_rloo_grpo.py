@@ -128,7 +128,7 @@ def test_a_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path, conf
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (["--samples", "1"], "--samples 1: a response is compared with the others to its prompt; give 2 or more"),
+        (["--samples", "1"], "--samples 1: must be at least 2; a response is compared with the others to its prompt"),
         (["--samples", "5"], "--batch 64 --samples 5: responses come in groups of 5"),
         (["--lora-rank", "2", "--lora-dropout", "0.1"], "in RL dropout would move the ratio off 1"),
     ],
