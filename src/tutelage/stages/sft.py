@@ -17,6 +17,7 @@ import torch
 from tutelage.data.demonstrations import windows
 from tutelage.data.packing import Example, Packed, pack, pack_rows
 from tutelage.data.prompts import row_length
+from tutelage.data.rare_words import WordPieces, common_turns
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError
 from tutelage.learning.head import next_token_loss
@@ -57,6 +58,9 @@ class SFTConfig(OptimizerConfig, AdapterConfig):
     max_answer: int = 0
     """Train only on assistant turns of at most this many tokens; 0 is no limit. Long turns teach the model not to stop,
     which costs it where responses are limited in length."""
+    max_pieces: Advanced[int] = 0
+    """Train only on assistant turns without a word of more tokens than this; 0 is no limit. Names and typos take many
+    tokens, and a small model that imitates them makes words up."""
     heldout_rows: Advanced[int] = 32
     """Packed rows of held-out demonstrations per evaluation."""
     row: int = 0
@@ -108,8 +112,10 @@ def check_examples(examples: list[Example], config: SFTConfig, length: int) -> N
         raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
     if not any(supervised for example in examples for supervised in example.supervised):
         raise InputError(
-            f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
-            "change --min-answer or --max-answer"
+            f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens"
+            + (f" and no word of more than {config.max_pieces} tokens" if config.max_pieces else "")
+            + "; change --min-answer or --max-answer"
+            + (" or --max-pieces" if config.max_pieces else "")
         )
 
 
@@ -197,6 +203,7 @@ def read_examples(
     """
     examples: list[Example] = []
     dropped = tokens = 0
+    pieces = WordPieces(tokenizer)
     demonstrations = read_demonstrations(paths)
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if tokens >= needed:
@@ -207,6 +214,8 @@ def read_examples(
         for messages in fitting:
             encoded = encode_chat(tokenizer, messages)
             supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
+            if config.max_pieces:
+                supervised = common_turns(encoded.ids, supervised, pieces, config.max_pieces)
             examples.append(Example(encoded.ids, supervised))
             tokens += len(encoded.ids)
     return examples, dropped
