@@ -156,7 +156,7 @@ def test_a_repeating_response_says_some_of_its_words_again_and_nothing_else(resp
         return
     undone = [
         said[: start + size] + said[start + size * (1 + times) :]
-        for size in (1, 2)
+        for size in (1, 2, 3, 4)
         for times in (1, 2, 3)
         for start in range(len(words) - size + 1)
         if said[start : start + size * (1 + times)] == said[start : start + size] * (1 + times)

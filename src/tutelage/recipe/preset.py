@@ -40,7 +40,7 @@ DEMO = Preset(
     collect=CollectConfig(),
     base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=2_500_000, batch=16)),
     sft=SFTConfig(tokens=800_000, min_answer=5, max_answer=32, max_pieces=2),
-    rank=RankConfig(count=3_300, answers=9, repeating=0.25),
+    rank=RankConfig(count=3_300, answers=9, repeating=0.5),
     reward=RewardConfig(batch=4, lr=1.25e-3),
     ppo=PPOConfig(
         iterations=38,
