@@ -249,6 +249,6 @@ def test_the_demos_budget() -> None:
     total = 4096 * c + 4 * block + c
     assert parameter_count(GPT(shape)) == total <= 5_000_000
     assert 4 <= preset.rank.answers <= 9 and RankConfig().answers == 4  # InstructGPT: K is 4 to 9
-    assert (preset.ppo.kl_budget, preset.ppo.ptx_windows, preset.ppo.ptx_calibration) == (8.0, 12, 5)
+    assert (preset.ppo.kl_budget, preset.ppo.ptx_windows, preset.ppo.ptx_calibration) == (8.0, 16, 5)
     evaluated = preset.evaluate
     assert (evaluated.count, evaluated.per_conversation, evaluated.max_tokens, evaluated.samples) == (300, 2, 40, 12)
