@@ -57,6 +57,9 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
     ptx_window: Advanced[Natural] = 0
     """Tokens of a window; 0: the model's context, at most 512."""
+    ptx_breaks: Advanced[bool] = True
+    """Learn the text's line breaks and ends, too. --no-ptx-breaks: for dialogue with one turn per line, where a line
+    break would let another speaker go on."""
     ptx_share: Advanced[NonNegative] = 1.0
     """Norm of the pretraining gradient relative to the policy gradient's."""
     ptx_calibration: Advanced[Natural] = 5

@@ -11,12 +11,13 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tutelage.errors import InputError
 from tutelage.text.tokenizer import CHAT_TEMPLATE, END_OF_TURN, PAD, SPECIAL_TOKENS, Tokenizer
 
-# GPT-4's pattern with two changes. Numbers are split into single digits, because a small vocabulary cannot afford 1,000
-# three-digit tokens. A colon takes the space after it, so that the text after a name in `name: text` starts with the
-# same tokens as the text after a role marker in a chat. Fine-tuning can then reuse the words learned in pretraining.
+# GPT-4's pattern with three changes. Numbers are split into single digits, because a small vocabulary cannot afford
+# 1,000 three-digit tokens. A turn has the same tokens in a pretraining document as between a chat's markers, so that
+# fine-tuning can reuse what pretraining learned: a colon takes the space after it, for the text after a name in
+# `name: text`, and a line break is a token of its own, whatever stands before it.
 SPLIT_PATTERN = (
     r": (?=\S)|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    r"| ?[^\s\p{L}\p{N}]+|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
 
