@@ -14,6 +14,7 @@ from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import first_epoch
 from tutelage.rlhf.pretraining_mix import PretrainingMix, open_mix
 from tutelage.rlhf.rollouts import EncodedPrompt, encode_prompts, judge_score, next_rollout
+from tutelage.rlhf.sharing import unshared
 from tutelage.runs.base import find_base
 from tutelage.runs.run import Run
 from tutelage.sampling.rollout import Rollout, describe
@@ -95,6 +96,8 @@ def set_up(
     Raises InputError where they do not fit each other.
     """
     actors = load_actors(inputs.policy, inputs.reward, config, run, critic)
+    for line in unshared(actors, inputs.reward, inputs.policy, config):
+        run.progress.say(f"{run.out}: {line}")
     count = config.iterations * config.batch // samples
     prompts = encode_prompts(actors, inputs.prompts, count, config, run.stage)
     steps = config.iterations * epochs * -(-config.batch // minibatch)
