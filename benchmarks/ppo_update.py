@@ -68,7 +68,7 @@ with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
         order = torch.Generator().manual_seed(update)
         prompts = [EncodedPrompt(prompt, []) for prompt in ids[16 * update : 16 * update + 16]]
         parts = list(minibatches(16, 16, 1, torch.Generator().manual_seed(update), torch.device("cpu")))
-        rollout, _ = roll_out(actors, prompts, rollout_seeds(0, update, 16), sampling, -1.0, parts)
+        rollout, _ = roll_out(actors, prompts, rollout_seeds(0, update, 16), config, parts)
         improve(learner, rollout, *estimate(rollout, config), config, order, update)
         ends.append(time.perf_counter())
 report()

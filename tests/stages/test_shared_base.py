@@ -24,7 +24,6 @@ from tutelage.runs.adapter import adapt, save_tuned_scorer
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
-from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, response_logprobs, response_values, score_rollout
 from tutelage.sampling.sampler import Response, generate
 
@@ -40,8 +39,8 @@ def actors_of(policy: Path, judge: Path, out: Path, layers: int = 1) -> Actors:
 def roll(actors: Actors, samples: int = 1) -> Rollout:
     """18 responses, of 19 tokens at most with their prompts."""
     prompts = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45, 46, 12, 11, 10]] * 6  # more than one group of like length
-    sampling, asked = SamplingConfig(max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts[: 18 // samples]]
-    return roll_out(actors, asked, rollout_seeds(0, 0, 18), sampling, -1.0, torch.arange(18).split(7), samples)[0]
+    config, asked = replace(SHARED, max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts[: 18 // samples]]
+    return roll_out(actors, asked, rollout_seeds(0, 0, 18), config, torch.arange(18).split(7), samples)[0]
 
 
 def shake(model: GPT) -> None:

@@ -33,7 +33,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Sampling temperature; every log-probability is computed at it, too."""
     lr: float = 2e-4
     """Peak learning rate of the policy, for a few million parameters (paper: 2.55e-6 to 2.55e-5 for 1.3B)."""
-    warmup: Advanced[int] = 5
+    warmup: Advanced[int] = 0
     """Iterations over which the learning rate rises from a tenth of its peak; constant afterwards (paper: 10)."""
     kl_coef: float = 0.02
     """KL coefficient: beta in eq. 2, the penalty for one nat of KL from the SFT policy (paper: .02)."""
@@ -44,11 +44,15 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     limited to .2 (Ziegler et al. 2019: .1)."""
     kl_budget: float = 8.0
     """KL budget: training stops when the KL, in nats per response, exceeds it. The best policy within it is kept."""
-    missing_end: Advanced[float] = -1.0
-    """Score of a response that does not end by itself; demonstrations score 0 on average."""
+    missing_end: Advanced[float] = 1.0
+    """Penalty of a response that does not end by itself: it earns its score, at most the mean of valid responses,
+    minus this."""
+    min_answer: Advanced[int] = 0
+    """A response with fewer tokens, end of turn included, or with white space alone pays --missing-end, too; 0: none
+    does."""
     grad_clip: Advanced[float] = 1.0
     """Largest gradient norm of each network."""
-    ema: Advanced[float] = 0.9
+    ema: Advanced[float] = 0.0
     """Decay per step of the moving average of the policy, which is what is saved (paper: .992, over 4,000 steps)."""
     ptx_windows: Advanced[int] = 16
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
@@ -76,6 +80,10 @@ class RLConfig(SnapshotConfig, RewardsConfig):
             raise InputError(
                 f"--temperature {self.temperature:g}: must be at least {MIN_TEMPERATURE:g}; colder sampling gives the "
                 "same response every time, and nothing to compare it with"
+            )
+        if self.min_answer > self.max_tokens:
+            raise InputError(
+                f"--min-answer {self.min_answer}: no response would be long enough; --max-tokens is {self.max_tokens}"
             )
         if self.kl_target:
             self._check_target()

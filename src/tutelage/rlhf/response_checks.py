@@ -21,7 +21,7 @@ def ends_rare(history: History) -> str | None:
     now, first = history.now("end_of_turn_rate"), history.first("end_of_turn_rate")
     return (
         f"{now:.0%} of the responses end by themselves, {first:.0%} at the start; likely a missing end costs too "
-        "little, the end of turn is outside the mask, or --max-tokens is short; lower --missing-end or raise "
+        "little, the end of turn is outside the mask, or --max-tokens is short; raise --missing-end or "
         "--max-tokens"
     )
 
@@ -32,7 +32,7 @@ def ends_lost(history: History) -> str | None:
     now, first = history.now("end_of_turn_rate"), history.first("end_of_turn_rate")
     return (
         f"over {PATIENCE} iterations {now:.0%} of the responses end by themselves, {first:.0%} at the start; likely "
-        "the end of turn is outside the mask, or the reward model prefers length to an end; lower --missing-end, "
+        "the end of turn is outside the mask, or the reward model prefers length to an end; raise --missing-end, "
         "train the reward model on longer rejected responses"
     )
 
@@ -43,7 +43,7 @@ def length_full(history: History) -> str | None:
         return None
     return (
         f"responses have {length:.1f} of at most {limit} tokens, {history.first('length'):.1f} at the start; likely "
-        "the end of turn is outside the mask, or a missing end costs too little; lower --missing-end"
+        "the end of turn is outside the mask, or a missing end costs too little; raise --missing-end"
     )
 
 

@@ -55,7 +55,7 @@ class Setup:
         rollout, gap = next_rollout(self.actors, self.prompts, iteration, config, parts, samples)
         metrics = describe(rollout, config.kl_coef) | {"sampler_gap": gap}
         if self.judge:
-            metrics["judge_score"] = judge_score(self.judge, rollout, config.missing_end)
+            metrics["judge_score"] = judge_score(self.judge, rollout, config)
         return rollout, metrics
 
     def results(self) -> dict[str, int]:

@@ -37,7 +37,6 @@ from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs,
 from tutelage.runs.log import MetricsFile, Progress
 
 LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
-MAY_BE_NEGATIVE = ("missing_end",)  # the only setting that may be negative
 AT_LEAST_ONE = (
     "tokens batch minibatch epochs iterations count answers max_tokens max_prompt vocab_size width layers heads "
     "kv_heads head_width hidden context evaluate_every heldout_windows per_conversation samples"
@@ -62,7 +61,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 1 if name in AT_LEAST_ONE else 0
-            if isinstance(value, int | float) and name not in MAY_BE_NEGATIVE and not value >= least:
+            if isinstance(value, int | float) and not value >= least:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
