@@ -10,7 +10,7 @@ from tutelage.learning.invalid import penalised
     ("scores", "invalid", "expected"),
     [
         ([1.0, 2.0, -3.0], [0, 0, 0], [1.0, 2.0, -3.0]),
-        ([1.0, 3.0, 5.0, -1.0], [0, 0, 1, 1], [1.0, 3.0, 1.5, -1.5]),  # at most 2, the mean of 1 and 3
+        ([1.0, 3.0, 5.0, -3.0], [0, 0, 1, 1], [1.0, 3.0, 1.5, -3.5]),  # at most 2, the mean of 1 and 3
         ([4.0, -2.0], [1, 1], [3.5, -2.5]),  # with no valid one to compare with
         ([100.0, 90.0, 110.0], [1, 0, 0], [99.5, 90.0, 110.0]),  # whatever the scale
     ],
