@@ -65,7 +65,7 @@ def test_what_is_said_of_a_probe(world: World, tmp_path: Path, capsys: pytest.Ca
     """At the end of the training and by the doctor. A tie is no win."""
     assert winners(FOUND) == ["empty", "I'm sorry."]
     (warning,), (again,) = probe_warnings(FOUND, False), probe_warnings(FOUND, True)
-    assert "empty scores 1.05, I'm sorry. scores 2.71, good ones 0.00" in warning
+    assert "beat good ones (0.00): empty on 75% (score 1.05), I'm sorry. on 98% (score 2.71) of the prompts" in warning
     assert "--reject-degenerate" in warning and "--min-answer" in warning and "--reject-degenerate" not in again
     assert probe_warnings({"good": {"score": 0.0}, "empty": {"score": -1.0, "wins": 0.1}}, False) == []
     line = "degenerate responses preferred to good ones 98% (empty 75%, OK. 50%, I'm sorry. 98%, copied 25%)"
@@ -106,7 +106,8 @@ def test_training_against_degenerate_responses_helps(
         )
     plain, rejecting = (results(tmp_path / name) for name in ("plain", "rejecting"))
     plain_said, rejecting_said = capsys.readouterr().err.split(f"{tmp_path / 'plain'}: trained")[1].split("rejecting:")
-    assert "warning: degenerate responses win: empty scores" in plain_said and "empty scores" not in rejecting_said
+    assert "warning: degenerate responses beat good ones" in plain_said
+    assert "empty on" in plain_said and "empty on" not in rejecting_said
     assert min(plain["probe"][name]["wins"] for name in ("empty", "one word", "OK.")) > 0.6
     assert all(figures.get("wins", 0.0) < 0.3 for name, figures in rejecting["probe"].items() if name != "copied")
     assert rejecting["accuracy"] > 0.85 and plain["accuracy"] > 0.9

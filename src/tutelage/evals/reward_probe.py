@@ -80,6 +80,6 @@ def probe_warnings(found: Probe, rejecting: bool) -> list[str]:
     """
     if not (won := winners(found)):
         return []
-    scores = ", ".join(f"{name} scores {found[name]['score']:.2f}" for name in won)
+    listed = ", ".join(f"{name} on {found[name]['wins']:.0%} (score {found[name]['score']:.2f})" for name in won)
     advice = f"a policy will write them; {MORE if rejecting else AGAIN}, and give ppo, rloo or grpo --min-answer"
-    return [f"degenerate responses win: {scores}, good ones {found[GOOD]['score']:.2f}; {advice}"]
+    return [f"degenerate responses beat good ones ({found[GOOD]['score']:.2f}): {listed} of the prompts; {advice}"]
