@@ -20,8 +20,10 @@ import numpy as np
 from record import Record, add_out
 
 from tutelage.data import panel as panel_module
+from tutelage.data.jsonl import read_jsonl
+from tutelage.data.messages import Messages, messages_field
 from tutelage.data.panel import ANNOTATORS, WEIGHTS, Panel
-from tutelage.data.records import Messages, messages_field, read_demonstrations, read_jsonl
+from tutelage.data.records import read_demonstrations
 
 COLUMNS = ("agreement", "ties", "ceiling")
 Sets = list[tuple[Messages, list[str]]]

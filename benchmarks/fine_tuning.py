@@ -36,6 +36,7 @@ from record import Record, add_out
 from torch import nn
 
 from tutelage.cli import TORCH_SETTINGS
+from tutelage.data.epochs import packed_rows
 from tutelage.data.packing import Example, pack
 from tutelage.data.rankings import Ranking
 from tutelage.learning.losses import ranking_loss
@@ -48,7 +49,7 @@ from tutelage.runs.device import DTYPES, choose_device, peak_memory_bytes
 from tutelage.runs.folder import load_policy, load_scorer, save_scorer
 from tutelage.stages.import_model import import_model
 from tutelage.stages.reward import score_rankings
-from tutelage.stages.sft import SFTConfig, packed_rows, read_examples, supervised_loss
+from tutelage.stages.sft import SFTConfig, read_examples, supervised_loss
 
 PEER = ["torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft", "accelerate", "datasets", "numpy"]
 STEPS, BATCH, LENGTH, CONVERSATIONS = 5, 8, 256, 96

@@ -80,9 +80,7 @@ def gaps(run: Path) -> Iterator[tuple[str, Tensor]]:
     policy, tokenizer = load_policy(run, choose_device("cpu", "bf16"))
     chance = torch.Generator().manual_seed(0)
     prompts = torch.randint(20, policy.config.vocab_size, (ROWS, 40), generator=chance).tolist()
-    groups = generate(
-        inference_copy(policy), prompts, range(ROWS), tokenizer.end_of_turn_id, SamplingConfig(max_tokens=48)
-    )
+    groups = generate(inference_copy(policy), prompts, range(ROWS), tokenizer.end_ids, SamplingConfig(max_tokens=48))
     flat = [response for group in groups for response in group]
     responses = pad_responses(prompts, flat, tokenizer.pad_id, torch.device("cpu"))
     exact = response_logprobs(policy, responses)[responses.mask]

@@ -164,6 +164,19 @@ def test_what_a_failing_verb_says(error, code: int, said: str, tutelage, monkeyp
     assert said in err
 
 
+def test_the_message_of_ctrl_c_has_its_own_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal ^C stands where the cursor is; on a pipe there is nothing to erase."""
+    monkeypatch.setitem(cli.VERBS, "sow", cli.Verb("tests_sow", "sow", "sow a field"))
+    monkeypatch.setitem(sys.modules, "tests_sow", SimpleNamespace(sow=stop_with(KeyboardInterrupt())))
+    for terminal, said in ((True, "\r\x1b[2Kinterrupted\n"), (False, "interrupted\n")):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with pytest.raises(SystemExit):
+            cli.main(["sow", "--field", "north"])
+        assert capsys.readouterr().err == said
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_line(tutelage, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError) as caught:

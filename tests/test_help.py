@@ -235,9 +235,9 @@ def test_what_must_be_given(verb: str, required: str) -> None:
     [
         (
             "sft",
-            "--heldout --tokens --batch --lr --min-answer --max-answer --row --lora-rank --seed --device --overwrite",
-            "--warmup --evaluate-every --heldout-rows --weight-decay --floor --clip --lora-alpha --lora-targets "
-            "--lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
+            "--heldout --epochs --batch --lr --min-answer --max-answer --row --lora-rank --seed --device --overwrite",
+            "--tokens --warmup --evaluate-every --heldout-rows --weight-decay --floor --clip --lora-alpha "
+            "--lora-targets --lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
         ),
         (
             "ppo",

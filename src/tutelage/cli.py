@@ -70,7 +70,7 @@ VERBS = {
         "tutelage.moderation.training", "moderation", "train the server's moderation classifier on flagged texts", USE
     ),
     "score": Verb("tutelage.rewards.score", "score", "score the responses in a file with a reward", MEASURE),
-    "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "compare runs on held-out prompts", MEASURE),
+    "evaluate": Verb("tutelage.evals.evaluate", "evaluate", "compare runs on prompts and rankings", MEASURE),
     "tasks": Verb("tutelage.evals.tasks", "tasks", "zero-, one- and few-shot accuracy on small tasks", MEASURE),
     "report": Verb("tutelage.recipe.report", "report", "write the one-page report of a recipe", MEASURE),
     "export": Verb("tutelage.runs.export", "export", "export a model as a Hugging Face folder or a GGUF file", USE),
@@ -87,6 +87,9 @@ VERBS = {
 TORCH_SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
+ERASE = "\r\x1b[2K"  # what stands on the terminal's current line
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and exit with its code (see the top of this file)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -98,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        # A terminal shows ^C where the cursor is; the message gets a line without it.
+        print(ERASE * sys.stderr.isatty() + (str(interrupt) or "interrupted"), file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and output_is_closed():

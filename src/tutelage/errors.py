@@ -4,6 +4,9 @@ Any package may import this module. The command line prints an `InputError` as o
 Any other exception is a bug in tutelage: it keeps its traceback and exits with status 1.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(Exception):
     """Invalid user input. The message is one line: the thing, the facts that disagree, the next move."""
@@ -11,3 +14,14 @@ class InputError(Exception):
 
 class TrainingError(InputError):
     """A training step failed. A stage that already has a model worth keeping may catch this and end with that model."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Let an InputError from within begin with the place of the record that caused it: its file and line."""
+    try:
+        yield
+    except InputError as error:
+        if not where or str(error).startswith(where):
+            raise
+        raise InputError(f"{where}: {error}") from None

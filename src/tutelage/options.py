@@ -1,6 +1,8 @@
 """The options of a verb, read from its signature, its config dataclasses and their docstrings.
 
     Advanced[float]           marks an option that only --help-all shows
+    Count, Share, ...         numbers with a range, declared with the option's type
+    out_of_range(config)      the first number outside its range, in words
     options_of(function)      every option of a verb, in order of need
 
 The help text of a parameter is a line `name: text` in the function's docstring, and that of a field the docstring
@@ -10,6 +12,7 @@ under the field. Parsing is tyro's; this module describes the same options for t
 import ast
 import dataclasses
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -20,6 +23,58 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_ori
 T = TypeVar("T")
 ADVANCED = "advanced"
 Advanced = Annotated[T, ADVANCED]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers that an option takes. It is a note on the option's type: Annotated[float, Range(above=0)]."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+    why: str = ""  # what is wrong with a number beyond the range
+
+    def complaint(self, value: float) -> str:
+        """What is wrong with the number; empty if it is inside."""
+        ends = [
+            (math.isfinite(value), "a finite number"),
+            (value >= self.least, f"at least {self.least:g}"),
+            (value > self.above, f"above {self.above:g}"),
+            (value <= self.most, f"at most {self.most:g}"),
+            (value < self.below, f"below {self.below:g}"),
+        ]
+        wrong = next((end for inside, end in ends if not inside), "")
+        return wrong and f"must be {wrong}" + (f"; {self.why}" if self.why else "")
+
+
+Count = Annotated[int, Range(least=1)]
+Natural = Annotated[int, Range(least=0)]  # options where 0 stands for none, for all or for a default
+Finite = Annotated[float, Range()]
+Positive = Annotated[float, Range(above=0)]
+NonNegative = Annotated[float, Range(least=0)]
+Share = Annotated[float, Range(least=0, most=1)]
+PartialShare = Annotated[float, Range(least=0, below=1)]
+
+
+def out_of_range(config: Any) -> str | None:
+    """The first number of a config dataclass that is outside its range, in words; None if all are inside."""
+    for name, allowed in ranges_of(type(config)).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and (wrong := allowed.complaint(number)):
+                return f"--{name.replace('_', '-')} {number:.12g}: {wrong}"
+    return None
+
+
+def ranges_of(cls: type[Any]) -> dict[str, Range]:
+    """{field: its range}, for the numbers of a config dataclass. The range of a tuple holds for each member."""
+    found: dict[str, Range] = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        for part in (hint, *get_args(hint)):
+            found.update((name, note) for note in (part, *get_args(part)) if isinstance(note, Range))
+    return found
+
 
 LAST = ("seed", "device", "dtype", "overwrite", "checkpoint_seconds")  # shared by most verbs, so listed last
 

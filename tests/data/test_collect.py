@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.data import records, sources
+from tutelage.data import jsonl, records, sources
 from tutelage.data.panel import Panel
 from tutelage.errors import InputError
 from tutelage.stages.collect import CollectConfig, write_data
@@ -19,7 +19,7 @@ def collected(tmp_path_factory) -> tuple[Path, dict]:
 
 
 def read(out: Path, name: str) -> list[dict]:
-    return [record for _, record in records.read_jsonl(out / f"{name}.jsonl")]
+    return [record for _, record in jsonl.read_jsonl(out / f"{name}.jsonl")]
 
 
 def test_every_file_is_there_and_readable(collected):

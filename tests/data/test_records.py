@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.data import records
+from tutelage.data import jsonl, records
 from tutelage.errors import InputError
 
 USER = {"role": "user", "content": "hi"}
@@ -29,7 +29,7 @@ READERS = {
 def test_round_trip(kind, tmp_path: Path):
     read, record = READERS[kind]
     path = tmp_path / "x.jsonl"
-    assert records.write_jsonl(path, [record, record]) == 2
+    assert jsonl.write_jsonl(path, [record, record]) == 2
     assert [r.to_record() for r in read([path])] == [record, record]
 
 
@@ -101,7 +101,7 @@ def test_bad_demonstrations(record, says: str):
         ({"responses": ["a", "b", 3]}, "list of strings"),
         ({"responses": ["a", "b", "\udc00"]}, "surrogate"),
         ({"prompt": [USER, ASSISTANT]}, "ends with a turn of role assistant"),
-        ({"prompt": "hi"}, "list of at least one message"),
+        ({"prompt": 3}, "list of at least one message"),
     ],
 )
 def test_bad_comparisons(change, says: str):
@@ -132,7 +132,7 @@ def test_bad_feedback(change, says: str):
 
 
 def test_feedback_may_omit_annotator_and_source():
-    feedback = records.feedback_from({"prompt": [USER], "response": "", "thumb": 1}, "f, line 2")
+    (feedback,) = records.feedback_from({"prompt": [USER], "response": "", "thumb": 1}, "f, line 2")
     assert feedback == records.Feedback([USER], "", 1, "unknown", "unknown")
     assert feedback.where == "f, line 2" and "where" not in feedback.to_record()
 
@@ -145,20 +145,20 @@ def test_a_byte_order_mark_is_ignored(tmp_path: Path):
 
 def test_line_separators_inside_a_text_do_not_split_a_record(tmp_path: Path):
     path = tmp_path / "x.jsonl"
-    records.write_jsonl(path, [{**DOCUMENT, "text": "a\u2028b\x85c"}])
+    jsonl.write_jsonl(path, [{**DOCUMENT, "text": "a\u2028b\x85c"}])
     assert records.read_documents([path])[0].text == "a\u2028b\x85c"
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "x.jsonl"
-    records.write_jsonl(path, [{"a": 1}])
+    jsonl.write_jsonl(path, [{"a": 1}])
 
     def broken():
         yield {"a": 2}
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        records.write_jsonl(path, broken())
+        jsonl.write_jsonl(path, broken())
     assert path.read_text() == '{"a": 1}\n' and list(tmp_path.iterdir()) == [path]
 
 
@@ -173,3 +173,100 @@ def test_instruction_records_are_demonstrations(context: str | None, question: s
     ):
         with pytest.raises(InputError, match="f, line 1.*must be a string"):
             records.demonstration_from(broken, "f, line 1")
+
+
+ARRAYS = [
+    ("[{0}, {0}]", [1, 1]),
+    ("\n\n [\n{0},\n\n{0}]\n\n", [4, 6]),
+    ("[\r\n{0}\r\n,\r\n{0}\r\n]", [2, 4]),
+    ("{0}\n{0}", [1, 2]),
+    ("\n{0}\r\n\r\n{0}\n", [2, 4]),
+]
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(("form", "lines"), ARRAYS)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_arrays_and_lines_are_one(kind, form: str, lines: list[int], mark: bytes, tmp_path: Path):
+    """Under any file name, with or without a byte order mark; each record has the line on which it starts."""
+    read, record = READERS[kind]
+    path = tmp_path / "x.json"
+    path.write_bytes(mark + form.replace("{0}", json.dumps(record)).encode())
+    assert [r.to_record() for r in read([path])] == [record, record]
+    assert [number for number, _ in jsonl.read_jsonl(path)] == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "the array is empty"),
+        (" [ \n ] ", "the array is empty"),
+        ('[{"text": "a"}', "line 1: not JSON"),
+        ('[{"text": "a"}\n\n,', "line 3: not JSON"),
+        ('[{"text": "a"},\n]', "line 2: not JSON"),
+        ('[{"text": "a"}\n{"text": "b"}]', "line 2: not JSON"),
+        ('[{"text": "a"},\n{"text": }]', "line 2: not JSON"),
+        ('[{"text": "a"},\n\n{"text":\n"b"}, 3]', "line 4: must be a JSON object, but it is a number"),
+        ('[{"text": "a"},\n\n{"txt":\n"b"}]', 'line 3: a document needs "text"'),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "line 2: there is more text after the array"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_bad_arrays(text: str, says: str, tmp_path: Path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        records.read_documents([path])
+    assert says in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_text_parts_are_joined_as_the_api_joins_them():
+    user, assistant = {"role": "user", "content": parts("h", "i")}, {"role": "assistant", "content": parts("hello")}
+    developer = {"role": "developer", "content": "be kind"}
+    system = {"role": "system", "content": "be kind"}
+    assert records.demonstration_from({"messages": [developer, user, assistant]}, "f").messages == [
+        system, USER, ASSISTANT,
+    ]  # fmt: skip
+    assert records.prompt_from({"prompt": [user]}, "f").prompt == [USER]
+    assert records.prompt_from({"prompt": "hi", "source": None}, "f").prompt == [USER]
+    assert records.document_from({"messages": [user, assistant]}, "f").plain_text() == "user: hi\nassistant: hello"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            [*parts("see"), {"type": "image_url", "image_url": {"url": "x"}}],
+            'part 2: content of type "image_url" cannot',
+        ),
+        ([{"type": "image"}], 'part 1: content of type "image" cannot be read'),
+        ([{"type": "text"}], 'part 1: "text" must be a string, but it is missing'),
+        ([*parts("a"), "b"], "part 2: must be an object"),
+        ([], '"content" must be a string, but it is an empty list'),
+        (["a"], '"content" must be a string, but it is a list'),
+        (parts("\udc00"), "part 1: the text has half a surrogate pair"),
+    ],
+)
+def test_parts_that_are_no_text(content, says: str):
+    with pytest.raises(InputError, match="^f, line 7, message 1") as caught:
+        records.demonstration_from({"messages": [{"role": "user", "content": content}, ASSISTANT]}, "f, line 7")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+        {"prompt": "hi", "completion": "hello"},
+        {"prompt": [USER], "completion": [ASSISTANT], "messages": None},
+        {"instruction": "hi", "input": None, "output": "hello"},
+    ],
+)
+def test_other_shapes_of_demonstrations(record):
+    assert records.demonstration_from(record, "f").messages == [USER, ASSISTANT]
+    system = {"role": "system", "content": "be kind"}
+    assert records.demonstration_from({**record, "system": "be kind"}, "f").messages == [system, USER, ASSISTANT]

@@ -49,8 +49,8 @@ def run_evaluate(
     world: World, policies: tuple[Path, ...], out: Path, config: EvaluateConfig = CONFIG
 ) -> dict[str, Any]:
     evaluate(
-        policies, world.base, world.sft, named(world.reward), world.panel, (world.prompts_test,), (world.heldout,), out,
-        config,
+        policies, out, (world.prompts_test,), (), world.sft, world.base, named(world.reward), world.panel,
+        (world.heldout,), config,
     )  # fmt: skip
     return json.loads((out / "evaluation.json").read_text())
 
@@ -301,5 +301,12 @@ def test_a_stopped_evaluation_resumes(
 
 
 def test_two_models_of_one_name(world: World, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="same folder name"):
-        run_evaluate(world, (tmp_path / "a" / "ppo", tmp_path / "b" / "ppo"), tmp_path / "out")
+    """They are told apart by the folders that they are in; the same run twice is a mistake."""
+    for name in ("a/ppo", "b/ppo", "sft"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(world.sft)
+    given = tuple(tmp_path / name for name in ("a/ppo", "b/ppo", "sft"))
+    report = run_evaluate(world, given, tmp_path / "out", replace(CONFIG, best_of=(), count=4))
+    assert list(report["models"]) == ["base", "sft", "a/ppo", "b/ppo", f"{tmp_path.name}/sft"]
+    with pytest.raises(InputError, match="a run is given twice"):
+        run_evaluate(world, (given[0], given[0]), tmp_path / "twice")

@@ -420,6 +420,16 @@ def test_why_a_run_ended_and_what_it_kept_is_shown(tmp_path: Path) -> None:
     assert "ended early" not in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_run_that_learned_nothing_is_named(tmp_path: Path) -> None:
+    folder = make_recipe(tmp_path / "demo")
+    record = json.loads((folder / "ppo" / "run.json").read_text())
+    for kept, times in ((0, 1), (3, 0)):
+        write_json(folder / "ppo" / "run.json", record | {"results": record["results"] | {"kept_iteration": kept}})
+        report(folder, ReportConfig())
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        assert text.count("learned nothing: iteration 0 was kept") == text.count("什么也没有学到") == times
+
+
 def test_siblings_in_the_folder_are_shown_beside_ppo(tmp_path: Path) -> None:
     """RLOO and DPO in folders of any name: curves, findings, costs, table. The recipe's total time does not change."""
     folder = make_recipe(tmp_path / "demo")

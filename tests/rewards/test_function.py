@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from world import assistant, user
 
+from tutelage import cli
 from tutelage.errors import InputError
 from tutelage.rewards.function import FunctionReward, function_identity
+from tutelage.rewards.open import reward_input
 
 TALKS = [[user("hi"), assistant("yes")], [user("so?"), assistant("it is")]]
 
@@ -52,6 +54,11 @@ def test_it_may_change_its_argument(tmp_path: Path) -> None:
         ("return 3", "must return a list of numbers, one per conversation"),
         ("raise KeyError('no such word')", "KeyError: 'no such word' (mine.py, line 4)"),
         ("return math.sqrt(-1)", "ValueError: "),
+        ("return '12'", "it returned a str"),
+        ("return {0: 1.0, 1: 2.0}", "it returned a dict"),
+        ("return {1.0, 2.0}", "it returned a set"),
+        ("return (len(t[9]) for t in talks)", "IndexError: list index out of range (mine.py, line 4)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
     ],
 )
 def test_an_invalid_result_is_one_line(tmp_path: Path, body: str, said: str) -> None:
@@ -79,6 +86,49 @@ def test_a_missing_function_is_one_line(tmp_path: Path, content: str, name: str,
     with pytest.raises(InputError) as error:
         FunctionReward(f"{tmp_path / 'mine.py'}:{name}")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("def score(prompts, responses)", "takes (prompts, responses), and is called with one argument"),
+        ("def score()", "takes (), and is called with one argument"),
+        ("def score(*, talks)", "takes (*, talks), and is called"),
+        ("def score(prompts, completions, **kwargs)", "missing a required argument: 'completions'"),
+        ("async def score(talks)", "is an async function"),
+    ],
+)
+def test_another_signature_is_explained_before_any_call(tmp_path: Path, head: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(f"{head}:\n    return [0.0]\n")
+    with pytest.raises(InputError) as error:
+        FunctionReward(f"{tmp_path / 'mine.py'}:score")
+    assert said in str(error.value) and "it must be def NAME(conversations) -> list[float]" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "head", ["def score(talks)", "def score(talks, scale=2)", "def score(*talks)", "def score(completions, **more)"]
+)
+def test_signatures_that_one_argument_fits(tmp_path: Path, head: str) -> None:
+    (tmp_path / "mine.py").write_text(f"{head}:\n    return [1.0, 2.0]\n")
+    assert FunctionReward(f"{tmp_path / 'mine.py'}:score")(TALKS) == [1.0, 2.0]
+
+
+def test_a_file_without_its_function_and_a_wrong_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def brief(talks):\n    return [0.0 for _ in talks]\n")
+    with pytest.raises(InputError, match=r"mine.py: names a file; name the function in it, too: .*mine.py:FUNCTION"):
+        reward_input(str(tmp_path / "mine.py"))
+    with pytest.raises(InputError, match=r"has no function 'short' \(it has brief\); name one"):
+        FunctionReward(f"{tmp_path / 'mine.py'}:short")
+    (tmp_path / "mine.py").write_text("import sys; sys.exit(2)")
+    with pytest.raises(InputError, match="cannot be imported \\(SystemExit: 2\\)"):
+        FunctionReward(f"{tmp_path / 'mine.py'}:brief")
+
+
+@pytest.mark.parametrize("verb", ["ppo", "rloo", "grpo", "best-of-n", "score", "evaluate"])
+def test_the_help_shows_the_signature(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["help", verb])
+    assert "def f(conversations) -> list[float]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_its_identity_is_its_name_and_its_file_and_needs_no_call(tmp_path: Path) -> None:

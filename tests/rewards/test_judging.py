@@ -88,10 +88,10 @@ def test_a_response_is_scored_by_its_text(world: World, tmp_path: Path) -> None:
     other = "[-len(t[-1]['content']) / 2 for t in talks]"
     against = load_judge(reward_file(tmp_path, other, "other.py"), world.sft, config, run)
     halves = charged([-length / 2 for length in lengths], whole, 7.0)
-    assert judge_score(against, rollout, config) == pytest.approx(statistics.fmean(halves))
+    assert judge_score(against, rollout, config, tokenizer.eos_token_id) == pytest.approx(statistics.fmean(halves))
     short = replace(config, min_answer=6)
     valid = [ended and size >= 6 for ended, size in zip(whole, rollout.responses.mask.sum(1).tolist(), strict=True)]
-    assert judge_score(against, rollout, short) == pytest.approx(
+    assert judge_score(against, rollout, short, tokenizer.eos_token_id) == pytest.approx(
         statistics.fmean(charged([-length / 2 for length in lengths], valid, 7.0))
     )
     assert valid != whole and any(valid)
@@ -209,8 +209,8 @@ def test_evaluate_by_a_function(world: World, tmp_path: Path) -> None:
     config = EvaluateConfig(
         count=8, max_tokens=24, max_prompt=32, heldout_windows=2, samples=8, best_of=(4,), dtype="fp32"
     )
-    data = (world.panel, (world.prompts_test,), (world.heldout,))
-    evaluate((), world.base, world.sft, (judged,), *data, tmp_path / "out", config)
+    data = (world.base, (judged,), world.panel, (world.heldout,))
+    evaluate((), tmp_path / "out", (world.prompts_test,), (), world.sft, *data, config)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for name, row in report["models"].items():
         assert row["reward"] == statistics.fmean(len(s["answers"][name]) for s in report["samples"]), name
@@ -310,7 +310,7 @@ def test_adapted_members_share_the_policys_base(world: World, tmp_path: Path) ->
     runs = [tmp_path / f"rm{seed}" for seed in (0, 1)]
     for seed, out in enumerate(runs):
         config = replace(REWARD, lora_rank=2, seed=seed)
-        reward(world.sft, (world.comparisons,), (world.demos,), out, world.panel, config)
+        reward(world.sft, (world.comparisons,), out, (world.demos,), world.panel, config)
     config = replace(PLAIN, lora_rank=2, ensemble="uwo")
     run = Run(tmp_path / "run", stage="ppo", config=config, inputs={})
     actors = load_actors(world.sft, named(tuple(runs)), config, run)

@@ -18,7 +18,7 @@ ALIKE = [
     (["--ema", "1"], "--ema 1: must be below 1; at 1 the saved policy would never change"),
     (["--ema", "9"], "--ema 9: must be below 1"),
     (["--min-answer", "41"], "--min-answer 41: no response would be long enough; --max-tokens is 40"),
-    (["--missing-end", "-1"], "--missing-end -1.0: must be at least 0"),
+    (["--missing-end", "-1"], "--missing-end -1: must be at least 0"),
     (["--temperature", "0"], "--temperature 0: must be at least 0.01"),
     (["--temperature", "1e-6"], "--temperature 1e-06: must be at least 0.01"),
     ([*TARGET, "--kl-gain", "5"], "--kl-gain 5: must be above 0 and below 5 for --kl-coef to follow"),

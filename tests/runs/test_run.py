@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tutelage.errors import InputError
-from tutelage.runs import log, run
+from tutelage.runs import log, run, run_folder
 from tutelage.runs.run import Interrupted, Run, RunConfig
 from tutelage.stages.sft import SFTConfig
 
@@ -44,7 +44,8 @@ def start(tmp_path: Path, config: TeaConfig = TEA, stage: str = "tea") -> Run:
 
 def ended(process: Run) -> None:
     """Release the lock, as the end of the run's process would."""
-    process.lock.close()
+    if process.folder.lock:
+        process.folder.lock.close()
 
 
 def finished(tmp_path: Path, config: TeaConfig = TEA) -> Path:
@@ -69,9 +70,15 @@ def test_a_finished_run_says_what_made_it(tmp_path: Path, leaves: Path) -> None:
     assert not (tmp_path / "out" / "checkpoints").exists()  # nobody goes on from a finished run
 
 
-def test_the_same_run_is_finished_and_untouched(tmp_path: Path, leaves: Path) -> None:
+def test_the_same_run_is_finished_and_untouched(
+    tmp_path: Path, leaves: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (finished(tmp_path) / "run.json").read_bytes()
+    capsys.readouterr()
     assert start(tmp_path).finished
+    (told,) = capsys.readouterr().err.splitlines()
+    finished_at = json.loads(before)["finished"][:16].replace("T", " ")
+    assert f"already finished on {finished_at} UTC" in told and "nothing to do" in told and "another --out" in told
     assert start(tmp_path, replace(TEA, overwrite=True)).finished  # nothing differs, so nothing is made again
     assert (tmp_path / "out" / "run.json").read_bytes() == before
 
@@ -241,7 +248,7 @@ def test_a_full_disk_at_the_end_leaves_the_run_unfinished(
 
 def test_a_run_has_one_process_at_a_time(tmp_path: Path, leaves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tea = start(tmp_path)
-    monkeypatch.setattr(run, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.3)
     with pytest.raises(InputError, match="another process is working on this run"):
         start(tmp_path)
     ended(tea)
@@ -253,8 +260,8 @@ def test_a_run_waits_for_one_that_is_ending(tmp_path: Path, leaves: Path) -> Non
     ending = threading.Timer(0.5, lambda: ended(tea))
     ending.start()
     waited = start(tmp_path)
-    assert time.monotonic() - begun >= 0.5 and tea.lock.closed  # not before the other had let go
-    assert not waited.finished and not waited.lock.closed
+    assert time.monotonic() - begun >= 0.5 and tea.folder.lock.closed  # not before the other had let go
+    assert not waited.finished and not waited.folder.lock.closed
     ended(waited)
     ending.join()
 

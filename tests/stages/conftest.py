@@ -40,5 +40,5 @@ def judge(world: World, policy: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A reward model that is an adapter in that model's top two layers."""
     out = tmp_path_factory.mktemp("shared") / "reward"
     config = replace(REWARD, lora_rank=4, lora_layers=2)
-    reward(policy, (world.comparisons,), (world.demos,), out, world.panel, config)
+    reward(policy, (world.comparisons,), out, (world.demos,), world.panel, config)
     return out

@@ -128,7 +128,7 @@ def test_an_interruption_changes_nothing(
 
 def test_a_reward_model_of_adapters_is_a_classifier_in_peft(world: World, tuned: Path, tmp_path: Path) -> None:
     config = replace(REWARD, lora_rank=4, lora_targets=("q", "v"))
-    reward(tuned, (world.comparisons,), (world.demos,), tmp_path / "reward", world.panel, config)
+    reward(tuned, (world.comparisons,), tmp_path / "reward", (world.demos,), world.panel, config)
     base = transformers.AutoModelForSequenceClassification.from_pretrained(tuned, num_labels=1)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "reward" / "adapter").eval()
     ours, _ = load_scorer(tmp_path / "reward", CPU)
@@ -193,7 +193,7 @@ def test_settings_that_would_do_nothing_are_refused(world: World, tmp_path: Path
         run_ppo(world, tmp_path / "ppo", replace(CONFIG, lora_rank=2, lora_dropout=0.1))
     with pytest.raises(InputError, match="leave --adapter-only out"):
         reward(
-            world.sft, (world.comparisons,), (world.demos,), tmp_path / "reward", world.panel,
+            world.sft, (world.comparisons,), tmp_path / "reward", (world.demos,), world.panel,
             replace(REWARD, lora_rank=2, adapter_only=True),
         )  # fmt: skip
 

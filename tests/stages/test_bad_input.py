@@ -60,9 +60,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def nothing_made(out: Path) -> None:
-    """No model, no run, no temporary file: at most the mark of a run that was begun."""
-    left = files_in(out) if out.exists() else set()
-    assert left <= {"checkpoints/lock", "checkpoints/fingerprint", "metrics.jsonl"}
+    """Not even an empty folder."""
+    assert not out.exists()
 
 
 def empty(path: Path, world: World) -> None:

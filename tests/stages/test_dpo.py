@@ -271,7 +271,7 @@ BAD: list[tuple[list[dict[str, Any]], str]] = [
     ([{"prompt": [user("hi")], "responses": ["a", "b"], "ranks": [1, 1]}], "no ranking with a strict order"),
     (
         [{"prompt": [user("cat " * 80)], "responses": ["a", "b"], "ranks": [1, 2]}],
-        r"c.jsonl, line 1: prompt and response need \d+ tokens, but the model's context is 64; shorten",
+        r"none of the rankings \(1\) fits the model's context of 64 tokens; the shortest, .*c.jsonl, line 1, needs \d+",
     ),
     ([{"prompt": [user("hi")], "responses": ["a"], "ranks": [1]}], "c.jsonl, line 1: a ranking has 2 to 9"),
 ]

@@ -14,7 +14,7 @@ from their_policy import TheirPolicy
 from world import PLACES, THINGS, World, exchanges, interrupted, metrics, results, same_files, user, write_lines
 
 from tutelage import cli
-from tutelage.data.rankings import held_out
+from tutelage.data.rankings import Thumb, encode_thumb, held_out
 from tutelage.data.records import Feedback
 from tutelage.errors import InputError
 from tutelage.model.parameters import trainable
@@ -24,9 +24,7 @@ from tutelage.runs.folder import load_policy
 from tutelage.stages.kto import (
     Batch,
     KTOConfig,
-    Thumb,
     batch_logprobs,
-    encode,
     feedback_loss,
     kto,
     make_batches,
@@ -230,7 +228,7 @@ def test_the_reference_is_the_policy_without_its_adapters(world: World) -> None:
         for parameter in trainable(model).values():
             parameter.add_(0.5)
     theirs = TheirPolicy(world.sft)
-    made = [encode(Feedback([user(q)], a, 1 if up else -1, "", ""), tokenizer, 64) for q, a, up in SAID]
+    made = [encode_thumb(Feedback([user(q)], a, 1 if up else -1, "", ""), tokenizer) for q, a, up in SAID]
     assert made == encoded(theirs)
     expected = [theirs.total(question, answer) for question, answer, _ in SAID]
     found = reference_logprobs(model.train(), [Batch(made[:1], []), Batch(made[1:3], [])], made[3:], tokenizer.pad_id)
@@ -274,7 +272,14 @@ def told(question: str, response: str, thumb: Any) -> dict[str, Any]:
         ([told("hi", "a", -1)], "0 thumbs up and 1 down"),
         ([told("hi", "a", 1), told("hi", "b", -1)], "all 2 thumbs are for one prompt, z0 takes two"),
         ([told("hi", "a", 1), told("so", "b", 0)], 't.jsonl, line 2: "thumb" must be 1'),
-        ([told("hi", "cat " * 80, 1), told("so", "b", -1)], r"t.jsonl, line 1: prompt and response need \d+ tokens"),
+        (
+            [told("hi", "cat " * 80, 1), told("so", "b", -1)],
+            r"0 thumbs up and 1 down .*; left out 1 of 2 that .* 64 tokens; the first, .*t.jsonl, line 1, needs \d+",
+        ),
+        (
+            [told("hi", "cat " * 90, 1), told("so", "cat " * 80, -1)],
+            r"none of the thumbs \(2\) fits .* context of 64 tokens; the shortest, .*t.jsonl, line 2, needs \d+",
+        ),
     ],
 )
 def test_bad_feedback(world: World, tmp_path: Path, records: list[dict[str, Any]], said: str) -> None:
@@ -287,10 +292,10 @@ def test_bad_feedback(world: World, tmp_path: Path, records: list[dict[str, Any]
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: KTOConfig(batch=1), "--batch 1: z0 takes a response to another prompt; give at least 2"),
+        (lambda: KTOConfig(batch=1), "--batch 1: must be at least 2; z0 takes a response to another prompt"),
         (lambda: KTOConfig(beta=0.0), "--beta 0"),
         (lambda: KTOConfig(undesirable=0.0), "--undesirable 0"),
-        (lambda: KTOConfig(desirable=-1.0), "--desirable -1.0: must be at least 0"),
+        (lambda: KTOConfig(desirable=-1.0), "--desirable -1: must be above 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make: Callable[[], KTOConfig], said: str) -> None:

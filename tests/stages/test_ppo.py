@@ -363,7 +363,7 @@ def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path) -> None:
     model falls for. Only the score is certain.
     """
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
-    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
+    reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     config = PPOConfig(
         iterations=32, batch=32, minibatch=32, epochs=2, max_tokens=24, max_prompt=32, lr=3e-3, value_lr=3e-3,
         ptx=False, kl_budget=1e9, missing_end=5.0, dtype="fp32",

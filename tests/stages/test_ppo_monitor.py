@@ -30,7 +30,7 @@ def names(run: Path) -> list[str]:
 def test_a_healthy_run_is_left_alone(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A reward model that prefers something, and learning rates at which the policy learns it."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
-    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
+    reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     config = replace(LONG, iterations=24, batch=32, minibatch=32, value_lr=3e-3, lr=5e-4, warmup=5)
     out = run_ppo(world, tmp_path / "out", config, reward=tmp_path / "rm")
     assert results(out)["findings"] == [] and results(out)["stopped"] is None
@@ -48,7 +48,11 @@ def test_the_end_names_the_kept_policy_and_where_it_began(
     assert "warning" not in printed and f"next: tutelage chat {out}\n" in printed
     unchanged = run_ppo(world, tmp_path / "unchanged", replace(LONG, iterations=2, kl_budget=1e-9))
     assert results(unchanged)["kept_iteration"] == 0
-    assert "warning: iteration 0 was kept (KL " in capsys.readouterr().err
+    sentence = results(unchanged)["nothing_learned"]
+    assert sentence.startswith("iteration 0 was kept (KL ") and "so nothing was learned" in sentence
+    assert f"warning: {sentence}; lower --lr" in capsys.readouterr().err
+    assert "nothing_learned" not in results(out)
+    same_files(world.sft, unchanged, ["model.safetensors"])
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
@@ -229,7 +233,9 @@ def test_the_judge_is_logged_and_learns_nothing(
 
 def test_a_judges_score_is_transformers(world: World, bench: Bench) -> None:
     rollout = bench.rollout
-    ours = rollouts.judge_score(ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, bench.config)
+    ours = rollouts.judge_score(
+        ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, bench.config, bench.tokenizer.end_of_turn_id
+    )
     rows = zip(rollout.responses.ids.tolist(), rollout.responses.last.tolist(), rollout.responses.ended, strict=True)
     theirs = Theirs(world.reward)
     scored = [(theirs.score(ids[: last + 1]), ended) for ids, last, ended in rows]

@@ -33,7 +33,7 @@ def stages(world: World) -> dict[str, tuple[Any, int, list[str]]]:
         ),
         "sft": (lambda out: sft(world.base, (world.demos,), out, (world.demos_valid,), SFT), 9, weights),
         "reward": (
-            lambda out: reward(world.sft, (world.comparisons,), (world.demos,), out, world.panel, REWARD), 2, weights,
+            lambda out: reward(world.sft, (world.comparisons,), out, (world.demos,), world.panel, REWARD), 2, weights,
         ),
         "ppo-ptx": (
             lambda out: ppo(rl_inputs(world, out), PPO), 2,

@@ -76,7 +76,7 @@ def separable(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("separable")
     comparisons = counted(folder / "c.jsonl", 300, by_count)
     config = replace(REWARD, epochs=5, batch=16)
-    reward(world.sft, (comparisons,), (world.demos,), folder / "reward", config=config)
+    reward(world.sft, (comparisons,), folder / "reward", (world.demos,), config=config)
     return folder / "reward"
 
 
@@ -93,7 +93,7 @@ def test_a_preference_for_a_word_is_learned(separable: Path) -> None:
 def test_shuffled_ranks_teach_nothing(world: World, tmp_path: Path) -> None:
     """R15: six pairs of one ranking hang together, so that 60 rankings leave about .04 of chance."""
     comparisons = counted(tmp_path / "c.jsonl", 300, shuffled)
-    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "out", config=replace(REWARD, batch=16))
+    reward(world.sft, (comparisons,), tmp_path / "out", (world.demos,), config=replace(REWARD, batch=16))
     assert results(tmp_path / "out")["accuracy"] == pytest.approx(0.5, abs=0.12)
 
 
@@ -229,7 +229,7 @@ def test_no_conversation_is_on_both_sides(world: World, tmp_path: Path, monkeypa
     train, report = stage.train, stage.accuracy_report
     monkeypatch.setattr(stage, "train", lambda *a, **k: seen.update(kept=a[3]) or train(*a, **k))
     monkeypatch.setattr(stage, "accuracy_report", lambda *a, **k: seen.update(held=a[2]) or report(*a, **k))
-    reward(world.sft, (world.comparisons,), (world.demos,), tmp_path / "out", world.panel, REWARD)
+    reward(world.sft, (world.comparisons,), tmp_path / "out", (world.demos,), world.panel, REWARD)
     told = [json.loads(line) for line in world.comparisons.read_text().splitlines()]
     held = {c.conversation for c in seen["held"]}
     strict = [r for r in told if len(set(r["ranks"])) > 1]
@@ -256,7 +256,7 @@ def test_the_ceiling_is_the_share_that_gold_orders_alike(world: World) -> None:
 def test_ties_alone_teach_nothing(world: World, tmp_path: Path) -> None:
     ties = write_lines(tmp_path / "t.jsonl", [{"prompt": [user("hi")], "responses": ["a", "b"], "ranks": [1, 1]}])
     with pytest.raises(InputError, match="no ranking with a strict order"):
-        reward(world.sft, (ties,), (world.demos,), tmp_path / "out", config=REWARD)
+        reward(world.sft, (ties,), tmp_path / "out", (world.demos,), config=REWARD)
 
 
 def test_too_long_for_the_context(world: World, tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_too_long_for_the_context(world: World, tmp_path: Path) -> None:
         tmp_path / "l.jsonl",
         [{"prompt": [user("hi"), assistant("cat " * 80), user("and?")], "responses": ["a", "b"], "ranks": [1, 2]}],
     )
-    with pytest.raises(InputError, match=r"need \d+ tokens, but the model's context is 64; shorten the prompt .* 'and"):
-        reward(world.sft, (long,), (world.demos,), tmp_path / "out", config=replace(REWARD, heldout=0.0))
+    with pytest.raises(InputError, match=r"none of the rankings \(1\) fits .* 64 tokens; .*l.jsonl, line 1, needs \d+"):
+        reward(world.sft, (long,), tmp_path / "out", (world.demos,), config=replace(REWARD, heldout=0.0))
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -205,7 +205,7 @@ def test_a_stopped_run_resumes_exactly(
 def test_adapters_share_their_base_with_the_reward_model(world: World, tmp_path: Path) -> None:
     """Nothing is loaded twice, and the reference is the policy with its adapters off."""
     judge, config = tmp_path / "judge", replace(RLOO, lora_rank=4)
-    reward(world.sft, (world.comparisons,), (world.demos,), judge, world.panel, replace(REWARD, lora_rank=4))
+    reward(world.sft, (world.comparisons,), judge, (world.demos,), world.panel, replace(REWARD, lora_rank=4))
     actors = load_actors(
         world.sft, named(judge), config, Run(tmp_path / "x", stage="x", config=config, inputs={}), False
     )
@@ -238,7 +238,7 @@ def test_the_mix_is_on_when_there_is_a_corpus(
 def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: Any) -> None:
     """As PPO's test: a reward model that counts a word, and a score that rises by several times its start."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
-    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
+    reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     longer = replace(config, iterations=40, batch=32, lr=3e-3, missing_end=5.0)
     longer = longer if isinstance(longer, RLOOConfig) else replace(longer, minibatch=32)
     lines = metrics(run_groups(world, tmp_path / "out", longer, reward=tmp_path / "rm"))

@@ -11,18 +11,16 @@ import torch
 import torch.nn.functional as F
 from world import SFT, World, assistant, exchanges, metrics, results, user, write_demos, write_lines
 
+from tutelage.data.epochs import CHUNK, packed_rows, rows_of_tokens
 from tutelage.data.packing import Example, pack
 from tutelage.errors import InputError
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy, save_policy
-from tutelage.stages import sft as stage
 from tutelage.stages.sft import (
     SFTConfig,
-    packed_rows,
     read_examples,
     sft,
     supervised_loss,
-    training_rows,
     turns_within,
 )
 
@@ -66,7 +64,7 @@ def test_ids_and_labels_are_those_of_the_template(world: World, theirs: Any, tmp
     _, tokenizer = load_policy(world.sft, choose_device("cpu", "fp32"))
     (example,), dropped = read_examples((demos,), tokenizer, SFTConfig(), 64, 10**9, torch.Generator())
     ids, labels = by_hand(theirs[1], conversation)
-    assert dropped == 0
+    assert dropped == {"turns_dropped": 0, "conversations_unlearned": 0}
     assert example.ids == ids
     assert [i if s else -100 for i, s in zip(example.ids, example.supervised, strict=True)] == labels
     # transformers renders the same template to the same ids
@@ -175,7 +173,7 @@ def test_what_is_cut_learns_no_end_of_turn(world: World, loaded: Any, tmp_path: 
     long = "cat " * 100
     demos = write_lines(tmp_path / "d.jsonl", [{"messages": [*talk(1, 1), user("and?"), assistant(long), *talk(2, 1)]}])
     examples, dropped = read_examples((demos,), tokenizer, SFTConfig(), 64, 10**9, torch.Generator())
-    assert dropped == 2
+    assert dropped == {"turns_dropped": 2, "conversations_unlearned": 0}
     assert len(examples) == 2
     assert all(len(e.ids) <= 64 and sum(i == tokenizer.end_of_turn_id for i in e.ids) == 2 for e in examples)
 
@@ -185,9 +183,9 @@ def test_the_budget_is_whole_epochs_in_new_orders(world: World, loaded: Any) -> 
     examples, _ = read_examples((world.demos,), tokenizer, SFTConfig(), 64, 10**9, torch.Generator())
     epoch = packed_rows(examples, 64, torch.Generator().manual_seed(0))
     assert sorted(id(e) for row in epoch for e in row) == sorted(map(id, examples))
-    config = replace(SFT, tokens=64 * 4 * math.ceil(2 * len(epoch) / 4))
-    rows = training_rows(examples, config, 64, torch.Generator().manual_seed(0))
-    assert len(rows) == config.tokens // 64
+    tokens = 64 * 4 * math.ceil(2 * len(epoch) / 4)
+    rows = rows_of_tokens(examples, tokens, 4, 64, torch.Generator().manual_seed(0))
+    assert len(rows) == tokens // 64
     first, second = rows[: len(epoch)], rows[len(epoch) : 2 * len(epoch)]
     assert sorted(id(e) for row in second for e in row) == sorted(map(id, examples))
     assert [[id(e) for e in row] for row in first] != [[id(e) for e in row] for row in second]
@@ -212,7 +210,7 @@ def test_a_saved_model_comes_back(world: World, loaded: Any, tmp_path: Path) -> 
     model, tokenizer = loaded
     save_policy(tmp_path, model, tokenizer)
     assert (tmp_path / "model.safetensors").read_bytes() == (world.sft / "model.safetensors").read_bytes()
-    assert stage.CHUNK >= 256  # few enough rows per chunk would make the order of packing the order of training
+    assert CHUNK >= 256  # few enough rows per chunk would make the order of packing the order of training
 
 
 def test_short_and_long_answers_are_context_only() -> None:

@@ -70,7 +70,7 @@ def test_the_budget_holds_them_too(world: World, tmp_path: Path, config: PPOConf
 def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: PPOConfig) -> None:
     """As with the clip: the score rises by several times its start."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
-    reward(world.sft, (comparisons,), (world.demos,), tmp_path / "rm", config=replace(REWARD, epochs=3, batch=16))
+    reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     longer = replace(
         config, iterations=32, batch=32, minibatch=32, lr=3e-3, value_lr=3e-3, missing_end=5.0, update_kl=0.03
     )

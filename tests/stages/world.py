@@ -95,7 +95,7 @@ class World:
         pretrain(self.tokenizer, (self.corpus,), self.base, (self.heldout,), PRETRAIN)
         sft(self.base, (self.demos,), self.sft, (self.demos_valid,), SFT)
         rank(self.comparisons, self.sft, (self.prompts,), self.panel, config=RANK)
-        reward(self.sft, (self.comparisons,), (self.demos,), self.reward, self.panel, REWARD)
+        reward(self.sft, (self.comparisons,), self.reward, (self.demos,), self.panel, REWARD)
         return self
 
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 
 T = TypeVar("T")
 

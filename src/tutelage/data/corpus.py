@@ -5,7 +5,8 @@ turn-taking, but not the chat format, which supervised fine-tuning teaches. Name
 by a hash of the conversation, so they are stable and reveal nothing about the people.
 """
 
-from tutelage.data.records import Document, Messages
+from tutelage.data.messages import Messages
+from tutelage.data.records import Document
 from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAnswers
 from tutelage.data.splits import unit_hash
 

@@ -9,7 +9,8 @@ prompt's own words.
 
 from collections.abc import Mapping
 
-from tutelage.data.records import Comparison, Messages
+from tutelage.data.messages import Messages
+from tutelage.data.records import Comparison
 from tutelage.data.splits import unit_hash
 
 WORDS = {
@@ -43,6 +44,11 @@ def degenerate_response(comparison: Comparison, salt: str) -> str:
         copied(conversation),
     )
     return kinds[int(unit_hash("degenerate", salt, question(conversation)) * len(kinds))]
+
+
+def best_response(comparison: Comparison) -> str:
+    """The best-ranked response, the first of several."""
+    return comparison.responses[comparison.ranks.index(min(comparison.ranks))]
 
 
 def ending_with(comparison: Comparison, response: str) -> Messages:

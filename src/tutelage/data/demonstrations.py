@@ -5,18 +5,11 @@ answers gives one demonstration per answer. Windows are cut later, when the toke
 exchanges; an exchange is a user turn with the answer that follows it.
 """
 
-from collections.abc import Callable, Sized
-from typing import Protocol
+from collections.abc import Callable
 
-from tutelage.data.records import Demonstration, Messages
+from tutelage.data.messages import Messages
+from tutelage.data.records import Demonstration
 from tutelage.data.sources import CHATTERBOT, CHITCHAT, Conversation, QuestionAnswers
-
-
-class Encoded(Protocol):
-    """The part of the result of `tutelage.text.chat.encode_chat` that this module needs."""
-
-    @property
-    def ids(self) -> Sized: ...
 
 
 def from_conversation(conversation: Conversation) -> Demonstration | None:
@@ -48,28 +41,26 @@ def trimmed(messages: Messages) -> Messages:
     return system + rest if rest else []
 
 
-def windows(messages: Messages, encode: Callable[[Messages], Encoded], max_tokens: int) -> tuple[list[Messages], int]:
+def windows(messages: Messages, size: Callable[[Messages], int], max_tokens: int) -> tuple[list[Messages], int]:
     """Cut a conversation into consecutive windows of at most `max_tokens` tokens, without overlap.
 
-    `encode` is `encode_chat` with the tokenizer bound. Each window starts with a user turn and ends with an assistant
-    turn; a system turn is repeated at the start of every window. An exchange that is too long on its own is dropped,
-    and no window spans the gap. Returns the windows and the number of dropped turns.
+    `size` is the number of tokens of a conversation that ends with an assistant turn. Each window starts with a user
+    turn and ends with an assistant turn; a system turn is repeated at the start of every window. An exchange that is
+    too long on its own is dropped, and no window spans the gap. Returns the windows and the number of dropped turns.
     """
     whole = trimmed(messages)
     system = whole[:1] if whole and whole[0]["role"] == "system" else []
-    base = len(encode(system).ids) if system else 0
     finished: list[Messages] = []
     current: Messages = []
-    room, dropped = max_tokens - base, 0
+    dropped = 0
     for exchange in _exchanges(whole[len(system) :]):
-        size = len(encode(system + exchange).ids) - base  # chat templates only append, so sizes add up
-        if current and size > room:
+        if current and size(system + current + exchange) > max_tokens:
             finished.append(system + current)
-            current, room = [], max_tokens - base
-        if size > room:
+            current = []
+        if not current and size(system + exchange) > max_tokens:
             dropped += len(exchange)
         else:
-            current, room = current + exchange, room - size
+            current = current + exchange
     return (finished + [system + current] if current else finished), dropped
 
 

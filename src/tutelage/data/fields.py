@@ -29,8 +29,9 @@ def check_text(text: str, where: str) -> str:
 
 
 def labels(record: dict[str, Any], where: str, *names: str) -> list[str]:
-    """String fields that say where a record comes from, "unknown" if absent: hand-written files may omit them."""
-    return [text_field({name: record.get(name, "unknown")}, name, where) for name in names]
+    """String fields that say where a record comes from, "unknown" if absent or null: many files omit them."""
+    known = optional_fields(record, where, *names)
+    return [known.get(name, "unknown") for name in names]
 
 
 def optional_fields(record: dict[str, Any], where: str, *names: str) -> dict[str, Any]:

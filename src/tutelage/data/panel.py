@@ -22,7 +22,8 @@ import numpy as np
 
 from tutelage.atomic import atomic_write
 from tutelage.data import rubric
-from tutelage.data.records import Messages, parse_json, read_text
+from tutelage.data.jsonl import parse_json, read_text
+from tutelage.data.messages import Messages
 from tutelage.data.rubric import WordPairs
 from tutelage.data.splits import unit_hash
 from tutelage.errors import InputError

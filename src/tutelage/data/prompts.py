@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from tutelage.data.records import Messages, Prompt
+from tutelage.data.messages import Messages
+from tutelage.data.records import Prompt
 from tutelage.data.sources import CHITCHAT, Conversation
 from tutelage.data.splits import unit_hash
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
@@ -48,7 +49,7 @@ def latest_turns(messages: Messages, tokenizer: Tokenizer, max_tokens: int) -> M
     def fits(start: int) -> bool:
         return len(encode_chat(tokenizer, system + rest[start:], add_generation_prompt=True).ids) <= max_tokens
 
-    first = bisect_left(starts, True, key=fits)  # fewer turns never need more tokens, because templates only append
+    first = bisect_left(starts, True, key=fits)  # fewer turns hardly ever need more tokens
     return system + rest[starts[first] :] if first < len(starts) else None
 
 
@@ -83,7 +84,9 @@ def choose_fitting(
     for prompt in choose(pool, len(pool), per_conversation or len(pool), salt):
         if len(chosen) == count:
             break
-        if (fitted := fit(prompt, tokenizer, max_tokens)) is not None:
+        with located(prompt.where):
+            fitted = fit(prompt, tokenizer, max_tokens)
+        if fitted is not None:
             chosen.append(fitted)
     if not chosen:
         first = f", the first in {pool[0].where}" if pool and pool[0].where else ""

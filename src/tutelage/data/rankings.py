@@ -1,6 +1,7 @@
 """Preferences -> token ids to train on, and the held-out set.
 
     Comparison -> Ranking: K token sequences (prompt, response, end of turn) and their ranks
+    Feedback   -> Thumb: a prompt, a response, and whether it was liked
 
 The reward model and the stages that train on preferences directly share this module, and thus the held-out set, so
 their accuracies are measured on the same pairs.
@@ -10,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tutelage.data.records import Comparison, Feedback, Messages
+from tutelage.data.messages import Messages
+from tutelage.data.records import Comparison, Feedback
 from tutelage.data.splits import unit_hash
-from tutelage.errors import InputError
-from tutelage.text.chat import encode_chat
+from tutelage.errors import located
+from tutelage.text.chat import encode_answer, encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 MATCHED = 0.1  # responses are length-matched if their lengths differ by at most this share of the longer
@@ -28,6 +30,15 @@ class Ranking:
     prompt_length: int  # number of tokens in the prompt, with which every sequence starts
 
 
+@dataclass(frozen=True)
+class Thumb:
+    """One response with its thumb, as token ids."""
+
+    prompt: list[int]
+    response: list[int]  # end of turn included
+    liked: bool
+
+
 def strict_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
     """(winner, loser) indices of all pairs that are not tied: K(K-1)/2 pairs if there are no ties."""
     pairs = [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2)]
@@ -39,11 +50,25 @@ def held_out(record: Comparison | Feedback, share: float) -> bool:
     return unit_hash("reward", record.conversation or record.prompt[-1]["content"]) < share
 
 
-def encode_ranking(comparison: Comparison, tokenizer: Tokenizer, context: int) -> Ranking:
-    """Raises InputError if the prompt and a response do not fit the context."""
-    sequences = [encode_response(comparison.prompt, response, tokenizer) for response in comparison.responses]
-    check_fits(comparison, max(len(sequence) for sequence in sequences), context)
-    return Ranking(sequences, comparison.ranks, len(encode_prompt(comparison.prompt, tokenizer)))
+def teaches(comparison: Comparison) -> bool:
+    """Whether one of two different responses is ranked above the other; otherwise there is nothing to learn."""
+    texts = comparison.responses
+    return any(texts[winner] != texts[loser] for winner, loser in strict_pairs(comparison.ranks))
+
+
+def encode_ranking(comparison: Comparison, tokenizer: Tokenizer) -> Ranking:
+    """Raises InputError, with file and line, if the chat template cannot render the conversation."""
+    with located(comparison.where):
+        sequences = [encode_response(comparison.prompt, response, tokenizer) for response in comparison.responses]
+        return Ranking(sequences, comparison.ranks, len(encode_prompt(comparison.prompt, tokenizer)))
+
+
+def encode_thumb(feedback: Feedback, tokenizer: Tokenizer) -> Thumb:
+    """Raises InputError as `encode_ranking` does."""
+    with located(feedback.where):
+        prompt = encode_prompt(feedback.prompt, tokenizer)
+        whole = encode_response(feedback.prompt, feedback.response, tokenizer)
+        return Thumb(prompt, whole[len(prompt) :], feedback.thumb > 0)
 
 
 def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
@@ -53,18 +78,7 @@ def encode_prompt(prompt: Messages, tokenizer: Tokenizer) -> list[int]:
 
 def encode_response(prompt: Messages, response: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of prompt and response. The last one is the end-of-turn token, at which the score is read."""
-    encoded = encode_chat(tokenizer, [*prompt, {"role": "assistant", "content": response}])
-    last = max(i for i, supervised in enumerate(encoded.supervised) if supervised)
-    return encoded.ids[: last + 1]
-
-
-def check_fits(record: Comparison | Feedback, size: int, context: int) -> None:
-    """Raises InputError if `size` tokens of prompt and response exceed the context."""
-    if size > context:
-        raise InputError(
-            f"{record.where}: prompt and response need {size} tokens, but the model's context is {context}; "
-            f"shorten the prompt that ends {record.prompt[-1]['content'][-40:]!r}"
-        )
+    return encode_answer(tokenizer, [*prompt, {"role": "assistant", "content": response}]).ids
 
 
 def same_responses(rankings: Sequence[Ranking]) -> list[list[Ranking]]:

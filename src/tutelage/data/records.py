@@ -1,10 +1,10 @@
-"""The records passed between stages as JSONL files, with their readers and writers.
+"""The records passed between stages as files, with their readers.
 
-    a JSONL file -> Document, Demonstration, Comparison, Feedback or Prompt, each field checked
-    records      -> a JSONL file, written atomically
+    a JSONL file or a JSON array -> Document, Demonstration, Comparison, Feedback or Prompt, each field checked
 
-Files, database exports and the API use the same shapes. Unknown fields are ignored, so that files from other sources
-can be read. A missing field or a wrong type is an `InputError` that names the file, the line and the next move.
+Files, database exports and the API use the same shapes. The shapes of other tools are read, too: see
+`data/conversations.py` and `data/pairs.py`. Unknown fields are ignored. A missing field or a wrong type is an
+`InputError` that names the file, the line and the next move.
 """
 
 import json
@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tutelage.atomic import atomic_write
-from tutelage.data.fields import check_text, is_number, kind_of, labels, names_of, optional_fields, text_field
+from tutelage.data.conversations import conversation_in, prompt_field
+from tutelage.data.fields import is_number, kind_of, labels, names_of, optional_fields, text_field
+from tutelage.data.jsonl import read_jsonl
+from tutelage.data.messages import Messages, content_text
+from tutelage.data.pairs import UnpairedError, is_pair, pair_fields
+from tutelage.data.thumbs import thumb_fields
 from tutelage.errors import InputError
 
-Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": str}
-
-ROLES = ("system", "user", "assistant")
-MIN_RESPONSES, MAX_RESPONSES = 2, 9  # InstructGPT ranks 4 to 9 responses; 2 is the usual pair
-
 Record = TypeVar("Record")
+
+MIN_RESPONSES, MAX_RESPONSES = 2, 9  # InstructGPT ranks 4 to 9 responses; 2 is the usual pair
 
 
 class _Record:
@@ -60,6 +61,7 @@ class Demonstration(_Record):
     lang: str | None = None
     conversation: str | None = None
     ratings: dict[str, float] | None = None  # people's ratings of the whole conversation
+    where: str = field(default="", compare=False)  # file and line, for complaints
 
 
 @dataclass(frozen=True)
@@ -99,72 +101,42 @@ class Prompt(_Record):
     where: str = field(default="", compare=False)  # file and line, for complaints
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for each line that is not blank. Raises InputError if all lines are blank."""
-    empty = True
-    for number, line in _lines(path):
-        if line.strip():
-            empty = False
-            yield number, _parse(line, f"{path}, line {number}")
-    if empty:
-        raise InputError(f"{path}: the file is empty; give a JSONL file with at least one record")
-
-
-def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write one object per line, atomically. Returns the number of records."""
-    count = 0
-    with atomic_write(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
 def read_documents(paths: Iterable[Path]) -> list[Document]:
-    return _read(paths, document_from)
+    return [document_from(record, where) for record, where in _records(paths)]
 
 
 def read_demonstrations(paths: Iterable[Path]) -> list[Demonstration]:
-    return _read(paths, demonstration_from)
+    return [demonstration_from(record, where) for record, where in _records(paths)]
 
 
-def read_comparisons(paths: Iterable[Path]) -> list[Comparison]:
-    return _read(paths, comparison_from)
+def read_comparisons(paths: Iterable[Path], unpaired: list[str] | None = None) -> list[Comparison]:
+    """unpaired: takes the complaints about pairs that are no pair, which are left out; if None, the first is raised."""
+    return _read(paths, lambda record, where: [comparison_from(record, where)], unpaired)
 
 
-def read_feedback(paths: Iterable[Path]) -> list[Feedback]:
-    return _read(paths, feedback_from)
+def read_feedback(paths: Iterable[Path], unpaired: list[str] | None = None) -> list[Feedback]:
+    """unpaired: as for `read_comparisons`."""
+    return _read(paths, feedback_from, unpaired)
 
 
 def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
-    return _read(paths, prompt_from)
+    return [prompt_from(record, where) for record, where in _records(paths)]
 
 
 def document_from(record: dict[str, Any], where: str) -> Document:
     """Check one corpus record. `where` (file and line) starts the error message, here and in the functions below."""
-    if "text" in record:
+    if record.get("text") is not None:
         text, messages = text_field(record, "text", where), None
-    elif "messages" in record:
-        text, messages = None, messages_field(record, "messages", where)
+    elif record.get("messages") is not None or record.get("conversations") is not None:
+        text, messages = None, conversation_in(record, where)
     else:
         raise InputError(f'{where}: a document needs "text" or "messages", but this one has {names_of(record)}')
     (source,) = labels(record, where, "source")
     return Document(text, messages, source, **optional_fields(record, where, "lang", "conversation"))
 
 
-def instruction_messages(record: dict[str, Any], where: str) -> Messages:
-    """An instruction record (Wang et al. 2023, Self-Instruct) as two turns. An input follows the instruction."""
-    instruction = text_field(record, "instruction", where)
-    context = text_field(record, "input", where) if record.get("input") else ""
-    answer = text_field(record, "output", where)
-    question = f"{instruction}\n\n{context}" if context else instruction
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
 def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
-    messages = (
-        instruction_messages(record, where) if "instruction" in record else messages_field(record, "messages", where)
-    )
+    messages = conversation_in(record, where)
     user_spoke = False
     for message in messages:
         user_spoke = user_spoke or message["role"] == "user"
@@ -180,16 +152,23 @@ def demonstration_from(record: dict[str, Any], where: str) -> Demonstration:
         raise InputError(f'{where}: "ratings" must be an object of numbers, but it is {kind_of(ratings)}')
     (source,) = labels(record, where, "source")
     others = optional_fields(record, where, "annotator", "lang", "conversation")
-    return Demonstration(messages=messages, source=source, ratings=ratings, **others)
+    return Demonstration(messages=messages, source=source, ratings=ratings, where=where, **others)
 
 
 def comparison_from(record: dict[str, Any], where: str) -> Comparison:
+    """A ranking or a pair. Raises UnpairedError for two conversations that are not responses to one prompt."""
+    if record.get("responses") is None and record.get("ranks") is None:
+        if not is_pair(record):
+            raise InputError(
+                f'{where}: neither a ranking ("prompt", "responses", "ranks") nor a pair ("chosen", "rejected"): '
+                f"these are missing; this record has {names_of(record)}"
+            )
+        record = record | pair_fields(record, where)
     prompt = prompt_field(record, where)
     responses, ranks = record.get("responses"), record.get("ranks")
-    if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+    if not isinstance(responses, list) or not all(isinstance(r, str | list) for r in responses):
         raise InputError(f'{where}: "responses" must be a list of strings, but it is {kind_of(responses)}')
-    for response in responses:
-        check_text(response, where)
+    responses = [content_text(r, "responses", f"{where}, response {i}") for i, r in enumerate(responses, start=1)]
     if not MIN_RESPONSES <= len(responses) <= MAX_RESPONSES:
         raise InputError(
             f"{where}: a ranking has {MIN_RESPONSES} to {MAX_RESPONSES} responses, but this one has {len(responses)}"
@@ -205,14 +184,14 @@ def comparison_from(record: dict[str, Any], where: str) -> Comparison:
     return Comparison(prompt, responses, ranks, annotator, source, conversation, where)
 
 
-def feedback_from(record: dict[str, Any], where: str) -> Feedback:
-    prompt, response = prompt_field(record, where), text_field(record, "response", where)
-    thumb = record.get("thumb")
-    if type(thumb) is not int or thumb not in (1, -1):
-        raise InputError(f'{where}: "thumb" must be 1 (up) or -1 (down), but it is {json.dumps(thumb)}')
+def feedback_from(record: dict[str, Any], where: str) -> list[Feedback]:
+    """The thumbs of a record: one, or two for a pair. Raises UnpairedError as `comparison_from` does."""
     annotator, source = labels(record, where, "annotator", "source")
     conversation = optional_fields(record, where, "conversation").get("conversation")
-    return Feedback(prompt, response, thumb, annotator, source, conversation, where)
+    return [
+        Feedback(prompt_field(one, where), one["response"], one["thumb"], annotator, source, conversation, where)
+        for one in thumb_fields(record, where)
+    ]
 
 
 def prompt_from(record: dict[str, Any], where: str) -> Prompt:
@@ -221,61 +200,19 @@ def prompt_from(record: dict[str, Any], where: str) -> Prompt:
     return Prompt(prompt_field(record, where), source, split, conversation, where)
 
 
-def prompt_field(record: dict[str, Any], where: str) -> Messages:
-    prompt = messages_field(record, "prompt", where)
-    if prompt[-1]["role"] != "user":
-        raise InputError(f"{where}: the prompt ends with a turn of role {prompt[-1]['role']}; end it with a user turn")
-    return prompt
+def _read(
+    paths: Iterable[Path], check: Callable[[dict[str, Any], str], list[Record]], unpaired: list[str] | None
+) -> list[Record]:
+    found: list[Record] = []
+    for record, where in _records(paths):
+        try:
+            found += check(record, where)
+        except UnpairedError as error:
+            if unpaired is None:
+                raise
+            unpaired.append(str(error))
+    return found
 
 
-def messages_field(record: dict[str, Any], name: str, where: str) -> Messages:
-    messages = record.get(name)
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f'{where}: "{name}" must be a list of at least one message, but it is {kind_of(messages)}')
-    for turn, message in enumerate(messages, start=1):
-        spot = f"{where}, message {turn}"
-        if not isinstance(message, dict):
-            raise InputError(f'{spot}: must be an object with "role" and "content", but it is {kind_of(message)}')
-        if message.get("role") not in ROLES:
-            role = json.dumps(message.get("role"))
-            raise InputError(f'{spot}: "role" must be one of {", ".join(ROLES)}, but it is {role}')
-        text_field(message, "content", spot)
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def parse_json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}); write one JSON object per line") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. The error names the line of the first byte that is not UTF-8."""
-    return "".join(line for _, line in _lines(path))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Decode line by line, so that the error can name the line. Reading bytes splits at \n only, as JSONL requires.
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8"
-                    ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    record = parse_json(line, where)
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object, but it is {kind_of(record)}; write one object per line")
-    return record
-
-
-def _read(paths: Iterable[Path], check: Callable[[dict[str, Any], str], Record]) -> list[Record]:
-    return [check(record, f"{path}, line {number}") for path in paths for number, record in read_jsonl(path)]
+def _records(paths: Iterable[Path]) -> Iterator[tuple[dict[str, Any], str]]:
+    return ((record, f"{path}, line {number}") for path in paths for number, record in read_jsonl(path))

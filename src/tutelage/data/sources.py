@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.clean import clean_line
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 from tutelage.data.splits import normalised
 from tutelage.errors import InputError
 

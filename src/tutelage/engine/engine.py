@@ -22,7 +22,7 @@ from tutelage.engine.requests import Done, Handle, Listener, ModelUnloaded, Requ
 from tutelage.engine.slot_cache import SlotCache, bytes_per_token
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural, out_of_range
 from tutelage.sampling.sampler import inference_copy
 
 log = logging.getLogger(__name__)
@@ -34,21 +34,20 @@ FAILING_SECONDS = 60.0  # after the last failure; then the engine may be tried a
 class EngineConfig:
     """How many requests run at once, and how much memory they may use."""
 
-    slots: int = 32
+    slots: Count = 32
     """Maximum number of requests that run at once, fewer if --memory is too small. Further requests wait."""
-    context: int = 2048
+    context: Natural = 2048
     """Maximum length of prompt plus answer, in tokens. 0 uses the model's context, which is also the upper limit."""
-    memory: int = 2048
+    memory: Count = 2048
     """MiB for the KV cache: up to three quarters for the slots of running requests, the rest for the prefix cache."""
-    piece: Advanced[int] = 128
+    piece: Advanced[Count] = 128
     """Token budget of a step: one for every answer in progress, the rest (at least a quarter) for chunks of prompts."""
-    queue: Advanced[int] = 512
+    queue: Advanced[Count] = 512
     """Places for waiting requests. A request is refused if its owner has as many waiting as there are free places."""
 
     def __post_init__(self) -> None:
-        for name, least in {"slots": 1, "context": 0, "memory": 1, "piece": 1, "queue": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        if wrong := out_of_range(self):
+            raise InputError(wrong)
 
 
 class Engine:

@@ -17,7 +17,7 @@ from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.model.gpt import GPT
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural, Share
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward
 from tutelage.rewards.reward import Reward
@@ -36,22 +36,24 @@ ROWS = 256  # responses sampled at once
 class EvaluateConfig(RunConfig, RewardsConfig):
     """Prompts, response length and held-out text of an evaluation."""
 
-    count: int = 300
+    count: Count = 300
     """Number of held-out prompts, chosen by hash."""
-    per_conversation: Advanced[int] = 2
+    per_conversation: Advanced[Count] = 2
     """Maximum number of prompts from one conversation."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Maximum response length, in tokens."""
-    max_prompt: int = 128
+    max_prompt: Count = 128
     """Maximum prompt length, in tokens; the oldest turns are dropped until a prompt fits."""
-    best_of: tuple[int, ...] = (4, 16)
+    best_of: tuple[Count, ...] = (4, 16)
     """Best-of-n baselines, one per n: of n SFT responses, the one with the highest reward-model score."""
-    samples: Advanced[int] = 12
+    samples: Advanced[Count] = 12
     """Number of prompts, from the first, whose responses are written to evaluation.json."""
-    heldout_windows: Advanced[int] = 256
+    heldout_windows: Advanced[Count] = 256
     """Number of windows of held-out pretraining text to measure bits per byte on."""
-    heldout_window: Advanced[int] = 0
+    heldout_window: Advanced[Natural] = 0
     """Length of such a window, in tokens; 0: the model's context length, at most 512."""
+    comparisons_share: Advanced[Share] = 1.0
+    """Share of the rankings' prompts to use. With reward's and dpo's --heldout here, only those that they held out."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Bench:
     tokenizer: Tokenizer
     prompts: list[Prompt]
     prompt_ids: list[list[int]]  # the encoded prompts
-    heldout: Any  # held-out text as a token stream
-    base: Path
+    heldout: Any  # held-out text as a token stream; None without any
+    base: Path | None
     sft: Path
-    reward: Reward
-    panel: Panel
+    reward: Reward | None
+    panel: Panel | None
     device: Device
     config: EvaluateConfig
 
@@ -83,25 +85,32 @@ class Bench:
 def open_bench(
     config: EvaluateConfig,
     device: Device,
-    base: Path,
+    base: Path | None,
     sft: Path,
     reward: Sequence[str],
-    panel: Path,
+    panel: Path | None,
     prompts: Sequence[Path],
     heldout: Sequence[Path],
 ) -> Bench:
-    """Read what all models share. Raises InputError for anything that does not fit, before any sampling starts."""
+    """Read what all models share. What is not given has no figures.
+
+    Raises InputError for anything that does not fit, before any sampling starts.
+    """
     model, tokenizer = load_policy(sft, device, frozen=True)
     check_context(model.config.context, config.max_prompt, config.max_tokens)
     pool = read_prompts(prompts)
     chosen = choose_fitting(pool, tokenizer, config.count, config.max_prompt, "evaluate", config.per_conversation)
     prompt_ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in chosen]
-    texts = [document.plain_text() for document in read_documents(heldout)]
-    tokens = stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
-    check_windows(tokens, row_length(config.heldout_window, model.config.context, "--heldout-window"))
+    tokens = None
+    if heldout:
+        texts = [document.plain_text() for document in read_documents(heldout)]
+        tokens = stream(tokenizer.encode_batch(texts), tokenizer.end_of_text_id)
+        check_windows(tokens, row_length(config.heldout_window, model.config.context, "--heldout-window"))
     del model
-    scorer = open_reward(reward, config, frozen_loader(sft, device, config.max_prompt, config.max_tokens))
-    return Bench(tokenizer, chosen, prompt_ids, tokens, base, sft, scorer, Panel.load(panel), device, config)
+    load = frozen_loader(sft, device, config.max_prompt, config.max_tokens)
+    scorer = open_reward(reward, config, load) if reward else None
+    gold = Panel.load(panel) if panel else None
+    return Bench(tokenizer, chosen, prompt_ids, tokens, base, sft, scorer, gold, device, config)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class ModelOutput:
 
     responses: list[Response]  # one per prompt
     candidates: list[list[Response]]  # [prompt][sample], for best-of-n
-    bits_per_byte: float
+    bits_per_byte: float | None  # None without held-out text
 
     @property
     def by_prompt(self) -> list[list[Response]]:
@@ -133,11 +142,16 @@ def run_model(bench: Bench, model: GPT, candidates: int = 0) -> ModelOutput:
     """Sample a response and `candidates` further ones per prompt, and measure the held-out text."""
     responses = [response for (response,) in sample(bench, model, 1)]
     more = sample(bench, model, candidates) if candidates else [[] for _ in responses]
+    return ModelOutput(responses, more, heldout_bits(bench, model))
+
+
+def heldout_bits(bench: Bench, model: GPT) -> float | None:
+    """Bits per byte of the held-out text; None without any."""
+    if bench.heldout is None:
+        return None
     length = row_length(bench.config.heldout_window, model.config.context, "--heldout-window")
-    bits = bits_per_byte(
-        model, bench.heldout, bench.tokenizer.token_byte_counts(), bench.config.heldout_windows, length
-    )
-    return ModelOutput(responses, more, bits)
+    sizes = bench.tokenizer.token_byte_counts()
+    return bits_per_byte(model, bench.heldout, sizes, bench.config.heldout_windows, length)
 
 
 def sample(bench: Bench, model: GPT, count: int) -> list[list[Response]]:
@@ -152,6 +166,6 @@ def sample(bench: Bench, model: GPT, count: int) -> list[list[Response]]:
         batch = order[start : start + size]
         seeds = [seed_for(bench.config.seed, f"evaluate/{i}/{k}") for i in batch for k in range(count)]
         prompts = [bench.prompt_ids[i] for i in batch]
-        sampled = generate(model, prompts, seeds, bench.tokenizer.end_of_turn_id, sampling, count)
+        sampled = generate(model, prompts, seeds, bench.tokenizer.end_ids, sampling, count)
         responses |= zip(batch, sampled, strict=True)
     return [responses[i] for i in range(len(order))]

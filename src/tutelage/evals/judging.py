@@ -35,7 +35,7 @@ Scores = dict[str, Tensor]  # by scorer; the shape is in the scorer's docstring
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     """One model's figures."""
     outputs, scores = {"model": run_model(bench, bench.load(folder))}, Scores()
-    for name, score in SCORERS.items():
+    for name, score in scorers_of(bench).items():
         scores[name] = score(bench, outputs, scores)
     return figures(bench, outputs, scores)["model"]
 
@@ -56,12 +56,19 @@ def by_sft(bench: Bench, outputs: Outputs, scores: Scores) -> Tensor:
 
 def by_base(bench: Bench, outputs: Outputs, scores: Scores) -> Tensor:
     """(prompts, rows of the table): log p of each response under the base model."""
+    assert bench.base, "this scorer runs only with a base model"
     responses = list(zip(*table_rows(bench, outputs, scores).values(), strict=True))
     return logprobs(bench, bench.load(bench.base), responses)
 
 
 Scorer = Callable[[Bench, Outputs, Scores], Tensor]
 SCORERS: dict[str, Scorer] = {"reward": by_reward, "sft": by_sft, "base": by_base}
+
+
+def scorers_of(bench: Bench) -> dict[str, Scorer]:
+    """The scorers for which the bench has a model."""
+    absent = {"reward": bench.reward is None, "base": bench.base is None}
+    return {name: score for name, score in SCORERS.items() if not absent.get(name)}
 
 
 def table_rows(bench: Bench, outputs: Outputs, scores: Scores) -> dict[str, Sequence[Response]]:
@@ -94,19 +101,21 @@ def side_by_side(models: Iterable[Responses]) -> Responses:
 def reward_scores(bench: Bench, responses: Responses) -> Tensor:
     """(prompts, responses each): the reward's scores; a reward model's are read at the end-of-turn token.
 
-    Truncated responses get an end-of-turn token, so that all are comparable.
+    Truncated responses get an end-of-turn token, and one that ended otherwise gets it instead, so that all are
+    comparable.
     """
     end = bench.tokenizer.end_of_turn_id
 
     def score(unique: Responses) -> list[Tensor]:
         ids = [
-            [[*prompt, *one.ids, *([] if one.ended else [end])] for one in group]
+            [[*prompt, *(one.ids[:-1] if one.ended else one.ids), end] for one in group]
             for prompt, group in zip(bench.prompt_ids, unique, strict=True)
         ]
         conversations = [
             [with_response(p.prompt, bench.tokenizer.decode(one.ids)) for one in group]
             for p, group in zip(bench.prompts, unique, strict=True)
         ]
+        assert bench.reward, "this scorer runs only with a reward"
         return bench.reward.score_groups(ids, conversations)
 
     return score_once(score, responses)
@@ -154,20 +163,27 @@ def another_prompt(count: int, seed: int) -> list[int]:
 
 def figures(bench: Bench, outputs: Outputs, scores: Scores) -> dict[str, dict[str, Any]]:
     """Every row's figures, best-of-n included: those of its responses and those of the model."""
-    rewards, (own, other), base = scores_by_model(outputs, scores), scores["sft"], scores["base"]
+    rewards = scores_by_model(outputs, scores) if "reward" in scores else {}
+    (own, other), base = scores["sft"], scores.get("base")
+    sampled_from = next((name for name, output in outputs.items() if any(output.candidates)), "")
     rows = {}
     for k, (name, responses) in enumerate(table_rows(bench, outputs, scores).items()):
         row = describe(bench, responses)
-        row["nats_under_base"] = -float(base[:, k].sum()) / sum(len(one.ids) for one in responses)
+        row["nats_under_base"] = None
+        if base is not None:
+            row["nats_under_base"] = -float(base[:, k].sum()) / sum(len(one.ids) for one in responses)
         # How often SFT finds a response more likely after its own prompt than after another one.
         row["answer_fit"] = float((own[:, k] > other[:, k]).float().mean())
         if name in outputs:
             sampled = torch.tensor([sum(one.logprobs) for one in responses])
-            row |= {"reward": float(rewards[name][:, 0].mean()), "kl": float((sampled - own[:, k].cpu()).mean())}
+            row |= {"rewards": rewards[name][:, 0].tolist() if rewards else None}
+            row |= {"reward": float(rewards[name][:, 0].mean()) if rewards else None}
+            row |= {"kl": float((sampled - own[:, k].cpu()).mean())}
             row |= {"kl_is_bound": False, "bits_per_byte": outputs[name].bits_per_byte}
         else:
             n = int(name.removeprefix("best-of-"))
-            row |= {"reward": float(rewards["sft"][:, 1 : n + 1].amax(1).mean()), "kl": best_of_n_kl_bound(n)}
+            best = rewards[sampled_from][:, 1 : n + 1].amax(1)
+            row |= {"rewards": best.tolist(), "reward": float(best.mean()), "kl": best_of_n_kl_bound(n)}
             row |= {"kl_is_bound": True, "bits_per_byte": None}
         rows[name] = row
     return rows
@@ -177,11 +193,12 @@ def describe(bench: Bench, responses: Sequence[Response]) -> dict[str, Any]:
     """One response per prompt -> their texts, gold scores, lengths and diversity."""
     texts = [bench.tokenizer.decode(one.ids) for one in responses]
     ids = [one.ids[:-1] if one.ended else one.ids for one in responses]
-    gold = [bench.panel.utility(p.prompt, text) for p, text in zip(bench.prompts, texts, strict=True)]
+    panel, pairs = bench.panel, list(zip(bench.prompts, texts, strict=True))
+    gold = [panel.utility(p.prompt, text) for p, text in pairs] if panel else None
     return {
         "texts": texts,
         "golds": gold,
-        "gold": sum(gold) / len(gold),
+        "gold": sum(gold) / len(gold) if gold else None,
         "length": sum(len(one.ids) for one in responses) / len(responses),
         "end_of_turn_rate": sum(one.ended for one in responses) / len(responses),
         "distinct_1": distinct(ids, 1, DISTINCT_TOKENS),

@@ -29,7 +29,7 @@ def accuracy_report(
     gold: list[float] = []
     matched: list[bool] = []
     losses: list[float] = []
-    rankings = [encode_ranking(comparison, tokenizer, model.trunk.config.context) for comparison in heldout]
+    rankings = [encode_ranking(comparison, tokenizer) for comparison in heldout]
     each = score_texts(model, [ranking.sequences for ranking in rankings], tokenizer.pad_id)
     for comparison, ranking, scores in zip(heldout, rankings, each, strict=True):
         losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))

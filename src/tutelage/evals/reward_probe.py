@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tutelage.data.degenerate import degenerate_responses
+from tutelage.data.messages import Messages
 from tutelage.data.rankings import encode_response
-from tutelage.data.records import Messages
 from tutelage.evals.preference import preference
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.shared_prefix import score_texts

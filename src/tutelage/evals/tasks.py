@@ -35,7 +35,7 @@ from tutelage.evals.prompting import (
     with_reasons,
 )
 from tutelage.model.gpt import GPT
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, counted
 from tutelage.runs.folder import load_policy
@@ -55,23 +55,18 @@ BLANK_LINE = "\n\n"  # a model that continues the pattern begins the next questi
 class TasksConfig(RunConfig):
     """Number of examples and items, and how choices and texts are scored."""
 
-    shots: tuple[int, ...] = (0, 1, 5)
+    shots: tuple[Natural, ...] = (0, 1, 5)
     """Numbers of solved examples before the item; 0 is zero-shot."""
-    count: int = 48
+    count: Count = 48
     """Number of items per task."""
     scoring: Advanced[Literal["mean", "unconditional"]] = "mean"
     """Multiple choice: mean log-probability per token, or that minus the same choice's after "A:" alone."""
     sums: bool = True
     """Also ask for sums in free text, with and without chains of thought."""
-    samples: int = 5
+    samples: Count = 5
     """Sampled chains of thought per item, for self-consistency."""
-    max_tokens: int = 64
+    max_tokens: Count = 64
     """Maximum length of a generated text, in tokens."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.shots, default=0) < 0:
-            raise InputError(f"--shots {min(self.shots)}: must be 0 or more")
 
 
 def tasks(run: tyro.conf.Positional[Path], out: Path, config: TasksConfig = TasksConfig()) -> None:
@@ -203,7 +198,7 @@ def generate_answers(model: GPT, tokenizer: Tokenizer, pool: Sequence[Example], 
         batch = prompts[start : start + size]
         places = range(start, start + len(batch))
         seeds = [seed_for(config.seed, f"tasks/{how}/{i}/{k}") for i in places for k in range(samples)]
-        responses += generate(model, batch, seeds, tokenizer.end_of_turn_id, sampling, samples, stop)
+        responses += generate(model, batch, seeds, tokenizer.end_ids, sampling, samples, stop)
     texts = [[cut(tokenizer.decode(one.ids), [BLANK_LINE]) for one in group] for group in responses]
     answers = [majority([final_answer(text) for text in group]) for group in texts]
     return sum(answer == item.answer for answer, item in zip(answers, items, strict=True)) / len(items)

@@ -8,13 +8,19 @@ Schedule: linear warm-up, then cosine to a floor (GPT-3, Brown et al. 2020, appe
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
+from tutelage.options import Range
 
+# AdamW moves every weight by up to the learning rate in a step, Muon every singular value of a matrix. Weights and
+# singular values are about 1 or smaller, so a larger rate than 1 destroys them in one step, whichever of the two it is.
+LearningRate = Annotated[
+    float, Range(above=0, most=1, why="in one step AdamW and Muon move the weights by about the learning rate")
+]
 # Coefficients of the quintic. Five steps bring singular values from [0.001, 1] into about [0.47, 1.20], not to 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 

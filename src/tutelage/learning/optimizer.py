@@ -8,27 +8,31 @@ The learning rate follows `optim.py:warmup_cosine` over a number of steps that i
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from tutelage.learning.optim import adamw, clipped_step, set_learning_rate, warmup_cosine
-from tutelage.options import Advanced
+from tutelage.learning.optim import LearningRate, adamw, clipped_step, set_learning_rate, warmup_cosine
+from tutelage.options import Advanced, Positive, Range, Share
+
+Epochs = Annotated[int, Range(least=1, most=10_000)]
+WeightDecay = Annotated[float, Range(least=0, most=10)]  # at 10 and the largest learning rate no weight survives a step
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimizer's settings, shared by pretrain, sft, reward, dpo and kto; each has its own defaults."""
 
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate of AdamW."""
-    weight_decay: Advanced[float] = 0.0
+    weight_decay: Advanced[WeightDecay] = 0.0
     """Decoupled weight decay of the matrices. The fine-tuning papers give no value."""
-    warmup: Advanced[float] = 0.1
+    warmup: Advanced[Share] = 0.1
     """Share of the steps over which the learning rate rises linearly."""
-    floor: Advanced[float] = 0.1
+    floor: Advanced[Share] = 0.1
     """The cosine schedule ends at this share of the peak learning rate (GPT-3, InstructGPT: 0.1)."""
-    clip: Advanced[float] = 1.0
+    clip: Advanced[Positive] = 1.0
     """Maximum gradient norm (GPT-3: 1)."""
 
 

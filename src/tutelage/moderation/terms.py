@@ -23,7 +23,7 @@ from pathlib import Path
 from ahocorasick_rs import AhoCorasick
 from opencc import OpenCC
 
-from tutelage.data.records import read_text
+from tutelage.data.jsonl import read_text
 from tutelage.errors import InputError
 
 CATEGORIES = tuple(

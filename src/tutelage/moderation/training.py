@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,11 +22,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 from tutelage.data.fields import labels, text_field
-from tutelage.data.records import read_jsonl, write_jsonl
+from tutelage.data.jsonl import read_jsonl, write_jsonl
 from tutelage.errors import InputError
 from tutelage.moderation.classifier import BUCKETS, FlagClassifier, examples
 from tutelage.moderation.terms import CATEGORIES, fold
-from tutelage.options import Advanced
+from tutelage.options import Advanced, NonNegative, Range
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
 from tutelage.store.consent import recording_of
@@ -51,9 +52,9 @@ class Flag:
 class ModerationTrainingConfig(RunConfig):
     """How the classifier is trained."""
 
-    l2: Advanced[float] = 0.02
+    l2: Advanced[NonNegative] = 0.02
     """Coefficient of the L2 penalty, which is added to the summed loss. Larger values regularise more."""
-    threshold: Advanced[float] = 0.5
+    threshold: Advanced[Annotated[float, Range(above=0, most=1)]] = 0.5
     """Probability from which a text counts as flagged in the reported precision and recall."""
     data: Path | None = None
     """Data folder of a server (`tutelage serve --data`). Its users' flags are also used, if they consented."""

@@ -148,7 +148,8 @@ def outcome(step: Step) -> str:
     finished = read_run(step.record) if step.config else None
     results = (finished or {}).get("results", {})
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in list(numbers.items())[:4])
+    told = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in list(numbers.items())[:4]]
+    return ", ".join([*told, *([results["nothing_learned"]] if "nothing_learned" in results else [])])
 
 
 def read_record(out: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tutelage.errors import InputError
 from tutelage.learning.ensembles import Combination
-from tutelage.options import Advanced
+from tutelage.options import Advanced, NonNegative, out_of_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +14,14 @@ class RewardsConfig:
 
     ensemble: Advanced[Combination] = "mean"
     """How to combine several rewards: mean; wco, the worst case; uwo, the mean less --uwo-lambda times the variance."""
-    uwo_lambda: Advanced[float] = 0.1
+    uwo_lambda: Advanced[NonNegative] = 0.1
     """Weight of the members' variance in uwo. Coste et al. 2024 use .1 in PPO and .5 in best-of-n."""
     reward_key_file: Advanced[Path | None] = None
     """File with the key for HTTP scorers. The key is sent as a bearer token and is not stored anywhere."""
+
+    def __post_init__(self) -> None:
+        if wrong := out_of_range(self):
+            raise InputError(wrong)
 
     def reward_key(self) -> str:
         """The key in the file; empty without a file. Raises InputError if it cannot be read or holds no key."""

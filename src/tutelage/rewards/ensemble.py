@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 from tutelage.learning.ensembles import combine
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.reward import Group, Reward

@@ -2,23 +2,32 @@
 
     list of conversations (lists of messages) -> list of numbers, checked: one per conversation, all finite
 
+    def reward(conversations: list[list[dict[str, str]]]) -> list[float]
+
 The function is code that the user names on the command line, and it runs in this process. Modules are found as
 `python -m` finds them, starting from the current folder.
 """
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
 from tutelage.runs.identity import NamedInput
+
+SIGNATURE = (
+    "it must be def NAME(conversations) -> list[float], where each conversation is a list of role and content messages "
+    "that ends with the response"
+)
+NOT_SCORES = (str, bytes, Mapping, Set)  # these can be iterated over, but are no list of scores
 
 
 class FunctionReward:
@@ -33,7 +42,8 @@ class FunctionReward:
         copies = [[dict(message) for message in messages] for messages in conversations]
         try:
             returned = self.function(copies)
-        except Exception as error:
+            returned = list(returned) if isinstance(returned, Iterator) else returned  # a generator runs only now
+        except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}, line {frame.lineno}"
             raise InputError(f"reward {self.name}: {type(error).__name__}: {error} ({where})") from error
@@ -42,6 +52,8 @@ class FunctionReward:
     def checked(self, returned: Any, count: int) -> list[float]:
         """The scores as floats. Raises InputError unless they are `count` finite numbers."""
         try:
+            if isinstance(returned, NOT_SCORES):
+                raise TypeError(f"it returned a {type(returned).__name__}")
             scores = [float(score) for score in returned]
         except (TypeError, ValueError, OverflowError) as error:
             problem = f"must return a list of numbers, one per conversation ({error})"
@@ -60,15 +72,34 @@ def load_function(name: str) -> Callable[[list[Messages]], Any]:
     module = load_file(Path(place)) if place.endswith(".py") else load_module(place)
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise InputError(f"reward {name}: {place} has no function {attribute!r}; name one as {place}:FUNCTION")
+        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        known = f" (it has {', '.join(own[:5])})" if own else ""
+        raise InputError(f"reward {name}: {place} has no function {attribute!r}{known}; name one as {place}:FUNCTION")
+    check_signature(name, function)
     return function
+
+
+def check_signature(name: str, function: Callable[..., Any]) -> None:
+    """Raises InputError unless the function can be called with the conversations alone and returns at once."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions in C do not tell
+        return
+    if inspect.iscoroutinefunction(function):
+        raise InputError(f"reward {name}: is an async function; {SIGNATURE}")
+    try:
+        signature.bind([])
+    except TypeError as error:
+        raise InputError(
+            f"reward {name}: takes {signature}, and is called with one argument ({error}); {SIGNATURE}"
+        ) from None
 
 
 def load_module(name: str) -> ModuleType:
     search_current_folder()
     try:
         return importlib.import_module(name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
         raise not_importable(name, error) from error
 
 
@@ -78,12 +109,12 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise not_importable(path, error) from error
     return module
 
 
-def not_importable(place: str | Path, error: Exception) -> InputError:
+def not_importable(place: str | Path, error: BaseException) -> InputError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return InputError(f"reward {place}: cannot be imported ({reason}); fix it, or install what it imports")
 

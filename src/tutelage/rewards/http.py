@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from tutelage.data.fields import kind_of
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.reward import is_score
 

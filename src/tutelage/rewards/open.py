@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tutelage.data.messages import Messages
 from tutelage.data.panel import Panel
 from tutelage.data.prompts import check_context
-from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.ensemble import Ensemble
-from tutelage.rewards.function import FunctionReward, function_identity
+from tutelage.rewards.function import SIGNATURE, FunctionReward, function_identity
 from tutelage.rewards.http import HTTPReward
 from tutelage.rewards.reward import ModelReward, Reward, TextReward
 from tutelage.runs.device import Device
@@ -29,6 +29,8 @@ def kind_of(name: str) -> Literal["run", "function", "url", "panel"]:
         return "url"
     if name.endswith(".json"):
         return "panel"
+    if name.endswith(".py") and not Path(name).is_dir():
+        raise InputError(f"reward {name}: names a file; name the function in it, too: {name}:FUNCTION; {SIGNATURE}")
     return "function" if ":" in name and not Path(name).exists() else "run"
 
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tutelage.data.messages import Messages
 from tutelage.data.rankings import encode_response
-from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.shared_prefix import score_texts

@@ -18,11 +18,15 @@ from typing import Any
 import tyro
 
 from tutelage.atomic import atomic_write
-from tutelage.data.fields import check_text, kind_of, names_of, text_field
+from tutelage.data.conversations import CONVERSATIONS, prompt_field
+from tutelage.data.fields import kind_of, names_of
+from tutelage.data.jsonl import read_jsonl
+from tutelage.data.messages import Messages, content_text
+from tutelage.data.pairs import is_pair
 from tutelage.data.prompts import latest_turns
 from tutelage.data.rankings import encode_prompt, encode_response
-from tutelage.data.records import Messages, demonstration_from, prompt_field, read_jsonl
-from tutelage.errors import InputError
+from tutelage.data.records import comparison_from, demonstration_from
+from tutelage.errors import InputError, located
 from tutelage.options import Advanced
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.http import score_list
@@ -53,6 +57,8 @@ def score(
     Conversations longer than a reward model's context lose their oldest turns.
 
     reward: A run, FILE.py:FUNCTION, module:FUNCTION, or a scorer's URL.
+    A function is def f(conversations) -> list[float]: each conversation is a list of {"role", "content"} messages that
+    ends with the response, and gets one number.
     input: JSONL file with conversations, or with prompts and their responses.
     members: Further rewards, combined with the first into an ensemble.
     out: Write the scores to this file instead of printing them.
@@ -92,7 +98,8 @@ def fit_all(lines: Sequence[tuple[str, list[Messages]]], models: Sequence[ModelR
     left_out: list[str] = []
     index = 0
     for where, conversations in lines:
-        kept = fitted(conversations, models)
+        with located(where):
+            kept = fitted(conversations, models)
         fitting |= enumerate(kept, start=index)
         index += len(conversations)
         if kept != conversations:
@@ -134,21 +141,25 @@ def warn(message: str, affected: Sequence[str], lines: Sequence[object]) -> None
 
 def conversations_in(record: dict[str, Any], where: str) -> list[Messages]:
     """The conversations of one line, each ending with a response. Raises InputError for a line without any."""
-    if "messages" in record or "instruction" in record:
+    if is_pair(record):
+        pair = comparison_from(record, where)
+        return [with_response(pair.prompt, text) for text in pair.responses]
+    if any(record.get(name) is not None for name in CONVERSATIONS):
         messages = demonstration_from(record, where).messages
         if messages[-1]["role"] != "assistant":
             raise InputError(f"{where}: ends with a {messages[-1]['role']} turn; end it with the response to score")
         return [messages]
-    if "responses" in record:
+    if record.get("responses") is not None:
         return [with_response(prompt_field(record, where), text) for text in texts_field(record, where)]
-    if "response" in record:
-        return [with_response(prompt_field(record, where), text_field(record, "response", where))]
+    if record.get("response") is not None:
+        text = content_text(record["response"], "response", where)
+        return [with_response(prompt_field(record, where), text)]
     shapes = '"messages", or "prompt" with "response" or "responses"'
     raise InputError(f"{where}: holds no response to score; give {shapes}; this line has {names_of(record)}")
 
 
 def texts_field(record: dict[str, Any], where: str) -> Sequence[str]:
     texts = record["responses"]
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str | list) for text in texts):
         raise InputError(f'{where}: "responses" must be a list of texts, it is {kind_of(texts)}')
-    return [check_text(text, where) for text in texts]
+    return [content_text(text, "responses", f"{where}, response {i}") for i, text in enumerate(texts, start=1)]

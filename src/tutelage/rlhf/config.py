@@ -4,15 +4,18 @@ Defaults suit a laptop. InstructGPT's values (Ouyang et al. 2022, appendix C.4) 
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from tutelage.errors import InputError
 from tutelage.learning.kl import MAX_RELATIVE_ERROR
-from tutelage.options import Advanced
+from tutelage.learning.optim import LearningRate
+from tutelage.options import Advanced, Count, Natural, NonNegative, Positive, Range
 from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.snapshots import SnapshotConfig
+from tutelage.sampling.distribution import SampledTemperature
 
-# Far below this temperature only one token is ever drawn in each state, so there is nothing to compare it with.
-MIN_TEMPERATURE = 0.01
+Decay = Annotated[float, Range(least=0, below=1, why="at 1 the saved policy would never change")]
+GroupSize = Annotated[int, Range(least=2, why="a response is compared with the others to its prompt")]
 # At this gain one iteration may take the KL coefficient to 0.
 KL_GAIN_LIMIT = 1 / MAX_RELATIVE_ERROR
 
@@ -21,46 +24,46 @@ KL_GAIN_LIMIT = 1 / MAX_RELATIVE_ERROR
 class RLConfig(SnapshotConfig, RewardsConfig):
     """A policy that learns from its own rollouts."""
 
-    iterations: int = 30
+    iterations: Count = 30
     """Rollouts (paper: 500)."""
-    batch: int = 64
+    batch: Count = 64
     """Responses per rollout (paper: 512)."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Longest response in tokens."""
-    max_prompt: int = 64
+    max_prompt: Count = 64
     """Longest prompt in tokens; the oldest turns of a longer one are dropped."""
-    temperature: Advanced[float] = 1.0
+    temperature: Advanced[SampledTemperature] = 1.0
     """Sampling temperature; every log-probability is computed at it, too."""
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate of the policy, for a few million parameters (paper: 2.55e-6 to 2.55e-5 for 1.3B)."""
-    warmup: Advanced[int] = 0
+    warmup: Advanced[Natural] = 0
     """Iterations over which the learning rate rises from a tenth of its peak; constant afterwards (paper: 10)."""
-    kl_coef: float = 0.02
+    kl_coef: NonNegative = 0.02
     """KL coefficient: beta in eq. 2, the penalty for one nat of KL from the SFT policy (paper: .02)."""
-    kl_target: Advanced[float] = 0.0
+    kl_target: Advanced[NonNegative] = 0.0
     """Adapt --kl-coef to reach this KL, in nats per response (Ziegler et al. 2019: 6). 0: --kl-coef stays fixed."""
-    kl_gain: Advanced[float] = 0.1
+    kl_gain: Advanced[NonNegative] = 0.1
     """How fast --kl-coef adapts: its relative change per iteration is this times the KL's relative error, which is
     limited to .2 (Ziegler et al. 2019: .1)."""
-    kl_budget: float = 8.0
+    kl_budget: NonNegative = 8.0
     """KL budget: training stops when the KL, in nats per response, exceeds it. The best policy within it is kept."""
-    missing_end: Advanced[float] = 1.0
+    missing_end: Advanced[NonNegative] = 1.0
     """Penalty of a response that does not end by itself: it earns its score, at most the mean of valid responses,
     minus this."""
-    min_answer: Advanced[int] = 0
+    min_answer: Advanced[Natural] = 0
     """A response with fewer tokens, end of turn included, or with white space alone pays --missing-end, too; 0: none
     does."""
-    grad_clip: Advanced[float] = 1.0
+    grad_clip: Advanced[Positive] = 1.0
     """Largest gradient norm of each network."""
-    ema: Advanced[float] = 0.0
+    ema: Advanced[Decay] = 0.0
     """Decay per step of the moving average of the policy, which is what is saved (paper: .992, over 4,000 steps)."""
-    ptx_windows: Advanced[int] = 16
+    ptx_windows: Advanced[Count] = 16
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
-    ptx_window: Advanced[int] = 0
+    ptx_window: Advanced[Natural] = 0
     """Tokens of a window; 0: the model's context, at most 512."""
-    ptx_share: Advanced[float] = 1.0
+    ptx_share: Advanced[NonNegative] = 1.0
     """Norm of the pretraining gradient relative to the policy gradient's."""
-    ptx_calibration: Advanced[int] = 5
+    ptx_calibration: Advanced[Natural] = 5
     """Iterations over which the pretraining coefficient is set to reach --ptx-share; fixed afterwards."""
 
     @property
@@ -74,12 +77,9 @@ class RLConfig(SnapshotConfig, RewardsConfig):
             raise InputError(
                 "--lora-dropout: in RL dropout would move the ratio off 1 before the first step; leave it out"
             )
-        if self.ema >= 1:
-            raise InputError(f"--ema {self.ema:g}: must be below 1; at 1 the saved policy would never change")
-        if self.temperature < MIN_TEMPERATURE:
+        if self.warmup > self.iterations:
             raise InputError(
-                f"--temperature {self.temperature:g}: must be at least {MIN_TEMPERATURE:g}; colder sampling gives the "
-                "same response every time, and nothing to compare it with"
+                f"--warmup {self.warmup}: longer than the run of --iterations {self.iterations}; give at most as many"
             )
         if self.min_answer > self.max_tokens:
             raise InputError(
@@ -109,7 +109,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
 class GroupConfig(RLConfig):
     """A policy that learns from several responses to each prompt, compared with each other."""
 
-    samples: int
+    samples: GroupSize
     """Responses per prompt."""
 
     @property
@@ -124,10 +124,6 @@ class GroupConfig(RLConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2:
-            raise InputError(
-                f"--samples {self.samples}: a response is compared with the others to its prompt; give 2 or more"
-            )
         if self.batch % self.samples:
             raise InputError(
                 f"--batch {self.batch} --samples {self.samples}: responses come in groups of {self.samples}; "

@@ -102,7 +102,16 @@ class TrainingLoop:
         policy.load_state_dict(policy.state_dict() | self.policies.candidate)
         coefficient = mix.share.coefficient if mix else 0.0
         kept = {"stopped": self.stopping.reason, "kept_iteration": self.policies.candidate_iteration}
-        return {"ptx_coef": coefficient, **kept, "findings": self.stopping.monitor.results()}
+        unchanged = {"nothing_learned": self.unchanged} if self.unchanged else {}
+        return {"ptx_coef": coefficient, **kept, **unchanged, "findings": self.stopping.monitor.results()}
+
+    @property
+    def unchanged(self) -> str:
+        """Why the policy that is kept is the one that the run began with; empty if it is not."""
+        if self.policies.candidate_iteration:
+            return ""
+        reason = self.stopping.reason or "no later policy was sound"
+        return f"iteration 0 was kept ({reason}), so nothing was learned: the policy is the one it started from"
 
     def ending(self) -> Ending:
         """What to say at the end of the run: the kept policy's metrics against those of the policy it started from."""
@@ -113,12 +122,10 @@ class TrainingLoop:
             "judge score", judge, start=start("judge_score") if judge is not None else None, better="higher"
         )
         kl = Figure("KL", kept.candidate_metrics.get("kl"), note=f"nats per response, budget {config.kl_budget:g}")
-        reason = self.stopping.reason or "no later policy was sound"
-        unchanged = f"iteration 0 was kept ({reason}), so the policy is the one it started from; lower --lr"
         made = (
             f"optimised with {config.algorithm}; iteration {kept.candidate_iteration} of {config.iterations} was kept"
         )
-        warnings = [] if kept.candidate_iteration else [unchanged]
+        warnings = [f"{self.unchanged}; lower --lr"] if self.unchanged else []
         return Ending(
             made, [score, judged, kl], warnings, [command("chat", self.run.out), command("serve", self.run.out)]
         )

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tutelage.data.messages import Messages
 from tutelage.data.prompts import choose_fitting
 from tutelage.data.rankings import encode_prompt
-from tutelage.data.records import Messages, read_prompts
+from tutelage.data.records import read_prompts
 from tutelage.learning.invalid import penalised
 from tutelage.model.prepack import unpack
 from tutelage.rewards.reward import Reward, with_response
@@ -86,19 +87,21 @@ def roll_out(
         responses = replace(responses, stream=trunk_cache.stream(responses.ids.shape[1], policy.embedding.weight))
     texts = (tokenizer.decode(response.ids) for response in sampled)
     conversations = [with_response(p.messages, text) for p, text in zip(repeated, texts, strict=True)]
-    scores = rewards_of(actors.reward, responses, conversations, config)
+    scores = rewards_of(actors.reward, responses, conversations, config, tokenizer.end_of_turn_id)
     models = (policy, actors.reference, actors.value)
     rollout = score_rollout(*models, scores, responses, parts=parts, temperature=config.temperature)
     unpack(policy)
     return replace(rollout, conversations=conversations), sampler_gap(sampled, rollout)
 
 
-def rewards_of(reward: Reward, responses: Responses, conversations: Sequence[Messages], config: RLConfig) -> Tensor:
-    """(B,) scores by the reward, less what responses pay that were cut or are too short."""
+def rewards_of(
+    reward: Reward, responses: Responses, conversations: Sequence[Messages], config: RLConfig, end: int
+) -> Tensor:
+    """(B,) scores by the reward, less what responses pay that were cut or are too short. `end`: the end of turn."""
     lengths = responses.mask.sum(1)
     blank = torch.tensor([not messages[-1]["content"].strip() for messages in conversations], device=lengths.device)
     short = (lengths < config.min_answer) | (blank & (config.min_answer > 0))
-    scores = reward.score_responses(responses, conversations)
+    scores = reward.score_responses(responses.ending_with(end), conversations)
     return penalised(scores, ~responses.ended | short, config.missing_end)
 
 
@@ -111,13 +114,13 @@ def sample(
     trunk_cache: TrunkCache | None,
 ) -> list[Response]:
     """`samples` responses to each prompt, prompt by prompt, in batches whose KV cache fits."""
-    policy, end = inference_copy(actors.policy), actors.tokenizer.end_of_turn_id
+    policy, ends = inference_copy(actors.policy), actors.tokenizer.end_ids
     longest = max(map(len, prompts)) + sampling.max_tokens
     size = max(1, rows_that_fit(policy.config, longest, len(seeds)) // samples)
     responses: list[Response] = []
     for at in range(0, len(prompts), size):
         batch, batch_seeds = prompts[at : at + size], seeds[at * samples : (at + size) * samples]
-        groups = generate(policy, batch, batch_seeds, end, sampling, samples, trunk_cache=trunk_cache)
+        groups = generate(policy, batch, batch_seeds, ends, sampling, samples, trunk_cache=trunk_cache)
         responses += [response for group in groups for response in group]
     return responses
 
@@ -147,6 +150,6 @@ def sampler_gap(responses: Sequence[Response], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
-def judge_score(judge: Reward, rollout: Rollout, config: RLConfig) -> float:
+def judge_score(judge: Reward, rollout: Rollout, config: RLConfig, end: int) -> float:
     """Mean score of the rollout's responses by the judge, with the penalties of the reward."""
-    return float(rewards_of(judge, rollout.responses, rollout.conversations, config).mean())
+    return float(rewards_of(judge, rollout.responses, rollout.conversations, config, end).mean())

@@ -27,7 +27,9 @@ class RLInputs:
     policy: Path
     """The SFT run to optimise; also the reference of the KL penalty."""
     reward: tuple[str, ...]
-    """The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble."""
+    """The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble.
+    A function is def f(conversations) -> list[float]: each conversation is a list of {"role", "content"} messages that
+    ends with the response, and gets one number."""
     prompts: tuple[Path, ...]
     """JSONL files with the prompts to respond to."""
     out: Path
@@ -55,7 +57,7 @@ class Setup:
         rollout, gap = next_rollout(self.actors, self.prompts, iteration, config, parts, samples)
         metrics = describe(rollout, config.kl_coef) | {"sampler_gap": gap}
         if self.judge:
-            metrics["judge_score"] = judge_score(self.judge, rollout, config)
+            metrics["judge_score"] = judge_score(self.judge, rollout, config, self.actors.tokenizer.end_of_turn_id)
         return rollout, metrics
 
     def results(self) -> dict[str, int]:

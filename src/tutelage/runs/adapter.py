@@ -22,7 +22,7 @@ from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
 from tutelage.model.peft import PREFIX, from_peft, to_peft
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Natural, PartialShare, Positive
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_trunk, read_json, read_safetensors, save_policy, save_scorer
 from tutelage.runs.identity import hash_input
@@ -37,15 +37,15 @@ TOLERANCE = 1e-4  # largest difference of a logit, in fp32, relative to the larg
 class AdapterConfig(RunConfig):
     """Adapter settings of the stages that can train adapters."""
 
-    lora_rank: int = 0
+    lora_rank: Natural = 0
     """Rank of low-rank adapters (Hu et al. 2021); 0 trains all weights."""
-    lora_alpha: Advanced[float] = 32.0
+    lora_alpha: Advanced[Positive] = 32.0
     """The adapters' update is multiplied by alpha / rank."""
     lora_targets: Advanced[tuple[str, ...]] = ALL
     """Linear maps that get an adapter, out of q k v out gate up down. The paper uses q v; later work uses all."""
-    lora_layers: Advanced[int] = 0
+    lora_layers: Advanced[Natural] = 0
     """Number of top layers that get adapters; 0 is all. The layers below stay the same in all models."""
-    lora_dropout: Advanced[float] = 0.0
+    lora_dropout: Advanced[PartialShare] = 0.0
     """Dropout rate on the adapters' inputs during training."""
     adapter_only: Advanced[bool] = False
     """Save the adapter without the merged model. This takes a few megabytes, but the base must stay where it is."""
@@ -56,8 +56,10 @@ class AdapterConfig(RunConfig):
             raise InputError(
                 "--adapter-only, --lora-layers and --lora-dropout need adapters; give --lora-rank, or leave them out"
             )
-        if self.lora_dropout >= 1:
-            raise InputError(f"--lora-dropout {self.lora_dropout}: must be below 1")
+        if unknown := [name for name in self.lora_targets if name not in ALL]:
+            raise InputError(f"--lora-targets {unknown[0]}: no such map; choose from {' '.join(ALL)}")
+        if not self.lora_targets:
+            raise InputError(f"--lora-targets: names no map; choose from {' '.join(ALL)}")
 
     @property
     def adapted(self) -> bool:
@@ -69,6 +71,11 @@ def adapt(model: GPT, config: AdapterConfig, generator: torch.Generator) -> GPT:
     """Add adapters to the model if the config asks for them. Raises InputError for maps the model does not have."""
     if not config.adapted:
         return model
+    if config.lora_rank > model.config.width:
+        raise InputError(
+            f"--lora-rank {config.lora_rank}: the model's width is {model.config.width}, and no map has a higher rank; "
+            "give a lower rank, or leave --lora-rank out to train all weights"
+        )
     targets = config.lora_targets
     if targets == ALL and model.config.mlp != "swiglu":
         targets = tuple(name for name in ALL if name != "gate")

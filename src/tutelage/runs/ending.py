@@ -13,7 +13,7 @@ A figure that is no better than at the start is marked, and a training too short
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ class Ending:
     """What there is to say about a finished run."""
 
     made: str
+    table: Sequence[str] = field(default=(), kw_only=True)
     figures: Sequence[Figure] = ()
     warnings: Sequence[str] = ()
     next: Sequence[str] = ()
@@ -56,6 +57,7 @@ class Ending:
         """The lines to print; `out` is what the command wrote."""
         return [
             f"{out}: {self.made}",
+            *(f"  {line}" for line in self.table),
             *(f"  {figure.line}" for figure in self.figures if figure.value is not None),
             *(f"  warning: {warning}" for warning in self.warnings),
             *(f"  {'  or' if i else 'next'}: {line}" for i, line in enumerate(self.next)),

@@ -36,7 +36,7 @@ from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.base import find_base
 from tutelage.runs.device import Device, release_memory
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
-from tutelage.runs.identity import find_adapter, hash_input, refuse_ring
+from tutelage.runs.identity import find_adapter, hash_input, refuse_ring, which_run
 from tutelage.text.tokenizer import Tokenizer
 
 SPARE_ROWS = 0.01  # Qwen2.5-0.5B has .2 % more rows than tokens
@@ -50,9 +50,14 @@ def save_policy(folder: Path, model: GPT, tokenizer: Tokenizer) -> None:
     config, weights = _described(model)
     _write_weights(folder / "model.safetensors", weights)
     tokenizer.save(folder)
-    ids = {"eos_token_id": tokenizer.end_of_turn_id, "pad_token_id": tokenizer.pad_id}
+    ids = {"eos_token_id": _ends(tokenizer), "pad_token_id": tokenizer.pad_id}
     _write_json(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
     _write_json(folder / "config.json", config | ids | {"vocabulary_sha256": tokenizer.vocabulary_sha256})
+
+
+def _ends(tokenizer: Tokenizer) -> int | list[int]:
+    """eos_token_id as transformers reads it: a list if several ids end a response."""
+    return tokenizer.end_of_turn_id if len(tokenizer.end_ids) == 1 else list(tokenizer.end_ids)
 
 
 def load_policy(folder: Path, device: Device, make_chat: bool = False, frozen: bool = False) -> tuple[GPT, Tokenizer]:
@@ -132,6 +137,11 @@ def _base_of(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name:
         raise InputError(f"{folder}: adapter_config.json names no base; write its path there")
     place = folder / name
+    if (folder / "base.json").is_file() and not place.exists():
+        # Ours: the name is relative to this folder. From the current folder it might lead to another model.
+        raise InputError(
+            f"{folder}: its base is not at {place.resolve()}; move it back there, or train the adapter again"
+        )
     base = place if place.exists() else find_base(Path(name))
     if base.resolve() in (folder.resolve(), folder.parent.resolve()):
         raise InputError(f"{folder}: names itself as its base; write the base's path into adapter_config.json")
@@ -206,6 +216,8 @@ def load_tokenizer(place: Path) -> Tokenizer:
     if adapter:
         name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
         return load_tokenizer(_base_of(adapter, name))
+    if several := which_run(place):
+        raise InputError(several)
     return Tokenizer.load(place)
 
 
@@ -283,7 +295,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json here; give a finished run that holds a model")
+        raise InputError(which_run(folder) or f"{folder}: no config.json here; give a finished run that holds a model")
     return read_json(folder / "config.json")
 
 

@@ -24,6 +24,7 @@ class NamedInput:
 
 Input = Path | NamedInput
 Inputs = Mapping[str, Input | Sequence[Input] | None]
+SHOWN = 8  # runs that an error message names
 IRRELEVANT = ("overwrite", "checkpoint_seconds", "reward_key_file")  # settings that affect no result
 
 
@@ -68,6 +69,8 @@ def hash_input(path: Path) -> str:
         return _digest(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check the path")
+    if several := which_run(path):
+        raise InputError(several)
     refuse_ring(path)
     entries = [*path.iterdir(), *([] if (path / "config.json").is_file() else path.glob("adapter/*"))]
     files = sorted(p for p in entries if p.suffix in (".json", ".jsonl", ".safetensors", ".jinja"))
@@ -101,6 +104,30 @@ def find_adapter(folder: Path) -> Path | None:
         return None
     places = (folder, folder / "adapter")
     return next((place for place in places if (place / "adapter_config.json").is_file()), None)
+
+
+def holds_model(place: Path) -> bool:
+    """Whether the place is a model: a folder with its config, an adapter, or a GGUF file."""
+    names = ("config.json", "adapter_config.json", "adapter/adapter_config.json")
+    return place.suffix == ".gguf" if place.is_file() else any((place / name).is_file() for name in names)
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The models directly inside, or else one folder below; none for a folder that holds a model or a tokenizer."""
+    if not folder.is_dir() or holds_model(folder) or (folder / "tokenizer.json").is_file():
+        return []
+    for pattern in ("[!.]*", "[!.]*/[!.]*"):
+        if found := [place for place in sorted(folder.glob(pattern)) if holds_model(place)]:
+            return found
+    return []
+
+
+def which_run(folder: Path) -> str | None:
+    """One line that names the runs in a folder of runs; None if it is not one."""
+    if not (found := models_in(folder)):
+        return None
+    names = ", ".join(map(str, found[:SHOWN])) + (f" or {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    return f"{folder}: a folder of runs, not a run; give one of {names}"
 
 
 def _base_named_by_path(path: Path) -> Path | None:

@@ -17,6 +17,8 @@ from tutelage.atomic import atomic_write
 
 INTERVAL = {"bar": 0.2, "json": 0.5, "lines": 10.0}  # seconds between two updates, by mode
 
+UNKNOWN = "-:--"  # the time left, before there is anything to estimate it from
+
 
 class Progress:
     """The progress line of a stage: fraction done, a few current numbers, and the time left."""
@@ -27,6 +29,7 @@ class Progress:
         self.begun = time.monotonic()
         self.start_fraction: float | None = None
         self.last = 0.0
+        self.open_line = False  # whether the cursor stands behind a progress line
 
     def update(self, fraction: float, **shown: float | str) -> None:
         """Show the fraction done (0 to 1) and these numbers, unless the last update was too recent."""
@@ -42,15 +45,20 @@ class Progress:
         line = f"{self.title} {fraction:4.0%}"
         for name, value in shown.items():
             line += f" | {name} {value}" if isinstance(value, str) else f" | {name} {value:.4g}"
-        line += f" | {clock(self._left(fraction, now))} left"
+        left = self._left(fraction, now)
+        line += f" | {UNKNOWN if left is None else clock(left)} left"
         if self.mode == "bar":
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+            self.open_line = True
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _left(self, fraction: float, now: float) -> float:
+    def _left(self, fraction: float, now: float) -> float | None:
+        """Seconds left; None while there is nothing to estimate them from."""
         done = fraction - (self.start_fraction or 0.0)
-        return (now - self.begun) * (1 - fraction) / done if done > 0 else 0.0
+        if fraction >= 1:
+            return 0.0
+        return (now - self.begun) * (1 - fraction) / done if done > 0 else None
 
     def say(self, text: str) -> None:
         """Print a line that later updates do not overwrite."""
@@ -58,6 +66,13 @@ class Progress:
             print(json.dumps({"stage": self.title, "say": text}), flush=True)
         else:
             print(f"\r\x1b[2K{text}" if self.mode == "bar" else text, file=sys.stderr, flush=True)
+            self.open_line = False
+
+    def close(self) -> None:
+        """End the progress line, so that what another part of the program prints has its own."""
+        if self.open_line:
+            print(file=sys.stderr, flush=True)
+            self.open_line = False
 
     def end(self, lines: Sequence[str]) -> None:
         """The last lines of a stage. A parent gets them in a message of another kind, and prints its own summary."""

@@ -10,7 +10,6 @@ A run is finished only if run.json holds the same fingerprint: the hash of its s
 every input. A checkpoint is used only under the same fingerprint. After Ctrl-C or SIGTERM the run saves, then stops.
 """
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -23,46 +22,42 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Natural, NonNegative, out_of_range
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
+from tutelage.runs.run_folder import RunFolder
 
-LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
-AT_LEAST_ONE = (
-    "tokens batch minibatch epochs iterations count answers max_tokens max_prompt vocab_size width layers heads "
-    "kv_heads head_width hidden context evaluate_every heldout_windows per_conversation samples"
-).split()
+DIFFERS = "its settings or inputs differ"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of every stage. Raises InputError for a number below its minimum."""
+    """Settings of every stage. Raises InputError for a number outside its range."""
 
-    seed: int = 0
+    seed: Natural = 0
     """Seeds the initial weights, the data order and sampling. Each of these has its own random generator."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: Advanced[str] = "auto"
     """Precision of activations and matrix products: auto, fp32 or bf16. Trained weights and losses are always fp32."""
     overwrite: bool = False
-    """Replace a run at --out that was made with other settings or inputs. Without this, the stage refuses to run."""
-    checkpoint_seconds: Advanced[float] = 20.0
+    """Replace a run at --out that was made with other settings or inputs. Without this, the stage refuses to run. A
+    folder that holds no run is never touched."""
+    checkpoint_seconds: Advanced[NonNegative] = 20.0
     """Seconds between checkpoints: the most work that a crash can lose. Saving 4M parameters takes about .2 s."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            least = 1 if name in AT_LEAST_ONE else 0
-            if isinstance(value, int | float) and not value >= least:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        if wrong := out_of_range(self):
+            raise InputError(wrong)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -84,63 +79,38 @@ class Run:
         self.begun, self.earlier_seconds = time.monotonic(), 0.0
         self.saved = time.monotonic()
         self.stop_requested = False
-        self.lock: IO[str] | None = None
-        self.finished = self._prepare() and self.product.exists()
-        if self.finished:
-            self.progress.say(f"{self.product}: already finished with these settings and inputs; nothing to do")
+        self.folder = RunFolder(out)
+        self.finished = self._prepare()
 
     def _prepare(self) -> bool:
-        """Whether this run is already finished. Otherwise lock the folder, after removing another run if allowed."""
-        record = read_run(self.out)
-        if record and record["fingerprint"] == self.fingerprint:
+        """Whether this run is already finished. Otherwise claim the folder, replacing another run if that is allowed.
+
+        Raises InputError if the folder holds something else.
+        """
+        record, folder = read_run(self.out), self.folder
+        if record and record["fingerprint"] == self.fingerprint and self.product.exists():
+            self.progress.say(f"{self.product}: {already_finished(record)}")
             return True
-        marker = self.out / "checkpoints" / "fingerprint"  # the run that the checkpoints belong to
-        marked = marker.read_text(encoding="utf-8") if marker.is_file() else None
-        has_checkpoint = any(path.is_dir() for path in marker.parent.iterdir()) if marked else False
-        if record or (has_checkpoint and marked != self.fingerprint):
-            reason = "its settings or inputs differ"
-            if record:
-                reason = difference(record, self.stage, self.config, self.inputs)
-            if not self.config.overwrite:
-                move = "choose another --out, or give --overwrite"
-                raise InputError(f"{self.out}: another run is here ({reason}); {move}")
+        same = (record["fingerprint"] if record else folder.marked) == self.fingerprint
+        if replacing := not same and (record is not None or folder.resumable):
+            reason = difference(record, self.stage, self.config, self.inputs) if record else DIFFERS
+            self._refuse_replacing(reason)
             self.progress.say(f"{self.out}: replacing another run ({reason})")
-            self._lock()
-            self._clear()
-        elif not marked and self.out.exists() and any(self.out.iterdir()) and not self.config.overwrite:
-            raise InputError(f"{self.out}: the folder is not empty and holds no run; choose another --out")
-        self._lock()
-        with atomic_write(marker) as file:
-            file.write(self.fingerprint)
+        elif not record and folder.foreign:
+            problem = "the folder is not empty and holds no run" if self.out.is_dir() else "is a file, not a folder"
+            move = "--overwrite replaces runs alone; " * self.config.overwrite + "choose another --out"
+            raise InputError(f"{self.out}: {problem}; {move}")
+        folder.claim(self.fingerprint, replacing)
         return False
 
-    def _clear(self) -> None:
-        """Remove everything except the lock that this process holds."""
-        for path in self.out.iterdir():
-            if path.name == "checkpoints":
-                for old in path.iterdir():
-                    if old.name != "lock":
-                        shutil.rmtree(old) if old.is_dir() else old.unlink()
-            elif path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    def _lock(self) -> None:
-        """Allow one process per run directory. The system releases the lock when the process ends, however it ends."""
-        if self.lock is not None:
-            return None
-        (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.out / "checkpoints" / "lock", "w")  # noqa: SIM115 - open for the life of the run
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                return fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    problem = "another process is working on this run; wait until it ends, or stop it"
-                    raise InputError(f"{self.out}: {problem}") from None
-            time.sleep(0.2)
+    def _refuse_replacing(self, reason: str) -> None:
+        """Raises InputError if another run may not be replaced: without --overwrite, or because this one reads it."""
+        if not self.config.overwrite:
+            move = "choose another --out, or give --overwrite"
+            raise InputError(f"{self.out}: another run is here ({reason}); {move}")
+        for name, value in self.inputs.items():
+            if Path(value["path"]).resolve().is_relative_to(self.out.resolve()):
+                raise InputError(f"{self.out}: is what --{name} reads, so it cannot be replaced; choose another --out")
 
     def __enter__(self) -> "Run":
         self.handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -149,8 +119,9 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        if self.lock is not None:
-            self.lock.close()
+        if error is not None:
+            self.progress.close()
+        self.folder.close(failed=error is not None)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop_requested and number == signal.SIGINT:
@@ -182,11 +153,13 @@ class Run:
 
     def log(self, step: int, **metrics: Any) -> None:
         """Append one line to metrics.jsonl."""
+        self.folder.begin()
         self.metrics.append(step, self.seconds, metrics)
 
     def checkpoint(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save if a checkpoint is due or a stop was requested. After a stop request, raise Interrupted."""
         if self.stop_requested or time.monotonic() - self.saved > self.config.checkpoint_seconds:
+            self.folder.begin()
             save_checkpoint(self.out / "checkpoints", step, state() | {"step": step, "seconds": self.seconds})
             self.saved = time.monotonic()
         if self.stop_requested:
@@ -212,6 +185,7 @@ class Run:
             "peak_memory_bytes": peak_memory_bytes(),
             "results": results,
         }
+        self.folder.begin()
         with atomic_write(self.out / "run.json") as file:
             json.dump(record, file, indent=2)
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
@@ -222,6 +196,15 @@ class Run:
 def seed_for(seed: int, purpose: str) -> int:
     """A 63-bit seed that differs for each purpose and is the same in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+def already_finished(record: dict[str, Any]) -> str:
+    """What to say to somebody who starts a finished run again."""
+    when = str(record.get("finished", ""))[:16].replace("T", " ")
+    return (
+        f"already finished on {when} UTC with these settings and inputs; nothing to do; for another run, change a "
+        "setting such as --seed, or choose another --out"
+    )
 
 
 def read_run(out: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.model.gpt import GPT
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Natural
 from tutelage.runs.adapter import AdapterConfig, save_tuned
 from tutelage.runs.run import Run
 from tutelage.text.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from tutelage.text.tokenizer import Tokenizer
 class SnapshotConfig(AdapterConfig):
     """Snapshot settings of the stages that can save them."""
 
-    snapshot_every: Advanced[int] = 0
+    snapshot_every: Advanced[Natural] = 0
     """Save the policy to snapshots/ every so many iterations (dpo: steps), to be evaluated later; 0 saves none."""
 
     def snapshot_due(self, step: int, steps: int) -> bool:

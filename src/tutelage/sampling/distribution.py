@@ -7,17 +7,26 @@ presence penalties are those of OpenAI's API and cover the response only. Top-p 
 token that crosses p; min-p is Nguyen et al. 2024. The filters run in the same order as in transformers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
+from tutelage.options import Range
 
 GREEDY_BELOW = 1e-5  # temperature; dividing logits by a far smaller one overflows
 CANDIDATES = (256, 4096)  # how many of the most likely tokens top-p tries before it sorts the whole vocabulary
 INFINITY = float("inf")
+# For responses that are compared with each other. Far below .01 a state always gives the same token; at 10 the
+# distribution is nearly uniform over the vocabulary.
+SampledTemperature = Annotated[
+    float,
+    Range(least=0.01, most=10, why="colder sampling gives the same response every time, hotter sampling gives noise"),
+]
 BOUNDS = {
     "temperature": (0, INFINITY),
     "top_k": (0, INFINITY),
@@ -52,9 +61,10 @@ class DistributionConfig:
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if not (low <= value <= high and math.isfinite(value)):
                 allowed = f"at least {low:g}" if high == INFINITY else f"between {low:g} and {high:g}"
-                raise InputError(f"{name} {getattr(self, name)}: must be {allowed}")
+                raise InputError(f"{name} {value}: must be {allowed}")
 
     @property
     def penalised(self) -> bool:

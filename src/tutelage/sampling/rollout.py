@@ -7,7 +7,7 @@ ratio is 1 before the first step. A response that was cut at the limit has no en
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,18 @@ class Responses:
             stream=self.stream,
             stream_rows=chosen if self.stream_rows is None else self.stream_rows[chosen],
         )
+
+    def ending_with(self, end: int) -> "Responses":
+        """The same, but each response that another token ended has `end` there: a reward model knows no other.
+
+        Without the stream if anything changes, because it was computed from the other token.
+        """
+        at = self.last[:, None]
+        other = self.ended[:, None] & (self.ids.gather(1, at) != end)
+        if not other.any():
+            return self
+        ids = self.ids.scatter(1, at, torch.where(other, end, self.ids.gather(1, at)))
+        return replace(self, ids=ids, stream=None)
 
     def stream_for(self, model: GPT) -> ResidualStream | None:
         """The stream of these rows, for this model to continue from; None if it comes from another model's blocks."""

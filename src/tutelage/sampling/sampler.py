@@ -35,9 +35,9 @@ COMPACT_BELOW = 0.75  # drop finished rows from the batch once fewer than this s
 class Response:
     """One sampled response."""
 
-    ids: list[int]  # up to and including end-of-turn, if it came
+    ids: list[int]  # up to and including the token that ends it, if one came
     logprobs: list[float]  # of each token under the filtered distribution it was drawn from
-    ended: bool  # False: it ended without end-of-turn, at max_tokens or at a stop string
+    ended: bool  # False: it ended without such a token, at max_tokens or at a stop string
 
 
 def rows_that_fit(config: GPTConfig, tokens: int, most: int) -> int:
@@ -118,20 +118,20 @@ class Decoding:
 class Transcript:
     """What N responses contain so far."""
 
-    def __init__(self, count: int, end: int, max_tokens: int, device: torch.device):
-        self.end = end
-        self.ids = torch.full((count, max_tokens), end, dtype=torch.long, device=device)
+    def __init__(self, count: int, ends: Sequence[int], max_tokens: int, device: torch.device):
+        self.ends = torch.tensor(ends, device=device)
+        self.ids = torch.full((count, max_tokens), ends[0], dtype=torch.long, device=device)
         self.logprobs = torch.zeros(self.ids.shape, device=device)
         self.done = torch.zeros(count, dtype=torch.bool, device=device)
         self.lengths = [max_tokens] * count  # shorter if a stop string came
 
     def add(self, rows: Tensor, step: int, tokens: Tensor, probabilities: Tensor) -> Tensor:
-        """Record one token per row, drawn from (R, V) probabilities. Returns the tokens, with `end` in rows that were
+        """Record one token per row, drawn from (R, V) probabilities. Returns the tokens, with an end in rows that were
         done."""
         self.logprobs[rows, step] = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
-        tokens = torch.where(self.done[rows], self.end, tokens)
+        tokens = torch.where(self.done[rows], self.ends[0], tokens)
         self.ids[rows, step] = tokens
-        self.done[rows] |= tokens == self.end
+        self.done[rows] |= torch.isin(tokens, self.ends)
         return tokens
 
     def stop(self, rows: Tensor, step: int, stopped: Stopped) -> None:
@@ -142,12 +142,17 @@ class Transcript:
 
     def responses(self) -> list[Response]:
         rows = zip(self.ids.tolist(), self.logprobs.tolist(), self.lengths, strict=True)
-        return [_response(ids[:length], logprobs, self.end) for ids, logprobs, length in rows]
+        ends = set(self.ends.tolist())
+        return [_response(ids[:length], logprobs, ends) for ids, logprobs, length in rows]
 
 
-def _response(ids: list[int], logprobs: list[float], end: int) -> Response:
-    length = ids.index(end) + 1 if end in ids else len(ids)
-    return Response(ids[:length], logprobs[:length], end in ids)
+def _response(ids: list[int], logprobs: list[float], ends: set[int]) -> Response:
+    length = next((i + 1 for i, token in enumerate(ids) if token in ends), None)
+    return Response(ids[:length], logprobs[: length or len(ids)], length is not None)
+
+
+def _several(end: int | Sequence[int]) -> Sequence[int]:
+    return [end] if isinstance(end, int) else end
 
 
 @torch.inference_mode()
@@ -155,7 +160,7 @@ def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
-    end: int,
+    end: int | Sequence[int],
     config: SamplingConfig,
     samples: int = 1,
     stopped: Stopped | None = None,
@@ -163,9 +168,9 @@ def generate(
 ) -> list[list[Response]]:
     """Sample `samples` responses to each prompt; returns them as [prompt][sample].
 
-    `seeds` has one seed per response, prompt by prompt; `end` is the end-of-turn id. `stopped` is called after each
-    token and says whether a stop string has come (`stops.py`). `trunk_cache` stores the output of the lowest blocks.
-    Raises ValueError when prompt plus response exceed the model's context.
+    `seeds` has one seed per response, prompt by prompt; `end` is the id or ids that end a response. `stopped` is called
+    after each token and says whether a stop string has come (`stops.py`). `trunk_cache` stores the output of the lowest
+    blocks. Raises ValueError when prompt plus response exceed the model's context.
     """
     longest = max(len(p) for p in prompts) + config.max_tokens
     if longest > model.config.context:
@@ -173,7 +178,7 @@ def generate(
     decoding = Decoding(model, prompts, samples, config, trunk_cache)
     device = model.embedding.weight.device
     chance = torch.from_numpy(np.stack([uniforms(seed, config.max_tokens) for seed in seeds])).to(device)
-    transcript = Transcript(len(seeds), end, config.max_tokens, device)
+    transcript = Transcript(len(seeds), _several(end), config.max_tokens, device)
     rows = torch.arange(len(seeds), device=device)  # which response each row of the decoding batch belongs to
     for step in range(config.max_tokens):
         probabilities = decoding.probabilities()
@@ -197,12 +202,14 @@ def generate(
 
 
 @torch.inference_mode()
-def stream(model: GPT, prompt: Sequence[int], seed: int, end: int, config: SamplingConfig) -> Iterator[int]:
-    """Yield the tokens of one response as they are sampled, without the end-of-turn."""
+def stream(
+    model: GPT, prompt: Sequence[int], seed: int, end: int | Sequence[int], config: SamplingConfig
+) -> Iterator[int]:
+    """Yield the tokens of one response as they are sampled, without the one that ends it."""
     decoding = Decoding(model, [prompt], 1, config)
     for number in uniforms(seed, config.max_tokens):
         token = draw(decoding.probabilities(), torch.tensor([number], device=decoding.hidden.device))
-        if token.item() == end:
+        if token.item() in _several(end):
             return
         yield int(token.item())
         decoding.push(token)

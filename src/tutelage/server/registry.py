@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tutelage.data.records import Messages
+from tutelage.data.messages import Messages
 from tutelage.engine.engine import Engine, EngineConfig
 from tutelage.engine.fairness import FairLock
 from tutelage.errors import InputError

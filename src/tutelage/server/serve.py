@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from sqlalchemy import select
@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from tutelage.engine.engine import EngineConfig
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import ModerationConfig, Moderator
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Range, out_of_range
 from tutelage.runs.device import choose_device
 from tutelage.server.app import create_app
 from tutelage.server.generation import shut_down_all
@@ -31,6 +31,7 @@ from tutelage.web.connection import Connection
 from tutelage.web.keys import KeyRing, open_store
 from tutelage.web.logs import write_json
 
+Port = Annotated[int, Range(least=0, most=65535)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,7 +41,7 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on. The default is for this machine only; to serve others, put a proxy with TLS in front."""
-    port: int = 8000
+    port: Port = 8000
     """Port to listen on; 0 picks a free one."""
     data: Path = Path("tutelage-data")
     """Folder for the server's data: the SQLite database and the secret that keys are hashed with."""
@@ -56,6 +57,10 @@ class ServeConfig:
     """auto, cpu, cuda or mps."""
     dtype: Advanced[str] = "auto"
     """auto, fp32 or bf16."""
+
+    def __post_init__(self) -> None:
+        if wrong := out_of_range(self):
+            raise InputError(wrong)
 
 
 def serve(

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+from tutelage.data.jsonl import write_jsonl
+from tutelage.data.messages import Messages
 from tutelage.data.prompts import check_context, choose_fitting
-from tutelage.data.records import Demonstration, Messages, Prompt, read_prompts, write_jsonl
+from tutelage.data.records import Demonstration, Prompt, read_prompts
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.invalid import penalised
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, NonNegative
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
@@ -30,7 +32,7 @@ from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
-from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.distribution import SampledTemperature, SamplingConfig
 from tutelage.sampling.sampler import Response, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
@@ -41,20 +43,20 @@ ROWS = 256  # responses sampled at once
 class BestOfNConfig(RunConfig, RewardsConfig):
     """What is sampled, and how rewards are combined."""
 
-    count: int = 600
+    count: Count = 600
     """Number of prompts, chosen by hash."""
-    samples: int = 16
+    samples: Count = 16
     """Responses per prompt: n."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Maximum length of a response in tokens."""
-    max_prompt: int = 64
+    max_prompt: Count = 64
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
-    temperature: float = 1.0
+    temperature: SampledTemperature = 1.0
     """Sampling temperature."""
-    missing_end: Advanced[float] = 1.0
+    missing_end: Advanced[NonNegative] = 1.0
     """Penalty of a response without an end of turn: it gets its score, at most the mean of the prompt's other
     responses, minus this."""
-    uwo_lambda: Advanced[float] = 0.5
+    uwo_lambda: Advanced[NonNegative] = 0.5
     """Weight of the variance between ensemble members in --ensemble uwo (Coste et al. 2024: 0.5)."""
 
 
@@ -87,6 +89,8 @@ def best_of_n(
 
     policy: Model to sample from: an SFT run.
     reward: The reward: a run, FILE.py:FUNCTION, module:FUNCTION or a scorer's URL. Several are an ensemble.
+    A function is def f(conversations) -> list[float]: each conversation is a list of {"role", "content"} messages that
+    ends with the response, and gets one number.
     prompts: JSONL files with prompts.
     out: JSONL file of demonstrations to write.
 
@@ -150,7 +154,7 @@ def sample_responses(
         ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         which = [(at + i, k) for i in range(len(batch)) for k in range(config.samples)]
         seeds = [seed_for(config.seed, f"best-of-n/{i}/{k}") for i, k in which]
-        groups = generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.samples)
+        groups = generate(model, ids, seeds, tokenizer.end_ids, sampling, config.samples)
         texts = [[tokenizer.decode(response.ids) for response in group] for group in groups]
         conversations = [[with_response(p.prompt, t) for t in row] for p, row in zip(batch, texts, strict=True)]
         scores = score_responses(scorer, ids, groups, conversations, config.missing_end)

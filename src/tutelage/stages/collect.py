@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 from tutelage.atomic import atomic_write
 from tutelage.data import corpus, demonstrations, prompts, sources, splits
 from tutelage.data.clean import distinct
+from tutelage.data.jsonl import write_jsonl
 from tutelage.data.panel import Panel, constants_hash, rating_correlation
 from tutelage.data.privacy import redact
-from tutelage.data.records import Demonstration, Document, Prompt, write_jsonl
+from tutelage.data.records import Demonstration, Document, Prompt
 from tutelage.data.sources import Conversation, QuestionAnswers
 from tutelage.errors import InputError
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Natural
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.identity import Inputs
 from tutelage.runs.run import Run, RunConfig
@@ -41,11 +42,11 @@ class CollectConfig(RunConfig):
     The seed decides which pseudonyms the speakers get in the corpus.
     """
 
-    limit: int = 0
+    limit: Natural = 0
     """Use only this many two-speaker conversations, and this many question entries per language; 0 is all."""
-    train_prompts: int = 8_192
+    train_prompts: Natural = 8_192
     """Number of training prompts to keep, chosen by hash. Ranking and PPO draw from them."""
-    prompts_per_conversation: Advanced[int] = 8
+    prompts_per_conversation: Advanced[Natural] = 8
     """Maximum number of training prompts from one conversation, so that long ones do not dominate."""
 
 

@@ -16,23 +16,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.data.rankings import Ranking, encode_ranking, held_out, length_matched, same_responses, strict_pairs
-from tutelage.data.records import Comparison, read_comparisons
-from tutelage.errors import InputError
+from tutelage.data.rankings import Ranking, length_matched, same_responses, strict_pairs
+from tutelage.data.records import Comparison
+from tutelage.data.training_set import read_ranking_sets
 from tutelage.evals.preference import mean, preference
 from tutelage.learning.losses import margins, pair_accuracy, pair_mean, winner_mask
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, NonNegative, PartialShare, Range, Share
 from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -44,6 +45,7 @@ from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
 from tutelage.text.tokenizer import Tokenizer
 
+Smoothing = Annotated[float, Range(least=0, below=0.5, why="from 0.5 on the worse response would win")]
 NAMES = {"dpo": "DPO", "ipo": "IPO", "cdpo": "cDPO", "simpo": "SimPO"}
 
 
@@ -53,30 +55,23 @@ class DPOConfig(OptimizerConfig, SnapshotConfig):
 
     loss: Literal["dpo", "ipo", "cdpo", "simpo"] = "dpo"
     """dpo; ipo: the margin has a target; cdpo: some labels are assumed wrong; simpo: no reference."""
-    beta: float = 0.0
+    beta: NonNegative = 0.0
     """KL coefficient, the weight of the log ratio to the reference (simpo: scale of the mean log-probability). 0 means
     0.1, and 2 for simpo."""
-    smoothing: Advanced[float] = 0.1
+    smoothing: Advanced[Smoothing] = 0.1
     """Share of labels that cdpo assumes to be wrong; must be below 0.5."""
-    gamma: Advanced[float] = 1.0
+    gamma: Advanced[NonNegative] = 1.0
     """Reward margin by which simpo wants the better response to win."""
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the rankings."""
-    batch: int = 8
+    batch: Count = 8
     """Prompts per optimizer step, each with all its responses (DPO paper: 64 pairs)."""
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate of AdamW, for a few million parameters (DPO paper: RMSprop with 1e-6)."""
-    warmup: Advanced[float] = 0.1
+    warmup: Advanced[Share] = 0.1
     """Share of the steps over which the learning rate rises (DPO paper: 150 steps)."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training: the same prompts as for the reward model."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.smoothing >= 0.5:
-            raise InputError(
-                f"--smoothing {self.smoothing}: must be below 0.5; from there the worse response would win"
-            )
 
     @property
     def scale(self) -> float:
@@ -97,7 +92,7 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
     """Train a policy on rankings directly, without a reward model: DPO, IPO, cDPO or SimPO.
 
     policy: SFT run to train; also the reference.
-    comparisons: JSONL files with comparisons to train on.
+    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array.
     out: Run directory to write.
 
     Example: tutelage dpo --policy runs/sft --comparisons ranks.jsonl --out runs/dpo
@@ -108,24 +103,22 @@ def dpo(policy: Path, comparisons: tuple[Path, ...], out: Path, config: DPOConfi
             return
         model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
-        strict = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
-        heldout = [c for c in strict if held_out(c, config.heldout)]
-        kept = [c for c in strict if not held_out(c, config.heldout)]
-        if not kept:
-            raise InputError("dpo: no ranking with a strict order is left to train on; give more rankings")
-        prompts = same_responses([encode_ranking(c, tokenizer, model.config.context) for c in kept])
-        heldout_rankings = [encode_ranking(c, tokenizer, model.config.context) for c in heldout]
+        sets = read_ranking_sets(comparisons, tokenizer, model.config.context, config.heldout, "dpo")
+        prompts = same_responses(sets.rankings)
         state = run.restore()
-        rankings = [group[0] for group in prompts] + heldout_rankings
+        rankings = [group[0] for group in prompts] + sets.heldout_rankings
         reference = state["reference"] if state else reference_logprobs(model, rankings, config, tokenizer.pad_id)
         steps = train(run, config, model.train(), prompts, reference, state, tokenizer)
-        results = accuracy_report(model.eval(), tokenizer, heldout, heldout_rankings, reference[len(prompts) :], config)
+        known = reference[len(prompts) :]
+        results = accuracy_report(model.eval(), tokenizer, sets.heldout, sets.heldout_rankings, known, config)
         save_tuned(out, model, tokenizer, policy, config)
-        results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
-        run.finish(results, ending(run, config, policy, results, steps))
+        results |= sets.counts
+        run.finish(results, ending(run, config, policy, results, steps, sets.left_out.sentences))
 
 
-def ending(run: Run, config: DPOConfig, policy: Path, results: dict[str, float | None], steps: int) -> Ending:
+def ending(
+    run: Run, config: DPOConfig, policy: Path, results: dict[str, float | None], steps: int, left_out: Sequence[str]
+) -> Ending:
     """At the start the policy equals the reference: every margin is 0, and the accuracy 50%. SimPO has no reference."""
     simpo = config.loss == "simpo"
     at_start = None if simpo else float(pair_losses(torch.zeros(()), config))
@@ -139,7 +132,7 @@ def ending(run: Run, config: DPOConfig, policy: Path, results: dict[str, float |
     return Ending(
         f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {counted(steps, 'step')}",
         [accuracy, loss],
-        short_training(steps, "give more rankings, more --epochs or a smaller --batch"),
+        [*left_out, *short_training(steps, "give more rankings, more --epochs or a smaller --batch")],
         [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],
     )
 

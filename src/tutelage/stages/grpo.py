@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tutelage.learning.groups import group_relative, grpo_loss
 from tutelage.learning.kl import mean_k3
-from tutelage.options import Advanced
-from tutelage.rlhf.config import GroupConfig
+from tutelage.options import Advanced, Count, NonNegative, Positive
+from tutelage.rlhf.config import GroupConfig, GroupSize
 from tutelage.rlhf.groups import GroupAlgorithm, learn_in_groups
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.setup import RLInputs
@@ -29,15 +29,15 @@ class GRPOConfig(GroupConfig):
 
     variant: Literal["grpo", "dr-grpo"] = "grpo"
     """grpo, or dr-grpo without the divisions by standard deviation and by response length."""
-    samples: int = 8
+    samples: GroupSize = 8
     """Responses per prompt (paper: 64, to 16 prompts)."""
-    minibatch: Advanced[int] = 64
+    minibatch: Advanced[Count] = 64
     """Responses per optimizer step."""
-    epochs: Advanced[int] = 1
+    epochs: Advanced[Count] = 1
     """Passes over each rollout (paper: 1)."""
-    clip: Advanced[float] = 0.2
+    clip: Advanced[Positive] = 0.2
     """Clip range of the ratio; not printed in the paper."""
-    kl_coef: float = 0.04
+    kl_coef: NonNegative = 0.04
     """Weight of the k3 KL penalty in the loss (paper: .04; Liu et al. 2025: 0). Not the beta of PPO and RLOO."""
 
     @property

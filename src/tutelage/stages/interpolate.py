@@ -15,6 +15,7 @@ import tyro
 
 from tutelage.errors import InputError
 from tutelage.model.gpt import GPT
+from tutelage.options import Share
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, command
@@ -26,13 +27,8 @@ from tutelage.runs.run import Run, RunConfig
 class InterpolateConfig(RunConfig):
     """Where between the two runs the result lies."""
 
-    weight: float = 0.5
+    weight: Share = 0.5
     """Weight of the second run: 0 gives the first run, 1 the second."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weight > 1:
-            raise InputError(f"--weight {self.weight}: lies beyond the second run; give 0 to 1")
 
 
 def interpolate(

@@ -15,20 +15,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from tutelage.data.rankings import check_fits, encode_prompt, encode_response, held_out
-from tutelage.data.records import Feedback, read_feedback
+from tutelage.data.rankings import Thumb
+from tutelage.data.training_set import ThumbSets, amount, read_thumb_sets
 from tutelage.errors import InputError
 from tutelage.evals.preference import mean
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.learning.preferences import kto_loss, liked_pair_accuracy, reference_point
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
+from tutelage.options import PartialShare, Range
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -37,48 +39,32 @@ from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
 from tutelage.sampling.likelihood import summed_logprobs
-from tutelage.text.tokenizer import Tokenizer
 
 ADVISED = (1.0, 4 / 3)  # range of n_D lambda_D / (n_U lambda_U), thumbs of each kind times their weight: section 4.2
+
+Weight = Annotated[float, Range(above=0, why="at 0 nothing would be learned from it")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KTOConfig(OptimizerConfig, AdapterConfig):
     """One run on thumbs. The defaults suit a small model on a laptop; help texts give the paper's values."""
 
-    beta: float = 0.1
+    beta: Weight = 0.1
     """How fast the value of a response saturates as its log ratio moves away from z0 (paper: 0.1)."""
-    desirable: float = 1.0
+    desirable: Weight = 1.0
     """Weight of a thumb up, lambda_D. Thumbs up times it, over thumbs down times --undesirable, should be 1 to 4/3
     (section 4.2)."""
-    undesirable: float = 1.0
+    undesirable: Weight = 1.0
     """Weight of a thumb down, lambda_U."""
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the thumbs."""
-    batch: int = 16
+    batch: Annotated[int, Range(least=2, why="z0 takes a response to another prompt")] = 16
     """Responses per optimizer step, at least 2 because z0 is estimated within the batch. A last partial batch is
     dropped."""
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Peak learning rate of AdamW, for a few million parameters (paper: 5e-6 for 1B to 30B)."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose thumbs are held out from training."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch < 2:
-            raise InputError(f"--batch {self.batch}: z0 takes a response to another prompt; give at least 2")
-        for name in ("beta", "desirable", "undesirable"):
-            if getattr(self, name) == 0:
-                raise InputError(f"--{name} 0: nothing would be learned from it; give a number above 0")
-
-
-@dataclass(frozen=True)
-class Thumb:
-    """One response with its thumb, encoded."""
-
-    prompt: list[int]
-    response: list[int]  # end of turn included
-    liked: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +93,7 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
     """Train a policy on thumbs up and down.
 
     policy: SFT run to train; also the reference.
-    feedback: JSONL files with thumbs: a prompt, a response and a thumb each.
+    feedback: Files with thumbs, JSONL or one JSON array: a prompt, a response and a thumb each.
     out: Run directory to write.
 
     Example: tutelage kto --policy runs/sft --feedback thumbs.jsonl --out runs/kto
@@ -118,22 +104,21 @@ def kto(policy: Path, feedback: tuple[Path, ...], out: Path, config: KTOConfig =
             return
         model, tokenizer = load_policy(policy, run.device, frozen=config.adapted)
         adapt(model, config, run.generator("adapter"))
-        thumbs = read_feedback(feedback)
-        kept = [encode(f, tokenizer, model.config.context) for f in thumbs if not held_out(f, config.heldout)]
-        heldout = [encode(f, tokenizer, model.config.context) for f in thumbs if held_out(f, config.heldout)]
-        counts = check_thumbs(run, config, kept)
-        batches = make_batches(kept, config, model.config.context, run.generator("order"))
+        sets = read_thumb_sets(feedback, tokenizer, model.config.context, config.heldout)
+        heldout = sets.heldout
+        counts = sets.counts | check_thumbs(run, config, sets)
+        batches = make_batches(sets.kept, config, model.config.context, run.generator("order"))
         state = run.restore()
         reference = state["reference"] if state else reference_logprobs(model, batches, heldout, tokenizer.pad_id)
         train(run, config, model.train(), batches, reference, state, tokenizer.pad_id)
         known = reference[len(reference) - len(heldout) :]
         accuracy = heldout_accuracy(model.eval(), heldout, known, tokenizer.pad_id)
         save_tuned(out, model, tokenizer, policy, config)
-        results = {"accuracy": accuracy, "heldout_thumbs": len(heldout)} | counts
-        run.finish(results, ending(run, policy, results, len(batches)))
+        results = {"accuracy": accuracy} | counts
+        run.finish(results, ending(run, policy, results, len(batches), sets.left_out.sentences))
 
 
-def ending(run: Run, policy: Path, results: dict[str, Any], steps: int) -> Ending:
+def ending(run: Run, policy: Path, results: dict[str, Any], steps: int, left_out: Sequence[str]) -> Ending:
     """At the start the policy equals the reference: all log ratios are 0, and the accuracy 50%."""
     name = f"accuracy on {results['heldout_thumbs']:,} held-out thumbs"
     ups, downs = results["thumbs_up"], results["thumbs_down"]
@@ -143,7 +128,7 @@ def ending(run: Run, policy: Path, results: dict[str, Any], steps: int) -> Endin
             Figure(name, results["accuracy"], start=0.5, better="higher", format=".1%"),
             training_loss(read_metrics(run.metrics.path)),
         ],
-        short_training(steps, "give more thumbs, more --epochs or a smaller --batch"),
+        [*left_out, *short_training(steps, "give more thumbs, more --epochs or a smaller --batch")],
         [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],
     )
 
@@ -222,14 +207,6 @@ def heldout_accuracy(model: GPT, heldout: Sequence[Thumb], reference: Tensor, pa
     return liked_pair_accuracy(ratios, torch.tensor([thumb.liked for thumb in heldout], dtype=torch.bool))
 
 
-def encode(feedback: Feedback, tokenizer: Tokenizer, context: int) -> Thumb:
-    """Raises InputError if prompt and response do not fit the context."""
-    prompt = encode_prompt(feedback.prompt, tokenizer)
-    whole = encode_response(feedback.prompt, feedback.response, tokenizer)
-    check_fits(feedback, len(whole), context)
-    return Thumb(prompt, whole[len(prompt) :], feedback.thumb > 0)
-
-
 def make_batches(thumbs: Sequence[Thumb], config: KTOConfig, context: int, order: torch.Generator) -> list[Batch]:
     """Full batches in random order over all epochs; one smaller batch if there are too few thumbs for a full one."""
     numbers = [i for _ in range(config.epochs) for i in torch.randperm(len(thumbs), generator=order).tolist()]
@@ -249,14 +226,20 @@ def mismatched_of(thumbs: Sequence[Thumb], context: int) -> list[Thumb]:
     return mismatched
 
 
-def check_thumbs(run: Run, config: KTOConfig, thumbs: Sequence[Thumb]) -> dict[str, float]:
+def check_thumbs(run: Run, config: KTOConfig, sets: ThumbSets) -> dict[str, float]:
     """Count the thumbs of each kind and their weight ratio, and print a line if the paper advises another ratio."""
+    thumbs, others = sets.kept, [*sets.left_out.sentences]
     ups = sum(thumb.liked for thumb in thumbs)
     downs = len(thumbs) - ups
+    if sets.heldout:
+        others.append(f"{amount(len(sets.heldout), 'thumb')} more are held out: --heldout 0 trains on them, too")
+    why = "".join(f"; {sentence}" for sentence in others)
     if not ups or not downs:
-        raise InputError(f"kto: {ups} thumbs up and {downs} down are left to train on; it takes both: add the others")
+        raise InputError(
+            f"kto: {ups} thumbs up and {downs} down are left to train on; it takes both: add the others{why}"
+        )
     if all(thumb.prompt == thumbs[0].prompt for thumb in thumbs):
-        raise InputError(f"kto: all {len(thumbs)} thumbs are for one prompt, z0 takes two; add thumbs for another")
+        raise InputError(f"kto: all {len(thumbs)} thumbs are for one prompt, z0 takes two; add thumbs for another{why}")
     ratio = ups * config.desirable / (downs * config.undesirable)
     if not ADVISED[0] <= round(ratio, 2) <= ADVISED[1]:
         fix = ("undesirable", config.undesirable * ratio) if ratio > 1 else ("desirable", config.desirable / ratio)

@@ -22,10 +22,10 @@ from tutelage.errors import InputError
 from tutelage.learning.advantages import explained_variance, gae, shaped_rewards, whiten
 from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import policy_loss, value_loss
-from tutelage.learning.optim import EMA, clipped_step
+from tutelage.learning.optim import EMA, LearningRate, clipped_step
 from tutelage.learning.trust_region import adaptive_penalty_coef, penalised_loss
 from tutelage.model.heads import ScalarGPT
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural, NonNegative, Positive, Share
 from tutelage.rlhf.actors import Actors
 from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import Metrics
@@ -42,34 +42,31 @@ from tutelage.sampling.rollout import Rollout, response_values
 class PPOConfig(RLConfig):
     """One PPO-ptx run. Defaults suit a laptop; the paper's values (appendix C.4) stand beside them."""
 
-    minibatch: Advanced[int] = 64
+    minibatch: Advanced[Count] = 64
     """Responses per optimizer step."""
-    epochs: Advanced[int] = 1
+    epochs: Advanced[Count] = 1
     """Passes over each rollout (paper: 1)."""
-    value_epochs: Advanced[int] = 0
+    value_epochs: Advanced[Natural] = 0
     """Passes of the value network over each rollout; 0: as many as the policy."""
-    value_lr: Advanced[float] = 1e-3
+    value_lr: Advanced[LearningRate] = 1e-3
     """Peak learning rate of the value network (paper: 9e-6)."""
-    gamma: Advanced[float] = 1.0
+    gamma: Advanced[Share] = 1.0
     """Discount (paper: 1)."""
-    lam: Advanced[float] = 0.95
+    lam: Advanced[Share] = 0.95
     """GAE's lambda; not printed in the paper."""
     update: Literal["clip", "penalty", "trpo"] = "clip"
     """How the policy's step is limited: clip; penalty, an adaptive KL penalty; trpo, a natural-gradient step."""
-    update_kl: Advanced[float] = 0.01
+    update_kl: Advanced[NonNegative] = 0.01
     """Nats per token that one rollout may move the policy: penalty's target (2017 paper: .003 to .03), trpo's limit."""
-    clip: Advanced[float] = 0.2
+    clip: Advanced[Positive] = 0.2
     """Clip range of the ratio (paper: .2)."""
-    value_clip: Advanced[float] = 0.5
+    value_clip: Advanced[Positive] = 0.5
     """Clip range of the values, in units of reward; .2 suits small rewards."""
     ptx: bool = True
     """Mix in the pretraining loss; --no-ptx is plain PPO."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("gamma", "lam"):
-            if getattr(self, name) > 1:
-                raise InputError(f"--{name} {getattr(self, name):g}: must be at most 1")
         if 0 < self.value_epochs < self.epochs:
             raise InputError(f"--value-epochs {self.value_epochs}: give at least --epochs {self.epochs}, or 0")
         if self.update != "clip" and not self.update_kl:

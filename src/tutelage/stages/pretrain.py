@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ from tutelage.data.records import read_documents
 from tutelage.errors import InputError
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.learning.head import next_token_loss
-from tutelage.learning.optim import make_optimizers
-from tutelage.learning.optimizer import OptimizerConfig, ScheduledOptimizer
+from tutelage.learning.optim import LearningRate, make_optimizers
+from tutelage.learning.optimizer import OptimizerConfig, ScheduledOptimizer, WeightDecay
 from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Range, Share
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
@@ -47,38 +47,38 @@ class PretrainConfig(OptimizerConfig, RunConfig):
     size: str = ""
     """A published shape, gpt1 to gpt3-175b (`model/presets.py`). It replaces all of the shape's numbers below except
     the context length."""
-    width: int = 256
+    width: Count = 256
     """Channels of the residual stream."""
-    layers: int = 4
+    layers: Count = 4
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Query heads."""
-    kv_heads: Advanced[int] = 2
+    kv_heads: Advanced[Count] = 2
     """Key/value heads, shared by the query heads."""
-    head_width: Advanced[int] = 64
+    head_width: Advanced[Count] = 64
     """Channels of a head."""
-    hidden: int = 768
+    hidden: Count = 768
     """Channels inside the gated MLP, usually 3 times the width."""
-    context: int = 256
+    context: Count = 256
     """Context length in tokens, and the length of a training window."""
-    tokens: int = 1_000_000
+    tokens: Count = 1_000_000
     """Tokens to train on. More than the corpus holds means further epochs, each in a new order."""
-    batch: int = 8
+    batch: Count = 8
     """Windows per optimizer step."""
     optimizer: Advanced[Literal["muon", "adamw"]] = "muon"
     """muon: Muon for the hidden matrices and AdamW for the rest. adamw: AdamW for all weights."""
-    muon_lr: float = 0.01
+    muon_lr: LearningRate = 0.01
     """Peak learning rate of Muon (Jordan et al. 2024: 0.02, for a larger model)."""
-    lr: float = 0.0
+    lr: Annotated[float, Range(least=0, most=1)] = 0.0
     """Peak learning rate of AdamW. 0 means 0.02 with Muon, where AdamW mostly trains the embedding, and 3e-3 alone
     (smallest GPT-3: 6e-4)."""
-    weight_decay: Advanced[float] = 0.1
+    weight_decay: Advanced[WeightDecay] = 0.1
     """Decoupled weight decay of the matrices (GPT-3, appendix B)."""
-    warmup: Advanced[float] = 0.02
+    warmup: Advanced[Share] = 0.02
     """Share of the steps over which the learning rate rises linearly."""
-    evaluate_every: Advanced[int] = 50
+    evaluate_every: Advanced[Count] = 50
     """Steps between two held-out evaluations."""
-    heldout_windows: Advanced[int] = 64
+    heldout_windows: Advanced[Count] = 64
     """Windows of held-out text per evaluation."""
 
     @property

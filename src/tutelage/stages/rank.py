@@ -14,20 +14,21 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.data.foreign_rankings import read_rankings
+from tutelage.data.jsonl import write_jsonl
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
 from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.rankings import strict_pairs
-from tutelage.data.records import Comparison, Prompt, read_prompts, write_jsonl
+from tutelage.data.records import Comparison, Prompt, read_comparisons, read_prompts
+from tutelage.data.training_set import LeftOut
 from tutelage.errors import InputError
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Share
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.log import Progress
 from tutelage.runs.run import Run, RunConfig, read_run, seed_for
-from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.distribution import SampledTemperature, SamplingConfig
 from tutelage.sampling.sampler import for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
 
@@ -38,17 +39,17 @@ BATCH = 64  # prompts per sampled batch; fewer if their KV cache would take too 
 class RankConfig(RunConfig):
     """What is sampled, and who ranks it."""
 
-    count: int = 600
+    count: Count = 600
     """Number of prompts, chosen by hash."""
-    answers: int = 4
+    answers: Count = 4
     """Responses per prompt: K, from 4 to 9 (InstructGPT, section 3.5)."""
-    max_tokens: int = 40
+    max_tokens: Count = 40
     """Maximum length of a response in tokens."""
-    max_prompt: int = 64
+    max_prompt: Count = 64
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
-    temperature: float = 1.0
+    temperature: SampledTemperature = 1.0
     """Sampling temperature."""
-    shared: Advanced[float] = 0.15
+    shared: Advanced[Share] = 0.15
     """Share of the prompts that all three simulated annotators rank, which measures their agreement."""
 
 
@@ -66,7 +67,7 @@ def rank(
     policy: Model to sample responses from: an SFT run.
     prompts: JSONL files with prompts.
     panel: The simulated panel that ranks the responses: the panel.json of tutelage collect.
-    rankings: JSONL files with finished rankings or pairs to import, instead of sampling and ranking.
+    rankings: Files with finished rankings or pairs to import, in place of sampling: JSONL, or one JSON array.
 
     Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """
@@ -76,8 +77,7 @@ def rank(
     if rankings:
         if policy or panel or prompts:
             raise InputError("rank: --from imports finished rankings; leave --policy, --prompts and --panel out")
-        count = write_jsonl(out, (c.to_record() for path in rankings for c in read_rankings(path)))
-        Progress("rank").end(Ending(f"imported {count:,} rankings", next=next_commands(out)).lines(out))
+        Progress("rank").end(import_rankings(out, rankings).lines(out))
         return
     if not (4 <= config.answers <= 9):
         raise InputError(f"rank: --answers {config.answers}: give 4 to 9 responses per prompt")
@@ -105,10 +105,21 @@ def rank(
         run.finish(counts | {"strict_pairs": pairs, "agreement": agreed, "panel": constants_hash()}, ending)
 
 
+def import_rankings(out: Path, paths: Sequence[Path]) -> Ending:
+    """Write the rankings and pairs of these files as comparisons. Raises InputError if there is none."""
+    unpaired: list[str] = []
+    comparisons = read_comparisons(paths, unpaired)
+    if not comparisons:
+        raise InputError(unpaired[0])
+    count = write_jsonl(out, (c.to_record() for c in comparisons))
+    left_out = LeftOut()
+    left_out.add_unpaired(unpaired)
+    return Ending(f"imported {count:,} rankings", warnings=left_out.sentences, next=next_commands(out))
+
+
 def next_commands(out: Path, policy: Path | str = "SFT_RUN") -> list[str]:
-    demos = "DEMONSTRATIONS.jsonl"
     return [
-        command("reward", "--base", policy, "--comparisons", out, "--demos", demos, "--out", "..."),
+        command("reward", "--base", policy, "--comparisons", out, "--out", "..."),
         command("dpo", "--policy", policy, "--comparisons", out, "--out", "..."),
     ]
 
@@ -128,7 +139,7 @@ def sample_responses(run: Run, config: RankConfig, policy: Path, pool: list[Prom
         batch = chosen[at : at + size]
         ids = [encode_chat(tokenizer, p.prompt, add_generation_prompt=True).ids for p in batch]
         seeds = [seed_for(config.seed, f"rank/{at + i}/{k}") for i in range(len(batch)) for k in range(config.answers)]
-        for responses in generate(model, ids, seeds, tokenizer.end_of_turn_id, sampling, config.answers):
+        for responses in generate(model, ids, seeds, tokenizer.end_ids, sampling, config.answers):
             texts.append([tokenizer.decode(response.ids) for response in responses])
         run.progress.update(len(texts) / len(chosen), responses=f"{len(texts) * config.answers}")
         run.checkpoint(len(texts), lambda: {"texts": texts})

@@ -4,10 +4,10 @@
 
 All K responses to a prompt are one element of a batch, so the pairs of a prompt never become separate updates. Each
 response runs through the model once, and the prompt once for all of them (`model/shared_prefix.py`). Ties are dropped.
-After training the scores are shifted so that demonstrations score 0 on average; their standard deviation is saved with
-that mean, for ensembles. The rankings of some prompts are held out. The accuracy on them is reported next to the
-accuracy of the panel's gold score on the same pairs. At the end the model is probed with degenerate responses
-(`evals/reward_probe.py`); with --reject-degenerate it is trained against them.
+After training the scores are shifted so that demonstrations score 0 on average, or without any the best-ranked
+responses. Their standard deviation is saved with that mean, for ensembles. The rankings of some prompts are held out.
+The accuracy on them is reported next to the accuracy of the panel's gold score on the same pairs. At the end the model
+is probed with degenerate responses (`evals/reward_probe.py`); with --reject-degenerate it is trained against them.
 """
 
 import math
@@ -20,20 +20,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.data.degenerate import degenerate_response
+from tutelage.data.degenerate import best_response, degenerate_response, ending_with
 from tutelage.data.demonstrations import windows
+from tutelage.data.messages import Messages
 from tutelage.data.panel import Panel
-from tutelage.data.rankings import Ranking, encode_ranking, encode_response, held_out, same_responses, strict_pairs
-from tutelage.data.records import Comparison, Messages, read_comparisons, read_demonstrations
-from tutelage.errors import InputError
+from tutelage.data.rankings import Ranking, encode_response, same_responses
+from tutelage.data.records import read_demonstrations
+from tutelage.data.training_set import RankingSets, read_ranking_sets
+from tutelage.errors import InputError, located
 from tutelage.evals.reward_accuracy import accuracy_report
 from tutelage.evals.reward_probe import probe, probe_figure, probe_warnings
 from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
-from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
+from tutelage.learning.optim import LearningRate
+from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, PartialShare, Share
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -42,7 +45,7 @@ from tutelage.runs.identity import Inputs
 from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import training_size
 from tutelage.text.tokenizer import Tokenizer
 
 DEMONSTRATION = 128  # maximum tokens of a scored demonstration: about the length of the texts in rankings and PPO
@@ -52,40 +55,41 @@ DEMONSTRATION = 128  # maximum tokens of a scored demonstration: about the lengt
 class RewardConfig(OptimizerConfig, AdapterConfig):
     """One reward model. The defaults suit a small model on a laptop."""
 
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over the rankings. InstructGPT found that more than one overfits (appendix C.2)."""
-    batch: int = 8
+    batch: Count = 8
     """Prompts per optimizer step, each with all its responses (InstructGPT: 64)."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Peak learning rate of AdamW (InstructGPT 6B: 9e-6)."""
-    warmup: Advanced[float] = 0.05
+    warmup: Advanced[Share] = 0.05
     """Share of the steps over which the learning rate rises."""
-    heldout: float = 0.12
+    heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training."""
     reject_degenerate: bool = False
     """Add an empty, one-word, stock, repeated or copied response to each ranking, as its worst. See the probe at the
     end of a training for whether this is needed."""
-    demonstrations: Advanced[int] = 256
-    """Number of demonstrations whose mean score is set to 0."""
+    demonstrations: Advanced[Count] = 256
+    """Number of demonstrations, or of best-ranked responses, whose mean score is set to 0."""
 
 
 def reward(
     base: Path,
     comparisons: tuple[Path, ...],
-    demos: tuple[Path, ...],
     out: Path,
+    demos: tuple[Path, ...] = (),
     panel: Path | None = None,
     config: RewardConfig = RewardConfig(),
 ) -> None:
     """Train a reward model on rankings, starting from the SFT model.
 
     base: SFT run to start from.
-    comparisons: JSONL files with comparisons to train on.
-    demos: JSONL files with demonstrations. The mean score of some of them is set to 0.
+    comparisons: Files with comparisons or pairs to train on: JSONL, or one JSON array.
     out: Run directory to write.
+    demos: JSONL files with demonstrations. The mean score of some of them is set to 0. Without them it is that of the
+    best-ranked responses.
     panel: Panel file (panel.json). With it the accuracy is compared with that of the noise-free gold score.
 
-    Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --demos demonstrations.jsonl --out runs/reward
+    Example: tutelage reward --base runs/sft --comparisons ranks.jsonl --out runs/reward
     """
     if config.adapter_only:
         raise InputError("reward: later stages need the merged model; leave --adapter-only out")
@@ -97,29 +101,30 @@ def reward(
         trunk, tokenizer = load_policy(base, run.device, frozen=config.adapted)
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
-        strict = [c for c in read_comparisons(comparisons) if strict_pairs(c.ranks)]
-        heldout = [c for c in strict if held_out(c, config.heldout)]
-        kept = [c for c in strict if not held_out(c, config.heldout)]
-        if not kept:
-            raise InputError("reward: no ranking with a strict order is left to train on; give more rankings")
-        rankings = encode_rankings(kept, tokenizer, trunk.config.context, config)
+        sets = read_ranking_sets(comparisons, tokenizer, trunk.config.context, config.heldout, "reward")
+        rankings = (
+            with_losers(sets, tokenizer, trunk.config.context, config) if config.reject_degenerate else sets.rankings
+        )
         steps = train(run, config, model, rankings, tokenizer.pad_id)
         model.eval()
-        good = demonstrations(model, tokenizer, demos, config, run.generator("demonstrations"))
+        generator = run.generator("demonstrations")
+        good = demonstrations(model, tokenizer, demos, config, generator) if demos else best(sets, config, generator)
         scores = conversation_scores(model, tokenizer, good)
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
-        results: dict[str, Any] = accuracy_report(model, tokenizer, heldout, Panel.load(panel) if panel else None)
+        results: dict[str, Any] = accuracy_report(model, tokenizer, sets.heldout, Panel.load(panel) if panel else None)
         results |= {"probe": probe(model, tokenizer, good)}
         save_tuned_scorer(out, model, tokenizer, base, config)
         results |= {"reward_mean": model.mean, "reward_std": model.std}
-        results |= {"rankings": len(kept), "rankings_held_out": len(heldout)}
-        run.finish(results, ending(run, base, config, results, steps))
+        results |= sets.counts
+        run.finish(results, ending(run, base, config, results, steps, sets.left_out.sentences))
 
 
-def ending(run: Run, base: Path, config: RewardConfig, results: dict[str, Any], steps: int) -> Ending:
+def ending(
+    run: Run, base: Path, config: RewardConfig, results: dict[str, Any], steps: int, left_out: Sequence[str]
+) -> Ending:
     accuracy, ceiling = results["accuracy"], results["ceiling"]
     known = "chance is 50%" + (f", the panel's gold score reaches {ceiling:.1%}" if ceiling is not None else "")
-    warnings = short_training(steps, "give more rankings or a smaller --batch")
+    warnings = [*left_out, *short_training(steps, "give more rankings or a smaller --batch")]
     if accuracy is None:
         warnings.append("no ranking was held out, so the accuracy is unknown; raise --heldout")
     elif accuracy <= 0.5:
@@ -137,15 +142,11 @@ def ending(run: Run, base: Path, config: RewardConfig, results: dict[str, Any], 
     )
 
 
-def encode_rankings(
-    comparisons: Sequence[Comparison], tokenizer: Tokenizer, context: int, config: RewardConfig
-) -> list[Ranking]:
-    """With --reject-degenerate each has one more response, worse than all others."""
-    rankings = [encode_ranking(comparison, tokenizer, context) for comparison in comparisons]
-    if not config.reject_degenerate:
-        return rankings
-    losers = [encode_response(c.prompt, degenerate_response(c, str(config.seed)), tokenizer) for c in comparisons]
-    return [with_loser(ranking, loser, context) for ranking, loser in zip(rankings, losers, strict=True)]
+def with_losers(sets: RankingSets, tokenizer: Tokenizer, context: int, config: RewardConfig) -> list[Ranking]:
+    """Each ranking with one more response, a degenerate one, worse than all others."""
+    losers = [degenerate_response(comparison, str(config.seed)) for comparison in sets.kept]
+    encoded = [encode_response(c.prompt, loser, tokenizer) for c, loser in zip(sets.kept, losers, strict=True)]
+    return [with_loser(ranking, loser, context) for ranking, loser in zip(sets.rankings, encoded, strict=True)]
 
 
 def with_loser(ranking: Ranking, loser: list[int], context: int) -> Ranking:
@@ -183,6 +184,14 @@ def score_rankings(model: ScalarGPT, rankings: Sequence[Ranking], pad: int) -> t
     return scores, ranks, mask.to(device)
 
 
+def best(sets: RankingSets, config: RewardConfig, generator: torch.Generator) -> list[Messages]:
+    """Conversations that end with a best-ranked response, each once; for want of demonstrations."""
+    ranked = zip(sets.kept, sets.rankings, strict=True)
+    known = {tuple(r.sequences[r.ranks.index(min(r.ranks))]): ending_with(c, best_response(c)) for c, r in ranked}
+    chosen = torch.randperm(len(known), generator=generator)[: config.demonstrations].tolist()
+    return [list(known.values())[i] for i in chosen]
+
+
 def demonstrations(
     model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
 ) -> list[Messages]:
@@ -195,11 +204,13 @@ def demonstrations(
     for i in torch.randperm(len(read), generator=generator).tolist():
         if len(chosen) >= config.demonstrations:
             break
-        fitting, _ = windows(read[i].messages, lambda messages: encode_chat(tokenizer, messages), limit)
+        with located(read[i].where):
+            fitting, _ = windows(read[i].messages, lambda messages: training_size(tokenizer, messages), limit)
         chosen += fitting[:1]
     if not chosen:
         raise InputError(
-            f"reward: no demonstration fits {limit} tokens, so no score can be set to 0; give shorter ones"
+            f"reward: no demonstration fits {limit} tokens, so no score can be set to 0; give shorter ones or leave "
+            "--demos out"
         )
     return chosen
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tutelage.learning.groups import leave_one_out, reinforce_loss
 from tutelage.learning.kl import kl_per_response
-from tutelage.rlhf.config import GroupConfig
+from tutelage.rlhf.config import GroupConfig, GroupSize
 from tutelage.rlhf.groups import GroupAlgorithm, learn_in_groups
 from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.setup import RLInputs
@@ -25,7 +25,7 @@ from tutelage.sampling.rollout import Rollout
 class RLOOConfig(GroupConfig):
     """One RLOO run, with PPO's defaults."""
 
-    samples: int = 4
+    samples: GroupSize = 4
     """Responses per prompt (paper: 2 and 4)."""
 
     @property

@@ -7,60 +7,76 @@ prompts; ours does not. Conversations share a packed row but cannot attend to ea
 head runs on supervised tokens only.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from tutelage.data.demonstrations import windows
-from tutelage.data.packing import Example, Packed, pack, pack_rows
+from tutelage.data.epochs import budget_warnings, default_epochs, packed_rows, rows_of_epochs, rows_of_tokens
+from tutelage.data.packing import Example, Packed, pack
 from tutelage.data.prompts import row_length
 from tutelage.data.records import read_demonstrations
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
 from tutelage.learning.head import next_token_loss
+from tutelage.learning.optim import LearningRate
 from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
 from tutelage.model.vocabulary import redraw_untrained_rows
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural, Range, Share
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
-from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
+from tutelage.runs.ending import Ending, Figure, command, counted, short_training
 from tutelage.runs.folder import load_policy
-from tutelage.runs.log import read_metrics
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import rewrites_turns, training_examples, training_size
 from tutelage.text.tokenizer import Tokenizer
-
-CHUNK = 512  # windows packed together: enough to fill the rows, few enough to keep their order random
 
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(OptimizerConfig, AdapterConfig):
     """One fine-tuning run on demonstrations. The defaults suit a small model on a laptop."""
 
-    tokens: int = 500_000
-    """Tokens of packed rows to train on. More than the demonstrations hold means further epochs."""
-    batch: int = 8
+    epochs: Annotated[float | None, Range(above=0, most=10_000)] = None
+    """Passes over the demonstrations, such as 3 or 0.5. By default as many as come nearest to 500,000 tokens, from 1
+    to 16 (InstructGPT: 16)."""
+    tokens: Advanced[Annotated[int | None, Range(least=1)]] = None
+    """Tokens of packed rows to train on, instead of --epochs."""
+    batch: Count = 8
     """Packed rows per optimizer step."""
-    lr: float = 2e-3
+    lr: LearningRate = 2e-3
     """Peak learning rate of AdamW, for a few million parameters. InstructGPT 1.3B: 9.65e-6 (appendix C.1)."""
-    warmup: Advanced[float] = 0.03
+    warmup: Advanced[Share] = 0.03
     """Share of the steps over which the learning rate rises; the newly initialised chat markers need a warm-up."""
-    evaluate_every: Advanced[int] = 25
+    evaluate_every: Advanced[Count] = 25
     """Steps between two held-out evaluations."""
-    min_answer: int = 0
+    min_answer: Natural = 0
     """Train only on assistant turns of at least this many tokens, end of turn included; shorter ones are context."""
-    max_answer: int = 0
+    max_answer: Natural = 0
     """Train only on assistant turns of at most this many tokens; 0 is no limit. Long turns teach the model not to stop,
     which costs it where responses are limited in length."""
-    heldout_rows: Advanced[int] = 32
+    heldout_rows: Advanced[Natural] = 32
     """Packed rows of held-out demonstrations per evaluation."""
-    row: int = 0
+    row: Natural = 0
     """Tokens of a packed row; 0 is the model's context length, at most 512."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs is not None and self.tokens is not None:
+            raise InputError(
+                f"--epochs {self.epochs:g} --tokens {self.tokens}: both say how long to train; give one of them"
+            )
+        if 0 < self.max_answer < self.min_answer:
+            raise InputError(
+                f"--min-answer {self.min_answer} --max-answer {self.max_answer}: no turn is that long and that short; "
+                "raise --max-answer"
+            )
 
 
 def sft(
@@ -73,7 +89,7 @@ def sft(
     """Fine-tune a pretrained GPT on demonstrations.
 
     base: Model to start from: a run, a Hugging Face folder, a GGUF file, the name smollm2, or a hub id.
-    demos: JSONL files with demonstrations to train on.
+    demos: Files with demonstrations to train on: JSONL, or one JSON array.
     out: Run directory to write.
     heldout: JSONL files with held-out demonstrations, used only to measure the model.
 
@@ -89,39 +105,71 @@ def sft(
         renewed = redraw_untrained_rows(model, markers, run.generator("markers"))
         model = adapt(model, config, run.generator("adapter")).train()
         length = row_length(config.row, model.config.context, "--row")
-        examples, dropped = read_examples(demos, tokenizer, config, length, config.tokens, run.generator("demos"))
-        check_examples(examples, config, length)
+        wanted = config.tokens or math.inf
+        examples, dropped = read_examples(demos, tokenizer, config, length, wanted, run.generator("demos"))
+        check_examples(examples, dropped, config, length)
+        mask = "the last answer of each example" if rewrites_turns(tokenizer) else "every answer"
+        if rewrites_turns(tokenizer):
+            run.progress.say(
+                f"{out}: the chat template rewrites earlier turns, so each answer is an example of its own"
+            )
         enough = config.heldout_rows * length
         heldout_examples, _ = read_examples(heldout, tokenizer, config, length, enough, run.generator("heldout"))
         heldout_rows = packed_rows(heldout_examples, length, run.generator("heldout"))[: config.heldout_rows]
-        rows = training_rows(examples, config, length, run.generator("order"))
-        results, start = train(run, config, model, tokenizer, rows, heldout_rows, length)
+        rows, plan = plan_rows(run, config, examples, length)
+        results = train(run, config, model, tokenizer, rows, heldout_rows, length)
         save_tuned(out, model.eval(), tokenizer, base, config)
-        steps = len(rows) // config.batch
-        results |= {"conversations": len(examples), "turns_dropped": dropped, "steps": steps}
-        run.finish(results | {"markers_renewed": len(renewed)}, ending(run, results, start))
+        results |= plan | dropped
+        said = ending(run, results, min(len(rows), config.heldout_rows))
+        run.finish(results | {"markers_renewed": len(renewed), "supervised": mask}, said)
 
 
-def check_examples(examples: list[Example], config: SFTConfig, length: int) -> None:
+def plan_rows(
+    run: Run, config: SFTConfig, examples: list[Example], length: int
+) -> tuple[list[list[Example]], dict[str, float]]:
+    """The packed rows to train on, and how many conversations, epochs and steps that is. Warns of odd numbers."""
+    held, order = sum(len(example.ids) for example in examples), run.generator("order")
+    if config.tokens:
+        rows = rows_of_tokens(examples, config.tokens, config.batch, length, order)
+    else:
+        rows = rows_of_epochs(examples, config.epochs or default_epochs(held), length, order)
+    epochs = round(sum(len(example.ids) for row in rows for example in row) / held, 2)
+    steps = math.ceil(len(rows) / config.batch)
+    for warning in budget_warnings(held, epochs, steps, chosen=bool(config.tokens or config.epochs)):
+        run.progress.say(f"{run.out}: warning: {warning}")
+    return rows, {"conversations": len(examples), "epochs": epochs, "steps": steps}
+
+
+def check_examples(examples: list[Example], dropped: dict[str, int], config: SFTConfig, length: int) -> None:
     """Raises InputError if there is nothing to train on."""
-    if not examples:
-        raise InputError(f"sft: no demonstration fits the context of {length} tokens; shorten them")
-    if not any(supervised for example in examples for supervised in example.supervised):
+    if not examples and dropped["conversations_unlearned"]:
         raise InputError(
             f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
             "change --min-answer or --max-answer"
         )
+    if not examples:
+        raise InputError(
+            f"sft: no demonstration fits the context of {length} tokens; all {dropped['turns_dropped']:,} turns are in "
+            "longer exchanges; shorten them"
+        )
 
 
-def ending(run: Run, results: dict[str, float], start: float | None) -> Ending:
-    """start: the held-out loss before the first step."""
+def ending(run: Run, results: dict[str, float], rows: int) -> Ending:
+    """rows: packed rows of the training data on which base and tuned model were compared, if none was held out."""
+    start, steps = results.get("base_loss"), results["steps"]
     loss = Figure("held-out loss", results.get("heldout_loss"), start=start, better="lower")
     if loss.value is None:
-        loss = training_loss(read_metrics(run.metrics.path))
+        note = "base and tuned; --heldout would show whether it generalises"
+        name, tuned = f"loss on {counted(rows, 'row')} of the training data", results.get("training_loss")
+        loss = Figure(name, tuned, start=start, better="lower", note=note)
+    unlearned, turns = results["conversations_unlearned"], results["turns_dropped"]
+    apart = f" ({unlearned:,} others have no turn within --min-answer and --max-answer)" if unlearned else ""
+    warnings = [f"left out {counted(turns, 'turn')} in exchanges too long for a row"] if turns else []
     return Ending(
-        f"fine-tuned on {results['conversations']:,} conversations in {counted(results['steps'], 'step')}",
+        f"fine-tuned on {results['conversations']:,} conversations{apart}, {results['epochs']:,g} epochs in "
+        f"{counted(steps, 'step')}",
         [loss],
-        short_training(int(results["steps"]), "give more demonstrations, a larger --tokens or a smaller --batch"),
+        warnings + short_training(int(steps), "give more demonstrations, more --epochs or a smaller --batch"),
         [command("chat", run.out), command("rank", "--policy", run.out, "...")],
     )
 
@@ -134,18 +182,18 @@ def train(
     rows: list[list[Example]],
     heldout: list[list[Example]],
     length: int,
-) -> tuple[dict[str, float], float | None]:
+) -> dict[str, float]:
     """The loop: next rows, loss on the assistant's tokens, gradient, step.
 
-    Returns the last held-out loss and the one before the first step; none without held-out rows.
+    Returns the loss of the base and of the tuned model, both on held-out rows, or without any on training rows.
     """
-    steps = len(rows) // config.batch
+    steps, measured = math.ceil(len(rows) / config.batch), heldout or rows[: config.heldout_rows]
     optimizer = scheduled_adamw(trainable(model), config, steps)
     state = run.restore()
     results: dict[str, float] = state["results"] if state else {}
-    start = state.get("start") if state else heldout_loss(model, tokenizer, heldout, length) if heldout else None
-    extra = {"results": results, "start": start}
-    for step in training_steps(run, model, optimizer.optimizers, steps, state, extra):
+    if measured and not state:
+        results["base_loss"] = heldout_loss(model, tokenizer, measured, length)
+    for step in training_steps(run, model, optimizer.optimizers, steps, state, {"results": results}):
         minibatch = rows[step * config.batch : (step + 1) * config.batch]
         loss = supervised_loss(model, pack(minibatch, length, tokenizer.pad_id))
         lr, norm = optimizer.step(loss, step)
@@ -156,7 +204,9 @@ def train(
             results.update(evaluated)
         run.log(step + 1, loss=loss.item(), lr=lr, grad_norm=norm, tokens_per_second=rate, **evaluated)
         run.progress.update((step + 1) / steps, loss=loss.item(), tokens=f"{rate:,.0f}/s")
-    return results, start
+    if measured and not heldout:
+        results["training_loss"] = heldout_loss(model, tokenizer, measured, length)
+    return results
 
 
 def supervised_loss(model: GPT, batch: Packed, total: float | None = None) -> torch.Tensor:
@@ -188,27 +238,32 @@ def read_examples(
     tokenizer: Tokenizer,
     config: SFTConfig,
     length: int,
-    needed: int,
+    needed: float,
     generator: torch.Generator,
-) -> tuple[list[Example], int]:
+) -> tuple[list[Example], dict[str, int]]:
     """Encode demonstrations in random order, in windows of at most `length` tokens, until there are `needed` tokens.
 
-    Also returns how many turns were dropped because they alone are longer than `length`.
+    A window is one example, or one for each answer if the chat template rewrites earlier turns (`text/chat.py`).
+    Examples without a token to learn are left out, so no batch is filled with them. Also returns how many there were,
+    and how many turns were dropped because they alone are longer than `length`.
     """
     examples: list[Example] = []
-    dropped = tokens = 0
+    dropped = {"turns_dropped": 0, "conversations_unlearned": 0}
+    tokens = 0
     demonstrations = read_demonstrations(paths)
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if tokens >= needed:
             break
-        demonstration = demonstrations[i]
-        fitting, lost = windows(demonstration.messages, lambda messages: encode_chat(tokenizer, messages), length)
-        dropped += lost
-        for messages in fitting:
-            encoded = encode_chat(tokenizer, messages)
-            supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
-            examples.append(Example(encoded.ids, supervised))
-            tokens += len(encoded.ids)
+        messages = demonstrations[i].messages
+        with located(demonstrations[i].where):
+            fitting, lost = windows(messages, lambda messages: training_size(tokenizer, messages), length)
+            encoded = [example for window in fitting for example in training_examples(tokenizer, window)]
+        made = [Example(e.ids, turns_within(e.supervised, config.min_answer, config.max_answer)) for e in encoded]
+        taught = [example for example in made if any(example.supervised)]
+        dropped["turns_dropped"] += lost
+        dropped["conversations_unlearned"] += len(made) - len(taught)
+        tokens += sum(len(example.ids) for example in taught)
+        examples += taught
     return examples, dropped
 
 
@@ -219,25 +274,3 @@ def turns_within(supervised: list[bool], least: int, most: int) -> list[bool]:
         size = len(list(turn))
         mask += [learn and size >= least and (most == 0 or size <= most)] * size
     return mask
-
-
-def packed_rows(examples: list[Example], length: int, generator: torch.Generator) -> list[list[Example]]:
-    """One epoch: shuffle the examples, pack them chunk by chunk, and shuffle the rows of each chunk."""
-    rows: list[list[Example]] = []
-    order = torch.randperm(len(examples), generator=generator).tolist()
-    for at in range(0, len(order), CHUNK):
-        chunk = [examples[i] for i in order[at : at + CHUNK]]
-        packed = pack_rows([len(e.ids) for e in chunk], length)
-        rows += [[chunk[i] for i in packed[r]] for r in torch.randperm(len(packed), generator=generator).tolist()]
-    return rows
-
-
-def training_rows(
-    examples: list[Example], config: SFTConfig, length: int, generator: torch.Generator
-) -> list[list[Example]]:
-    """The packed rows of as many epochs as `config.tokens` takes, cut to whole batches."""
-    wanted = max(1, config.tokens // length // config.batch) * config.batch
-    rows: list[list[Example]] = []
-    while len(rows) < wanted:
-        rows += packed_rows(examples, length, generator)
-    return rows[:wanted]

@@ -9,21 +9,26 @@ This affects the tokenizer only.
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tutelage.data.records import Document, read_documents
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Natural, Range
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+from tutelage.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
+
+VocabularySize = Annotated[
+    int, Range(least=256 + len(SPECIAL_TOKENS), why="the vocabulary holds all 256 bytes and the special tokens")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(RunConfig):
     """Vocabulary size, and the weight of Chinese documents."""
 
-    vocab_size: int = 4_096
+    vocab_size: VocabularySize = 4_096
     """Number of tokens, including the 256 bytes and the special tokens."""
-    copies_zh: Advanced[int] = 10
+    copies_zh: Advanced[Natural] = 10
     """How often each Chinese document is counted. Counted once, the demo's 30 kB would get hardly any tokens."""
 
 

@@ -21,6 +21,7 @@ from tutelage.model.parameters import parameter_count
 from tutelage.runs.base import find_base
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_policy
+from tutelage.runs.listing import chat_commands
 from tutelage.runs.run import seed_for
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.remote import ContextFullError, RemoteModel
@@ -43,11 +44,16 @@ class ChatModel(Protocol):
 def chat(run: Positional[str], config: ChatConfig = ChatConfig()) -> None:
     """Chat in this terminal with a run, or with a server given by its address. Answers appear as they are sampled.
 
+    A folder of runs is listed, with the command for each.
+
     run: Run to chat with, or a server's address, such as http://127.0.0.1:8000.
 
     Example: tutelage chat runs/demo/ppo-ptx --temperature 0.7
     """
     model: ChatModel
+    if commands := chat_commands(Path(run)):
+        print(f"{run} is a folder of runs. Chat with one of them:", *commands, sep="\n  ")
+        return
     if str(run).startswith(("http://", "https://")):
         model = ServedModel(run, config)
         print(f"{model.remote.model} at {model.remote.base}. {HELP}.")
@@ -76,7 +82,8 @@ class LoadedModel:
         if len(prompt) + config.max_tokens > self.model.config.context:
             raise ContextFullError
         seed = seed_for(config.seed, f"chat/{turn}")
-        ids = stream(self.model, prompt, seed, self.tokenizer.end_of_turn_id, config.sampling())
+        ends = (*self.tokenizer.end_ids, self.tokenizer.end_of_text_id)
+        ids = stream(self.model, prompt, seed, ends, config.sampling())
         return decoded(self.tokenizer, ids)
 
 

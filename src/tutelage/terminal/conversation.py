@@ -62,8 +62,9 @@ class ChatConfig:
     """File that stores typed lines, so that the arrow keys find them in later chats. /dev/null stores none."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens {self.max_tokens}: must be at least 1")
+        for name, least in {"max_tokens": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} {getattr(self, name)}: must be at least {least}")
         self.sampling()
 
     def sampling(self) -> SamplingConfig:

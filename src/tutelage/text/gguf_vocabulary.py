@@ -137,7 +137,7 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
     ids = {
         f"tokenizer.ggml.{names[role]}_token_id": tokenizer.special[token]
         for role, token in tokenizer.named_specials
-        if token in tokenizer.special
+        if role in names and token in tokenizer.special
     }
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -148,8 +148,15 @@ def to_gguf(tokenizer: Tokenizer, rows: int) -> tuple[dict[str, Any], bool]:
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": tokenizer.chat_template,
         **ids,
+        **_end_ids(tokenizer, ids),
         **({} if rule else {HUGGING_FACE_JSON: tokenizer.to_json()}),
     }, rule is not None
+
+
+def _end_ids(tokenizer: Tokenizer, named: Mapping[str, int]) -> dict[str, int]:
+    """The ids besides eos at which llama.cpp ends a response. It has room for two: end of turn and end of message."""
+    others = [i for i in tokenizer.end_ids if i != named.get("tokenizer.ggml.eos_token_id")]
+    return {f"tokenizer.ggml.{name}_token_id": i for name, i in zip(("eot", "eom"), others, strict=False)}
 
 
 def _splits_alike(state: dict[str, Any], other: BackendTokenizer) -> bool:

@@ -20,9 +20,11 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
+from tutelage.text.control import Guard, Reader
+from tutelage.text.endings import declared_ends, framing
+from tutelage.text.template import Template
 
 END_OF_TEXT, PAD, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
-TEMPLATE_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
 # GPT-4's pattern with two changes. Numbers are split into single digits, because a small vocabulary cannot afford 1,000
@@ -42,33 +44,52 @@ CHAT_TEMPLATE = (
 class Tokenizer:
     """A trained tokenizer with its chat template."""
 
-    def __init__(self, backend: BackendTokenizer, settings: dict[str, Any]):
+    def __init__(self, backend: BackendTokenizer, settings: dict[str, Any], ends: Sequence[int] = ()):
+        """ends: ids that end a response, besides the token that the template writes after an answer and eos_token.
+
+        Raises InputError if the settings do not fit the tokens, or if the template renders no conversation.
+        """
         backend.encode_special_tokens = True  # "<|end|>" typed by a user is ordinary text, not the special token
         backend.no_truncation()  # some folders have truncation and padding set from training
         backend.no_padding()
         self._backend = backend
-        self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
-        # `chosen` is a message for the user if a padding token had to be chosen, else None.
-        self.settings, self.chosen = _with_padding(settings, self.special)
         self.chat_template: str = settings["chat_template"]
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.special)) + ")")
-        self.pad_id = self._id_of("pad_token")
-        self.end_of_turn_id = self._id_of("eos_token")
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        frame = framing(Template(self.chat_template, _named(settings)), added)
+        _make_special(backend, [*dict(_named(settings)).values(), frame.end_of_turn])
+        self.special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self._id_of("eos_token", settings, frame.end_of_turn)
+        settings = _with_end_of_turn(settings, frame.end_of_turn)
+        # `chosen` is a message for the user if a padding token had to be chosen, else None.
+        self.settings, self.chosen = _with_padding(settings, self.special, frame.end_of_turn)
+        self.pad_id = self._id_of("pad_token", self.settings)
+        eos = self._id_of("eos_token", self.settings, frame.end_of_turn)
+        self.end_of_turn_id = self.special[frame.end_of_turn] if frame.end_of_turn else eos
+        # Every id that ends a response, without repetition; the first is the one that is trained on.
+        self.end_ids = tuple(dict.fromkeys((self.end_of_turn_id, eos, *(i for i in ends if i < self.vocab_size))))
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
+        self.template = Template(self.chat_template, self.named_specials)
+        self.guard = Guard({*self.special, *frame.tokens}, added, [backend.id_to_token(i) for i in self.end_ids])
 
     @property
     def named_specials(self) -> tuple[tuple[str, str], ...]:
-        """(name, token) for the names a chat template may use: bos_token, eos_token, pad_token, unk_token."""
-        return tuple((name, token) for name in TEMPLATE_NAMES if (token := _token_text(self.settings.get(name))))
+        """(name, token) for the names that a chat template may use, as bos_token and eos_token."""
+        return _named(self.settings)
 
-    def _id_of(self, name: str) -> int:
-        token = _token_text(self.settings.get(name))
+    def _id_of(self, name: str, settings: dict[str, Any], default: str | None = None) -> int:
+        token = _token_text(settings.get(name)) or default
         if token not in self.special:
             raise InputError(
                 f"tokenizer: the configuration sets {name} to {token!r}, which is not among the special tokens "
                 f"{sorted(self.special)}; use the tokenizer folder that the model was trained with"
             )
         return self.special[token]
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Encodes conversations that `guard` sealed. Made when it is first needed, because it takes 0.7 s for 49,152
+        tokens."""
+        return Reader(self._backend, self.guard.names)
 
     @property
     def vocab_size(self) -> int:
@@ -83,16 +104,6 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text, never of a special token."""
         return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode_template(self, text: str) -> list[int]:
-        """Ids of text from a chat template. Only this method recognises special tokens."""
-        ids: list[int] = []
-        for part in self._special_pattern.split(text):
-            if part in self.special:
-                ids.append(self.special[part])
-            elif part:
-                ids += self.encode(part)
-        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Equivalent to `[encode(t) for t in texts]`, on all cores."""
@@ -129,7 +140,7 @@ class Tokenizer:
         if known := [name for name in names if backend.token_to_id(name) is not None]:
             raise InputError(f"tokenizer: {known[0]!r} is already a token; leave it out")
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-        return Tokenizer(backend, self.settings)
+        return Tokenizer(backend, self.settings, self.end_ids)
 
     def tokens(self) -> list[str]:
         """All tokens in id order, as the library writes them: one character per byte if byte-level."""
@@ -171,35 +182,50 @@ class Tokenizer:
                 f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
                 "`tutelage import-model --make-chat`"
             )
-        return cls(backend, _with_end_of_turn(folder, backend, settings | {"chat_template": template}))
+        try:
+            return cls(backend, settings | {"chat_template": template}, () if make_chat else declared_ends(folder))
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
 
 
-def _with_end_of_turn(folder: Path, backend: BackendTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
-    """Make eos_token the end-of-turn token of the chat template.
+def _named(settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """(name, token) for every named special token in the settings. transformers takes all names in _token."""
+    extra = settings.get("extra_special_tokens")
+    named = {name: token for name, token in settings.items() if name.endswith("_token")}
+    named |= extra if isinstance(extra, dict) else {}
+    texts = ((name, _token_text(token)) for name, token in named.items())
+    return tuple((name, text) for name, text in texts if isinstance(text, str) and text)
 
-    In some folders eos_token is the end of a text, and only generation_config.json names the end of a turn.
+
+def _make_special(backend: BackendTokenizer, tokens: Sequence[str | None]) -> None:
+    """Mark tokens of the vocabulary as special. Some folders name an end-of-turn token that is not."""
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for token in tokens:
+        if token and backend.token_to_id(token) is not None and not (token in added and added[token].special):
+            special = added.get(token) or AddedToken(token, normalized=False)
+            special.special = True
+            backend.add_special_tokens([special])
+
+
+def _with_end_of_turn(settings: dict[str, Any], end_of_turn: str | None) -> dict[str, Any]:
+    """Make eos_token the end-of-turn token, unless the template writes eos_token for another purpose.
+
+    In some folders eos_token is the end of a text. Programs that stop at eos_token alone would go on after an answer.
     """
-    template, path = settings["chat_template"], folder / "generation_config.json"
-    eos = _token_text(settings.get("eos_token"))
-    if (eos and eos in template) or "eos_token" in template or not path.is_file():
-        return settings
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); copy the model again") from None
-    tokens = [backend.id_to_token(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
-    end_of_turn = next((token for token in tokens if token and token in template), None)
-    return settings | {"eos_token": end_of_turn} if end_of_turn else settings
+    used = "eos_token" in settings["chat_template"]
+    return settings if used or end_of_turn is None else settings | {"eos_token": end_of_turn}
 
 
-def _with_padding(settings: dict[str, Any], special: dict[str, int]) -> tuple[dict[str, Any], str | None]:
+def _with_padding(
+    settings: dict[str, Any], special: dict[str, int], end_of_turn: str | None
+) -> tuple[dict[str, Any], str | None]:
     """Ensure that the padding token is not the end-of-turn token, as it is in many folders.
 
     If it is, or if there is no padding token, use an unused special token: one with "pad" in its name if there is one,
     otherwise the one with the smallest id. Returns the settings and a message for the user, None if nothing changed.
     """
-    used = {_token_text(settings.get(name)) for name in TEMPLATE_NAMES if name != "pad_token"} | {END_OF_TEXT}
-    if _token_text(settings.get("pad_token")) not in (None, _token_text(settings.get("eos_token"))):
+    used = {token for name, token in _named(settings) if name != "pad_token"} | {END_OF_TEXT, end_of_turn}
+    if _token_text(settings.get("pad_token")) not in (None, _token_text(settings.get("eos_token")), end_of_turn):
         return settings, None
     in_order = sorted(special, key=lambda token: ("pad" not in token.lower(), special[token]))
     unused = [token for token in in_order if token not in used and token not in settings["chat_template"]]

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from tyro.conf import Positional
 
 from tutelage.errors import InputError
-from tutelage.options import Advanced
+from tutelage.options import Advanced, Count, Natural, out_of_range
 from tutelage.store.database import Database
 from tutelage.store.ids import now_ms
 from tutelage.store.tables import ApiKey
@@ -34,14 +34,18 @@ class KeysConfig:
     """Name of a new key."""
     scopes: tuple[Literal["inference", "admin"], ...] = ("inference",)
     """What a new key may do. inference: use models; admin: load models and read metrics."""
-    requests_per_minute: int = 60_000
+    requests_per_minute: Count = 60_000
     """Maximum requests per minute of a new key."""
-    tokens_per_minute: int = 10_000_000
+    tokens_per_minute: Count = 10_000_000
     """Maximum tokens per minute of a new key, prompts and completions together."""
-    concurrent: int = 256
+    concurrent: Count = 256
     """Maximum concurrent requests of a new key."""
-    days: int = 0
+    days: Natural = 0
     """Number of days after which a new key expires; 0 means never."""
+
+    def __post_init__(self) -> None:
+        if wrong := out_of_range(self):
+            raise InputError(wrong)
 
 
 def keys(
@@ -68,9 +72,6 @@ def keys(
 
 
 def make(database: Database, ring: KeyRing, config: KeysConfig) -> None:
-    for limit in ("requests_per_minute", "tokens_per_minute", "concurrent"):
-        if getattr(config, limit) < 1:
-            raise InputError(f"--{limit.replace('_', '-')} {getattr(config, limit)}: must be at least 1")
     row, secret = ring.make(
         people.owner(database).id,
         config.name,

@@ -97,7 +97,7 @@ def engine_request(
         max_new_tokens=max_tokens,
         sampling=distribution(body, served.tokenizer.vocab_size),
         seed=seed,
-        stop_ids=frozenset({served.tokenizer.end_of_turn_id, served.tokenizer.end_of_text_id}),
+        stop_ids=frozenset({*served.tokenizer.end_ids, served.tokenizer.end_of_text_id}),
         top_logprobs=top,
         prompt_logprobs=score_prompt,
         owner=owner,

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from tutelage.data.messages import Messages
 from tutelage.data.rankings import encode_response
-from tutelage.data.records import Messages
 from tutelage.errors import InputError
 from tutelage.server.api.schemas import DOCUMENTED, ScoreRequest
 from tutelage.server.registry import find_model, no_such_model

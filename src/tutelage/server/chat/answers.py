@@ -166,7 +166,7 @@ class PageAnswer:
             max_new_tokens=self.max_tokens,
             sampling=DistributionConfig(temperature=settings.temperature, top_p=settings.top_p),
             seed=seed_of(None if self.ask.compare else settings.seed, 0),
-            stop_ids=frozenset({tokenizer.end_of_turn_id, tokenizer.end_of_text_id}),
+            stop_ids=frozenset({*tokenizer.end_ids, tokenizer.end_of_text_id}),
             owner=self.caller.user_id,
             adapter=self.served.adapter,
         )
