@@ -245,9 +245,10 @@ def test_what_must_be_given(verb: str, required: str) -> None:
             "--corpus --judge --update --ptx --iterations --batch --max-tokens --max-prompt --lr --kl-coef --kl-budget "
             "--lora-rank --seed --device --overwrite",
             "--minibatch --epochs --value-epochs --value-lr --gamma --lam --update-kl --clip --value-clip "
-            "--temperature --warmup --kl-target --kl-gain --missing-end --grad-clip --ema --ptx-windows "
+            "--temperature --warmup --kl-target --kl-gain --missing-end --min-answer --grad-clip --ema --ptx-windows "
             "--ptx-window --ptx-breaks --ptx-share --ptx-calibration --snapshot-every --lora-alpha --lora-targets "
-            "--lora-layers --lora-dropout --adapter-only --ensemble --uwo-lambda --reward-key-file --dtype --checkpoint-seconds",
+            "--lora-layers --lora-dropout --adapter-only --ensemble --uwo-lambda --reward-key-file --dtype "
+            "--checkpoint-seconds",
         ),
         (
             "serve",

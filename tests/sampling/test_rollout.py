@@ -132,24 +132,22 @@ def test_wider_padding_and_other_rows_change_nothing(make_gpt: Any) -> None:
         assert some.ended.tolist() == [ANSWERS[i].ended for i in chosen]
 
 
-def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any) -> None:
+def test_scores_are_read_at_the_last_token(make_gpt: Any) -> None:
     policy, reference = make_gpt("gpt2", seed=1), make_gpt("gpt2", seed=2)
     value, reward = scorer(make_gpt, 3), scorer(make_gpt, 4)
     rollout = score_rollout(
         policy,
         reference,
         value,
-        response_scores(reward, batch()),
+        response_scores(reward, batch()).detach(),
         batch(),
         parts=[torch.arange(len(batch().ids))],
-        missing_end=-1.0,
         temperature=0.7,
     )
-    for row in (0, 1):
+    for row in (0, 1, 2):
         ids = torch.tensor([PROMPTS[row] + ANSWERS[row].ids])
         expected = (reward.trunk.trunk(ids)[0, -1] @ reward.score.weight[0]).item() - 0.3
         assert rollout.scores[row].item() == pytest.approx(expected, abs=1e-5)
-    assert rollout.scores[2].item() == -1.0
     for model, actual in ((policy, rollout.logprobs), (reference, rollout.ref_logprobs)):
         assert actual[0].tolist() == pytest.approx(logprobs_alone(model, PROMPTS[0], ANSWERS[0].ids, 0.7), abs=1e-5)
     torch.testing.assert_close(rollout.values, response_values(value, batch()).detach())

@@ -239,7 +239,7 @@ def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: 
     """As PPO's test: a reward model that counts a word, and a score that rises by several times its start."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
-    longer = replace(config, iterations=40, batch=32, lr=3e-3, missing_end=-5.0)
+    longer = replace(config, iterations=40, batch=32, lr=3e-3, missing_end=5.0)
     longer = longer if isinstance(longer, RLOOConfig) else replace(longer, minibatch=32)
     lines = metrics(run_groups(world, tmp_path / "out", longer, reward=tmp_path / "rm"))
     assert sum(line["score"] for line in lines[-4:]) / 4 > sum(line["score"] for line in lines[:2]) / 2 + 4

@@ -72,7 +72,7 @@ def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: 
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     longer = replace(
-        config, iterations=32, batch=32, minibatch=32, lr=3e-3, value_lr=3e-3, missing_end=-5.0, update_kl=0.03
+        config, iterations=32, batch=32, minibatch=32, lr=3e-3, value_lr=3e-3, missing_end=5.0, update_kl=0.03
     )
     lines = metrics(run_ppo(world, tmp_path / "out", longer, reward=tmp_path / "rm"))
     assert sum(line["score"] for line in lines[-4:]) / 4 > sum(line["score"] for line in lines[:2]) / 2 + 4

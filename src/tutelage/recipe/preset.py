@@ -42,7 +42,7 @@ DEMO = Preset(
     sft=SFTConfig(tokens=800_000, min_answer=5, max_answer=32, max_pieces=2),
     rank=RankConfig(count=3_300, answers=9, repeating=0.5),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, kl_coef=0.05, ema=0.8, ptx_breaks=False),
+    ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, warmup=5, kl_coef=0.05, ema=0.8, ptx_breaks=False),
     evaluate=EvaluateConfig(),
     seconds={
         "data": 11,
