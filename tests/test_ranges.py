@@ -10,10 +10,11 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 
 from tutelage import cli
 from tutelage.errors import InputError
-from tutelage.runs.adapter import AdapterConfig
+from tutelage.runs.adapter import AdapterConfig, adapt
 from tutelage.stages.sft import SFTConfig
 
 SENSELESS: dict[type, tuple[float, ...]] = {int: (), float: (math.nan, math.inf)}
@@ -96,3 +97,10 @@ def test_single_limits(line: str, said: str, tmp_path: Path, capsys: pytest.Capt
 def test_what_lies_at_the_limits_is_taken() -> None:
     SFTConfig(lr=1.0, warmup=1.0, floor=0.0, weight_decay=10.0, min_answer=8, max_answer=8)
     AdapterConfig(lora_rank=1, lora_targets=("q",), lora_dropout=0.999)
+
+
+def test_a_rank_above_the_width(make_gpt: Any) -> None:
+    """The width is 32; q, k and v of the family are 32 wide, so 32 is the largest rank that means something."""
+    with pytest.raises(InputError, match="--lora-rank 33: the model's width is 32"):
+        adapt(make_gpt("llama"), SFTConfig(lora_rank=33), torch.Generator())
+    adapt(make_gpt("llama"), SFTConfig(lora_rank=32), torch.Generator())
