@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from tutelage.stages.kto import KTOConfig, kto
 from tutelage.stages.rank import rank
 from tutelage.stages.reward import centring_scores, reward
 from tutelage.stages.sft import SFTConfig, read_examples, sft
+from tutelage.text.chat import encode_answer
 from tutelage.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -185,7 +187,8 @@ def read_sft(path: Path, tokenizer: Tokenizer) -> Any:
 
 
 def read_scored(path: Path, tokenizer: Tokenizer) -> Any:
-    model: Any = SimpleNamespace(tokenizer=tokenizer, model=SCORER)
+    encode = partial(encode_answer, tokenizer)
+    model: Any = SimpleNamespace(tokenizer=tokenizer, model=SCORER, encode=lambda messages: encode(messages).ids)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     places = [(f"{path}, line {i}", conversations_in(r, f"{path}, line {i}")) for i, r in enumerate(lines, start=1)]
     return fit_all(places, [model])
