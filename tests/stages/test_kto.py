@@ -274,7 +274,7 @@ def told(question: str, response: str, thumb: Any) -> dict[str, Any]:
         ([told("hi", "a", 1), told("so", "b", 0)], 't.jsonl, line 2: "thumb" must be 1'),
         (
             [told("hi", "cat " * 80, 1), told("so", "b", -1)],
-            r"0 thumbs up and 1 down .*; left out 1 of 2 that .* 64 tokens; the first, .*t.jsonl, line 1, needs \d+",
+            r"0 thumbs up and 1 down .*; left out 1 of 2 records .* 64 tokens; the first, .*t.jsonl, line 1, needs \d+",
         ),
         (
             [told("hi", "cat " * 90, 1), told("so", "cat " * 80, -1)],

@@ -142,7 +142,7 @@ def fitting_in(
             f"{least} with its prompt; shorten them"
         )
     first = f"the first, {long[0][0]}, needs {long[0][1]} with its prompt" if long else ""
-    exceed = f"left out {len(long):,} of {len(encoded):,} that exceed the model's context of {context} tokens"
+    exceed = f"left out {len(long):,} of {len(encoded):,} records that exceed the model's context of {context} tokens"
     left_out.add("too_long", len(long), f"{exceed}; {first}")
     return fitting
 
