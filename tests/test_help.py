@@ -236,8 +236,8 @@ def test_what_must_be_given(verb: str, required: str) -> None:
         (
             "sft",
             "--heldout --tokens --batch --lr --min-answer --max-answer --row --lora-rank --seed --device --overwrite",
-            "--warmup --evaluate-every --max-pieces --heldout-rows --weight-decay --floor --clip --lora-alpha --lora-targets "
-            "--lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
+            "--warmup --evaluate-every --max-pieces --heldout-rows --weight-decay --floor --clip --lora-alpha "
+            "--lora-targets --lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
         ),
         (
             "ppo",
@@ -245,8 +245,9 @@ def test_what_must_be_given(verb: str, required: str) -> None:
             "--lora-rank --seed --device --overwrite",
             "--minibatch --epochs --value-epochs --value-lr --gamma --lam --update-kl --clip --value-clip "
             "--temperature --warmup --kl-target --kl-gain --missing-end --grad-clip --ema --ptx-windows "
-            "--ptx-window --ptx-breaks --ptx-share --ptx-calibration --snapshot-every --lora-alpha --lora-targets --lora-layers "
-            "--lora-dropout --adapter-only --ensemble --uwo-lambda --reward-key-file --dtype --checkpoint-seconds",
+            "--ptx-window --ptx-breaks --ptx-share --ptx-calibration --snapshot-every --lora-alpha --lora-targets "
+            "--lora-layers --lora-dropout --adapter-only --ensemble --uwo-lambda --reward-key-file --dtype "
+            "--checkpoint-seconds",
         ),
         (
             "serve",
