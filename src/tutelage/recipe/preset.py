@@ -38,8 +38,8 @@ class Preset:
 
 DEMO = Preset(
     collect=CollectConfig(),
-    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=2_500_000, batch=16)),
-    sft=SFTConfig(tokens=800_000, min_answer=5, max_answer=32, max_pieces=2),
+    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=2_500_000, batch=16, floor=0.0)),
+    sft=SFTConfig(tokens=800_000, floor=0.0, min_answer=5, max_answer=32, max_pieces=2),
     rank=RankConfig(count=3_300, answers=9, repeating=0.5),
     reward=RewardConfig(batch=4, lr=1.25e-3),
     ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, warmup=5, kl_coef=0.05, ema=0.8, ptx_breaks=False),
