@@ -12,7 +12,8 @@ from world import PLACES, REWARD, THINGS, World, exchanges, results, user, write
 
 from tutelage.cli import main
 from tutelage.data.degenerate import STOCK, degenerate_responses
-from tutelage.data.rankings import Ranking
+from tutelage.data.rankings import Ranking, held_out
+from tutelage.data.records import Comparison
 from tutelage.evals.reward_probe import probe, probe_figure, probe_table, probe_warnings, winners
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_scorer
@@ -50,6 +51,21 @@ def test_the_numbers_of_the_probe_are_transformers(world: World) -> None:
         wins = sum(score > other for score, other in zip(scores, good, strict=True)) / 8
         assert found[name]["wins"] == pytest.approx(wins, abs=0.13), name  # one near tie may round otherwise
     assert results(world.reward)["probe"].keys() == found.keys()
+
+
+def test_without_demonstrations_the_best_ranked_responses_are_the_good_ones(world: World, tmp_path: Path) -> None:
+    """The world has fewer than 64, so they score 0 on average; by transformers, each best response once."""
+    reward(world.sft, (world.comparisons,), tmp_path / "out", config=REWARD)
+    theirs, told = Theirs(tmp_path / "out"), map(json.loads, world.comparisons.read_text().splitlines())
+    best = {
+        (r["prompt"][0]["content"], r["responses"][r["ranks"].index(min(r["ranks"]))])
+        for r in told
+        if len(set(r["ranks"])) > 1 and not held_out(Comparison(**r), REWARD.heldout)
+    }
+    found = results(tmp_path / "out")["probe"]
+    assert 1 < len(best) < 64 and found["good"]["score"] == pytest.approx(0.0, abs=1e-4)
+    empty = [theirs.score(theirs.ids(question, "")) for question, _ in best]
+    assert found["empty"]["score"] == pytest.approx(sum(empty) / len(empty), abs=1e-4)
 
 
 def test_what_does_not_fit_the_context_is_left_out(world: World) -> None:
