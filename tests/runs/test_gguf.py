@@ -233,7 +233,6 @@ def test_llama_cpp_is_told_every_end(tokenizer: Tokenizer) -> None:
     several = Tokenizer(tokenizer._backend, settings | {"eos_token": "<|endoftext|>"}, ends=(2,))
     metadata, _ = to_gguf(several, 300)
     assert [metadata[key] for key in (keys.EOS_ID, keys.EOT_ID, keys.EOM_ID)] == [0, 5, 2]
-    assert keys.EOT_ID not in to_gguf(tokenizer, 300)[0]
 
 
 def test_spare_rows_get_names_and_lose_them_again(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
