@@ -2,7 +2,7 @@
 
 A document has one line per turn, without chat tokens and without the speakers' names. The base model should learn
 language and turn-taking, but not the chat format, which supervised fine-tuning teaches. With a name at the start of
-each line, a fifth of all tokens would be names, and answers would go on with a line of another speaker.
+each line, a tenth of all tokens would be names, and answers would go on with a line of another speaker.
 """
 
 from tutelage.data.messages import Messages
