@@ -36,7 +36,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Sampling temperature; every log-probability is computed at it, too."""
     lr: LearningRate = 2e-4
     """Peak learning rate of the policy, for a few million parameters (paper: 2.55e-6 to 2.55e-5 for 1.3B)."""
-    warmup: Advanced[Natural] = 0
+    warmup: Advanced[Natural] = 4
     """Iterations over which the learning rate rises from a tenth of its peak; constant afterwards (paper: 10)."""
     kl_coef: NonNegative = 0.02
     """KL coefficient: beta in eq. 2, the penalty for one nat of KL from the SFT policy (paper: .02)."""
