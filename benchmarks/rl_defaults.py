@@ -5,10 +5,11 @@
 Starts from a finished demo's SFT model. Three rewards of unlike taste: the demo's reward model, one trained on the
 comparisons of --pairs (left out without), and a Python function. Each is optimised with plain PPO, with the earlier
 defaults (a warm-up of 5 iterations, a moving average of .9, a score of -1 for a cut response), with today's, and with
-what else --variants names. Saved policies respond to the same held-out prompts. A policy's score is the mean score of
-its responses as written, and its KL is that from the SFT model. The table says after how many updates a variant first
-reaches the final score of the earlier defaults, and the KL there. The script can be interrupted and repeated: trainings
-resume, and what is in measured.jsonl is not measured again. Prints a Markdown table and writes it to OUT (record.py).
+others that --variants names, such as 3/0.5/subtracted. Saved policies respond to the same held-out prompts. A policy's
+score is the mean score of its responses as written, and its KL is that from the SFT model. The table says after how
+many updates a variant first reaches the final score of the earlier defaults, and the KL there, both interpolated
+between measured policies. The script can be interrupted and repeated: trainings resume, and what is in measured.jsonl
+is not measured again. Prints a Markdown table and writes it to OUT (record.py).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,16 +48,7 @@ from tutelage.stages.ppo import PPOConfig, ppo
 from tutelage.stages.reward import RewardConfig, reward
 
 HEAD = "| reward | defaults | score at the start | final score | final KL, nats | ended | reached after | KL there |"
-EARLIER: dict[str, Any] = {"warmup": 5, "ema": 0.9}
-VARIANTS: dict[str, tuple[dict[str, Any], str]] = {  # settings, and the name of what a cut response earns
-    "earlier": (EARLIER, "flat"),
-    "without warm-up": (EARLIER | {"warmup": 0}, "flat"),
-    "without averaging": (EARLIER | {"ema": 0.0}, "flat"),
-    "neither": ({"warmup": 0, "ema": 0.0}, "flat"),
-    "half": ({"warmup": 0, "ema": 0.5}, "flat"),
-    "subtracted": ({}, "subtracted"),
-    "today": ({}, "penalised"),
-}
+VARIANTS = {"earlier": "5/0.9/flat", "today": f"{PPOConfig().warmup}/{PPOConfig().ema:g}/penalised"}
 EVERY = 2  # updates between the policies that are measured
 Point = dict[str, float]
 
@@ -85,15 +78,15 @@ class Task:
     reward: str
     scorer: str  # its name as --reward takes it
     seed: int
-    variant: str
+    variant: str  # WARMUP/EMA/FORM
 
     def train(self, demo: Path, out: Path, updates: int, max_tokens: int) -> Path:
         """The run's folder; its snapshots are the policies between."""
-        settings, form = VARIANTS[self.variant]
+        warmup, ema, form = self.variant.split("/")
         shared: dict[str, Any] = {"batch": 16, "minibatch": 16, "ptx": False, "kl_budget": 1e3, "overwrite": True}
         shared |= {"iterations": updates, "max_tokens": max_tokens, "seed": self.seed, "snapshot_every": EVERY}
-        config = PPOConfig(**shared | settings)
-        place = out / f"{self.reward}-{self.seed}-{self.variant.replace(' ', '-')}-{max_tokens}"
+        config = PPOConfig(**shared, warmup=int(warmup), ema=float(ema))
+        place = out / f"{self.reward}-{self.seed}-{self.variant.replace('/', '-')}-{max_tokens}"
         given: dict[str, Any] = {"policy": demo / "sft", "prompts": (demo / "data/prompts.train.jsonl",)}
         with patch.object(rollouts, "penalised", FORMS[form]):
             ppo(RLInputs(**given, reward=(self.scorer,), out=place), config)
@@ -168,13 +161,19 @@ def curve(task: Task, demo: Path, out: Path, updates: int, measure: Measure) -> 
     return found + [(at, measure(f"{keyed} {at}", folder, scorer)) for at, folder in sorted(folders.items())]
 
 
+def crossing(curve: Sequence[tuple[int, Point]], target: float) -> tuple[float, float] | None:
+    """(updates, KL) where the score first reaches the target, on straight lines between the points; None if never."""
+    for (start, before), (end, after) in pairwise(curve):
+        if after["score"] >= target:
+            part = (target - before["score"]) / (after["score"] - before["score"])
+            return start + part * (end - start), before["kl"] + part * (after["kl"] - before["kl"])
+    return None
+
+
 def row(curves: Sequence[list[tuple[int, Point]]], targets: Sequence[float]) -> dict[str, Any]:
     """Means over the seeds. A seed that never reaches its target makes `reached` None."""
     final = {key: fmean(curve[-1][1][key] for curve in curves) for key in ("score", "kl", "ended", "empty", "length")}
-    crossings = [
-        next(((at, point["kl"]) for at, point in curve if point["score"] >= target), None)
-        for curve, target in zip(curves, targets, strict=True)
-    ]
+    crossings = [crossing(curve, target) for curve, target in zip(curves, targets, strict=True)]
     reached = None if None in crossings else fmean(at for at, _ in filter(None, crossings))
     kl = None if None in crossings else fmean(kl for _, kl in filter(None, crossings))
     return final | {"start": curves[0][0][1]["score"], "reached": reached, "kl_there": kl}
@@ -203,7 +202,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path, nargs="?", default=Path("runs/demo"), help="a finished demo")
     parser.add_argument("--pairs", type=Path, help="JSONL file with comparisons, for the second reward model")
     parser.add_argument("--rewards", nargs="+", default=["demo", "pairs", "function"], help="which rewards to use")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["earlier", "today"])
+    parser.add_argument("--variants", nargs="+", default=["earlier", "today"], help="or WARMUP/EMA/FORM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=24, help="iterations of PPO, of 16 responses")
     parser.add_argument("--max-tokens", type=int, default=40, help="longest response; 10 cuts most of them")
@@ -221,7 +220,7 @@ def main() -> None:
     for name, scorer in scorers(given).items():
         targets: list[float] = []
         for variant in dict.fromkeys(["earlier", *given.variants]):
-            tasks = [Task(name, scorer, seed, variant) for seed in given.seeds]
+            tasks = [Task(name, scorer, seed, VARIANTS.get(variant, variant)) for seed in given.seeds]
             curves = [curve(task, given.demo, given.out, given.updates, measure) for task in tasks]
             targets = targets or [points[-1][1]["score"] for points in curves]
             figures[f"{name}, {variant}"] = row(curves, targets) | {"curves": curves}

@@ -75,7 +75,7 @@ def test_the_numbers_are_found() -> None:
         ("kto --policy x --feedback x --out OUT --epochs 0", "--epochs 0: must be at least 1"),
         ("rank --policy x --prompts x --panel x --out OUT --temperature 0", "--temperature 0: must be at least 0.01"),
         ("rloo --policy x --reward x --prompts x --out OUT --warmup 31", "--warmup 31: longer than the run of"),
-        ("grpo --policy x --reward x --prompts x --out OUT --iterations 3 --warmup 4", "--warmup 4: longer than"),
+        ("grpo --policy x --reward x --prompts x --out OUT --iterations 3 --warmup 6", "--warmup 6: longer than"),
         ("sft --base x --demos x --out OUT --lora-rank 4 --lora-targets q query",
          "--lora-targets query: is not a linear map of a block; choose from q k v out gate up down"),
         ("sft --base x --demos x --out OUT --lora-rank 4 --lora-dropout 1", "--lora-dropout 1: must be below 1"),

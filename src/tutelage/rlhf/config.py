@@ -3,7 +3,7 @@
 Defaults suit a laptop. InstructGPT's values (Ouyang et al. 2022, appendix C.4) stand beside them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from tutelage.errors import InputError
@@ -36,7 +36,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Sampling temperature; every log-probability is computed at it, too."""
     lr: LearningRate = 2e-4
     """Peak learning rate of the policy, for a few million parameters (paper: 2.55e-6 to 2.55e-5 for 1.3B)."""
-    warmup: Advanced[Natural] = 0
+    warmup: Advanced[Natural] = 4
     """Iterations over which the learning rate rises from a tenth of its peak; constant afterwards (paper: 10)."""
     kl_coef: NonNegative = 0.02
     """KL coefficient: beta in eq. 2, the penalty for one nat of KL from the SFT policy (paper: .02)."""
@@ -56,7 +56,8 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     grad_clip: Advanced[Positive] = 1.0
     """Largest gradient norm of each network."""
     ema: Advanced[Decay] = 0.0
-    """Decay per step of the moving average of the policy, which is what is saved (paper: .992, over 4,000 steps)."""
+    """Decay per step of the moving average of the policy, which is what is saved; 0 saves the last policy (paper: .992,
+    over 4,000 steps)."""
     ptx_windows: Advanced[Count] = 16
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
     ptx_window: Advanced[Natural] = 0
@@ -80,7 +81,8 @@ class RLConfig(SnapshotConfig, RewardsConfig):
             raise InputError(
                 "--lora-dropout: in RL dropout would move the ratio off 1 before the first step; leave it out"
             )
-        if self.warmup > self.iterations:
+        usual = next(field.default for field in fields(self) if field.name == "warmup")
+        if self.warmup > self.iterations and self.warmup != usual:  # a short run may end within the usual warm-up
             raise InputError(
                 f"--warmup {self.warmup}: longer than the run of --iterations {self.iterations}; give at most as many"
             )
