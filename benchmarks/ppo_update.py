@@ -54,22 +54,20 @@ from types import SimpleNamespace
 from tutelage.rlhf.actors import load_actors
 from tutelage.rlhf.rollouts import EncodedPrompt, roll_out, rollout_seeds
 from tutelage.runs.run import Run
-from tutelage.sampling.distribution import SamplingConfig
 from tutelage.rlhf.learner import minibatches
 from tutelage.stages.ppo import PPOConfig, estimate, improve, make_learner
 layers = int(how.split("_")[0])
 config = PPOConfig(batch=16, minibatch=16, epochs=4, max_tokens=48, lora_rank=16, lora_layers=layers, dtype=dtype)
 with Run(Path(folder) / how, stage="ppo", config=config, inputs={}) as run:
     actors = load_actors(Path(folder) / "smollm2", (f"{folder}/reward{layers}",), config, run)
-    never = dict(end_of_turn_id=-1, end_ids=(-1,))  # no token ends a response
-    tokenizer = SimpleNamespace(**never, pad_id=0, decode=lambda ids: "")
+    tokenizer = SimpleNamespace(end_of_turn_id=-1, end_ids=(-1,), pad_id=0, decode=lambda ids: "")
     actors = replace(actors, tokenizer=tokenizer)
-    learner, sampling = make_learner(actors, config), SamplingConfig(max_tokens=48)
+    learner = make_learner(actors, config)
     for update in range(updates):
         order = torch.Generator().manual_seed(update)
         prompts = [EncodedPrompt(prompt, []) for prompt in ids[16 * update : 16 * update + 16]]
         parts = list(minibatches(16, 16, 1, torch.Generator().manual_seed(update), torch.device("cpu")))
-        rollout, _ = roll_out(actors, prompts, rollout_seeds(0, update, 16), sampling, -1.0, parts)
+        rollout, _ = roll_out(actors, prompts, rollout_seeds(0, update, 16), config, parts)
         improve(learner, rollout, *estimate(rollout, config), config, order, update)
         ends.append(time.perf_counter())
 report()

@@ -28,7 +28,7 @@ from stub import StubEngine, StubModels  # noqa: E402
 
 from tutelage.server.app import create_app  # noqa: E402
 from tutelage.server.serve import ServeConfig, Server, listen  # noqa: E402
-from tutelage.text.tokenizer import train_bpe  # noqa: E402
+from tutelage.text.bpe import train_bpe  # noqa: E402
 from tutelage.web import people  # noqa: E402
 from tutelage.web.keys import open_store  # noqa: E402
 from tutelage.web.logs import write_json  # noqa: E402

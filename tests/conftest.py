@@ -16,7 +16,8 @@ from postgresql import PostgreSQL  # noqa: E402
 
 from tutelage.model.config import GPTConfig  # noqa: E402
 from tutelage.model.gpt import GPT  # noqa: E402
-from tutelage.text.tokenizer import Tokenizer, train_bpe  # noqa: E402
+from tutelage.text.bpe import train_bpe  # noqa: E402
+from tutelage.text.tokenizer import Tokenizer  # noqa: E402
 
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("tests")

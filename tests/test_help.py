@@ -237,7 +237,7 @@ def test_what_must_be_given(verb: str, required: str) -> None:
         (
             "sft",
             "--heldout --epochs --batch --lr --min-answer --max-answer --row --lora-rank --seed --device --overwrite",
-            "--tokens --warmup --evaluate-every --heldout-rows --weight-decay --floor --clip --lora-alpha "
+            "--tokens --warmup --evaluate-every --max-pieces --heldout-rows --weight-decay --floor --clip --lora-alpha "
             "--lora-targets --lora-layers --lora-dropout --adapter-only --dtype --checkpoint-seconds",
         ),
         (
@@ -245,9 +245,10 @@ def test_what_must_be_given(verb: str, required: str) -> None:
             "--corpus --judge --update --ptx --iterations --batch --max-tokens --max-prompt --lr --kl-coef --kl-budget "
             "--lora-rank --seed --device --overwrite",
             "--minibatch --epochs --value-epochs --value-lr --gamma --lam --update-kl --clip --value-clip "
-            "--temperature --warmup --kl-target --kl-gain --missing-end --grad-clip --ema --ptx-windows "
-            "--ptx-window --ptx-share --ptx-calibration --snapshot-every --lora-alpha --lora-targets --lora-layers "
-            "--lora-dropout --adapter-only --ensemble --uwo-lambda --reward-key-file --dtype --checkpoint-seconds",
+            "--temperature --warmup --kl-target --kl-gain --missing-end --min-answer --grad-clip --ema --ptx-windows "
+            "--ptx-window --ptx-breaks --ptx-share --ptx-calibration --snapshot-every --lora-alpha --lora-targets "
+            "--lora-layers --lora-dropout --adapter-only --ensemble --uwo-lambda --reward-key-file --dtype "
+            "--checkpoint-seconds",
         ),
         (
             "serve",

@@ -53,23 +53,9 @@ def test_one_demonstration_and_one_document_for_each_answer():
     entry = QuestionAnswers("Why?", ("Because.", "Why not?"), "en")
     found = demonstrations.from_questions(entry)
     assert [d.messages for d in found] == [turns("Why?", "Because."), turns("Why?", "Why not?")]
-    texts = [d.text for d in corpus.from_questions(entry, "0")]
-    assert [[line.split(": ")[1] for line in text.split("\n")] for text in texts] == [
-        ["Why?", "Because."],
-        ["Why?", "Why not?"],
-    ]
+    assert [d.text for d in corpus.from_questions(entry)] == ["Why?\nBecause.", "Why?\nWhy not?"]
 
 
-def test_names_are_two_stable_and_spread():
-    pairs = [corpus.pseudonyms(str(i), "0", "en") for i in range(5000)]
-    assert all(p["user"] != p["assistant"] for p in pairs)
-    assert pairs[:3] == [corpus.pseudonyms(str(i), "0", "en") for i in range(3)]
-    assert {p["user"] for p in pairs} == {p["assistant"] for p in pairs} == set(corpus.NAMES["en"])
-    assert len(set(corpus.NAMES["en"])) == len(corpus.NAMES["en"]) >= 200
-
-
-def test_a_document_is_a_script_without_chat_tokens():
+def test_a_document_has_one_line_per_turn_and_nobodys_name():
     conversation = Conversation("id", ("p", "q"), turns("hi", "hello", "bye"), None)
-    names = corpus.pseudonyms("id", "0", "en")
-    user, assistant = names["user"], names["assistant"]
-    assert corpus.from_conversation(conversation, "0").text == f"{user}: hi\n{assistant}: hello\n{user}: bye"
+    assert corpus.from_conversation(conversation).text == "hi\nhello\nbye"

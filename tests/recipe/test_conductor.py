@@ -19,22 +19,23 @@ def test_before_anything_has_run_the_guess_holds() -> None:
 
 
 def test_measured_time_outweighs_the_guess() -> None:
-    """A guess of 4, and stages that take 2: by hand, (30 x 4 + 2 x 173) / (30 + 173) of the 363 s to come."""
+    """A guess of 4, and stages that took twice their time: by hand, (30 x 4 + 2 x done) / (30 + done)."""
     conductor = before_the_first_stage(4.0)
-    done = {name: DEMO.seconds[name] for name in ("data", "tokenizer", "pretrain")}
-    assert GUESS == 30 and sum(done.values()) == 173
-    conductor.planned, conductor.spent = 173, 2 * 173
+    done = sum(DEMO.seconds[name] for name in ("data", "tokenizer", "pretrain"))
+    conductor.planned, conductor.spent = done, 2 * done
     left = conductor.left(conductor.plan[3], 0.0, 0.0)
-    assert left == pytest.approx((30 * 4 + 2 * 173) / (30 + 173) * (sum(DEMO.seconds.values()) - 173))
+    assert GUESS == 30
+    assert left == pytest.approx((30 * 4 + 2 * done) / (30 + done) * (sum(DEMO.seconds.values()) - done))
 
 
 def test_half_of_a_stage_that_resumed_at_a_quarter() -> None:
-    """A quarter of 155 s was run, in 155 s: the pace goes from 1 to (30 + 155) / (30 + 38.75)."""
+    """A quarter of pretraining was run, in the time of all: the pace goes from 1 to (30 + all) / (30 + all / 4)."""
     conductor = before_the_first_stage(1.0)
     conductor.resumed = 0.25
-    left = conductor.left(conductor.plan[2], 0.5, 155.0)
+    whole = DEMO.seconds["pretrain"]
+    left = conductor.left(conductor.plan[2], 0.5, float(whole))
     later = sum(DEMO.seconds[name] for name in ("sft", "rank", "reward", "ppo", "ppo-ptx", "evaluate", "report"))
-    assert left == pytest.approx((30 + 155) / (30 + 38.75) * (later + 77.5))
+    assert left == pytest.approx((30 + whole) / (30 + whole / 4) * (later + whole / 2))
 
 
 def test_a_slower_machine_takes_longer_but_not_by_all_of_it() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tutelage.recipe.demo import Start, steps
 from tutelage.recipe.preset import BASED
-from tutelage.text.tokenizer import train_bpe
+from tutelage.text.bpe import train_bpe
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("chitchat_dataset", "chatterbot_corpus", "networkx")),

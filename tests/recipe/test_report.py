@@ -256,6 +256,29 @@ def test_every_chart_is_there_and_colours_are_the_pages_own(text: str, page: Pag
     assert named <= defined
 
 
+def test_a_chart_of_zeros_is_left_out(tmp_path: Path) -> None:
+    """Where a rollout makes one step, the clip fraction is always 0: a line on the axis would show nothing."""
+    folder = make_recipe(tmp_path / "demo")
+    for stage in ("ppo", "ppo-ptx"):
+        path = folder / stage / "metrics.jsonl"
+        lines = [json.loads(line) | {"clip_fraction": 0.0} for line in path.read_text(encoding="utf-8").splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    report(folder, ReportConfig())
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert [tag for tag, _ in page.tags].count("svg") == 5 + 8 + 1
+    assert "Clip fraction" not in page.words and "Explained variance" in page.words
+
+
+def test_the_page_explains_its_terms_in_two_sentences_each(text: str) -> None:
+    terms = dict(
+        re.findall(r'<dt><span class="en" lang="en">(.*?)</span>.*?<dd><span class="en" lang="en">(.*?)</span>', text)
+    )
+    for term in ("SFT", "Reward", "KL", "Gold", "Alignment tax", "Why PPO-ptx"):
+        explained = terms[term] if term != "KL" else text.split("The KL says")[1].split("</span>")[0]
+        assert len(re.findall(r"[.](?: |$)", explained)) == 2, term
+    assert "Best-of-16 has a gold win rate of" in terms["Why PPO-ptx"]
+
+
 def test_figures_of_the_table(page: Page) -> None:
     words = " ".join(page.words.split())
     for figure in (

@@ -68,26 +68,39 @@ def test_ppo_by_a_function_and_by_a_server_is_the_same_run(world: World, tmp_pat
 
 
 def test_a_response_is_scored_by_its_text(world: World, tmp_path: Path) -> None:
-    """A response without an end of turn gets missing_end, whatever the function returns for it."""
-    config = replace(PLAIN, batch=32, missing_end=-7.0, max_tokens=10)
+    """A response without an end of turn earns 7 less, at most 7 less than the others' mean; by the judge, too."""
+    config = replace(PLAIN, batch=32, missing_end=7.0, max_tokens=10)
     judged = reward_file(tmp_path, "[float(len(t[-1]['content'])) for t in talks]")
     run = Run(tmp_path / "run", stage="ppo", config=config, inputs={})
     actors = load_actors(world.sft, (judged,), config, run)
     asked = encode_prompts(actors, (world.prompts,), 8, config, "ppo")
     rollout, _ = next_rollout(actors, asked, 0, config, [torch.arange(32)], samples=4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(world.sft)
-    expected = []
+    lengths, whole = [], []
     for row, talk in enumerate(rollout.conversations):
         ids = rollout.responses.tokens[row][rollout.responses.mask[row]].tolist()
         ended = ids[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(ids[:-1] if ended else ids)
         assert talk == [*asked[row // 4].messages, {"role": "assistant", "content": text}]
-        expected.append(float(len(text)) if ended else -7.0)
-    assert rollout.scores.tolist() == expected and -7.0 in expected and max(expected) > 0
+        lengths.append(float(len(text)))
+        whole.append(ended)
+    assert rollout.scores.tolist() == pytest.approx(charged(lengths, whole, 7.0)) and 0 < sum(whole) < 32
     other = "[-len(t[-1]['content']) / 2 for t in talks]"
     against = load_judge(reward_file(tmp_path, other, "other.py"), world.sft, config, run)
-    halves = [-score / 2 if score != -7.0 else 3.0 for score in expected]
-    assert judge_score(against, rollout, 3.0) == pytest.approx(statistics.fmean(halves))
+    halves = charged([-length / 2 for length in lengths], whole, 7.0)
+    assert judge_score(against, rollout, config, tokenizer.eos_token_id) == pytest.approx(statistics.fmean(halves))
+    short = replace(config, min_answer=6)
+    valid = [ended and size >= 6 for ended, size in zip(whole, rollout.responses.mask.sum(1).tolist(), strict=True)]
+    assert judge_score(against, rollout, short, tokenizer.eos_token_id) == pytest.approx(
+        statistics.fmean(charged([-length / 2 for length in lengths], valid, 7.0))
+    )
+    assert valid != whole and any(valid)
+
+
+def charged(scores: list[float], valid: list[bool], penalty: float) -> list[float]:
+    """What invalid responses earn, spelt out."""
+    most = statistics.fmean(score for score, good in zip(scores, valid, strict=True) if good)
+    return [score if good else min(score, most) - penalty for score, good in zip(scores, valid, strict=True)]
 
 
 @pytest.mark.parametrize("adapters", [0, 2])
@@ -113,7 +126,7 @@ def test_without_a_reward_model_the_value_network_starts_as_the_policy_with_valu
 def test_training_raises_a_functions_score(world: World, tmp_path: Path, config: Any) -> None:
     """The function rewards length: after 25 rollouts the responses are longer."""
     judged = reward_file(tmp_path, "[len(t[-1]['content']) / 10 for t in talks]")
-    longer = replace(config, iterations=25, batch=32, lr=3e-3, missing_end=-5.0, kl_coef=0.0)
+    longer = replace(config, iterations=25, batch=32, lr=3e-3, missing_end=0.0, kl_coef=0.0)
     longer = longer if config is RLOO else replace(longer, minibatch=32)
     lines = metrics(run_groups(world, tmp_path / "out", longer, reward=judged))
     assert statistics.fmean(line["score"] for line in lines[-3:]) > lines[0]["score"] + 0.5
@@ -157,7 +170,7 @@ def test_best_of_n_keeps_the_functions_favourite(world: World, tmp_path: Path) -
         "        file.writelines(json.dumps(t) + '\\n' for t in talks)\n"
         "    return [float(len(t[-1]['content'])) for t in talks]\n"
     )
-    config = BestOfNConfig(count=6, samples=4, max_tokens=24, max_prompt=32, missing_end=-1.0, dtype="fp32")
+    config = BestOfNConfig(count=6, samples=4, max_tokens=24, max_prompt=32, missing_end=1.0, dtype="fp32")
     judged = f"{tmp_path / 'reward.py'}:judge"
     best_of_n(world.sft, (judged,), (world.prompts,), tmp_path / "best.jsonl", config)
     talks = [json.loads(line) for line in heard.read_text().splitlines()]
@@ -167,7 +180,7 @@ def test_best_of_n_keeps_the_functions_favourite(world: World, tmp_path: Path) -
     assert kept
     for question, answer in kept.items():
         said = [talk[1]["content"] for talk in talks if talk[0]["content"] == question]
-        assert answer in said  # a longer one among them was cut, and cost -1
+        assert answer in said  # a longer one among them was cut, and cost 1
 
 
 def test_the_panel_judges_by_its_utility(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,12 +178,39 @@ def test_a_share_too_large_is_named_too() -> None:
 def test_short_spells_are_noise() -> None:
     """Four iterations are not several; a single negative KL, a dip of the value network happen."""
     for name in (
-        "KL negative", "end of turn rare", "length collapsed", "entropy low", "clip fraction high", "update too far"
+        "KL negative", "end of turn rare", "entropy low", "clip fraction high", "update too far"
     ):  # fmt: skip
         curve = healthy()
         key, _, value = FAULTS[name]
         spell = curve[key][:15] + [value] * 4 + curve[key][19:]
         assert name not in names(curve | {key: spell}), name
+
+
+@pytest.mark.parametrize("fall", [[1.3], [20.0, 1.3], [24.0, 13.0, 7.0, 4.0], [18.0, 8.5], [30.0, 12.0, 3.8]])
+@pytest.mark.parametrize("start", [1, 4, 20])
+def test_responses_that_collapse_are_named_within_three_iterations(fall: list[float], start: int) -> None:
+    """Whatever is left of them, and before the rule of five iterations; the entropy that falls with it is named, too.
+
+    From 37 of 40 tokens: `start` is the first rollout that is shorter.
+    """
+    curve = healthy() | {"length": [37.0] * 36}
+    curve["length"][start:] = (fall + [fall[-1]] * 36)[: 36 - start]
+    (finding,) = findings_of(curve)
+    assert finding.name == "length collapsed" and start < finding.iteration <= start + 3
+    assert "37.0 at the start" in finding.words and "--min-answer" in finding.words
+    curve["entropy"] = [x * (0.4 if i >= start else 1) for i, x in enumerate(curve["entropy"])]
+    assert {"length collapsed", "entropy low"} == {f.name for f in findings_of(curve) if f.iteration <= start + 3}
+
+
+def test_a_policy_that_learns_to_stop_has_not_collapsed() -> None:
+    """Most of its first responses were cut. One short rollout is noise; short from the start is no collapse."""
+    curve = healthy()
+    shorter = [37.0 - min(i, 18) for i in range(36)]  # down to 19
+    assert names(curve | {"length": shorter}) == set()
+    assert names(curve | {"length": [37.0] * 10 + [9.0] + [37.0] * 25}) == set()
+    assert names(curve | {"length": [2.5] * 20 + [1.4] * 16}) == set()
+    half = [x * (0.4 if i >= 10 else 1) for i, x in enumerate(curve["entropy"])]
+    assert names(curve | {"length": shorter, "entropy": half}) == set()
 
 
 @pytest.mark.parametrize(

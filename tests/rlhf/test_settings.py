@@ -17,6 +17,8 @@ TARGET = ["--kl-target", "6"]
 ALIKE = [
     (["--ema", "1"], "--ema 1: must be below 1; at 1 the saved policy would never change"),
     (["--ema", "9"], "--ema 9: must be below 1"),
+    (["--min-answer", "41"], "--min-answer 41: no response would be long enough; --max-tokens is 40"),
+    (["--missing-end", "-1"], "--missing-end -1: must be at least 0"),
     (["--temperature", "0"], "--temperature 0: must be at least 0.01"),
     (["--temperature", "1e-6"], "--temperature 1e-06: must be at least 0.01"),
     ([*TARGET, "--kl-gain", "5"], "--kl-gain 5: must be above 0 and below 5 for --kl-coef to follow"),
@@ -50,6 +52,7 @@ def test_settings_without_a_meaning(
 @pytest.mark.parametrize("config", [PPOConfig(), RLOOConfig(), GRPOConfig()], ids=["ppo", "rloo", "grpo"])
 def test_what_is_next_to_them_is_taken(config: PPOConfig | RLOOConfig | GRPOConfig) -> None:
     replace(config, ema=0.999, temperature=0.01)
+    replace(config, min_answer=40, missing_end=0.0)
     replace(config, kl_target=7.9, kl_gain=4.9)
     replace(config, kl_target=10.0, kl_budget=20.0)
     replace(config, kl_coef=0.0, kl_budget=0.0)  # nothing is steered

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -21,7 +22,8 @@ from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, same_tokenizer, save_policy, save_scorer
 from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+from tutelage.text.bpe import train_bpe
+from tutelage.text.tokenizer import Tokenizer
 
 IDS = torch.tensor([[15, 17, 260, 33, 8, 120, 77, 201, 9, 45], [61, 22, 22, 290, 14, 15, 16, 99, 100, 33]])
 CPU = Device(torch.device("cpu"), torch.float32, 1, "the tests")
@@ -40,6 +42,18 @@ def test_transformers_computes_our_logits(make_gpt: Any, tokenizer: Tokenizer, t
     torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=1e-4)
     assert theirs.generation_config.eos_token_id == tokenizer.end_of_turn_id
     assert theirs.generation_config.pad_token_id == tokenizer.pad_id
+
+
+def test_what_is_saved_names_every_end(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As with Llama 3.1, where several ids end an answer: transformers stops at all of them, and so does a reload."""
+    several = Tokenizer(tokenizer._backend, tokenizer.settings, ends=(2, 0))
+    save_policy(tmp_path, make_gpt(), several)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == [5, 2, 0]
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id == 5
+    assert load_policy(tmp_path, CPU)[1].end_ids == (5, 2, 0)
+    (tmp_path / "generation_config.json").unlink()
+    assert load_policy(tmp_path, CPU)[1].end_ids == (5, 2, 0)
 
 
 def test_we_load_what_transformers_saved(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -226,6 +226,15 @@ def test_another_kind_of_tokenizer_is_refused(tokenizer: Tokenizer, key: str, va
         from_gguf(metadata | {f"tokenizer.ggml.{key}": value})
 
 
+def test_llama_cpp_is_told_every_end(tokenizer: Tokenizer) -> None:
+    """It stops at eos, eot and eom (llama.cpp, gguf-py/gguf/constants.py: Keys.Tokenizer)."""
+    keys = gguf.Keys.Tokenizer
+    settings = tokenizer.settings | {"chat_template": tokenizer.chat_template + "{{ eos_token }}"}
+    several = Tokenizer(tokenizer._backend, settings | {"eos_token": "<|endoftext|>"}, ends=(2,))
+    metadata, _ = to_gguf(several, 300)
+    assert [metadata[key] for key in (keys.EOS_ID, keys.EOT_ID, keys.EOM_ID)] == [0, 5, 2]
+
+
 def test_spare_rows_get_names_and_lose_them_again(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     ours = make_gpt("qwen2", vocab_size=303)
     write_gguf(tmp_path / "model.gguf", ours, tokenizer, "f16")

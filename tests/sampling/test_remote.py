@@ -42,6 +42,9 @@ class Api(BaseHTTPRequestHandler):
         said = body["messages"][-1]["content"]
         if self.headers["authorization"] != f"Bearer {KEY}":
             return self._json(401, {"error": {"message": "Incorrect API key", "code": "invalid_api_key"}})
+        if said == "strict" and "min_p" in body:  # as OpenAI's API refuses a field that it does not know
+            message = "Unrecognized request argument supplied: min_p"
+            return self._json(400, {"error": {"message": message, "code": None}})
         if len(body["messages"]) > 3:
             return self._json(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})
         self.send_response(200)
@@ -107,6 +110,8 @@ def test_the_stream_is_read_piece_by_piece(address: str) -> None:
 def test_refusals_say_what_the_server_says(address: str) -> None:
     with pytest.raises(InputError, match="401 Incorrect API key; give the key with --key-file"):
         list(ask(RemoteModel(address), "x"))
+    with pytest.raises(InputError, match="argument supplied: min_p; leave it out with --min-p 0"):
+        list(RemoteModel(address, KEY).answer({"messages": [{"role": "user", "content": "strict"}], "min_p": 0.1}))
     with pytest.raises(ContextFullError):
         list(ask(RemoteModel(address, KEY), *"abcd"))
     with pytest.raises(InputError, match="engine lost"):

@@ -52,6 +52,17 @@ def test_layout_by_hand() -> None:
     assert responses.ended.tolist() == [True, True, False]
 
 
+def test_a_reward_model_reads_every_ended_response_at_the_end_of_turn() -> None:
+    """Other tokens may end a response, too, but a reward model was trained on this one."""
+    other = 7
+    ended = Response([100, 3, other], [0.0] * 3, True)
+    mixed = pad_responses(PROMPTS, [*ANSWERS[:2], ended], PAD, torch.device("cpu"))
+    read = mixed.ending_with(END)
+    assert read.ids.tolist() == [*mixed.ids.tolist()[:2], [61, 62, 63, 100, 3, END]]
+    assert mixed.ids[2, 5] == other and read.last.tolist() == mixed.last.tolist()
+    assert batch().ending_with(END).ids.tolist() == batch().ids.tolist()  # a response that was cut stays as it is
+
+
 def test_each_token_is_predicted_from_the_one_before() -> None:
     rows, columns = response_positions(batch())
     assert list(zip(rows.tolist(), columns.tolist())) == [
@@ -121,24 +132,22 @@ def test_wider_padding_and_other_rows_change_nothing(make_gpt: Any) -> None:
         assert some.ended.tolist() == [ANSWERS[i].ended for i in chosen]
 
 
-def test_scores_are_read_at_the_end_and_a_missing_end_has_its_own(make_gpt: Any) -> None:
+def test_scores_are_read_at_the_last_token(make_gpt: Any) -> None:
     policy, reference = make_gpt("gpt2", seed=1), make_gpt("gpt2", seed=2)
     value, reward = scorer(make_gpt, 3), scorer(make_gpt, 4)
     rollout = score_rollout(
         policy,
         reference,
         value,
-        response_scores(reward, batch()),
+        response_scores(reward, batch()).detach(),
         batch(),
         parts=[torch.arange(len(batch().ids))],
-        missing_end=-1.0,
         temperature=0.7,
     )
-    for row in (0, 1):
+    for row in (0, 1, 2):
         ids = torch.tensor([PROMPTS[row] + ANSWERS[row].ids])
         expected = (reward.trunk.trunk(ids)[0, -1] @ reward.score.weight[0]).item() - 0.3
         assert rollout.scores[row].item() == pytest.approx(expected, abs=1e-5)
-    assert rollout.scores[2].item() == -1.0
     for model, actual in ((policy, rollout.logprobs), (reference, rollout.ref_logprobs)):
         assert actual[0].tolist() == pytest.approx(logprobs_alone(model, PROMPTS[0], ANSWERS[0].ids, 0.7), abs=1e-5)
     torch.testing.assert_close(rollout.values, response_values(value, batch()).detach())

@@ -233,7 +233,7 @@ def naive(model: GPT, prompt: Sequence[int], seed: int, length: int, temperature
 
 
 def sampled(
-    model: GPT, prompts: Any, seeds: list[int], end: int = NEVER, samples: int = 1, **how: Any
+    model: GPT, prompts: Any, seeds: list[int], end: int | list[int] = NEVER, samples: int = 1, **how: Any
 ) -> list[Response]:
     config = SamplingConfig(**(dict(max_tokens=8) | how))
     return [answer for answers in generate(model, prompts, seeds, end, config, samples) for answer in answers]
@@ -281,6 +281,20 @@ def test_the_end_of_turn_only_cuts(make_gpt: Any, family: str) -> None:
         assert [(a.ids, a.ended) for a in answers] == expected
         assert all(len(a.logprobs) == len(a.ids) for a in answers)
         assert len({len(a.ids) for a in answers}) > 3  # otherwise the test would show little
+
+
+def test_several_tokens_may_end_a_response(make_gpt: Any) -> None:
+    model, seeds = make_gpt(vocab_size=12), list(range(16))
+    prompts = [[i % 12, *range(i % 5)] for i in range(16)]
+    endless = [a.ids for a in sampled(model, prompts, seeds, max_tokens=30)]
+    cuts = [min((ids.index(end) for end in (3, 7) if end in ids), default=None) for ids in endless]
+    expected = [(ids if cut is None else ids[: cut + 1], cut is not None) for ids, cut in zip(endless, cuts)]
+    assert {ids[-1] for ids, ended in expected if ended} == {3, 7}
+    answers = sampled(model, prompts, seeds, [7, 3], max_tokens=30)
+    assert [(a.ids, a.ended) for a in answers] == expected
+    config = SamplingConfig(max_tokens=30)
+    for prompt, seed, ids, end in zip(prompts, seeds, endless, cuts):
+        assert list(stream(model, prompt, seed, [7, 3], config)) == ids[:end]
 
 
 def test_an_answer_may_end_on_its_last_token(make_gpt: Any) -> None:

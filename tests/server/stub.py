@@ -72,7 +72,9 @@ class StubModels:
 
     def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
         table = tokenizer.token_bytes()
-        common = dict(tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context)
+        common = dict(
+            tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context, suggestions=()
+        )
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),
             "judge": SimpleNamespace(name="judge", kind="reward", fingerprint="fp_2", engine=None, **common),

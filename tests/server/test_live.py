@@ -156,7 +156,8 @@ def test_the_log_is_a_line_of_json_for_each_request(live: Live) -> None:
     [
         (("nowhere",), "nowhere: no such folder or file"),
         (("{base}", "base={chat}"), "a model named base is already served"),
-        (("{base}", "--port", "1000000"), "change --host or --port"),
+        (("{base}", "--port", "1000000"), "--port 1000000: must be at most 65535"),
+        (("{base}", "--host", "192.0.2.1"), "change --host or --port"),  # an address that no machine has
         (("{base}", "--database", "mysql://x/y"), "give a sqlite or postgresql URL"),
     ],
 )

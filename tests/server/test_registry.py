@@ -1,5 +1,6 @@
 """The registry: names, shared engines, adapters beside their base, reward models, loading and unloading."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tutelage.engine.engine import EngineConfig
 from tutelage.engine.requests import Done, Event, Request, Token
@@ -113,6 +115,22 @@ def test_adapters_share_the_weights_of_their_base(registry: Registry, runs: Path
     registry.unload("red")
     assert answer(blue) == answers[2]
     assert base.engine and "red" not in base.engine.adapters.named
+
+
+def test_an_adapter_that_changes_the_embedding_is_served_from_its_own_weights(registry: Registry, runs: Path) -> None:
+    """As PEFT writes it: the embedding of the base cannot be shared with it."""
+    tensors = load_file(runs / "red/adapter/adapter_model.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    for side, shape in (("A", (2, 300)), ("B", (32, 2))):
+        name = f"base_model.model.model.embed_tokens.lora_embedding_{side}"
+        tensors[name] = 0.5 * torch.randn(shape, generator=generator)
+    (runs / "green").mkdir()
+    save_file(tensors, runs / "green/adapter_model.safetensors")
+    config = json.loads((runs / "red/adapter/adapter_config.json").read_text())
+    (runs / "green/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../base"}))
+    base, green = registry.load(f"{runs}/base"), registry.load(f"{runs}/green")
+    assert green.engine is not base.engine and green.adapter == ""
+    assert answer(green) == expected(runs / "green") != expected(runs / "red")
 
 
 def test_a_merged_run_without_its_base_is_served_from_its_own_weights(registry: Registry, runs: Path) -> None:

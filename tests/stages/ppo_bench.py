@@ -15,7 +15,6 @@ from tutelage.rlhf.actors import load_actors
 from tutelage.rlhf.rollouts import EncodedPrompt, roll_out, rollout_seeds
 from tutelage.rlhf.setup import RLInputs
 from tutelage.runs.run import Run
-from tutelage.sampling.distribution import SamplingConfig
 from tutelage.stages.ppo import PPOConfig, make_learner, ppo
 
 CONFIG = PPOConfig(
@@ -58,8 +57,5 @@ class Bench:
         self.prompts = [self.theirs.ids(question, "")[:-1] for question in asked]
         encoded = [EncodedPrompt(ids, [user(q)]) for ids, q in zip(self.prompts, asked, strict=True)]
         prompts = [encoded[i % len(encoded)] for i in range(config.batch)]
-        sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
         seeds = rollout_seeds(config.seed, 0, config.batch)
-        self.rollout, self.gap = roll_out(
-            self.actors, prompts, seeds, sampling, config.missing_end, [torch.arange(config.batch)]
-        )
+        self.rollout, self.gap = roll_out(self.actors, prompts, seeds, config, [torch.arange(config.batch)])

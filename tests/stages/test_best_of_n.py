@@ -52,7 +52,10 @@ def test_the_favourite_of_transformers_is_kept(
     kept, all_scores = [], []
     for asked, answers in sampled_groups:
         assert len(answers) == 5
-        scores = [theirs.score([*asked, *a.ids]) if a.ended else -1.0 for a in answers]
+        raw = [theirs.score([*asked, *a.ids]) for a in answers]
+        whole = [score for score, answer in zip(raw, answers, strict=True) if answer.ended]
+        most = sum(whole) / len(whole) if whole else math.inf
+        scores = [s if a.ended else min(s, most) - 1 for s, a in zip(raw, answers, strict=True)]
         all_scores.append(scores)
         best = max(range(5), key=scores.__getitem__)
         if answers[best].ended:
@@ -71,12 +74,15 @@ def test_the_favourite_of_transformers_is_kept(
 
 
 def test_a_cut_answer_is_no_demonstration(world: World, tmp_path: Path, sampled_groups: list[Any]) -> None:
-    """Where every cut answer scores more than the finished ones, only prompts without a cut answer are left."""
-    records = run(world, tmp_path / "best.jsonl", replace(CONFIG, missing_end=100.0, samples=2))
-    whole = sum(all(answer.ended for answer in answers) for _, answers in sampled_groups)
+    """However high a cut answer scores, a finished one is kept; only prompts without any are left out."""
+    judged = tmp_path / "reward.py"
+    judged.write_text("def longest(talks):\n    return [len(talk[-1]['content']) for talk in talks]\n")
+    records = run(world, tmp_path / "best.jsonl", replace(CONFIG, samples=2, max_tokens=12), reward=f"{judged}:longest")
+    whole = sum(any(answer.ended for answer in answers) for _, answers in sampled_groups)
     assert len(records) == whole < 12
+    assert any(len({answer.ended for answer in answers}) == 2 for _, answers in sampled_groups)
     with pytest.raises(InputError, match="no best response has both an end of turn and text"):
-        run(world, tmp_path / "none.jsonl", replace(CONFIG, missing_end=100.0, max_tokens=1))
+        run(world, tmp_path / "none.jsonl", replace(CONFIG, max_tokens=1))
     assert not (tmp_path / "none.jsonl").exists()
 
 

@@ -289,7 +289,7 @@ def test_bad_rankings(world: World, tmp_path: Path, records: list[dict[str, Any]
     ("make", "said"),
     [
         (lambda: DPOConfig(smoothing=0.5), "--smoothing 0.5: must be below 0.5"),
-        (lambda: DPOConfig(beta=-1.0), "--beta -1.0: must be at least 0"),
+        (lambda: DPOConfig(beta=-1.0), "--beta -1: must be at least 0"),
         (lambda: DPOConfig(adapter_only=True), "give --lora-rank"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_finished_run_is_what_it_was_until_it_is_replaced(server: Server, kto:
     server.hear(4)
     kto()
     assert kept(out) == first and "already finished" in (said := capsys.readouterr().err) and "using" in said
-    assert "--lr -1.0" in refused(capsys, lambda: kto("--overwrite", "--lr", "-1"))
+    assert "--lr -1" in refused(capsys, lambda: kto("--overwrite", "--lr", "-1"))
     assert kept(out) == first
     kto("--overwrite")
     second = kept(out)

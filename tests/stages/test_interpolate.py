@@ -96,7 +96,7 @@ def test_what_lies_on_no_line_is_one_line(
         (tmp_path / "foreign", [], "their tokenizers differ"),
         (world.reward, [], "holds a reward model, not a language model"),
         (tmp_path / "nosuch", [], "no such folder or file"),
-        (tuned, ["--weight", "1.5"], "--weight 1.5: lies beyond the second run; give 0 to 1"),
+        (tuned, ["--weight", "1.5"], "--weight 1.5: must be at most 1"),
         (tuned, ["--weight", "-0.5"], "--weight -0.5: must be at least 0"),
     ):
         assert said in refused(["interpolate", str(world.sft), str(other), "--out", str(tmp_path / "o"), *more], capsys)

@@ -21,11 +21,11 @@ from tutelage.data.training_set import read_ranking_sets, read_thumb_sets
 from tutelage.errors import InputError
 from tutelage.rewards.score import conversations_in, fit_all
 from tutelage.runs.device import choose_device
-from tutelage.runs.folder import load_policy, load_scorer
+from tutelage.runs.folder import load_policy
 from tutelage.stages.dpo import DPOConfig, dpo
 from tutelage.stages.kto import KTOConfig, kto
 from tutelage.stages.rank import rank
-from tutelage.stages.reward import centring_scores, reward
+from tutelage.stages.reward import best, demonstrations, reward
 from tutelage.stages.sft import SFTConfig, read_examples, sft
 from tutelage.text.chat import encode_answer
 from tutelage.text.tokenizer import Tokenizer
@@ -92,10 +92,8 @@ def test_pairs_are_a_reward_model_in_one_command(
 
 
 def test_the_number_of_best_responses_is_limited(world: World, pairs: Path) -> None:
-    scorer, tokenizer = load_scorer(world.reward, CPU)
-    rankings = read_ranking_sets([pairs], tokenizer, 64, 0.0, "reward").rankings
-    scores = centring_scores(scorer, tokenizer, (), rankings, replace(REWARD, demonstrations=7), torch.Generator())
-    assert scores.shape == (7,)
+    sets = read_ranking_sets([pairs], Tokenizer.load(world.reward), 64, 0.0, "reward")
+    assert len(best(sets, replace(REWARD, demonstrations=7), torch.Generator())) == 7
 
 
 def test_dpo_and_kto_leave_out_the_same(
@@ -193,7 +191,7 @@ def read_scored(path: Path, tokenizer: Tokenizer) -> Any:
 
 
 def centre_on(path: Path, tokenizer: Tokenizer) -> Any:
-    return centring_scores(SCORER, tokenizer, (path,), [], REWARD, torch.Generator())
+    return demonstrations(SCORER, tokenizer, (path,), REWARD, torch.Generator())
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,17 @@ def test_log_probabilities_are_transformers(world: World, bench: Bench) -> None:
 
 
 def test_scores_are_transformers_and_a_missing_end_costs(bench: Bench) -> None:
-    """Read at the end of turn, or replaced by -1 where the answer was cut."""
+    """Read at the last token. One that was cut earns at most the mean of the others, and 1 less."""
     rollout, responses = bench.rollout, bench.rollout.responses
-    for row in range(16):
-        ids = responses.ids[row, : int(responses.last[row]) + 1].tolist()
-        ended = ids[-1] == bench.tokenizer.end_of_turn_id
-        assert bool(responses.ended[row]) == ended
-        expected = bench.theirs.score(ids) if ended else -1.0
-        assert rollout.scores[row].item() == pytest.approx(expected, abs=1e-4)
-    assert 0 < int(responses.ended.sum()) < 16  # both kinds were seen
+    answers = [responses.ids[row, : int(responses.last[row]) + 1].tolist() for row in range(16)]
+    scores, ended = (
+        [bench.theirs.score(ids) for ids in answers],
+        [ids[-1] == bench.tokenizer.end_of_turn_id for ids in answers],
+    )
+    assert responses.ended.tolist() == ended and 0 < sum(ended) < 16  # both kinds were seen
+    mean = sum(score for score, whole in zip(scores, ended, strict=True) if whole) / sum(ended)
+    expected = [score if whole else min(score, mean) - 1 for score, whole in zip(scores, ended, strict=True)]
+    assert rollout.scores.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_value_starts_as_the_reward_model(bench: Bench) -> None:
@@ -364,7 +366,7 @@ def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path) -> None:
     reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     config = PPOConfig(
         iterations=32, batch=32, minibatch=32, epochs=2, max_tokens=24, max_prompt=32, lr=3e-3, value_lr=3e-3,
-        ptx=False, kl_budget=1e9, missing_end=-5.0, dtype="fp32",
+        ptx=False, kl_budget=1e9, missing_end=5.0, dtype="fp32",
     )  # fmt: skip
     lines = metrics(run_ppo(world, tmp_path / "out", config, reward=tmp_path / "rm"))
     assert sum(line["score"] for line in lines[-4:]) / 4 > sum(line["score"] for line in lines[:2]) / 2 + 4

@@ -12,7 +12,7 @@ from world import World, metrics, results, same_files
 from tutelage.data.packing import Windows
 from tutelage.errors import InputError
 from tutelage.learning.ptx import PretrainingShare
-from tutelage.rlhf.pretraining_mix import PretrainingMix, absent_specials, read_windows
+from tutelage.rlhf.pretraining_mix import PretrainingMix, absent_specials, break_tokens, read_windows
 from tutelage.sampling.rollout import response_logprobs
 
 transformers = pytest.importorskip("transformers")
@@ -97,6 +97,24 @@ def test_the_mixture_does_not_push_the_chats_markers_away(world: World, bench: B
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     gradient = learner.policy.embedding.weight.grad
     assert gradient is not None and not gradient[markers].any() and gradient[tokenizer.end_of_text_id].any()
+
+
+def test_line_breaks_can_be_left_out(world: World, bench: Bench) -> None:
+    """Neither a target nor in the softmax: the policy is not taught to go on with another speaker's line."""
+    learner, tokenizer = bench.learner, bench.tokenizer
+    mix = mixture(world, bench)
+    mix = PretrainingMix(mix.windows, mix.absent, torch.device("cpu"), 1.0, break_tokens(tokenizer))
+    out = [id for id in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([id])] + [tokenizer.end_of_text_id]
+    windows = mix.windows.batch(0, 2)
+    targets = windows[:, 1:].flatten()
+    learned = torch.tensor([int(target) not in out for target in targets])
+    assert 0 < learned.sum() < len(targets)
+    loss = mix.loss(learner.policy, 2)
+    loss.backward()
+    logits = transformers.AutoModelForCausalLM.from_pretrained(world.sft)(windows[:, :-1]).logits.flatten(0, 1)
+    logits[:, [*out, *mix.absent.tolist()]] = -torch.inf
+    expected = F.cross_entropy(logits[learned], targets[learned])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_coefficient_is_fixed_after_calibration(world: World, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_healthy_run_is_left_alone(world: World, tmp_path: Path, capsys: pytes
     """A reward model that prefers something, and learning rates at which the policy learns it."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
-    config = replace(LONG, iterations=24, batch=32, minibatch=32, value_lr=3e-3, lr=5e-4)
+    config = replace(LONG, iterations=24, batch=32, minibatch=32, value_lr=3e-3, lr=5e-4, warmup=5)
     out = run_ppo(world, tmp_path / "out", config, reward=tmp_path / "rm")
     assert results(out)["findings"] == [] and results(out)["stopped"] is None
     assert "found at" not in capsys.readouterr().err
@@ -46,7 +46,7 @@ def test_the_end_names_the_kept_policy_and_where_it_began(
     printed, first = capsys.readouterr().err, metrics(out)[0]
     assert f"{out}: optimised with PPO; iteration 2 of 2 was kept\n  score {first['score']:.4g} -> " in printed
     assert "warning" not in printed and f"next: tutelage chat {out}\n" in printed
-    unchanged = run_ppo(world, tmp_path / "unchanged", replace(LONG, iterations=2, kl_budget=1e-9))
+    unchanged = run_ppo(world, tmp_path / "unchanged", replace(LONG, iterations=2, lr=3e-3, kl_budget=1e-9))
     assert results(unchanged)["kept_iteration"] == 0
     sentence = results(unchanged)["nothing_learned"]
     assert sentence.startswith("iteration 0 was kept (KL ") and "so nothing was learned" in sentence
@@ -233,8 +233,13 @@ def test_the_judge_is_logged_and_learns_nothing(
 
 def test_a_judges_score_is_transformers(world: World, bench: Bench) -> None:
     rollout = bench.rollout
-    ours = rollouts.judge_score(ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, -2.0)
+    ours = rollouts.judge_score(
+        ModelReward(*load_scorer(world.reward, bench.run.device)), rollout, bench.config, bench.tokenizer.end_of_turn_id
+    )
     rows = zip(rollout.responses.ids.tolist(), rollout.responses.last.tolist(), rollout.responses.ended, strict=True)
     theirs = Theirs(world.reward)
-    expected = [theirs.score(ids[: last + 1]) if ended else -2.0 for ids, last, ended in rows]
+    scored = [(theirs.score(ids[: last + 1]), ended) for ids, last, ended in rows]
+    whole = [score for score, ended in scored if ended]
+    most = sum(whole) / len(whole)
+    expected = [score if ended else min(score, most) - 1 for score, ended in scored]
     assert ours == pytest.approx(sum(expected) / len(expected), abs=1e-4)

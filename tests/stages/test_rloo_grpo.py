@@ -128,7 +128,7 @@ def test_a_judge_is_logged_and_learns_nothing(world: World, tmp_path: Path, conf
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (["--samples", "1"], "--samples 1: a response is compared with the others to its prompt; give 2 or more"),
+        (["--samples", "1"], "--samples 1: must be at least 2; a response is compared with the others to its prompt"),
         (["--samples", "5"], "--batch 64 --samples 5: responses come in groups of 5"),
         (["--lora-rank", "2", "--lora-dropout", "0.1"], "in RL dropout would move the ratio off 1"),
     ],
@@ -163,7 +163,7 @@ def test_the_kl_budget_stops_the_run(
 
     Also where the run was interrupted just before.
     """
-    wild = replace(config, iterations=20, lr=0.03, kl_budget=2.0, ema=0.0)
+    wild = replace(config, iterations=20, lr=0.002, kl_budget=2.0)
     out = run_groups(world, tmp_path / "out", wild)
     *learned, breach = metrics(out)
     assert breach["kl"] > 2.0 and "policy_loss" not in breach and "tied_groups" in breach
@@ -239,7 +239,7 @@ def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: 
     """As PPO's test: a reward model that counts a word, and a score that rises by several times its start."""
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
-    longer = replace(config, iterations=40, batch=32, lr=3e-3, missing_end=-5.0)
+    longer = replace(config, iterations=40, batch=32, lr=3e-3, missing_end=5.0)
     longer = longer if isinstance(longer, RLOOConfig) else replace(longer, minibatch=32)
     lines = metrics(run_groups(world, tmp_path / "out", longer, reward=tmp_path / "rm"))
     assert sum(line["score"] for line in lines[-4:]) / 4 > sum(line["score"] for line in lines[:2]) / 2 + 4

@@ -167,6 +167,32 @@ def test_typed_markers_are_letters(world: World, loaded: Any, tmp_path: Path) ->
     assert example.supervised[-1] and example.ids[-1] == tokenizer.end_of_turn_id
 
 
+# Writes an empty reasoning into the last answer only, as Qwen3's template does.
+REWRITES = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}{{ m.content + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def test_a_template_that_rewrites_turns_is_trained_on_answer_by_answer(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load_policy(world.sft, choose_device("cpu", "fp32"))
+    save_policy(tmp_path / "base", model, tokenizer)
+    (tmp_path / "base" / "chat_template.jinja").write_text(REWRITES)
+    demos = write_lines(tmp_path / "d.jsonl", [{"messages": talk(seed, 2)} for seed in range(8)])
+    examples, _ = read_examples(
+        (demos,), type(tokenizer).load(tmp_path / "base"), SFTConfig(), 64, 10**9, torch.Generator()
+    )
+    assert len(examples) == 16
+    config = replace(SFT, tokens=512, row=64, batch=2)
+    sft(tmp_path / "base", (demos,), tmp_path / "run", config=config)
+    assert "each answer is an example of its own" in capsys.readouterr().err
+    assert results(tmp_path / "run")["supervised"] == "the last answer of each example"
+    assert results(world.sft)["supervised"] == "every answer"
+
+
 def test_what_is_cut_learns_no_end_of_turn(world: World, loaded: Any, tmp_path: Path) -> None:
     """S7: a turn too long for the context is dropped whole, never cut and closed."""
     _, tokenizer = loaded

@@ -14,14 +14,16 @@ from world import World, interrupted, metrics, results, same_files
 
 from tutelage.model.families import copy_weights
 from tutelage.model.gpt import GPT
+from tutelage.model.heads import ScalarGPT
 from tutelage.model.prepack import can_pack
 from tutelage.rewards.reward import ModelReward
 from tutelage.rlhf.actors import Actors, load_actors
 from tutelage.rlhf.rollouts import EncodedPrompt, roll_out, rollout_seeds, trunk_cache_for
+from tutelage.rlhf.sharing import unshared
+from tutelage.runs.adapter import adapt, save_tuned_scorer
 from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer
 from tutelage.runs.run import Run
-from tutelage.sampling.distribution import SamplingConfig
 from tutelage.sampling.rollout import Rollout, response_logprobs, response_values, score_rollout
 from tutelage.sampling.sampler import Response, generate
 
@@ -37,8 +39,8 @@ def actors_of(policy: Path, judge: Path, out: Path, layers: int = 1) -> Actors:
 def roll(actors: Actors, samples: int = 1) -> Rollout:
     """18 responses, of 19 tokens at most with their prompts."""
     prompts = [[15, 17, 260, 33, 8], [120, 77], [201, 9, 45, 46, 12, 11, 10]] * 6  # more than one group of like length
-    sampling, asked = SamplingConfig(max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts[: 18 // samples]]
-    return roll_out(actors, asked, rollout_seeds(0, 0, 18), sampling, -1.0, torch.arange(18).split(7), samples)[0]
+    config, asked = replace(SHARED, max_tokens=12), [EncodedPrompt(ids, []) for ids in prompts[: 18 // samples]]
+    return roll_out(actors, asked, rollout_seeds(0, 0, 18), config, torch.arange(18).split(7), samples)[0]
 
 
 def shake(model: GPT) -> None:
@@ -249,6 +251,45 @@ def test_a_reward_model_of_another_base_stays_its_own(world: World, policy: Path
     assert rollout.responses.stream_for(actors.policy) and not rollout.responses.stream_for(
         actors.reward.models[0].trunk
     )
+
+
+def adapters_everywhere(policy: Path, folder: Path) -> Path:
+    """An untrained reward model with adapters in all three layers of the policy."""
+    trunk, tokenizer = load_policy(policy, CPU)
+    adapt(trunk, config := replace(SHARED, lora_layers=0), torch.Generator().manual_seed(0))
+    folder.mkdir()
+    model = ScalarGPT(trunk, 0.0, 1.0).initialise(torch.Generator().manual_seed(0))
+    save_tuned_scorer(folder, model, tokenizer, policy, config)
+    return folder
+
+
+def test_a_reward_model_that_keeps_layers_from_being_shared_is_named(
+    world: World, policy: Path, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what to train; the judge has adapters in the top two of three layers. Only if layers were to be shared."""
+    everywhere = adapters_everywhere(policy, tmp_path / "everywhere")
+
+    def said(layers: int, *rewards: Path) -> list[str]:
+        config, names = replace(SHARED, lora_layers=layers), tuple(map(str, rewards))
+        actors = load_actors(policy, names, config, Run(tmp_path / "run", stage="ppo", config=config, inputs={}))
+        return list(unshared(actors, (*names, "m.py:f"), policy, config))
+
+    again = f"train it again with tutelage reward --base {policy} --lora-rank 4 --lora-layers"
+    assert said(1, everywhere) == [
+        f"reward model {everywhere}: it has adapters in all layers, so 0 layers of 2 can be shared; {again} 1"
+    ]
+    assert said(1, judge) == [
+        f"reward model {judge}: it has adapters in the top 2 of 3 layers, so 1 layer of 2 can be shared; {again} 1"
+    ]
+    (line,) = said(1, world.reward)
+    assert f"it is not an adapter on {policy}" in line and line.endswith(f"{again} 1")
+    (line,) = said(2, judge, everywhere)
+    assert line.startswith(f"reward model {everywhere}: ") and line.endswith(f"{again} 2")
+    assert said(2, judge) == said(0, everywhere) == []
+    capsys.readouterr()
+    out = run_ppo(world, tmp_path / "out", replace(SHARED, iterations=1), policy=policy, reward=everywhere)
+    assert f"\n{out}: reward model {everywhere}: it has adapters in all" in "\n" + capsys.readouterr().err
+    assert results(out)["shared_layers"] == 0
 
 
 def test_the_stream_of_another_model_is_no_way_in(policy: Path, judge: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_reward_for_a_word_is_optimised(world: World, tmp_path: Path, config: 
     comparisons = counted(tmp_path / "c.jsonl", 300, by_count)
     reward(world.sft, (comparisons,), tmp_path / "rm", (world.demos,), config=replace(REWARD, epochs=3, batch=16))
     longer = replace(
-        config, iterations=32, batch=32, minibatch=32, lr=3e-3, value_lr=3e-3, missing_end=-5.0, update_kl=0.03
+        config, iterations=32, batch=32, minibatch=32, lr=3e-3, value_lr=3e-3, missing_end=5.0, update_kl=0.03
     )
     lines = metrics(run_ppo(world, tmp_path / "out", longer, reward=tmp_path / "rm"))
     assert sum(line["score"] for line in lines[-4:]) / 4 > sum(line["score"] for line in lines[:2]) / 2 + 4
@@ -129,12 +129,12 @@ def test_a_step_goes_as_far_as_it_may(
     bench = Bench(world, tmp_path / "bench", world.reward, replace(TRPO, batch=16, lora_rank=adapters))
     advantages, _ = estimate(bench.rollout, bench.config)
     before, mask = every_logprob(bench, range(16)), bench.rollout.responses.mask
-    step = trust_region_step(bench.learner, bench.rollout, advantages, [torch.arange(16)], limit=1e-3, temperature=1.0)
+    step = trust_region_step(bench.learner, bench.rollout, advantages, [torch.arange(16)], limit=3e-4, temperature=1.0)
     after = every_logprob(bench, range(16))
-    assert float((before.exp() * (before - after)).sum(-1).mean()) == pytest.approx(1e-3, rel=0.05)
+    assert float((before.exp() * (before - after)).sum(-1).mean()) == pytest.approx(3e-4, rel=0.05)
     chosen = (after - before).gather(1, bench.rollout.responses.tokens[mask][:, None])[:, 0]
     assert step["update_kl"] == pytest.approx(float((chosen.exp() - 1 - chosen).mean()), rel=0.01)
-    assert step["update_kl"] > 1.1e-3  # the tokens that were learned from move more than the others
+    assert step["update_kl"] > 3.3e-4  # the tokens that were learned from move more than the others
     gain = float(((chosen.exp() - 1) * advantages[mask]).mean())
     assert -step["policy_loss"] == pytest.approx(gain, abs=1e-4) and gain > 0  # whitened: 0 before
 

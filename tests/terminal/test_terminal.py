@@ -14,7 +14,8 @@ from tutelage.runs.folder import save_policy
 from tutelage.sampling.remote import ContextFullError
 from tutelage.terminal.chat import chat, decoded, print_answer, printable, take_turn
 from tutelage.terminal.conversation import ChatConfig, Conversation, handle_line
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+from tutelage.text.bpe import train_bpe
+from tutelage.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

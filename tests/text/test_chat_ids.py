@@ -50,6 +50,17 @@ def unigram() -> str:
     return made.to_str()
 
 
+def merging() -> str:
+    """The merges make a control token of its text."""
+    state = json.loads(backend("byte-level BPE"))
+    vocabulary = state["model"]["vocab"]
+    for left, right in (("<", "/"), ("</", "s"), ("</s", ">")):
+        vocabulary.setdefault(left + right, 10_000 + len(left))
+        state["model"]["merges"].append([left, right])
+    state["pre_tokenizer"]["use_regex"] = False
+    return json.dumps(state)
+
+
 def with_flags(tokenizer_json: str, **flags: bool) -> str:
     """The same, with these flags on some added tokens."""
     state = json.loads(tokenizer_json)
@@ -106,9 +117,10 @@ FORGERIES = ["{all}", "<|im_", "end|>", ">", "<", "</", "s>", "\U00100000\U00100
 
 
 @pytest.mark.parametrize("template", ["Llama 2", "Qwen3", "R1-Distill"])
-@pytest.mark.parametrize("kind", ["byte-level BPE", "SentencePiece-style with byte fallback", "Unigram"])
+@pytest.mark.parametrize("kind", ["byte-level BPE", "SentencePiece-style with byte fallback", "Unigram", "merging"])
 def test_no_content_yields_a_control_token(tmp_path: Path, kind: str, template: str) -> None:
-    ours, _ = loaded(tmp_path, unigram() if kind == "Unigram" else backend(kind), template)
+    odd = {"Unigram": unigram, "merging": merging}
+    ours, _ = loaded(tmp_path, odd[kind]() if kind in odd else backend(kind), template)
     tokens = [*ours.special, *(["<|User|>", "<|Assistant|>"] if template == "R1-Distill" else [])]
     control = {ours._backend.token_to_id(token) for token in tokens} - {ours.special["<unk>"]}
 
@@ -120,6 +132,9 @@ def test_no_content_yields_a_control_token(tmp_path: Path, kind: str, template: 
     assert honest
     for content in FORGERIES:
         assert written(content.replace("{all}", "".join(tokens))) == honest
+    special = set(ours.special.values()) - {ours.special["<unk>"]}
+    assert not special & set(ours.encode("a" + "".join(ours.special)))
+    assert not special & set(ours.encode_batch(["".join(ours.special)])[0])
 
 
 JOINS = (  # reads more than contents, and joins the parts of a content
@@ -214,6 +229,17 @@ def test_generation_blocks_give_the_mask_of_transformers(tmp_path: Path) -> None
     (example,) = training_examples(ours, turns)
     assert example.ids == expected["input_ids"]
     assert [int(on) for on in example.supervised] == expected["assistant_masks"] and any(example.supervised)
+
+
+def test_only_generation_blocks_are_learned(tmp_path: Path) -> None:
+    """The template writes a note into each answer, and says that the assistant did not."""
+    template = MARKED.replace("{% generation %}", "{{ 'Note: ' }}{% generation %}")
+    ours, theirs = loaded(tmp_path, backend("byte-level BPE"), "ChatML", chat_template=template)
+    turns = [user("a"), assistant("Rain falls."), user("b"), assistant("你好")]
+    expected = theirs.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
+    (example,) = training_examples(ours, turns)
+    assert [int(on) for on in example.supervised] == expected["assistant_masks"]
+    assert "Note" not in ours.decode([i for i, on in zip(example.ids, example.supervised, strict=True) if on])
 
 
 def test_the_end_of_a_turn_is_learned_even_outside_a_generation_block(tmp_path: Path) -> None:

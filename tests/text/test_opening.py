@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 from tutelage.data.packing import encode_documents, stream
 from tutelage.evals.perplexity import bits_per_byte
 from tutelage.evals.tasks import choice_scores
+from tutelage.server.api.requests import prompts_of
+from tutelage.server.api.schemas import CompletionRequest
 from tutelage.text.tokenizer import Tokenizer
 
 TEXTS = ["", "hello there", " the cat", "你好\n", "<|system|> the <|endoftext|>"]
@@ -41,6 +43,21 @@ def test_a_text_gets_what_transformers_adds(tokenizer: Tokenizer, tmp_path: Path
         assert ours.encode_text(text) == theirs(text, split_special_tokens=True)["input_ids"]
     assert ours.opening == [tokenizer.special[BOS]] * ADDED[kind].index("$A")
     assert tokenizer.encode_text("the cat") == tokenizer.encode("the cat") and tokenizer.opening == []
+
+
+def test_a_completion_begins_as_in_transformers(tokenizer: Tokenizer) -> None:
+    """Texts get BOS, ids are taken as they are, and an empty text is BOS alone."""
+    ours, bos = with_added(tokenizer, ADDED["BOS"]), tokenizer.special[BOS]
+    ids = tokenizer.encode("the cat")
+    for prompt, expected in (
+        ("the cat", [(bos, *ids)]),
+        (["the cat", ""], [(bos, *ids), (bos,)]),
+        (ids, [tuple(ids)]),
+        ([[bos, *ids]], [(bos, *ids)]),
+        (BOS + "the cat", [(bos, *tokenizer.encode(BOS + "the cat"))]),  # typed: ordinary text, so BOS comes once
+    ):
+        assert prompts_of(ours, CompletionRequest(model="m", prompt=prompt)) == expected
+    assert prompts_of(tokenizer, CompletionRequest(model="m", prompt="the cat")) == [tuple(ids)]
 
 
 def test_documents_begin_with_it_unless_it_is_the_separator(tokenizer: Tokenizer) -> None:

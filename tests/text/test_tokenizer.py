@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tutelage.errors import InputError
-from tutelage.text.tokenizer import Tokenizer, train_bpe
+from tutelage.text.bpe import train_bpe
+from tutelage.text.tokenizer import Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 HOSTILE = st.lists(st.sampled_from(SPECIAL) | st.text(max_size=4), max_size=6).map("".join)

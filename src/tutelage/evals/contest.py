@@ -45,10 +45,14 @@ def distinct_names(folders: Sequence[Path], taken: dict[str, Path]) -> dict[str,
     """{name: folder}. Raises InputError if a folder is given twice."""
     if len({folder.absolute() for folder in folders}) < len(folders):
         raise InputError("evaluate: a run is given twice; leave one of them out")
-    for depth in range(1, max((len(folder.absolute().parts) for folder in folders), default=1) + 1):
-        names = {"/".join(folder.absolute().parts[-depth:]): folder for folder in folders}
-        if len(names) == len(folders) and not set(names) & set(taken):
-            break
+    names = {}
+    for folder in folders:
+        parts = folder.absolute().parts
+        for depth in range(1, len(parts) + 1):
+            others = [other for other in folders if other.absolute().parts[-depth:] == parts[-depth:]]
+            if len(others) == 1 and (name := "/".join(parts[-depth:])) not in taken:
+                names[name] = folder
+                break
     return names
 
 

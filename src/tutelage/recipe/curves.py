@@ -4,7 +4,8 @@
 
 Titles, units and legends are on the page, in two languages; a drawing contains lines and numbers only. matplotlib draws
 with placeholder colours, which are replaced by CSS variables of the page, so that a drawing is legible in light mode,
-in dark mode and in print. A chart without a logged value is left out.
+in dark mode and in print. A chart is left out if nothing was logged, or nothing but 0: PPO's clip fraction is 0 as long
+as a rollout makes one step.
 """
 
 import io
@@ -109,7 +110,7 @@ def inks_of(recipe: Recipe) -> dict[str, str]:
 
 
 def draw_curves(recipe: Recipe) -> dict[str, str]:
-    """All charts that have values, by name."""
+    """All charts that have something to show, by name."""
     charted = CURVES | policy_curves(recipe)
     logged = {curve.stage: recipe.metrics(curve.stage) for curves in charted.values() for curve in curves}
     reward = recipe.results("reward")
@@ -119,7 +120,7 @@ def draw_curves(recipe: Recipe) -> dict[str, str]:
     with matplotlib.rc_context(SETTINGS):
         for name, curves in charted.items():
             drawn = [(curve, *values(logged[curve.stage], "step", curve.metric)) for curve in curves]
-            if any(y.size for _, _, y in drawn):
+            if any(y.any() for _, _, y in drawn):
                 charts[name] = draw_chart(name, drawn, levels.get(name), ends.get(name))
         if any(logged[curve.stage] for curve in charted["ppo-score"]):
             charts["frontier"] = draw_frontier(recipe, logged)

@@ -38,17 +38,17 @@ class Preset:
 
 DEMO = Preset(
     collect=CollectConfig(),
-    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=1_250_000)),
-    sft=SFTConfig(tokens=600_000, min_answer=5, max_answer=32),
-    rank=RankConfig(count=3_300, answers=9),
+    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=2_500_000, batch=16, floor=0.0)),
+    sft=SFTConfig(tokens=800_000, floor=0.0, min_answer=5, max_answer=32, max_pieces=2),
+    rank=RankConfig(count=3_300, answers=9, repeating=0.5),
     reward=RewardConfig(batch=4, lr=1.25e-3),
-    ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, kl_coef=0.05, ema=0.8),
+    ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, warmup=5, kl_coef=0.05, ema=0.8, ptx_breaks=False),
     evaluate=EvaluateConfig(),
     seconds={
         "data": 11,
         "tokenizer": 7,
-        "pretrain": 155,
-        "sft": 56,
+        "pretrain": 270,
+        "sft": 74,
         "rank": 55,
         "reward": 79,
         "ppo": 50,
@@ -84,6 +84,7 @@ TOY = Preset(
     seconds=dict.fromkeys(DEMO.seconds, 5),
 )
 
+# The corpus of both demos has one line per turn, so a line break learned from it would let another speaker go on.
 # For an instruct model of roughly a hundred million parameters: adapters in every stage, rows shorter than its context.
 # From the reward model on, adapters are in the top layers only: policy, reference, value network and reward model share
 # the layers below, which run once per rollout.
@@ -117,6 +118,7 @@ DEMO_BASED = Preset(
         ema=0.8,
         ptx_windows=8,
         ptx_window=256,
+        ptx_breaks=False,
         ptx_share=0.5,
         lora_rank=16,
         lora_layers=8,

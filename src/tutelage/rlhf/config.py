@@ -3,13 +3,13 @@
 Defaults suit a laptop. InstructGPT's values (Ouyang et al. 2022, appendix C.4) stand beside them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated
 
 from tutelage.errors import InputError
 from tutelage.learning.kl import MAX_RELATIVE_ERROR
 from tutelage.learning.optim import LearningRate
-from tutelage.options import Advanced, Count, Finite, Natural, NonNegative, Positive, Range
+from tutelage.options import Advanced, Count, Natural, NonNegative, Positive, Range
 from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.snapshots import SnapshotConfig
 from tutelage.sampling.distribution import SampledTemperature
@@ -36,7 +36,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     """Sampling temperature; every log-probability is computed at it, too."""
     lr: LearningRate = 2e-4
     """Peak learning rate of the policy, for a few million parameters (paper: 2.55e-6 to 2.55e-5 for 1.3B)."""
-    warmup: Advanced[Natural] = 5
+    warmup: Advanced[Natural] = 0
     """Iterations over which the learning rate rises from a tenth of its peak; constant afterwards (paper: 10)."""
     kl_coef: NonNegative = 0.02
     """KL coefficient: beta in eq. 2, the penalty for one nat of KL from the SFT policy (paper: .02)."""
@@ -47,16 +47,23 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     limited to .2 (Ziegler et al. 2019: .1)."""
     kl_budget: NonNegative = 8.0
     """KL budget: training stops when the KL, in nats per response, exceeds it. The best policy within it is kept."""
-    missing_end: Advanced[Finite] = -1.0
-    """Score of a response that does not end by itself; demonstrations score 0 on average."""
+    missing_end: Advanced[NonNegative] = 1.0
+    """Penalty of a response that does not end by itself: it earns its score, at most the mean of valid responses,
+    minus this."""
+    min_answer: Advanced[Natural] = 0
+    """A response with fewer tokens, end of turn included, or with white space alone pays --missing-end, too; 0: none
+    does."""
     grad_clip: Advanced[Positive] = 1.0
     """Largest gradient norm of each network."""
-    ema: Advanced[Decay] = 0.9
+    ema: Advanced[Decay] = 0.0
     """Decay per step of the moving average of the policy, which is what is saved (paper: .992, over 4,000 steps)."""
     ptx_windows: Advanced[Count] = 16
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
     ptx_window: Advanced[Natural] = 0
     """Tokens of a window; 0: the model's context, at most 512."""
+    ptx_breaks: Advanced[bool] = True
+    """Learn the text's line breaks and ends, too. --no-ptx-breaks: for dialogue with one turn per line, where a line
+    break would let another speaker go on."""
     ptx_share: Advanced[NonNegative] = 1.0
     """Norm of the pretraining gradient relative to the policy gradient's."""
     ptx_calibration: Advanced[Natural] = 5
@@ -73,10 +80,13 @@ class RLConfig(SnapshotConfig, RewardsConfig):
             raise InputError(
                 "--lora-dropout: in RL dropout would move the ratio off 1 before the first step; leave it out"
             )
-        usual = next(field.default for field in fields(self) if field.name == "warmup")
-        if self.warmup > self.iterations and self.warmup != usual:  # a short run may end within the usual warm-up
+        if self.warmup > self.iterations:
             raise InputError(
                 f"--warmup {self.warmup}: longer than the run of --iterations {self.iterations}; give at most as many"
+            )
+        if self.min_answer > self.max_tokens:
+            raise InputError(
+                f"--min-answer {self.min_answer}: no response would be long enough; --max-tokens is {self.max_tokens}"
             )
         if self.kl_target:
             self._check_target()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 Metrics = dict[str, float]  # of one iteration; docs/metrics.md defines the keys
 
 PATIENCE = 5  # iterations that a condition must last: one or two are noise at a batch of 64
+SHORT_PATIENCE = 2  # for conditions so far from the start that noise does not explain them
 WINDOW = 2 * PATIENCE  # how far any check looks back
 
 
@@ -62,10 +63,10 @@ class History:
         """Whether a condition on a metric held in each of the last `count` iterations."""
         return all(holds(value) for value in self.last(key, count))
 
-    def throughout(self, unsound: Callable[[Metrics, Metrics], bool]) -> bool:
-        """Whether a condition on (first iteration, later iteration) held in each of the last PATIENCE iterations."""
-        recent = self.recent[-PATIENCE:]
-        return len(recent) == PATIENCE and all(unsound(self.opening[0], line) for line in recent)
+    def throughout(self, unsound: Callable[[Metrics, Metrics], bool], count: int = PATIENCE) -> bool:
+        """Whether a condition on (first iteration, later iteration) held in each of the last `count` iterations."""
+        recent = self.recent[-count:]
+        return len(recent) == count and all(unsound(self.opening[0], line) for line in recent)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -49,7 +49,8 @@ class PolicyLearner:
 
     def set_learning_rate(self, iteration: int, config: RLConfig) -> None:
         """From a tenth of the peak to the peak over the warm-up, then constant (Ouyang et al. 2022, appendix C.4)."""
-        set_learning_rate(self.optimizer, min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup)))
+        warming = iteration < config.warmup
+        set_learning_rate(self.optimizer, 0.1 + 0.9 * iteration / config.warmup if warming else 1.0)
 
     @property
     def learning_rate(self) -> float:

@@ -27,9 +27,13 @@ from tutelage.text.tokenizer import Tokenizer
 class PretrainingMix:
     """Windows of text in a fixed random order, and how many of them the run has used."""
 
-    def __init__(self, windows: Windows, absent: Tensor, device: torch.device, length: float):
+    def __init__(
+        self, windows: Windows, absent: Tensor, device: torch.device, length: float, breaks: Tensor | None = None
+    ):
+        """absent: special tokens that never occur in this text; breaks: tokens in it that are not to be learned."""
         self.windows = windows
-        self.absent = absent.to(device)  # special tokens that never occur in this text
+        self.breaks = torch.tensor([], dtype=torch.long) if breaks is None else breaks
+        self.absent = torch.cat([absent, self.breaks]).unique().to(device)
         self.used = 0
         self.share = PretrainingShare(length)
 
@@ -37,11 +41,15 @@ class PretrainingMix:
         """Mean next-token loss of the policy on the next `count` windows.
 
         The softmax leaves out the chat's special tokens, which such text never holds. Otherwise every step would lower
-        their probability, and the policy would forget to end its turns.
+        their probability, and the policy would forget to end its turns. What the text has in their place, such as line
+        breaks between turns, can be left out as well, as targets and from the softmax (`--no-ptx-breaks`).
         """
         batch = self.windows.batch(self.used, count).to(policy.embedding.weight.device)
         self.used += count
         hidden, targets = policy.trunk(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()
+        if len(self.breaks):
+            learned = ~torch.isin(targets, self.breaks.to(targets.device))
+            hidden, targets = hidden[learned], targets[learned]
         return next_token_loss(hidden, policy.head_weight, targets, absent=self.absent)
 
     def state(self) -> dict[str, Any]:
@@ -57,7 +65,8 @@ def open_mix(run: Run, config: RLConfig, actors: Actors, corpus: Sequence[Path],
     count, generator = steps * config.ptx_windows, run.generator("mix")
     windows = read_windows(actors.tokenizer, corpus, length, count, generator)
     absent = absent_specials(actors.tokenizer, windows)
-    return PretrainingMix(windows, absent, run.device.torch_device, config.ptx_share)
+    breaks = None if config.ptx_breaks else break_tokens(actors.tokenizer)
+    return PretrainingMix(windows, absent, run.device.torch_device, config.ptx_share, breaks)
 
 
 def read_windows(
@@ -79,3 +88,9 @@ def absent_specials(tokenizer: Tokenizer, windows: Windows) -> Tensor:
     """(A,) the special tokens that never occur in the windows."""
     present = set(np.unique(windows.ids).tolist())
     return torch.tensor(sorted(set(tokenizer.special.values()) - present), dtype=torch.long)
+
+
+def break_tokens(tokenizer: Tokenizer) -> Tensor:
+    """(B,) the tokens that contain a line break, and the one between documents."""
+    broken = [id for id, text in enumerate(tokenizer.token_bytes()) if b"\n" in text]
+    return torch.tensor(sorted({*broken, tokenizer.end_of_text_id}), dtype=torch.long)

@@ -15,6 +15,7 @@ from tutelage.data.messages import Messages
 from tutelage.data.prompts import choose_fitting
 from tutelage.data.rankings import encode_prompt
 from tutelage.data.records import read_prompts
+from tutelage.learning.invalid import penalised
 from tutelage.model.prepack import unpack
 from tutelage.rewards.reward import Reward, with_response
 from tutelage.rlhf.actors import Actors
@@ -22,7 +23,7 @@ from tutelage.rlhf.config import RLConfig
 from tutelage.runs.device import release_memory
 from tutelage.runs.run import seed_for
 from tutelage.sampling.distribution import SamplingConfig
-from tutelage.sampling.rollout import Rollout, pad_responses, score_rollout
+from tutelage.sampling.rollout import Responses, Rollout, pad_responses, score_rollout
 from tutelage.sampling.sampler import Response, generate, inference_copy, rows_that_fit
 from tutelage.sampling.trunk_cache import TrunkCache
 
@@ -56,16 +57,14 @@ def next_rollout(
     count = config.batch // samples
     chosen = [prompts[(iteration * count + i) % len(prompts)] for i in range(count)]
     seeds = rollout_seeds(config.seed, iteration, config.batch)
-    sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
-    return roll_out(actors, chosen, seeds, sampling, config.missing_end, parts, samples)
+    return roll_out(actors, chosen, seeds, config, parts, samples)
 
 
 def roll_out(
     actors: Actors,
     prompts: Sequence[EncodedPrompt],
     seeds: Sequence[int],
-    sampling: SamplingConfig,
-    missing_end: float,
+    config: RLConfig,
     parts: Sequence[Tensor],
     samples: int = 1,
 ) -> tuple[Rollout, float]:
@@ -77,6 +76,7 @@ def roll_out(
     shows here, but not in the ratio.
     """
     policy, tokenizer = actors.policy, actors.tokenizer
+    sampling = SamplingConfig(max_tokens=config.max_tokens, temperature=config.temperature)
     release_memory()  # fragments that learning from the last rollout left
     trunk_cache = trunk_cache_for(actors, len(seeds), max(len(p.ids) for p in prompts) + sampling.max_tokens)
     sampled = sample(actors, [p.ids for p in prompts], seeds, sampling, samples, trunk_cache)
@@ -87,11 +87,22 @@ def roll_out(
         responses = replace(responses, stream=trunk_cache.stream(responses.ids.shape[1], policy.embedding.weight))
     texts = (tokenizer.decode(response.ids) for response in sampled)
     conversations = [with_response(p.messages, text) for p, text in zip(repeated, texts, strict=True)]
-    scores = actors.reward.score_responses(responses, conversations)
-    limits = dict(missing_end=missing_end, temperature=sampling.temperature)
-    rollout = score_rollout(policy, actors.reference, actors.value, scores, responses, parts=parts, **limits)
+    scores = rewards_of(actors.reward, responses, conversations, config, tokenizer.end_of_turn_id)
+    models = (policy, actors.reference, actors.value)
+    rollout = score_rollout(*models, scores, responses, parts=parts, temperature=config.temperature)
     unpack(policy)
     return replace(rollout, conversations=conversations), sampler_gap(sampled, rollout)
+
+
+def rewards_of(
+    reward: Reward, responses: Responses, conversations: Sequence[Messages], config: RLConfig, end: int
+) -> Tensor:
+    """(B,) scores by the reward, less what responses pay that were cut or are too short. `end`: the end of turn."""
+    lengths = responses.mask.sum(1)
+    blank = torch.tensor([not messages[-1]["content"].strip() for messages in conversations], device=lengths.device)
+    short = (lengths < config.min_answer) | (blank & (config.min_answer > 0))
+    scores = reward.score_responses(responses.ending_with(end), conversations)
+    return penalised(scores, ~responses.ended | short, config.missing_end)
 
 
 def sample(
@@ -139,7 +150,6 @@ def sampler_gap(responses: Sequence[Response], rollout: Rollout) -> float:
     return float((sampled - rollout.logprobs[mask]).abs().mean())
 
 
-def judge_score(judge: Reward, rollout: Rollout, missing_end: float) -> float:
-    """Mean score of the rollout's responses by the judge; a missing end scores `missing_end`, as for the reward."""
-    scores = judge.score_responses(rollout.responses, rollout.conversations)
-    return float(torch.where(rollout.responses.ended, scores, missing_end).mean())
+def judge_score(judge: Reward, rollout: Rollout, config: RLConfig, end: int) -> float:
+    """Mean score of the rollout's responses by the judge, with the penalties of the reward."""
+    return float(rewards_of(judge, rollout.responses, rollout.conversations, config, end).mean())

@@ -15,6 +15,7 @@ from tutelage.rlhf.history import Metrics
 from tutelage.rlhf.learner import first_epoch
 from tutelage.rlhf.pretraining_mix import PretrainingMix, open_mix
 from tutelage.rlhf.rollouts import EncodedPrompt, encode_prompts, judge_score, next_rollout
+from tutelage.rlhf.sharing import unshared
 from tutelage.runs.base import find_base
 from tutelage.runs.run import Run
 from tutelage.sampling.rollout import Rollout, describe
@@ -57,7 +58,7 @@ class Setup:
         rollout, gap = next_rollout(self.actors, self.prompts, iteration, config, parts, samples)
         metrics = describe(rollout, config.kl_coef) | {"sampler_gap": gap}
         if self.judge:
-            metrics["judge_score"] = judge_score(self.judge, rollout, config.missing_end)
+            metrics["judge_score"] = judge_score(self.judge, rollout, config, self.actors.tokenizer.end_of_turn_id)
         return rollout, metrics
 
     def results(self) -> dict[str, Any]:
@@ -101,6 +102,8 @@ def set_up(
     actors = load_actors(inputs.policy, inputs.reward, config, run, critic)
     if foreign := foreign_models(actors.reward):
         run.progress.say(f"{run.out}: {foreign}")
+    for line in unshared(actors, inputs.reward, inputs.policy, config):
+        run.progress.say(f"{run.out}: {line}")
     count = config.iterations * config.batch // samples
     prompts = encode_prompts(actors, inputs.prompts, count, config, run.stage)
     steps = config.iterations * epochs * -(-config.batch // minibatch)

@@ -171,11 +171,11 @@ def roll_out_table(
     prompts = [[problem.start]] * len(seeds)
     sampling = SamplingConfig(max_tokens=problem.longest)
     sampled = [response for (response,) in generate(policy, prompts, seeds, problem.end, sampling)]  # type: ignore[arg-type]
-    # Here a response cut at the limit has its own reward, not the score of a missing end.
+    # Here a response cut at the limit has its own reward, without the penalty of a missing end.
     whole = [Response(response.ids, response.logprobs, True) for response in sampled]
     responses = pad_responses(prompts, whole, problem.start + 1, torch.device("cpu"))
     reference = Table(problem, problem.reference_logits)
     scores = response_scores(Rewards(problem), responses)  # type: ignore[arg-type]
     models: dict[str, Any] = {"policy": policy, "reference": reference, "value": value}
-    rollout = score_rollout(**models, scores=scores, responses=responses, parts=parts, missing_end=0.0, temperature=1.0)
+    rollout = score_rollout(**models, scores=scores, responses=responses, parts=parts, temperature=1.0)
     return rollout, sampler_gap(sampled, rollout)

@@ -59,7 +59,9 @@ class AdapterConfig(RunConfig):
                 "--adapter-only, --lora-layers and --lora-dropout need adapters; give --lora-rank, or leave them out"
             )
         if unknown := [name for name in self.lora_targets if name not in ALL]:
-            raise InputError(f"--lora-targets {unknown[0]}: no such map; choose from {' '.join(ALL)}")
+            raise InputError(
+                f"--lora-targets {unknown[0]}: is not a linear map of a block; choose from {' '.join(ALL)}"
+            )
         if not self.lora_targets:
             raise InputError(f"--lora-targets: names no map; choose from {' '.join(ALL)}")
 

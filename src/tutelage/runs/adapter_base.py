@@ -28,7 +28,7 @@ def base_of(folder: Path, name: Any) -> Path:
     if (folder / "base.json").is_file() and not place.exists():
         # Ours: the name is relative to this folder. From the current folder it might lead to another model.
         raise InputError(
-            f"{folder}: its base is not at {place.resolve()}; move it back there, or train the adapter again"
+            f"{folder}: its base {place.resolve()}: no such folder or file; move it back, or train the adapter again"
         )
     base = place if place.exists() else find_base(Path(name))
     if base.resolve() in (folder.resolve(), folder.parent.resolve()):

@@ -35,7 +35,8 @@ class Progress:
         """Show the fraction done (0 to 1) and these numbers, unless the last update was too recent."""
         now = time.monotonic()
         if self.start_fraction is None:
-            self.start_fraction = fraction  # the time left is estimated from the work done since resuming
+            # The time left is estimated from the work since here, not from loading, nor from before a resumed run.
+            self.start_fraction, self.begun = fraction, now
         if self.mode not in INTERVAL or (now - self.last < INTERVAL[self.mode] and fraction < 1):
             return
         self.last = now

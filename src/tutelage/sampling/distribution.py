@@ -18,6 +18,10 @@ from torch import Tensor
 from tutelage.errors import InputError
 from tutelage.options import Range
 
+# What `tutelage chat` and the chat page sample with. At temperature 1 a small model's unlikely tokens, each a slip,
+# come up in most answers; docs/results.md compares settings. The API's defaults are OpenAI's.
+CHAT_TEMPERATURE, CHAT_MIN_P = 0.7, 0.1
+
 GREEDY_BELOW = 1e-5  # temperature; dividing logits by a far smaller one overflows
 CANDIDATES = (256, 4096)  # how many of the most likely tokens top-p tries before it sorts the whole vocabulary
 INFINITY = float("inf")

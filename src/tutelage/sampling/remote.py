@@ -100,5 +100,8 @@ def refusal(error: HTTPError, base: str) -> Exception:
         details = json.loads(error.read()).get("error") or {}
     if details.get("code") == "context_length_exceeded":
         return ContextFullError()
+    message = str(details.get("message") or error.reason)
     hint = "; give the key with --key-file" if error.code == 401 else ""
-    return InputError(f"{base}: {error.code} {details.get('message') or error.reason}{hint}")
+    if error.code in (400, 422) and "min_p" in message:  # not in OpenAI's API, but `tutelage chat` sends it by default
+        hint = "; leave it out with --min-p 0, or /min-p 0 in the chat"
+    return InputError(f"{base}: {error.code} {message}{hint}")

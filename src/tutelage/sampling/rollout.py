@@ -3,8 +3,7 @@
     prompts -> generate -> Responses -> log-probabilities, values, scores -> Rollout
 
 Learning uses log-probabilities that are recomputed with the training forward pass, never the sampler's own, so that the
-ratio is 1 before the first step. A response that was cut at the limit has no end-of-turn; its score is replaced by a
-constant (default -1, Huang et al. 2024; demonstrations score 0 on average).
+ratio is 1 before the first step. A response that was cut at the limit has no end-of-turn.
 """
 
 from collections.abc import Callable, Sequence
@@ -163,7 +162,7 @@ class Rollout:
     logprobs: Tensor  # (B, T) log pi_old(token | prefix), of the policy that sampled
     ref_logprobs: Tensor  # (B, T) log pi_SFT(token | prefix), of the reference
     values: Tensor | None  # (B, T) V(prefix); None without a value network
-    scores: Tensor  # (B,) one per response; missing_end if it has no end-of-turn
+    scores: Tensor  # (B,) one per response, penalties included
     conversations: Sequence[list[dict[str, str]]] = ()  # each prompt with its response, as messages
 
     def rows(self, chosen: Tensor) -> "Rollout":
@@ -189,7 +188,6 @@ def score_rollout(
     responses: Responses,
     *,
     parts: Sequence[Tensor],
-    missing_end: float,
     temperature: float,
 ) -> Rollout:
     """Run policy, reference and value network over sampled responses, whose scores (B,) are given.
@@ -212,7 +210,7 @@ def score_rollout(
         logprobs=logprobs_by(policy),
         ref_logprobs=ref_logprobs,
         values=in_parts(lambda rows: response_values(value, rows), responses, parts) if value else None,
-        scores=torch.where(responses.ended, scores, missing_end),
+        scores=scores,
     )
 
 

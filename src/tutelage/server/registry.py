@@ -29,6 +29,7 @@ from tutelage.runs.folder import holds_scorer, load_policy, read_adapter, shares
 from tutelage.runs.identity import find_adapter, hash_input
 from tutelage.runs.machine import version
 from tutelage.sampling.sampler import for_inference
+from tutelage.server.suggestions import suggestions_of
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError
 
@@ -50,6 +51,7 @@ class Served:
     engine: Engine | None = None  # policies only
     adapter: str = ""  # policies: name of the engine's adapter; "" is the base itself
     reward: ModelReward | None = None  # reward models only
+    suggestions: tuple[str, ...] = ()  # policies: questions from the held-out prompts beside the run
 
 
 class Registry:
@@ -115,6 +117,7 @@ class Registry:
             table=[*tokenizer.token_bytes(), *[b""] * padding],
             engine=engine,
             adapter=name if adapter else "",
+            suggestions=suggestions_of(run),
         )
 
     def _add_adapter(self, engine: Engine, name: str, run: Path, adapter: Path) -> Tokenizer | None:

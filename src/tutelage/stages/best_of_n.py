@@ -4,15 +4,16 @@
 
 `tutelage sft` on these demonstrations is rejection-sampling fine-tuning. The KL of the best of n from the policy is at
 most log n - (n-1)/n nats (Stiennon et al. 2020). run.json holds the mean score for 1 to n samples
-(`evals/best_of_n.py`). Ours: a response without an end of turn scores --missing-end, as in PPO. If the best response is
+(`evals/best_of_n.py`). Ours: a response without an end of turn pays --missing-end, as in PPO. If the best response is
 such a one, or empty, the prompt is left out.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tutelage.data.jsonl import write_jsonl
 from tutelage.data.messages import Messages
@@ -20,8 +21,9 @@ from tutelage.data.prompts import check_context, choose_fitting
 from tutelage.data.records import Demonstration, Prompt, read_prompts
 from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
+from tutelage.learning.invalid import penalised
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.options import Advanced, Count, Finite, NonNegative
+from tutelage.options import Advanced, Count, NonNegative
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import foreign_models, frozen_loader, open_reward, places_read, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
@@ -51,8 +53,9 @@ class BestOfNConfig(RunConfig, RewardsConfig):
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
     temperature: SampledTemperature = 1.0
     """Sampling temperature."""
-    missing_end: Advanced[Finite] = -1.0
-    """Score of a response without an end of turn. Demonstrations score 0 on average."""
+    missing_end: Advanced[NonNegative] = 1.0
+    """Penalty of a response without an end of turn: it gets its score, at most the mean of the prompt's other
+    responses, minus this."""
     uwo_lambda: Advanced[NonNegative] = 0.5
     """Weight of the variance between ensemble members in --ensemble uwo (Coste et al. 2024: 0.5)."""
 
@@ -64,7 +67,7 @@ class Candidates:
     prompt: Prompt
     texts: list[str]
     ended: list[bool]  # True if the response has an end of turn
-    scores: list[float]  # by the reward; missing_end without an end of turn
+    scores: list[float]  # by the reward, less --missing-end without an end of turn
 
     def best(self) -> Demonstration | None:
         """The response with the highest score; None if it has no end of turn or no text."""
@@ -174,13 +177,11 @@ def score_responses(
 ) -> list[list[float]]:
     """[prompt][response]: the reward's score. A reward model runs each prompt once for all its responses."""
     texts = [[[*ids, *response.ids] for response in group] for ids, group in zip(prompts, groups, strict=True)]
-    scores = [row.tolist() for row in scorer.score_groups(texts, conversations)]
-    if not all(math.isfinite(score) for row in scores for score in row):
+    scores = scorer.score_groups(texts, conversations)
+    if not all(row.isfinite().all() for row in scores):
         raise InputError("best-of-n: the reward model's scores are not finite; train it again, or use --dtype fp32")
-    return [
-        [score if response.ended else missing_end for score, response in zip(row, group, strict=True)]
-        for row, group in zip(scores, groups, strict=True)
-    ]
+    cut = [torch.tensor([not response.ended for response in group]) for group in groups]
+    return [penalised(row.cpu(), which, missing_end).tolist() for row, which in zip(scores, cut, strict=True)]
 
 
 def score_curve(scores: Sequence[Sequence[float]]) -> dict[int, float]:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 class CollectConfig(RunConfig):
     """What is taken from the sources. Of these settings only `limit` affects the splits, so runs share their test set.
 
-    The seed decides which pseudonyms the speakers get in the corpus.
+    The seed has no effect.
     """
 
     limit: Natural = 0
@@ -133,7 +133,7 @@ def _write_records(
 
     for split in SPLITS:
         if split != "test":  # no stage reads test text as a corpus: the alignment tax is measured on valid
-            write(f"corpus.{split}", _documents(talks[split], questions[split], str(config.seed)), _document_key)
+            write(f"corpus.{split}", _documents(talks[split], questions[split]), lambda d: d.plain_text())
         write(
             f"demonstrations.{split}",
             _demonstrations(talks[split], questions[split]),
@@ -143,14 +143,9 @@ def _write_records(
     return written, duplicates
 
 
-def _documents(talks: list[Conversation], questions: list[QuestionAnswers], salt: str) -> list[Document]:
-    answered = [document for entry in questions for document in corpus.from_questions(entry, salt)]
-    return [corpus.from_conversation(c, salt) for c in talks] + answered
-
-
-def _document_key(document: Document) -> str:
-    """The text without the speakers' names, which differ between copies of a dialogue."""
-    return "\n".join(line.partition(": ")[2] for line in (document.text or "").split("\n"))
+def _documents(talks: list[Conversation], questions: list[QuestionAnswers]) -> list[Document]:
+    answered = [document for entry in questions for document in corpus.from_questions(entry)]
+    return [corpus.from_conversation(c) for c in talks] + answered
 
 
 def _demonstrations(talks: list[Conversation], questions: list[QuestionAnswers]) -> list[Demonstration]:

@@ -5,8 +5,8 @@
 
 The value network starts as the reward model, or as the first of several. Where no reward is a model it starts as the
 policy with a head of zeros. `--no-ptx` is plain PPO.
-Ours, where the paper is silent: lambda .95, score -1 for a missing end of turn, advantages whitened over the rollout, a
-separate optimizer for the value network; `learning/ptx.py` says how the pretraining coefficient is found.
+Ours, where the paper is silent: lambda .95, a penalty of 1 for a missing end of turn, advantages whitened over the
+rollout, a separate optimizer for the value network; `learning/ptx.py` says how the pretraining coefficient is found.
 `--update` replaces the clip: `penalty` adapts a KL penalty to the policy that sampled (Schulman et al. 2017, eq. 8),
 `trpo` takes TRPO's natural-gradient step (Schulman et al. 2015). All else is the same.
 """

@@ -6,32 +6,30 @@ All K responses to a prompt are one element of a batch, so the pairs of a prompt
 response runs through the model once, and the prompt once for all of them (`model/shared_prefix.py`). Ties are dropped.
 After training the scores are shifted so that demonstrations score 0 on average, or without any the best-ranked
 responses. Their standard deviation is saved with that mean, for ensembles. The rankings of some prompts are held out.
-The accuracy on them is reported next to the accuracy of the panel's gold score on the same pairs.
+The accuracy on them is reported next to the accuracy of the panel's gold score on the same pairs. At the end the model
+is probed with degenerate responses (`evals/reward_probe.py`); with --reject-degenerate it is trained against them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tutelage.data.degenerate import best_response, degenerate_response, ending_with
 from tutelage.data.demonstrations import windows
+from tutelage.data.messages import Messages
 from tutelage.data.panel import Panel
-from tutelage.data.rankings import (
-    Ranking,
-    encode_ranking,
-    encode_response,
-    length_matched,
-    same_responses,
-    strict_pairs,
-)
-from tutelage.data.records import Comparison, read_demonstrations
-from tutelage.data.training_set import read_ranking_sets
+from tutelage.data.rankings import Ranking, encode_response, same_responses
+from tutelage.data.records import read_demonstrations
+from tutelage.data.training_set import RankingSets, read_ranking_sets
 from tutelage.errors import InputError, located
-from tutelage.evals.preference import mean, preference
+from tutelage.evals.reward_accuracy import accuracy_report
+from tutelage.evals.reward_probe import probe, probe_figure, probe_warnings
 from tutelage.learning.losses import pair_accuracy, ranking_loss, winner_mask
 from tutelage.learning.optim import LearningRate
 from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
@@ -67,6 +65,9 @@ class RewardConfig(OptimizerConfig, AdapterConfig):
     """Share of the steps over which the learning rate rises."""
     heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training."""
+    reject_degenerate: bool = False
+    """Add an empty, one-word, stock, repeated or copied response to each ranking, as its worst. See the probe at the
+    end of a training for whether this is needed."""
     demonstrations: Advanced[Count] = 256
     """Number of demonstrations, or of best-ranked responses, whose mean score is set to 0."""
 
@@ -102,18 +103,26 @@ def reward(
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
         sets = read_ranking_sets(comparisons, tokenizer, trunk.config.context, config.heldout, "reward")
-        steps = train(run, config, model, sets.rankings, tokenizer.pad_id)
+        rankings = (
+            with_losers(sets, tokenizer, trunk.config.context, config) if config.reject_degenerate else sets.rankings
+        )
+        steps = train(run, config, model, rankings, tokenizer.pad_id)
         model.eval()
-        scores = centring_scores(model, tokenizer, demos, sets.rankings, config, run.generator("demonstrations"))
+        generator = run.generator("demonstrations")
+        good = demonstrations(model, tokenizer, demos, config, generator) if demos else best(sets, config, generator)
+        scores = conversation_scores(model, tokenizer, good)
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
-        results = accuracy_report(model, tokenizer, sets.heldout, Panel.load(panel) if panel else None)
+        results: dict[str, Any] = accuracy_report(model, tokenizer, sets.heldout, Panel.load(panel) if panel else None)
+        results |= {"probe": probe(model, tokenizer, good)}
         save_tuned_scorer(out, model, tokenizer, base, config)
         results |= {"reward_mean": model.mean, "reward_std": model.std}
         results |= sets.counts
-        run.finish(results, ending(run, base, results, steps, sets.left_out.sentences))
+        run.finish(results, ending(run, base, config, results, steps, sets.left_out.sentences))
 
 
-def ending(run: Run, base: Path, results: dict[str, float | None], steps: int, left_out: Sequence[str] = ()) -> Ending:
+def ending(
+    run: Run, base: Path, config: RewardConfig, results: dict[str, Any], steps: int, left_out: Sequence[str]
+) -> Ending:
     accuracy, ceiling = results["accuracy"], results["ceiling"]
     known = "chance is 50%" + (f", the panel's gold score reaches {ceiling:.1%}" if ceiling is not None else "")
     warnings = [*left_out, *short_training(steps, "give more rankings or a smaller --batch")]
@@ -121,15 +130,31 @@ def ending(run: Run, base: Path, results: dict[str, float | None], steps: int, l
         warnings.append("no ranking was held out, so the accuracy is unknown; raise --heldout")
     elif accuracy <= 0.5:
         warnings.append("the reward model is no better than chance on held-out pairs; give more rankings")
+    warnings += probe_warnings(results["probe"], config.reject_degenerate)
     return Ending(
         f"trained on {results['rankings']:,} rankings in {counted(steps, 'step')}",
         [
             Figure(f"accuracy on {results['heldout_pairs']:,} held-out pairs", accuracy, note=known, format=".1%"),
             training_loss(read_metrics(run.metrics.path)),
+            probe_figure(results["probe"]),
         ],
         warnings,
         [command("ppo", "--policy", base, "--reward", run.out, "..."), command("score", run.out, "FILE.jsonl")],
     )
+
+
+def with_losers(sets: RankingSets, tokenizer: Tokenizer, context: int, config: RewardConfig) -> list[Ranking]:
+    """Each ranking with one more response, a degenerate one, worse than all others."""
+    losers = [degenerate_response(comparison, str(config.seed)) for comparison in sets.kept]
+    encoded = [encode_response(c.prompt, loser, tokenizer) for c, loser in zip(sets.kept, losers, strict=True)]
+    return [with_loser(ranking, loser, context) for ranking, loser in zip(sets.rankings, encoded, strict=True)]
+
+
+def with_loser(ranking: Ranking, loser: list[int], context: int) -> Ranking:
+    """Unchanged if the loser is one of its responses or does not fit."""
+    if loser in ranking.sequences or len(loser) > context:
+        return ranking
+    return Ranking([*ranking.sequences, loser], [*ranking.ranks, max(ranking.ranks) + 1], ranking.prompt_length)
 
 
 def train(run: Run, config: RewardConfig, model: ScalarGPT, rankings: list[Ranking], pad: int) -> int:
@@ -160,75 +185,39 @@ def score_rankings(model: ScalarGPT, rankings: Sequence[Ranking], pad: int) -> t
     return scores, ranks, mask.to(device)
 
 
-def centring_scores(
-    model: ScalarGPT,
-    tokenizer: Tokenizer,
-    demos: Sequence[Path],
-    rankings: Sequence[Ranking],
-    config: RewardConfig,
-    generator: torch.Generator,
-) -> Tensor:
-    """(N,) scores whose mean is set to 0: of demonstrations, and without any of the best-ranked responses."""
-    if demos:
-        return demonstration_scores(model, tokenizer, demos, config, generator)
-    best = list(dict.fromkeys(tuple(r.sequences[r.ranks.index(min(r.ranks))]) for r in rankings))
-    chosen = torch.randperm(len(best), generator=generator)[: config.demonstrations].tolist()
-    with torch.no_grad():
-        return torch.cat(score_texts(model, [[list(best[i])] for i in chosen], tokenizer.pad_id))
+def best(sets: RankingSets, config: RewardConfig, generator: torch.Generator) -> list[Messages]:
+    """Conversations that end with a best-ranked response, each once; for want of demonstrations."""
+    ranked = zip(sets.kept, sets.rankings, strict=True)
+    known = {tuple(r.sequences[r.ranks.index(min(r.ranks))]): ending_with(c, best_response(c)) for c, r in ranked}
+    chosen = torch.randperm(len(known), generator=generator)[: config.demonstrations].tolist()
+    return [list(known.values())[i] for i in chosen]
 
 
-@torch.no_grad()
-def demonstration_scores(
+def demonstrations(
     model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
-) -> Tensor:
-    """(N,) scores of demonstrations: the last response of the first window that fits DEMONSTRATION tokens or half the
+) -> list[Messages]:
+    """Conversations that end with a demonstration: the first window of each that fits DEMONSTRATION tokens or half the
     context, whichever is less.
     """
-    demonstrations = read_demonstrations(demos)
+    read = read_demonstrations(demos)
     limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
-    texts: list[list[int]] = []
-    for i in torch.randperm(len(demonstrations), generator=generator).tolist():
-        if len(texts) >= config.demonstrations:
+    chosen: list[Messages] = []
+    for i in torch.randperm(len(read), generator=generator).tolist():
+        if len(chosen) >= config.demonstrations:
             break
-        with located(demonstrations[i].where):
-            fitting, _ = windows(demonstrations[i].messages, lambda messages: training_size(tokenizer, messages), limit)
-            texts += [encode_response(messages[:-1], messages[-1]["content"], tokenizer) for messages in fitting[:1]]
-    if not texts:
+        with located(read[i].where):
+            fitting, _ = windows(read[i].messages, lambda messages: training_size(tokenizer, messages), limit)
+        chosen += fitting[:1]
+    if not chosen:
         raise InputError(
             f"reward: no demonstration fits {limit} tokens, so no score can be set to 0; give shorter ones or leave "
             "--demos out"
         )
-    return torch.cat(score_texts(model, [[text] for text in texts], tokenizer.pad_id))
+    return chosen
 
 
 @torch.no_grad()
-def accuracy_report(
-    model: ScalarGPT, tokenizer: Tokenizer, heldout: Sequence[Comparison], panel: Panel | None
-) -> dict[str, float | None]:
-    """Accuracy on held-out strict pairs, overall and on pairs of equal length, and the gold score's accuracy on them.
-
-    Figures that cannot be measured are None: all of them without held-out pairs, the gold score's without a panel.
-    """
-    right: list[float] = []
-    gold: list[float] = []
-    matched: list[bool] = []
-    losses: list[float] = []
-    rankings = [encode_ranking(comparison, tokenizer) for comparison in heldout]
-    each = score_texts(model, [ranking.sequences for ranking in rankings], tokenizer.pad_id)
-    for comparison, ranking, scores in zip(heldout, rankings, each, strict=True):
-        losses.append(float(ranking_loss(scores[None], torch.tensor([ranking.ranks], device=scores.device))))
-        matched += length_matched(comparison, tokenizer)
-        for winner, loser in strict_pairs(ranking.ranks):
-            right.append(preference(float(scores[winner]), float(scores[loser])))
-            if panel:
-                responses = comparison.responses
-                gold.append(panel.gold_preference(comparison.prompt, responses[winner], responses[loser]))
-    accuracy, ceiling = mean(right), mean(gold)
-    return {
-        "accuracy": accuracy,
-        "ceiling": ceiling,
-        "accuracy_of_ceiling": accuracy / ceiling if accuracy is not None and ceiling else None,
-        "length_matched_accuracy": mean([r for r, m in zip(right, matched, strict=True) if m]),
-        "heldout_loss": mean(losses),
-        "heldout_pairs": len(right),
-    }
+def conversation_scores(model: ScalarGPT, tokenizer: Tokenizer, conversations: Sequence[Messages]) -> Tensor:
+    """(N,) scores of the conversations' last responses."""
+    texts = [encode_response(messages[:-1], messages[-1]["content"], tokenizer) for messages in conversations]
+    return torch.cat(score_texts(model, [[text] for text in texts], tokenizer.pad_id))

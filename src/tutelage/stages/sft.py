@@ -20,6 +20,7 @@ from tutelage.data.demonstrations import windows
 from tutelage.data.epochs import budget_warnings, default_epochs, packed_rows, rows_of_epochs, rows_of_tokens
 from tutelage.data.packing import Example, Packed, pack
 from tutelage.data.prompts import row_length
+from tutelage.data.rare_words import WordPieces, common_turns
 from tutelage.data.records import read_demonstrations
 from tutelage.errors import InputError, located
 from tutelage.learning.head import next_token_loss
@@ -35,7 +36,7 @@ from tutelage.runs.ending import Ending, Figure, command, counted, short_trainin
 from tutelage.runs.folder import load_policy
 from tutelage.runs.run import Run
 from tutelage.runs.steps import training_steps
-from tutelage.text.chat import rewrites_turns, training_examples, training_size
+from tutelage.text.chat import ChatIds, rewrites_turns, training_examples, training_size
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -61,6 +62,9 @@ class SFTConfig(OptimizerConfig, AdapterConfig):
     max_answer: Natural = 0
     """Train only on assistant turns of at most this many tokens; 0 is no limit. Long turns teach the model not to stop,
     which costs it where responses are limited in length."""
+    max_pieces: Advanced[Natural] = 0
+    """Train only on assistant turns without a word of more tokens than this; 0 is no limit. Names and typos take many
+    tokens, and a small model that imitates them makes words up."""
     heldout_rows: Advanced[Natural] = 32
     """Packed rows of held-out demonstrations per evaluation."""
     row: Natural = 0
@@ -144,8 +148,10 @@ def check_examples(examples: list[Example], dropped: dict[str, int], config: SFT
     """Raises InputError if there is nothing to train on."""
     if not examples and dropped["conversations_unlearned"]:
         raise InputError(
-            f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens; "
-            "change --min-answer or --max-answer"
+            f"sft: no assistant turn has {config.min_answer} to {config.max_answer or 'any number of'} tokens"
+            + (f" and no word of more than {config.max_pieces} tokens" if config.max_pieces else "")
+            + "; change --min-answer or --max-answer"
+            + (" or --max-pieces" if config.max_pieces else "")
         )
     if not examples:
         raise InputError(
@@ -249,7 +255,7 @@ def read_examples(
     """
     examples: list[Example] = []
     dropped = {"turns_dropped": 0, "conversations_unlearned": 0}
-    tokens = 0
+    tokens, pieces = 0, WordPieces(tokenizer)
     demonstrations = read_demonstrations(paths)
     for i in torch.randperm(len(demonstrations), generator=generator).tolist():
         if tokens >= needed:
@@ -258,13 +264,19 @@ def read_examples(
         with located(demonstrations[i].where):
             fitting, lost = windows(messages, lambda messages: training_size(tokenizer, messages), length)
             encoded = [example for window in fitting for example in training_examples(tokenizer, window)]
-        made = [Example(e.ids, turns_within(e.supervised, config.min_answer, config.max_answer)) for e in encoded]
+        made = [Example(e.ids, supervised_turns(e, config, pieces)) for e in encoded]
         taught = [example for example in made if any(example.supervised)]
         dropped["turns_dropped"] += lost
         dropped["conversations_unlearned"] += len(made) - len(taught)
         tokens += sum(len(example.ids) for example in taught)
         examples += taught
     return examples, dropped
+
+
+def supervised_turns(encoded: ChatIds, config: SFTConfig, pieces: WordPieces) -> list[bool]:
+    """The mask of the assistant turns that `config` lets the model learn from."""
+    supervised = turns_within(encoded.supervised, config.min_answer, config.max_answer)
+    return common_turns(encoded.ids, supervised, pieces, config.max_pieces) if config.max_pieces else supervised
 
 
 def turns_within(supervised: list[bool], least: int, most: int) -> list[bool]:

@@ -15,7 +15,8 @@ from tutelage.data.records import Document, read_documents
 from tutelage.options import Advanced, Natural, Range
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.run import Run, RunConfig
-from tutelage.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
+from tutelage.text.bpe import train_bpe
+from tutelage.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 VocabularySize = Annotated[
     int, Range(least=256 + len(SPECIAL_TOKENS), why="the vocabulary holds all 256 bytes and the special tokens")

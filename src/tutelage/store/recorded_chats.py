@@ -9,8 +9,8 @@ from functools import lru_cache
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tutelage.data.privacy import redact
 from tutelage.data.messages import Messages
+from tutelage.data.privacy import redact
 from tutelage.store.tables import ChatMessage, Conversation
 
 CACHED = 256  # chats

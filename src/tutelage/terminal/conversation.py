@@ -14,7 +14,7 @@ from pathlib import Path
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.options import Advanced
-from tutelage.sampling.distribution import SamplingConfig
+from tutelage.sampling.distribution import CHAT_MIN_P, CHAT_TEMPERATURE, SamplingConfig
 
 Message = dict[str, str]
 
@@ -34,13 +34,13 @@ FIXED = ("device", "dtype", "model", "key_file", "history")  # settings that can
 class ChatConfig:
     """How answers are sampled. All options but the last five can be changed during the chat: /temperature 0.5."""
 
-    temperature: float = 0.8
+    temperature: float = CHAT_TEMPERATURE
     """Logits are divided by it. Lower values are safer and duller; 0 takes the most likely token."""
     top_k: Advanced[int] = 0
     """Keep only the k most likely tokens. 0 keeps all."""
-    top_p: float = 0.95
+    top_p: float = 1.0
     """Keep only the smallest set of tokens whose total probability reaches p. 1 keeps all."""
-    min_p: Advanced[float] = 0.0
+    min_p: float = CHAT_MIN_P
     """Keep only tokens with at least this fraction of the most likely token's probability. 0 keeps all."""
     repetition_penalty: Advanced[float] = 1.0
     """Above 1, tokens that already occur in the conversation become less likely. 1 turns it off."""

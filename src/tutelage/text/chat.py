@@ -133,7 +133,7 @@ def _spans(ids: Sequence[int], starts: Sequence[int | None], end: int) -> list[t
 
 def _overlap(ids: list[int], example: ChatIds) -> list[bool]:
     """The mask of the last answer in a conversation that need not be rendered as generation prompt and answer."""
-    start, end = len(commonprefix([ids, example.ids[:-1]])), example.ids[-1]
+    start, end = _shared(ids, example.ids[:-1]), example.ids[-1]
     first = example.supervised.index(True)
     stop = ids.index(end, start) if end in ids[start:] else len(ids)
     return [min(first, start) <= i <= stop for i in range(len(ids))]
@@ -169,6 +169,12 @@ def _mask(
         return mask
     marked = {after - 1 for _, after in answers}
     for span in rendering.generated:
-        first, after = (len(commonprefix([tokenizer.reader.encode(rendering.text[:at]), ids])) for at in span)
+        first, after = (_shared(tokenizer.reader.encode(rendering.text[:at]), ids) for at in span)
         marked.update(range(first, after))
     return [learn and i in marked for i, learn in enumerate(mask)]
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of ids with which both begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(first), len(second)))

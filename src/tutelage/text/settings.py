@@ -23,12 +23,13 @@ def as_class_reads(folder: Path, settings: dict[str, Any]) -> BackendTokenizer:
     The class splits text by itself: U+2581 stands for a space, and with `legacy` a text after a special token gets one
     in front, otherwise only the first text does. For Mistral's models transformers keeps tokenizer.json as it is.
     """
-    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    config = folder / "config.json"
+    path, config = folder / "tokenizer.json", folder / "config.json"
+    if str(settings.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
+        return BackendTokenizer.from_file(str(path))
+    state = json.loads(path.read_text(encoding="utf-8"))
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    llama = str(settings.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer" and kind != "mistral"
-    if not llama or state["model"].get("type") != "BPE" or "ByteLevel" in json.dumps([state["decoder"]]):
-        return BackendTokenizer.from_file(str(folder / "tokenizer.json"))
+    if kind == "mistral" or state["model"].get("type") != "BPE" or "ByteLevel" in json.dumps(state["decoder"]):
+        return BackendTokenizer.from_file(str(path))
     space = settings.get("add_prefix_space") is not False
     scheme = ("always" if settings.get("legacy") else "first") if space else "never"
     state["normalizer"] = None

@@ -88,8 +88,8 @@ def as_templates_read(message: Mapping[str, Any]) -> Message:
 
 
 def _one_line(error: Exception) -> str:
-    where = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
-    return (" ".join(str(error).split()) or type(error).__name__) + where
+    line = getattr(error, "lineno", None)
+    return (" ".join(str(error).split()) or type(error).__name__) + (f" (line {line})" if line else "")
 
 
 class _Generation(Extension):

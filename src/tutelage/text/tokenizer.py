@@ -1,27 +1,28 @@
 """Text -> token ids and back, with special tokens that no text can forge.
 
-    texts -> train_bpe -> Tokenizer;  Tokenizer.encode(text) -> ids;  Tokenizer.decode(ids) -> text
+    Tokenizer.load(folder);  Tokenizer.encode(text) -> ids;  Tokenizer.decode(ids) -> text
 
-Byte-level BPE as in GPT-2 (Radford et al. 2019, section 2.2), trained and run by the library `tokenizers`. Where we
-differ: text is always encoded as ordinary text, even the string "<|user|>". Special ids come only from
-`text/chat.py` and from packing documents. The saved files can be loaded by transformers.
+The library `tokenizers` does the work. Where we differ: text is always encoded as ordinary text, even the string
+"<|user|>". Special ids come only from `text/chat.py` and from packing documents. The saved files can be loaded by
+transformers.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.text.control import Guard, Reader, unread
+from tutelage.text.control import Guard
 from tutelage.text.endings import declared_ends, framing
+from tutelage.text.reader import Reader, unread
 from tutelage.text.settings import (
     END_OF_TEXT,
     as_class_reads,
@@ -37,14 +38,6 @@ from tutelage.text.template import Template
 
 PAD, END_OF_TURN = "<|pad|>", "<|end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
-
-# GPT-4's pattern with two changes. Numbers are split into single digits, because a small vocabulary cannot afford 1,000
-# three-digit tokens. A colon takes the space after it, so that the text after a name in `name: text` starts with the
-# same tokens as the text after a role marker in a chat. Fine-tuning can then reuse the words learned in pretraining.
-SPLIT_PATTERN = (
-    r": (?=\S)|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -82,7 +75,9 @@ class Tokenizer:
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
         self.template = Template(self.chat_template, self.named_specials)
         control = {*self.special, *frame.tokens}
-        self.guard = Guard(control, added, [backend.id_to_token(i) for i in self.end_ids], unread(backend, control))
+        self.guard = Guard(
+            control, added, [token for i in self.end_ids if (token := backend.id_to_token(i))], unread(backend, control)
+        )
 
     @property
     def named_specials(self) -> tuple[tuple[str, str], ...]:
@@ -242,38 +237,3 @@ def _characters_of_bytes() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE with exactly `vocab_size` tokens, including special tokens.
-
-    Raises InputError if the texts are too few to fill the vocabulary.
-    """
-    backend = BackendTokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    if backend.get_vocab_size() != vocab_size:
-        raise InputError(
-            f"tokenizer: the texts fill only {backend.get_vocab_size()} of {vocab_size} tokens; "
-            "give more text or a smaller --vocab-size"
-        )
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TURN,
-        "pad_token": PAD,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    return Tokenizer(backend, settings)

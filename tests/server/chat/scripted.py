@@ -49,6 +49,7 @@ class Models:
 
     def __init__(self, **engines: ScriptedEngine):
         self.engines = engines
+        self.suggestions: dict[str, tuple[str, ...]] = {}
 
     def names(self) -> list[str]:
         return list(self.engines)
@@ -65,4 +66,5 @@ class Models:
             engine=engine,
             adapter="",
             context=400,
+            suggestions=self.suggestions.get(name, ()),
         )

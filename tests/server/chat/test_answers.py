@@ -30,13 +30,14 @@ def test_an_answer_is_streamed_and_leaves_no_trace(site, heard) -> None:
 def test_the_model_gets_the_settings(site, tokenizer: Tokenizer) -> None:
     made = site("one two three four five six seven")
     person = made.person()
-    settings = {"temperature": 0.3, "top_p": 0.5, "max_tokens": 3, "seed": 7}
+    settings = {"temperature": 0.3, "top_p": 0.5, "min_p": 0.2, "max_tokens": 3, "seed": 7}
     events = person.ask("a", "b", "c", system="be kind", settings=settings)
     asked = made.engine.asked[-1]
     turns = [("system", "be kind"), ("user", "a"), ("assistant", "b"), ("user", "c")]
     messages = [{"role": role, "content": content} for role, content in turns]
     assert list(asked.prompt) == encode_chat(tokenizer, messages, add_generation_prompt=True).ids
-    assert (asked.sampling.temperature, asked.sampling.top_p, asked.max_new_tokens) == (0.3, 0.5, 3)
+    assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.min_p) == (0.3, 0.5, 0.2)
+    assert asked.max_new_tokens == 3
     assert events[-1]["done"]["finish_reason"] == "length" and events[-1]["done"]["tokens"] == 3
     person.ask("a", settings=settings)
     assert made.engine.asked[-1].seed == asked.seed

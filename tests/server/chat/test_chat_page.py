@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 
 from tutelage.server.chat.strings import strings
+from tutelage.terminal.conversation import ChatConfig
 from tutelage.web.translations import FOLDER, translations
 
 STATIC = FOLDER.parent.parent / "server" / "chat" / "static"
@@ -86,3 +87,26 @@ def test_an_unknown_chat_is_not_found(site) -> None:
 def test_markdown_is_made_safe(site) -> None:
     status, made = site().person().send("POST", "/chat/markdown", {"text": "**a** <script>alert(1)</script>"})
     assert status == 200 and made["html"].startswith("<p><strong>a</strong>") and "<script" not in made["html"]
+
+
+def test_the_page_suggests_the_models_own_questions(site) -> None:
+    """Of the first model; the others' are in the page, hidden. A model without any gets general ones, translated."""
+    opened = site()
+    models = opened.app.state.registry
+    models.engines["other"] = models.engines["tiny"]
+    models.suggestions["other"] = ("Where are you right now?",)
+    for lang, general in (("en", "How was your day?"), ("zh", "你今天过得怎么样？")):
+        html = opened.person().client.get(f"/chat?lang={lang}", headers={"accept": "text/html"}).text
+        lists = dict(re.findall(r'<ul class="starters" data-model="(\w+)"(?: hidden)?>(.*?)</ul>', html, re.DOTALL))
+        texts = {model: re.findall(r">([^<]+)</button>", found) for model, found in lists.items()}
+        assert texts["other"] == ["Where are you right now?"]
+        assert texts["tiny"][0] == general and len(texts["tiny"]) == 4
+        assert 'data-model="other" hidden>' in html and 'data-model="tiny">' in html
+
+
+def test_the_page_and_the_terminal_sample_alike(site) -> None:
+    """The page sends its settings, which are those of `tutelage chat`."""
+    given = json.loads(unescape(page_of(site).split("data-page='")[1].split("'")[0]))["defaults"]
+    terminal = ChatConfig()
+    assert given == {"temperature": terminal.temperature, "top_p": terminal.top_p, "min_p": terminal.min_p}
+    assert 0 < terminal.temperature < 1 and 0 < terminal.min_p < 1

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from tutelage.data.privacy import redact
 from tutelage.engine import requests
 from tutelage.moderation.moderator import Moderator
-from tutelage.sampling.distribution import DistributionConfig
+from tutelage.sampling.distribution import CHAT_MIN_P, CHAT_TEMPERATURE, DistributionConfig
 from tutelage.server.chat.consent import require_recording
 from tutelage.server.chat.context import fit_to_context, stopped_turns
 from tutelage.server.chat.conversations import RecordedTurn, add, as_messages, begin, own, own_message, path_to
@@ -54,10 +54,11 @@ class Turn(BaseModel):
 
 
 class Settings(BaseModel):
-    """The sampling settings of an answer."""
+    """The sampling settings of an answer. The defaults are those of `tutelage chat`, measured in docs/results.md."""
 
-    temperature: float = Field(default=0.8, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    temperature: float = Field(default=CHAT_TEMPERATURE, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=CHAT_MIN_P, ge=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
 
@@ -164,7 +165,7 @@ class PageAnswer:
         return requests.Request(
             prompt=self.prompt,
             max_new_tokens=self.max_tokens,
-            sampling=DistributionConfig(temperature=settings.temperature, top_p=settings.top_p),
+            sampling=DistributionConfig(temperature=settings.temperature, top_p=settings.top_p, min_p=settings.min_p),
             seed=seed_of(None if self.ask.compare else settings.seed, 0),
             stop_ids=frozenset({*tokenizer.end_ids, tokenizer.end_of_text_id}),
             owner=self.caller.user_id,

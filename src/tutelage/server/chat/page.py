@@ -12,9 +12,10 @@ from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
 from tutelage.data.privacy import redact
-from tutelage.server.chat.answers import Text
+from tutelage.server.chat.answers import Settings, Text
 from tutelage.server.chat.conversations import forget, listed, own, shown
-from tutelage.server.chat.strings import reasons, strings
+from tutelage.server.chat.strings import general_suggestions, reasons, strings
+from tutelage.server.suggestions import for_page
 from tutelage.store import consent
 from tutelage.store.database import Database
 from tutelage.store.tables import Conversation
@@ -25,7 +26,8 @@ from tutelage.web.people import writing
 from tutelage.web.translations import translations
 
 router = APIRouter(include_in_schema=False)
-DEFAULTS = {"temperature": 0.8, "top_p": 0.95}
+# The sampling settings that the page starts with. It sends them with every question; the API's defaults are OpenAI's.
+DEFAULTS = Settings().model_dump(exclude_none=True)
 
 
 class Name(BaseModel):
@@ -65,8 +67,9 @@ def page(request: Request, user_id: str, database: Database, conversation_id: st
             "person": user_id,
         }
     data |= {"models": models_of(request), "defaults": DEFAULTS}
+    suggestions = suggestions_of(request, general_suggestions(translate))
     words = {"strings": strings(translate), "reasons": reasons(translate)}
-    return request.app.state.pages.render(request, "chat.html", page=data, **words)
+    return request.app.state.pages.render(request, "chat.html", page=data, suggestions=suggestions, **words)
 
 
 def conversation_of(chat: Conversation) -> dict[str, Any]:
@@ -80,10 +83,20 @@ def conversation_of(chat: Conversation) -> dict[str, Any]:
     }
 
 
+def policies(request: Request) -> list[Any]:
+    """The policies that are served."""
+    served = [request.app.state.registry.get(name) for name in request.app.state.registry.names()]
+    return [model for model in served if model.kind == "policy"]
+
+
 def models_of(request: Request) -> list[dict[str, Any]]:
     """The policies that are served, with the size of their context in tokens."""
-    served = [request.app.state.registry.get(name) for name in request.app.state.registry.names()]
-    return [{"id": model.name, "context": model.context} for model in served if model.kind == "policy"]
+    return [{"id": model.name, "context": model.context} for model in policies(request)]
+
+
+def suggestions_of(request: Request, general: list[str]) -> dict[str, list[str]]:
+    """By model: what to say first, from the model's own held-out prompts; `general` for a model without any."""
+    return {model.name: for_page(model.suggestions, language(request)) or general for model in policies(request)}
 
 
 @router.post("/chat/markdown")

@@ -2,7 +2,8 @@
 import { mine } from "./chat-memory.js";
 import { say, strings } from "./chat-thread.js";
 
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const SLIDERS = ["temperature", "min_p", "top_p"];
+const NUMBERS = [...SLIDERS, "max_tokens", "seed"];
 const field = (name) => document.getElementById(name);
 
 export class Settings {
@@ -40,9 +41,10 @@ export class Settings {
   }
 
   changed() {
-    for (const name of ["temperature", "top_p"]) {
+    for (const name of SLIDERS) {
       document.querySelector(`output[for=${name}]`).value = Number(field(name).value).toFixed(2);
     }
+    for (const list of document.querySelectorAll(".starters")) list.hidden = list.dataset.model !== this.model;
     field("max_tokens").max = Math.max(1, Math.floor(this.context / 2));
     field("max_tokens").placeholder = Math.floor(this.context / 4);
     field("max_tokens-hint").textContent = say(strings.context, { context: this.context });
