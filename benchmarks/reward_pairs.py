@@ -1,12 +1,13 @@
 """Measure a reward model from HH-style pairs, in one command, against TRL 1.16's RewardTrainer on the same pairs.
 
-    python benchmarks/reward_pairs.py [--comparisons runs/demo/comparisons.jsonl] [--pairs 700] [--heldout 500]
+    python benchmarks/reward_pairs.py [--comparisons runs/demo/comparisons.jsonl] [--pairs 700] [--heldout 300]
                                       [--dtype bf16] [--peer PYTHON] [--out runs/benchmarks]
 
 The pairs are the best and the worst response of one ranking for each prompt of the demo, written as HH writes them: two
 whole transcripts and no prompt. Both sides train SmolLM2-135M-Instruct on the same pairs with LoRA of rank 16 on all
-linear maps, 8 pairs a step, one epoch, the same peak learning rate. Ours is `tutelage reward`; TRL gets the transcripts
-as messages, because it has no reader for them. Each side then orders the same held-out pairs, of other prompts.
+linear maps of the top 8 layers: 8 pairs a step, one epoch, the same peak learning rate. Ours is `tutelage reward`. TRL
+gets the transcripts as messages, because it has no reader for them. Each side then orders the same held-out pairs, of
+other prompts.
 
 Time and CPU time are those of the whole process, from its start to the saved model, without the held-out pairs. On a
 busy machine CPU time is the fairer one. Without --peer the
@@ -36,7 +37,7 @@ NAMES = {"user": "Human", "assistant": "Assistant"}
 THEIRS = """
 import json, sys, time
 import datasets, peft, torch, transformers, trl
-folder, dtype, lr, epochs, seed = sys.argv[1:]
+folder, dtype, lr, epochs, layers, seed = sys.argv[1:]
 half = dtype == "bf16"
 maps = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 tokenizer = transformers.AutoTokenizer.from_pretrained(f"{folder}/smollm2")
@@ -48,7 +49,10 @@ args = trl.RewardConfig(
     output_dir=f"{folder}/trl", num_train_epochs=float(epochs), per_device_train_batch_size=8, learning_rate=float(lr),
     bf16=half, use_cpu=True, gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=20,
     max_length=None, seed=int(seed))
-lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="SEQ_CLS", modules_to_save=["score"])
+depth = model.config.num_hidden_layers
+top = list(range(depth - int(layers), depth)) if int(layers) else None
+lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=maps, task_type="SEQ_CLS", modules_to_save=["score"],
+    layers_to_transform=top)
 trainer = trl.RewardTrainer(model, args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
 started = time.perf_counter()
 trainer.train()
@@ -67,14 +71,18 @@ print(json.dumps({"accuracy": right / len(held), "training": training, "after": 
 """
 
 
-def pairs_of(path: Path, train: int, heldout: int) -> tuple[list[Pair], list[Pair]]:
-    """The best and the worst response of the first ranking of each prompt, in the file's order."""
+def pairs_of(path: Path, train: int, heldout: int, longest: int) -> tuple[list[Pair], list[Pair]]:
+    """The best and the worst response of the first ranking of each prompt, in the file's order.
+
+    longest: characters of prompt and response together; conversations with more are left out.
+    """
     found: dict[str, Pair] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         ranked = sorted(zip(record["ranks"], record["responses"], strict=True))
         (best, chosen), (worst, rejected) = ranked[0], ranked[-1]
-        if best < worst and chosen.strip() and rejected.strip():
+        size = sum(len(m["content"]) for m in record["prompt"]) + max(len(chosen), len(rejected))
+        if best < worst and size <= longest and chosen.strip() and rejected.strip():
             found.setdefault(json.dumps(record["prompt"]), (record["prompt"], chosen.strip(), rejected.strip()))
     pairs = list(found.values())
     if len(pairs) < train + heldout:
@@ -89,13 +97,13 @@ def transcript(prompt: Sequence[dict[str, str]], response: str) -> str:
     return "".join(f"\n\n{NAMES[turn['role']]}: {turn['content']}" for turn in turns)
 
 
-def prepare(folder: Path, comparisons: Path, train: int, heldout: int) -> None:
+def prepare(folder: Path, comparisons: Path, train: int, heldout: int, longest: int) -> None:
     """Write the base model for both, the pairs as transcripts for us, and as messages for TRL."""
     from tutelage.runs.base import find_base
     from tutelage.stages.import_model import import_model
 
     import_model(find_base(Path("smollm2")), folder / "smollm2")
-    for name, pairs in zip(("train", "heldout"), pairs_of(comparisons, train, heldout), strict=True):
+    for name, pairs in zip(("train", "heldout"), pairs_of(comparisons, train, heldout, longest), strict=True):
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for prompt, chosen, rejected in pairs:
                 pair = {"chosen": transcript(prompt, chosen), "rejected": transcript(prompt, rejected)}
@@ -122,7 +130,18 @@ def timed(command: list[str]) -> tuple[float, float, float, str]:
 def ours(folder: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     out, scores = folder / f"rm-{seed}", folder / "scores.json"
     tutelage = [sys.executable, "-m", "tutelage"]
-    settings = ["--lora-rank", "16", "--lr", str(given.lr), "--epochs", str(given.epochs), "--heldout", "0"]
+    settings = [
+        "--lora-rank",
+        "16",
+        "--lora-layers",
+        str(given.layers),
+        "--lr",
+        str(given.lr),
+        "--epochs",
+        str(given.epochs),
+        "--heldout",
+        "0",
+    ]
     seconds, cpu, _, _ = timed(
         [*tutelage, "reward", "--base", str(folder / "smollm2"), "--comparisons", str(folder / "train.jsonl")]
         + [*settings, "--dtype", given.dtype, "--seed", str(seed), "--out", str(out)]
@@ -138,7 +157,17 @@ def ours(folder: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def theirs(folder: Path, given: argparse.Namespace, peer: str, seed: int) -> dict[str, Any]:
-    command = [peer, "-c", THEIRS, str(folder), given.dtype, str(given.lr), str(given.epochs), str(seed)]
+    command = [
+        peer,
+        "-c",
+        THEIRS,
+        str(folder),
+        given.dtype,
+        str(given.lr),
+        str(given.epochs),
+        str(given.layers),
+        str(seed),
+    ]
     seconds, _, peak, line = timed(command)
     found = json.loads(line)
     return {"seconds": seconds - found["after"], "peak": peak, **found}
@@ -148,8 +177,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comparisons", type=Path, default=Path("runs/demo/comparisons.jsonl"), help="rankings")
     parser.add_argument("--pairs", type=int, default=700, help="pairs to train on")
-    parser.add_argument("--heldout", type=int, default=500, help="pairs of other prompts, for the accuracy")
+    parser.add_argument("--heldout", type=int, default=300, help="pairs of other prompts, for the accuracy")
     parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of both sides")
+    parser.add_argument("--layers", type=int, default=8, help="top layers with adapters; 0 is all")
+    parser.add_argument("--longest", type=int, default=160, help="characters of the longest conversation")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of both sides")
     parser.add_argument("--rounds", type=int, default=2, help="processes per side, each with its own seed")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="precision of both sides")
@@ -160,7 +191,7 @@ def main() -> None:
     record = Record(given.out / "reward_pairs", given, peer=(peer, PEER))
     figures: dict[str, list[dict[str, Any]]] = {"TRL 1.16": [], "tutelage": []}
     with tempfile.TemporaryDirectory() as place:
-        apart(prepare, Path(place), given.comparisons, given.pairs, given.heldout)
+        apart(prepare, Path(place), given.comparisons, given.pairs, given.heldout, given.longest)
         for seed in range(given.rounds):
             figures["TRL 1.16"].append(theirs(Path(place), given, peer, seed))
             figures["tutelage"].append(ours(Path(place), given, seed))
