@@ -14,6 +14,7 @@ is not measured again. Prints a Markdown table and writes it to OUT (record.py).
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -150,15 +151,20 @@ class Measure:
         }
 
 
-def curve(task: Task, demo: Path, out: Path, updates: int, measure: Measure) -> list[tuple[int, Point]]:
-    """(updates, figures) of the start, of each snapshot and of the final policy."""
-    place = task.train(demo, out, updates, measure.max_tokens)
-    config = RewardsConfig()
-    scorer = open_reward((task.scorer,), config, frozen_loader(demo / "sft", measure.device, 64, measure.max_tokens))
-    folders = {int(path.name): path for path in sorted((place / "snapshots").glob("[0-9]*"))} | {updates: place}
-    found = [(0, measure(f"{task.reward} start {measure.max_tokens}", demo / "sft", scorer))]
+def curve(task: Task, given: argparse.Namespace, measure: Measure, target: float) -> list[tuple[int, Point]]:
+    """(updates, figures) of the start, of the snapshots from a third of the run on until one reaches the target, and
+    of the final policy.
+    """
+    place, updates = task.train(given.demo, given.out, given.updates, measure.max_tokens), given.updates
+    load = frozen_loader(given.demo / "sft", measure.device, 64, measure.max_tokens)
+    scorer = open_reward((task.scorer,), RewardsConfig(), load)
     keyed = f"{task.reward} {task.seed} {task.variant} {measure.max_tokens} {updates}"
-    return found + [(at, measure(f"{keyed} {at}", folder, scorer)) for at, folder in sorted(folders.items())]
+    found = [(0, measure(f"{task.reward} start {measure.max_tokens}", given.demo / "sft", scorer))]
+    snapshots = {int(path.name): path for path in sorted((place / "snapshots").glob("[0-9]*"))}
+    for at, folder in snapshots.items():
+        if at >= updates // 3 and found[-1][1]["score"] < target:
+            found.append((at, measure(f"{keyed} {at}", folder, scorer)))
+    return [*found, (updates, measure(f"{keyed} {updates}", place, scorer))]
 
 
 def crossing(curve: Sequence[tuple[int, Point]], target: float) -> tuple[float, float] | None:
@@ -218,11 +224,11 @@ def main() -> None:
     measure = Measure(given.demo, given.out, given.count, given.max_tokens)
     record.say(HEAD + "\n|" + "---|" * (HEAD.count("|") - 1))
     for name, scorer in scorers(given).items():
-        targets: list[float] = []
+        targets = [-math.inf] * len(given.seeds)  # of the earlier defaults only the final score counts
         for variant in dict.fromkeys(["earlier", *given.variants]):
             tasks = [Task(name, scorer, seed, VARIANTS.get(variant, variant)) for seed in given.seeds]
-            curves = [curve(task, given.demo, given.out, given.updates, measure) for task in tasks]
-            targets = targets or [points[-1][1]["score"] for points in curves]
+            curves = [curve(task, given, measure, target) for task, target in zip(tasks, targets, strict=True)]
+            targets = [points[-1][1]["score"] for points in curves] if variant == "earlier" else targets
             figures[f"{name}, {variant}"] = row(curves, targets) | {"curves": curves}
             record.say(line(name, variant, figures[f"{name}, {variant}"], given.updates))
     record.leave(figures)
