@@ -1,7 +1,10 @@
 """The code stays readable: short functions, short files, formatted by the formatter."""
 
 import ast
+import subprocess
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "tutelage"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -42,3 +45,15 @@ def test_a_config_is_passed_not_cast() -> None:
     """`config = run.config  # type: ignore` would hide from the type checker which config a stage has."""
     casts = [path for path in FILES if "run.config  # type: ignore" in path.read_text(encoding="utf-8")]
     assert not casts
+
+
+def test_no_data_of_a_server_is_committed() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--full-name", ":/"], cwd=PACKAGE, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    private = [
+        name for name in listed.stdout.splitlines() if Path(name).name == "pepper" or ".db" in Path(name).suffixes
+    ]
+    assert private == []

@@ -72,6 +72,7 @@ def test_strict_pairs_by_hand():
         {"prompt": "hi", "chosen": TRANSCRIPT + " good", "rejected": TRANSCRIPT + " bad"},
         {"prompt": CONTEXT, "chosen": hh("hi", "yo", "so", "good"), "rejected": "bad"},
         {"chosen": hh("hi", "yo", "so", "good").replace("\n", "\r\n"), "rejected": hh("hi", "yo", "so", "bad")},
+        {"chosen": hh("hi", "yo", "so", "good").replace("\n", "\r"), "rejected": hh("hi", "yo", "so", "bad")},
         # text parts
         {"prompt": [{**m, "content": words(m["content"])} for m in CONTEXT], "chosen": words("good"),
          "rejected": ["bad"]},
@@ -166,6 +167,7 @@ def test_equal_responses_are_tied() -> None:
         ({"conversations": [], "chosen": "a", "rejected": "b"}, "empty list"),
         ({"prompt": "x", "chosen": "\udc00", "rejected": "b"}, "surrogate"),
         ({"prompt": "x", "chosen": [{"type": "image_url"}], "rejected": "b"}, 'part 1: content of type "image_url"'),
+        ({"instruction": "x", "history": 5, "chosen": "a", "rejected": "b"}, '"history" must be'),
         ({"instruction": "x", "history": [["a"]], "chosen": "a", "rejected": "b"}, '"history" must be'),
     ],
 )

@@ -209,6 +209,8 @@ def test_arrays_and_lines_are_one(kind, form: str, lines: list[int], mark: bytes
         ('[{"text": "a"},\n\n{"text":\n"b"}, 3]', "line 4: must be a JSON object, but it is a number"),
         ('[{"text": "a"},\n\n{"txt":\n"b"}]', 'line 3: a document needs "text"'),
         ('[{"text": "a"}]\n[{"text": "b"}]', "line 2: there is more text after the array"),
+        ('[{"text": "a"},\nnull]', "line 2: must be a JSON object, but it is null"),
+        ('[{"text": "a"},\n1' + "0" * 5_000 + "]", "line 2: not JSON"),
         ("[" * 100_000, "not JSON"),
     ],
 )

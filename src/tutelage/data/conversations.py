@@ -112,7 +112,8 @@ def _instruction(record: dict[str, Any], where: str) -> Messages:
     An input follows the instruction. LLaMA-Factory writes earlier turns as pairs in `history`.
     """
     turns: Messages = []
-    for pair in record.get("history") or []:
+    history = record.get("history") or []
+    for pair in history if isinstance(history, list) else [history]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise InputError(f'{where}: "history" must be a list of pairs of texts')
         turns += (

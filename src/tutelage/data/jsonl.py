@@ -86,8 +86,8 @@ def _elements(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); give an array of objects") from None
-        except RecursionError:
-            raise InputError(f"{path}, line {line}: not JSON (nested too deeply); give an array of objects") from None
+        except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
+            raise InputError(f"{path}, line {line}: not JSON ({error}); give an array of objects") from None
         yield line, value
         at = _skip(text, at)
         if text[at : at + 1] == "]":
@@ -111,5 +111,6 @@ def _line(text: str, at: int) -> int:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: must be a JSON object, but it is {kind_of(value)}; write one object per line")
+        found = "null" if value is None else kind_of(value)
+        raise InputError(f"{where}: must be a JSON object, but it is {found}; every record is an object")
     return value

@@ -10,7 +10,8 @@ import re
 
 from tutelage.data.messages import Messages
 
-_SPEAKER = re.compile(r"(?:\A\s*|\n[ \t\r]*\n[\r\n]*)(Human|Assistant):")
+_NEWLINE = r"(?:\r\n|\r(?!\n)|\n)"
+_SPEAKER = re.compile(rf"(?:\A\s*|{_NEWLINE}[ \t]*{_NEWLINE}[\r\n]*)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
