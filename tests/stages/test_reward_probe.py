@@ -117,9 +117,7 @@ def test_training_against_degenerate_responses_helps(
     """
     comparisons, config = shorter_is_better(tmp_path / "c.jsonl", 300), replace(REWARD, epochs=4, batch=16)
     for name, reject in (("plain", False), ("rejecting", True)):
-        reward(
-            world.sft, (comparisons,), tmp_path / name, (world.demos,), config=replace(config, reject_degenerate=reject)
-        )
+        reward(world.sft, (comparisons,), tmp_path / name, config=replace(config, reject_degenerate=reject))
     plain, rejecting = (results(tmp_path / name) for name in ("plain", "rejecting"))
     plain_said, rejecting_said = capsys.readouterr().err.split(f"{tmp_path / 'plain'}: trained")[1].split("rejecting:")
     assert "warning: degenerate responses beat good ones" in plain_said
