@@ -131,7 +131,7 @@ def ending(
     if simpo or loss.value is None:
         loss = training_loss(read_metrics(run.metrics.path))
     return Ending(
-        f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {counted(steps, 'step')}",
+        f"trained with {NAMES[config.loss]} on {counted(results['rankings'] or 0, 'ranking')} in {counted(steps, 'step')}",
         [accuracy, loss],
         [*left_out, *short_training(steps, "give more rankings, more --epochs or a smaller --batch")],
         [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],
