@@ -60,8 +60,8 @@ def check_counts(noun: str, found: dict[str, Any], said: str, path: Path) -> Non
     assert f"left out 1 of {every} records that exceed the model's context of 64 tokens" in said
     assert f"the first, {path}, line 3, needs " in said
     assert f"left out 1 pair; {path}, line 7: chosen and rejected differ from turn 1 on" in said
-    tied = f"pair of two equal responses; the first is {path}, line 5" if noun == "thumbs" else "ranking without a"
-    assert found[f"{noun}_tied"] == 1 and f"left out 1 {tied}" in said
+    tied = "pair of two equal responses" if noun == "thumbs" else "ranking without a preference between two"
+    assert found[f"{noun}_tied"] == 1 and f"left out 1 {tied}" in said and f"; the first is {path}, line 5" in said
 
 
 def test_pairs_are_a_reward_model_in_one_command(

@@ -94,7 +94,8 @@ def read_ranking_sets(
         raise InputError(
             f"{stage}: no ranking with a strict order is left to train on, only {ties}; give more rankings"
         )
-    left_out.add("tied", len(comparisons) - len(taught), f"left out {ties}")
+    first = next((f"; the first is {c.where}" for c in comparisons if not teaches(c)), "")
+    left_out.add("tied", len(comparisons) - len(taught), f"left out {ties}{first}")
     encoded = [(c, encode_ranking(c, tokenizer)) for c in taught]
     fitting = fitting_in(
         encoded, lambda r: max(map(len, r.sequences)), context, left_out, f"{stage}: none of the rankings"
