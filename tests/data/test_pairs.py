@@ -198,6 +198,8 @@ def test_shapes_of_thumbs(record: dict[str, Any], told: list[tuple[str, int]], t
     found = read_feedback([path])
     assert [(f.response, f.thumb) for f in found] == told
     assert all(f.prompt == [HI] and f.where == f"{path}, line 1" for f in found)
+    tied: list[str] = []
+    assert read_feedback([path], tied=tied) == found and tied == [f"{path}, line 1"] * (not told)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_a_run_that_ends_where_it_began_says_so() -> None:
         "x: trained",
         "  held-out loss 3.21 -> 3.3: not lower than at the start",
         "  score 0.5 -> 0.5: not higher than at the start",
-        "  warning: only one training step was taken, so the model has hardly changed; raise --tokens",
+        "  warning: only one training step was taken; raise --tokens",
     ]
     assert short_training(0, "raise --tokens") == [
         "no training step was taken, so the model is the one it started from; raise --tokens"

@@ -54,14 +54,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(tmp_path_factory.mktemp("hh") / "hh.jsonl", told)
 
 
-def check_counts(noun: str, found: dict[str, Any], said: str, path: Path, tied: bool = True) -> None:
+def check_counts(noun: str, found: dict[str, Any], said: str, path: Path) -> None:
     assert (found[f"{noun}_too_long"], found[f"{noun}_unpaired"]) == (1, 1)
     every = 82 if noun == "thumbs" else 41  # a pair is two thumbs
     assert f"left out 1 of {every} records that exceed the model's context of 64 tokens" in said
     assert f"the first, {path}, line 3, needs " in said
     assert f"left out 1 pair; {path}, line 7: chosen and rejected differ from turn 1 on" in said
-    if tied:
-        assert found[f"{noun}_tied"] == 1 and "left out 1 ranking that prefer" in said
+    tied = "pair of two equal responses" if noun == "thumbs" else "ranking without a preference between two"
+    assert found[f"{noun}_tied"] == 1 and f"left out 1 {tied}" in said and f"; the first is {path}, line 5" in said
 
 
 def test_pairs_are_a_reward_model_in_one_command(
@@ -104,7 +104,7 @@ def test_dpo_and_kto_leave_out_the_same(
     assert results(tmp_path / "dpo")["rankings"] == 40
     kto(world.sft, (pairs,), tmp_path / "kto", KTOConfig(heldout=0.0, dtype="fp32"))
     found = results(tmp_path / "kto")
-    check_counts("thumbs", found, capsys.readouterr().err, pairs, tied=False)
+    check_counts("thumbs", found, capsys.readouterr().err, pairs)
     assert (found["thumbs_up"], found["thumbs_down"]) == (40, 41)  # the short half of the long pair stays
 
 
@@ -150,7 +150,7 @@ def test_batches_hold_something_to_learn(world: World, tmp_path: Path, capsys: p
     assert len(losses) == results(tmp_path / "out")["steps"] == 10 and min(losses) > 0
     found = results(tmp_path / "out")
     assert found["conversations"] == 1 and found["conversations_unlearned"] > 0
-    assert f"1 conversations ({found['conversations_unlearned']} others have no turn within" in capsys.readouterr().err
+    assert f"1 conversation ({found['conversations_unlearned']} others have no turn within" in capsys.readouterr().err
 
 
 def test_turns_too_long_for_a_row_are_said(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,4 +90,5 @@ def test_a_single_step_is_warned_of(world: World, tmp_path: Path, capsys: pytest
     sft(world.base, (demos,), tmp_path / "out", config=replace(EPOCHS, epochs=1.0))
     told = capsys.readouterr().err
     assert "the whole training is a single step" in told and "only one training step was taken" in told
+    assert "2 conversations, 1 epoch in 1 step" in told
     assert json.loads((tmp_path / "out" / "run.json").read_text())["results"]["steps"] == 1

@@ -114,9 +114,11 @@ def read_comparisons(paths: Iterable[Path], unpaired: list[str] | None = None) -
     return _read(paths, lambda record, where: [comparison_from(record, where)], unpaired)
 
 
-def read_feedback(paths: Iterable[Path], unpaired: list[str] | None = None) -> list[Feedback]:
-    """unpaired: as for `read_comparisons`."""
-    return _read(paths, feedback_from, unpaired)
+def read_feedback(
+    paths: Iterable[Path], unpaired: list[str] | None = None, tied: list[str] | None = None
+) -> list[Feedback]:
+    """unpaired: as for `read_comparisons`. tied: takes file and line of each pair of equal responses."""
+    return _read(paths, feedback_from, unpaired, tied)
 
 
 def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
@@ -201,12 +203,18 @@ def prompt_from(record: dict[str, Any], where: str) -> Prompt:
 
 
 def _read(
-    paths: Iterable[Path], check: Callable[[dict[str, Any], str], list[Record]], unpaired: list[str] | None
+    paths: Iterable[Path],
+    check: Callable[[dict[str, Any], str], list[Record]],
+    unpaired: list[str] | None,
+    tied: list[str] | None = None,
 ) -> list[Record]:
     found: list[Record] = []
     for record, where in _records(paths):
         try:
-            found += check(record, where)
+            checked = check(record, where)
+            if not checked and tied is not None:
+                tied.append(where)
+            found += checked
         except UnpairedError as error:
             if unpaired is None:
                 raise

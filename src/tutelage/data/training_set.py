@@ -74,6 +74,7 @@ class ThumbSets:
         return {
             "heldout_thumbs": len(self.heldout),
             "thumbs_too_long": self.left_out.counts["too_long"],
+            "thumbs_tied": self.left_out.counts["tied"],
             "thumbs_unpaired": self.left_out.counts["unpaired"],
         }
 
@@ -88,12 +89,13 @@ def read_ranking_sets(
     if not comparisons:
         raise InputError(unpaired[0])
     taught = [c for c in comparisons if teaches(c)]
-    ties = f"{amount(len(comparisons) - len(taught), 'ranking')} that prefer no response to a different one"
+    ties = f"{amount(len(comparisons) - len(taught), 'ranking')} without a preference between two different responses"
     if not taught:
         raise InputError(
             f"{stage}: no ranking with a strict order is left to train on, only {ties}; give more rankings"
         )
-    left_out.add("tied", len(comparisons) - len(taught), f"left out {ties}")
+    first = next((f"; the first is {c.where}" for c in comparisons if not teaches(c)), "")
+    left_out.add("tied", len(comparisons) - len(taught), f"left out {ties}{first}")
     encoded = [(c, encode_ranking(c, tokenizer)) for c in taught]
     fitting = fitting_in(
         encoded, lambda r: max(map(len, r.sequences)), context, left_out, f"{stage}: none of the rankings"
@@ -109,11 +111,13 @@ def read_ranking_sets(
 
 def read_thumb_sets(paths: Sequence[Path], tokenizer: Tokenizer, context: int, share: float) -> ThumbSets:
     """Read the thumbs for KTO. Raises InputError if none is left to train on."""
-    left_out, unpaired = LeftOut(), list[str]()
-    feedback = read_feedback(paths, unpaired)
+    left_out, unpaired, tied = LeftOut(), list[str](), list[str]()
+    feedback = read_feedback(paths, unpaired, tied)
     left_out.add_unpaired(unpaired)
     if not feedback:
         raise InputError(unpaired[0] if unpaired else "kto: all pairs have two equal responses; nothing can be learned")
+    first = f"; the first is {tied[0]}" if tied else ""
+    left_out.add("tied", len(tied), f"left out {amount(len(tied), 'pair')} of two equal responses{first}")
     encoded = [(f, encode_thumb(f, tokenizer)) for f in feedback]
     fitting = fitting_in(
         encoded, lambda t: len(t.prompt) + len(t.response), context, left_out, "kto: none of the thumbs"

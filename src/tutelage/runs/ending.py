@@ -79,7 +79,7 @@ def short_training(steps: int, advice: str) -> list[str]:
     if steps > 1:
         return []
     if steps == 1:
-        return [f"only one training step was taken, so the model has hardly changed; {advice}"]
+        return [f"only one training step was taken; {advice}"]
     return [f"no training step was taken, so the model is the one it started from; {advice}"]
 
 

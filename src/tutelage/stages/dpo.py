@@ -130,8 +130,9 @@ def ending(
     loss = Figure("held-out loss", results["heldout_loss"], start=at_start, better="lower")
     if simpo or loss.value is None:
         loss = training_loss(read_metrics(run.metrics.path))
+    rankings = counted(results["rankings"] or 0, "ranking")
     return Ending(
-        f"trained with {NAMES[config.loss]} on {results['rankings']:,} rankings in {counted(steps, 'step')}",
+        f"trained with {NAMES[config.loss]} on {rankings} in {counted(steps, 'step')}",
         [accuracy, loss],
         [*left_out, *short_training(steps, "give more rankings, more --epochs or a smaller --batch")],
         [command("chat", run.out), command("evaluate", run.out, "--sft", policy, "...")],

@@ -132,7 +132,7 @@ def ending(
         warnings.append("the reward model is no better than chance on held-out pairs; give more rankings")
     warnings += probe_warnings(results["probe"], config.reject_degenerate)
     return Ending(
-        f"trained on {results['rankings']:,} rankings in {counted(steps, 'step')}",
+        f"trained on {counted(results['rankings'], 'ranking')} in {counted(steps, 'step')}",
         [
             Figure(f"accuracy on {results['heldout_pairs']:,} held-out pairs", accuracy, note=known, format=".1%"),
             training_loss(read_metrics(run.metrics.path)),

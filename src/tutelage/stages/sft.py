@@ -168,11 +168,12 @@ def ending(run: Run, results: dict[str, float], rows: int) -> Ending:
         note = "base and tuned; --heldout would show whether it generalises"
         name, tuned = f"loss on {counted(rows, 'row')} of the training data", results.get("training_loss")
         loss = Figure(name, tuned, start=start, better="lower", note=note)
+    epochs = round(results["epochs"]) if results["epochs"] == round(results["epochs"]) else results["epochs"]
     unlearned, turns = results["conversations_unlearned"], results["turns_dropped"]
     apart = f" ({unlearned:,} others have no turn within --min-answer and --max-answer)" if unlearned else ""
     warnings = [f"left out {counted(turns, 'turn')} in exchanges too long for a row"] if turns else []
     return Ending(
-        f"fine-tuned on {results['conversations']:,} conversations{apart}, {results['epochs']:,g} epochs in "
+        f"fine-tuned on {counted(results['conversations'], 'conversation')}{apart}, {counted(epochs, 'epoch')} in "
         f"{counted(steps, 'step')}",
         [loss],
         warnings + short_training(int(steps), "give more demonstrations, more --epochs or a smaller --batch"),
