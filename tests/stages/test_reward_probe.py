@@ -12,12 +12,13 @@ from world import PLACES, REWARD, THINGS, World, exchanges, results, user, write
 
 from tutelage.cli import main
 from tutelage.data.degenerate import STOCK, degenerate_responses
-from tutelage.data.rankings import Ranking, held_out
+from tutelage.data.degenerate_rankings import demonstrations_first, with_loser
+from tutelage.data.rankings import Ranking, encode_response, held_out
 from tutelage.data.records import Comparison
 from tutelage.evals.reward_probe import probe, probe_figure, probe_table, probe_warnings, winners
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import load_scorer
-from tutelage.stages.reward import reward, with_loser
+from tutelage.stages.reward import reward
 
 FOUND = {
     "good": {"score": 0.0}, "empty": {"score": 1.05, "wins": 0.75}, "OK.": {"score": 0.1, "wins": 0.5},
@@ -107,17 +108,30 @@ def test_a_loser_is_last_and_no_response_twice() -> None:
     assert with_loser(ranking, [1, 3, 9], 8) == with_loser(ranking, [1] * 9, 8) == ranking
 
 
+def test_a_demonstration_stands_before_a_loser(world: World) -> None:
+    """The ids are those of the whole conversations; a loser that does not fit is left out with its demonstration."""
+    _, tokenizer = load_scorer(world.reward, choose_device("cpu", "fp32"))
+    told = [[user(f"who is {i} ?"), {"role": "assistant", "content": "it is the cat on the mat"}] for i in range(20)]
+    rankings = demonstrations_first(told, tokenizer, 64, "0")
+    whole = [encode_response(c[:1], c[1]["content"], tokenizer) for c in told]
+    assert [r.sequences[0] for r in rankings] == whole and {tuple(r.ranks) for r in rankings} == {(1, 2)}
+    losers = {tokenizer.decode(r.sequences[1][r.prompt_length : -1]).strip() for r in rankings}
+    assert "" in losers and any(loser.startswith("it is the it is the") for loser in losers) and len(losers) > 4
+    assert len(demonstrations_first(told, tokenizer, min(map(len, whole)), "0")) < 20
+
+
 @pytest.mark.slow
 def test_training_against_degenerate_responses_helps(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """People who prefer the shorter response teach a reward model to prefer none at all.
 
-    Copies aside: in rankings of random words a question is the only sentence.
+    Copies aside: in rankings of random words a question is the only sentence. The good responses are demonstrations.
     """
     comparisons, config = shorter_is_better(tmp_path / "c.jsonl", 300), replace(REWARD, epochs=4, batch=16)
     for name, reject in (("plain", False), ("rejecting", True)):
-        reward(world.sft, (comparisons,), tmp_path / name, config=replace(config, reject_degenerate=reject))
+        rejecting = replace(config, reject_degenerate=reject)
+        reward(world.sft, (comparisons,), tmp_path / name, (world.demos,), config=rejecting)
     plain, rejecting = (results(tmp_path / name) for name in ("plain", "rejecting"))
     plain_said, rejecting_said = capsys.readouterr().err.split(f"{tmp_path / 'plain'}: trained")[1].split("rejecting:")
     assert "warning: degenerate responses beat good ones" in plain_said

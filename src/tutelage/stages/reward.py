@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tutelage.data.degenerate import best_response, degenerate_response, ending_with
+from tutelage.data.degenerate import best_response, ending_with
+from tutelage.data.degenerate_rankings import demonstrations_first, with_losers
 from tutelage.data.demonstrations import windows
 from tutelage.data.messages import Messages
 from tutelage.data.panel import Panel
@@ -66,8 +67,8 @@ class RewardConfig(OptimizerConfig, AdapterConfig):
     heldout: PartialShare = 0.12
     """Share of the prompts whose rankings are held out from training."""
     reject_degenerate: bool = False
-    """Add an empty, one-word, stock, repeated or copied response to each ranking, as its worst. See the probe at the
-    end of a training for whether this is needed."""
+    """Add an empty, one-word, stock, repeated or copied response to each ranking, as its worst, and rank demonstrations
+    before one. See the probe at the end of a training for whether this is needed."""
     demonstrations: Advanced[Count] = 256
     """Number of demonstrations, or of best-ranked responses, whose mean score is set to 0."""
 
@@ -103,13 +104,14 @@ def reward(
         adapt(trunk, config, run.generator("adapter"))
         model = ScalarGPT(trunk).initialise(run.generator("head")).to(run.device.torch_device).train()
         sets = read_ranking_sets(comparisons, tokenizer, trunk.config.context, config.heldout, "reward")
-        rankings = (
-            with_losers(sets, tokenizer, trunk.config.context, config) if config.reject_degenerate else sets.rankings
-        )
+        good, others = good_responses(sets, demos, model, tokenizer, config, run.generator("demonstrations"))
+        rankings = sets.rankings
+        if config.reject_degenerate:
+            context, salt = trunk.config.context, str(config.seed)
+            rankings = with_losers(sets.kept, rankings, tokenizer, context, salt)
+            rankings += demonstrations_first(others, tokenizer, context, salt)
         steps = train(run, config, model, rankings, tokenizer.pad_id)
         model.eval()
-        generator = run.generator("demonstrations")
-        good = demonstrations(model, tokenizer, demos, config, generator) if demos else best(sets, config, generator)
         scores = conversation_scores(model, tokenizer, good)
         model.mean, model.std = float(scores.mean()), float(scores.std(correction=0))
         results: dict[str, Any] = accuracy_report(model, tokenizer, sets.heldout, Panel.load(panel) if panel else None)
@@ -143,20 +145,6 @@ def ending(
     )
 
 
-def with_losers(sets: RankingSets, tokenizer: Tokenizer, context: int, config: RewardConfig) -> list[Ranking]:
-    """Each ranking with one more response, a degenerate one, worse than all others."""
-    losers = [degenerate_response(comparison, str(config.seed)) for comparison in sets.kept]
-    encoded = [encode_response(c.prompt, loser, tokenizer) for c, loser in zip(sets.kept, losers, strict=True)]
-    return [with_loser(ranking, loser, context) for ranking, loser in zip(sets.rankings, encoded, strict=True)]
-
-
-def with_loser(ranking: Ranking, loser: list[int], context: int) -> Ranking:
-    """Unchanged if the loser is one of its responses or does not fit."""
-    if loser in ranking.sequences or len(loser) > context:
-        return ranking
-    return Ranking([*ranking.sequences, loser], [*ranking.ranks, max(ranking.ranks) + 1], ranking.prompt_length)
-
-
 def train(run: Run, config: RewardConfig, model: ScalarGPT, rankings: list[Ranking], pad: int) -> int:
     """The loop: next prompts with all their rankings, ranking loss, gradient, step. Returns the number of steps."""
     prompts = same_responses(rankings)
@@ -185,6 +173,26 @@ def score_rankings(model: ScalarGPT, rankings: Sequence[Ranking], pad: int) -> t
     return scores, ranks, mask.to(device)
 
 
+def good_responses(
+    sets: RankingSets,
+    demos: Sequence[Path],
+    model: ScalarGPT,
+    tokenizer: Tokenizer,
+    config: RewardConfig,
+    generator: torch.Generator,
+) -> tuple[list[Messages], list[Messages]]:
+    """Conversations that end with a good response: those whose mean score is set to 0, and others to train on.
+
+    With --reject-degenerate up to one demonstration per ranking is trained on, and at least half is kept for the mean.
+    """
+    if not demos:
+        return best(sets, config, generator), []
+    extra = len(sets.rankings) if config.reject_degenerate else 0
+    found = demonstrations(model, tokenizer, demos, config.demonstrations + extra, generator)
+    kept = min(config.demonstrations, -(-len(found) // 2)) if extra else len(found)
+    return found[:kept], found[kept:]
+
+
 def best(sets: RankingSets, config: RewardConfig, generator: torch.Generator) -> list[Messages]:
     """Conversations that end with a best-ranked response, each once; for want of demonstrations."""
     ranked = zip(sets.kept, sets.rankings, strict=True)
@@ -194,16 +202,16 @@ def best(sets: RankingSets, config: RewardConfig, generator: torch.Generator) ->
 
 
 def demonstrations(
-    model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], config: RewardConfig, generator: torch.Generator
+    model: ScalarGPT, tokenizer: Tokenizer, demos: Sequence[Path], count: int, generator: torch.Generator
 ) -> list[Messages]:
-    """Conversations that end with a demonstration: the first window of each that fits DEMONSTRATION tokens or half the
-    context, whichever is less.
+    """Up to `count` conversations that end with a demonstration: the first window of each that fits DEMONSTRATION
+    tokens or half the context, whichever is less.
     """
     read = read_demonstrations(demos)
     limit = min(model.trunk.config.context, 2 * DEMONSTRATION) // 2
     chosen: list[Messages] = []
     for i in torch.randperm(len(read), generator=generator).tolist():
-        if len(chosen) >= config.demonstrations:
+        if len(chosen) >= count:
             break
         with located(read[i].where):
             fitting, _ = windows(read[i].messages, lambda messages: training_size(tokenizer, messages), limit)
