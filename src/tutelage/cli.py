@@ -94,7 +94,7 @@ TAKE_FEEDBACK: dict[str, dict[str, Any]] = {
 # Libraries read these when torch is imported; LOG.md has the measurements. Threads that spin only briefly before they
 # sleep lose nothing on a quiet machine, and do not slow down other programs. Both caches keep a kernel for each shape
 # of a product, and sequences have many lengths: without a limit PPO grew by 80 MiB an iteration.
-TORCH_SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+TORCH_SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512", "LRU_CACHE_CAPACITY": "64"}
 
 
 ERASE = "\r\x1b[2K"  # what stands on the terminal's current line

@@ -40,9 +40,9 @@ def test_each_text_is_scored_as_if_alone(shape: dict[str, object]) -> None:
 
 def test_the_common_prefix_is_stored_once() -> None:
     rows = lay_out(GROUPS[:1], PAD)
-    assert rows.ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]
-    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6]]
-    assert rows.branches.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3, 3, 3]]
+    assert rows.ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, *[PAD] * 6]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6, *[0] * 6]]
+    assert rows.branches.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3, 3, 3, *[-1] * 6]]
     assert rows.last.tolist() == [[4, 5, 9]]
     sees = rows.mask()[0, 0]
     assert sees[4].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]

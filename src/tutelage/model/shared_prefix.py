@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tutelage.model.heads import ScalarGPT
+from tutelage.model.padding import rounded
 
 Group = tuple[tuple[int, ...], ...]  # token ids of texts with a common prefix
 
@@ -47,7 +48,7 @@ def lay_out(groups: Sequence[Sequence[Sequence[int]]], pad: int) -> SharedPrefix
     The last token of a sequence is never part of the prefix, because the sequence is scored there.
     """
     shared = [common_prefix(group) for group in groups]
-    shape = (len(groups), max(map(row_size, groups)))
+    shape = (len(groups), rounded(max(map(row_size, groups))))
     ids, positions = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
     branches = torch.full(shape, -1)
     last = torch.zeros(len(groups), max(len(group) for group in groups), dtype=torch.long)

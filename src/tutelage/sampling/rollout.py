@@ -19,6 +19,7 @@ from tutelage.learning.losses import masked_mean
 from tutelage.model.gpt import GPT, ResidualStream
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import adapters_off
+from tutelage.model.padding import STEP, rounded
 from tutelage.model.vocabulary import token_rows
 from tutelage.sampling.sampler import Response
 
@@ -43,8 +44,8 @@ class Responses:
         return self.starts + self.mask.sum(1) - 1
 
     def rows(self, chosen: Tensor) -> "Responses":
-        """A subset of the rows, with no more padding than they need. The stream is large and is not copied."""
-        length, width = int(self.last[chosen].max()) + 1, int(self.mask[chosen].sum(1).max())
+        """A subset of the rows, with little more padding than they need. The stream is large and is not copied."""
+        length, width = rounded(int(self.last[chosen].max()) + 1), int(self.mask[chosen].sum(1).max())
         return Responses(
             ids=self.ids[chosen, :length],
             starts=self.starts[chosen],
@@ -101,14 +102,14 @@ def at_responses(forward: Callable[[Responses, int], Tensor], responses: Respons
     """(N, ...): the outputs of `forward` that belong to the response tokens, in the order of mask.nonzero().
 
     forward(rows, first) -> (B, L - first, ...) gets rows of similar length, so that short ones are padded little. Its
-    output begins at column `first`, which predicts the earliest response token of these rows. A token's output is taken
-    where the token is predicted, so every row needs a prompt.
+    output begins at column `first`, at or before the one that predicts the earliest response token of these rows. A
+    token's output is taken where the token is predicted, so every row needs a prompt.
     """
     index = responses.mask.flatten().cumsum(0).view(responses.mask.shape) - 1  # of each response token among the N
     outputs, indices = [], []
     for rows in by_length(responses):
         group = responses.rows(rows)
-        first = int(group.starts.min()) - 1
+        first = (int(group.starts.min()) - 1) // STEP * STEP
         row, column = response_positions(group)
         outputs.append(forward(group, first)[row, column - first])
         indices.append(index[rows, : group.mask.shape[1]][group.mask])
