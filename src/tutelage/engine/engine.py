@@ -146,6 +146,7 @@ class Engine:
             self.thread.join()
         with self.turns:
             self._cancel(lambda handle: True)
+        self.batch.masks.close()
 
     def run(self) -> None:
         """Run steps until closed, and sleep while there is nothing to do."""

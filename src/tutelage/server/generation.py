@@ -168,6 +168,9 @@ class Generation:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if done.reason == "error":
             raise ApiError(500, "The model failed on this request; the server's log says why.", code="engine_error")
+        if done.reason == "constraint":
+            message = f"The answer could not be held to its format: {done.detail}"
+            raise ApiError(500, message, code="format_failed", headers={"x-should-retry": "false"})
         if done.reason == "cancelled" and not (detokenizer.stopped or self._late):
             raise no_such_model(self._served.name)  # the model was unloaded meanwhile
         if self._late and not self.completion_tokens:

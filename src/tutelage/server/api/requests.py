@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tutelage.engine.constraint import Constraint
 from tutelage.engine.requests import Request
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
+from tutelage.server.api.response_format import grammar_of
 from tutelage.server.api.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
@@ -50,8 +52,20 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     max_tokens = body.max_completion_tokens or body.max_tokens
     room = check_room(served, prompt, max_tokens or 1, "messages")
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    seeds = [seed_of(body.seed, i) for i in range(body.n or 1)]
-    requests = [engine_request(served, body, prompt, max_tokens or room, seed, owner, top=top) for seed in seeds]
+    grammar = grammar_of(served, body.response_format)
+    requests = [
+        engine_request(
+            served,
+            body,
+            prompt,
+            max_tokens or room,
+            seed_of(body.seed, i),
+            owner,
+            top=top,
+            constraint=grammar.begin() if grammar else None,
+        )
+        for i in range(body.n or 1)
+    ]
     return Plan(served, [prompt], requests, body.stops)
 
 
@@ -90,6 +104,7 @@ def engine_request(
     *,
     top: int,
     score_prompt: bool = False,
+    constraint: Constraint | None = None,
 ) -> Request:
     """The engine's request for one completion. Waiting requests of different owners take turns."""
     return Request(
@@ -102,6 +117,7 @@ def engine_request(
         prompt_logprobs=score_prompt,
         owner=owner,
         adapter=served.adapter,
+        constraint=constraint,
     )
 
 

@@ -34,7 +34,7 @@ Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 class RequestBody(BaseModel):
     """Base of all bodies. Types are strict: "1" is not a number."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -151,8 +151,22 @@ class ChatTurn(RequestBody):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
+class NamedSchema(RequestBody):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(RequestBody):
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def a_schema_is_given(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
 
 
 class ChatRequest(SamplingRequest):
@@ -174,9 +188,6 @@ class ChatRequest(SamplingRequest):
 
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()
-        if self.response_format and self.response_format.type != "text":
-            message = f"response_format '{self.response_format.type}' is not supported; only 'text' is."
-            raise ApiError(400, message, param="response_format", code="unsupported_value")
         if self.modalities not in (None, ["text"]):
             raise ApiError(400, "This server generates only text.", param="modalities", code="unsupported_value")
 
