@@ -61,7 +61,7 @@ class RunningRequest:
             self.failure = str(error)
 
     def take(self, token: int) -> int:
-        """The token that follows: the drawn one, unless the constraint replaces it so that the response ends in time."""
+        """The token that follows: the drawn one, unless the constraint replaces it to end the response in time."""
         if self.constraint is None or token in self.request.stop_ids:
             return token
         try:

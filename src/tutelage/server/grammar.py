@@ -13,8 +13,8 @@ from typing import Any
 from tutelage.server.registry import Served
 from tutelage.server.vocabulary import Grammar
 
-# Between the tokens of JSON at most one space may stand, so that no model writes spaces forever.
-JSON_OPTIONS = {"whitespace_pattern": " "}
+# One space may follow a comma or a colon, and no other white space is allowed: a small model could write it forever.
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -28,12 +29,40 @@ class Tokens:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int], end: int):
-        self.tokens, self.special_token_ids, self.eos_token_id = tokens, special, end
+    def __init__(self, tokenizer: Tokenizer, table: Sequence[bytes], end: int):
+        """table: the bytes of each token."""
+        names, control = tokenizer.tokens(), tokenizer.control_ids
+        self._tokenizer, self._table = tokenizer, table
+        self.tokens = [names[i].encode() if i in control else token for i, token in enumerate(table)]
+        self.special_token_ids = [i for i in range(len(table)) if i in control]
+        self.eos_token_id = end
 
-    def __call__(self, text: bytes | str) -> list[int]:
-        """Ids of a text, needed only for forced tokens, which we do not ask for."""
-        return []
+    def __call__(self, text: str) -> list[int]:
+        """Ids of a text in the middle of a text: as the tokenizer splits it, unless that changes the text.
+
+        SentencePiece puts a space before a text, and normalizers change characters. Then each token is the longest.
+        """
+        ids = self._tokenizer.encode(text)
+        if b"".join(self._table[i] for i in ids) == text.encode():
+            return ids
+        return self._longest(text.encode())
+
+    def _longest(self, rest: bytes) -> list[int]:
+        ids = []
+        while rest:
+            size = next(n for n in range(min(len(rest), self._most), 0, -1) if rest[:n] in self._by_bytes)
+            ids.append(self._by_bytes[rest[:size]])
+            rest = rest[size:]
+        return ids
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {token: i for i, token in enumerate(self._table) if token and i not in special}
+
+    @cached_property
+    def _most(self) -> int:
+        return max(map(len, self._by_bytes))
 
 
 class Vocabulary:
@@ -41,10 +70,8 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, table: Sequence[bytes], ends: Sequence[int]):
         """table: the bytes of each token; ends: the ids that end a response."""
-        names, control = tokenizer.tokens(), tokenizer.control_ids
-        tokens = [names[i].encode() if i in control else token for i, token in enumerate(table)]
-        wrapped: Any = Tokens(tokens, [i for i in range(len(table)) if i in control], ends[0])
-        self._tokenizer = LLTokenizer(wrapped, eos_token=list(dict.fromkeys(ends)))
+        tokens: Any = Tokens(tokenizer, table, ends[0])
+        self._tokenizer = LLTokenizer(tokens, eos_token=list(dict.fromkeys(ends)))
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
