@@ -5,9 +5,18 @@
 
 from collections.abc import Iterable
 
+from tutelage.text.control import THINK
 from tutelage.text.pieces import Content, Piece
 from tutelage.text.reasoning import ReasoningSplitter
+from tutelage.text.tokenizer import Tokenizer
 from tutelage.text.tool_calls import CallFinder
+from tutelage.text.tool_syntax import ToolSyntax
+
+
+def visible_marks(tokenizer: Tokenizer, syntax: ToolSyntax | None = None) -> dict[int, bytes]:
+    """The text of the special tokens that an answer's reader must see; other special tokens have none."""
+    marks = (*THINK, *(syntax.marks if syntax else ()))
+    return {tokenizer.special[mark]: mark.encode() for mark in marks if mark in tokenizer.special}
 
 
 class AnswerReader:

@@ -8,17 +8,25 @@ has no content.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from tutelage.text.control import THINK
 from tutelage.text.pieces import Content, Piece, Reasoning, unfinished
+from tutelage.text.tokenizer import Tokenizer
 
 OPEN, CLOSE = THINK
+TAIL = 16  # tokens at the end of a prompt, enough for a mark and white space
+Thinking = Literal["opened", "possible", "none"]
 
 
-def opens_reasoning(prompt: str) -> bool:
-    """Whether a prompt, or the end of one, leaves the reasoning open."""
-    return prompt.rstrip().endswith(OPEN)
+def thinking_after(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thinking:
+    """What a prompt says about the reasoning: it is opened, it may come, or it does not come."""
+    end = tokenizer.decode(prompt[-TAIL:], skip_special=False).rstrip()
+    if end.endswith(OPEN):
+        return "opened"
+    known = OPEN in tokenizer.chat_template or OPEN in tokenizer.added
+    return "possible" if known and not end.endswith(CLOSE) else "none"
 
 
 class ReasoningSplitter:

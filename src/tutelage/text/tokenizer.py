@@ -85,6 +85,11 @@ class Tokenizer:
             spoken=frame.tool_tokens - self.special.keys(),
         )
 
+    @cached_property
+    def added(self) -> frozenset[str]:
+        """The tokens that the library finds in a text before it splits the text, special or not."""
+        return frozenset(token.content for token in self._backend.get_added_tokens_decoder().values())
+
     @property
     def named_specials(self) -> tuple[tuple[str, str], ...]:
         """(name, token) for the names that a chat template may use, as bos_token and eos_token."""

@@ -9,6 +9,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tutelage.text.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True)
 class ToolSyntax:
@@ -33,6 +35,11 @@ MISTRAL = ToolSyntax("mistral", "[TOOL_CALLS]")
 MISTRAL_NAMED = ToolSyntax("mistral_named", "[TOOL_CALLS]", named=True)
 LLAMA = ToolSyntax("llama", "<|python_tag|>", key="parameters", bare=True)
 JSON = ToolSyntax("json", bare=True)
+
+
+def syntax_of(tokenizer: Tokenizer) -> ToolSyntax:
+    """The syntax of a model with this tokenizer."""
+    return tool_syntax(tokenizer.chat_template, tokenizer.added, tokenizer.template.knows_tools)
 
 
 def tool_syntax(template: str, added: Collection[str], knows_tools: bool) -> ToolSyntax:

@@ -8,7 +8,7 @@ they are refused by name. All other unknown fields are ignored and listed in the
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutelage.web.errors import ApiError
 
@@ -131,26 +131,6 @@ class Part(RequestBody):
     text: str | None = None
 
 
-class ChatTurn(RequestBody):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
-
-    @field_validator("content")
-    @classmethod
-    def only_text(cls, content: Any) -> Any:
-        for part in content if isinstance(content, list) else []:
-            if part.type != "text" or part.text is None:
-                raise ValueError(f"parts of type '{part.type}' are not supported, only text is")
-        return content
-
-    def message(self) -> dict[str, str]:
-        """The turn as a message for the chat template. The role developer means system."""
-        content = self.content or ""
-        if isinstance(content, list):
-            content = "".join(part.text or "" for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
-
-
 class NamedSchema(RequestBody):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
@@ -167,34 +147,6 @@ class ResponseFormat(RequestBody):
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema is missing")
         return self
-
-
-class ChatRequest(SamplingRequest):
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    store: bool | None = None
-    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
-    response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
-
-    @model_validator(mode="after")
-    def alternatives_need_logprobs(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs may only be given with logprobs: true")
-        return self
-
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
-        if self.modalities not in (None, ["text"]):
-            raise ApiError(400, "This server generates only text.", param="modalities", code="unsupported_value")
-
-
-class ScoreRequest(RequestBody):
-    model: str
-    input: Annotated[list[Annotated[list[ChatTurn], Field(min_length=1)]], Field(min_length=1, max_length=256)]
 
 
 class ModerationRequest(RequestBody):

@@ -1,0 +1,87 @@
+"""Rules for answers with reasoning, function calls and JSON, in llguidance's variant of Lark (`server/grammar.py`).
+
+    answer_rules(served, thinking, schema, calls) -> the rules; `start` is the first
+
+An answer is reasoning that ends with its mark, then content or calls. Calls have the syntax that the model knows.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.server.grammar import json_rule, token_rule
+from tutelage.server.registry import Served
+from tutelage.text.reasoning import CLOSE, OPEN, Thinking
+from tutelage.text.tool_syntax import HERMES, MISTRAL, MISTRAL_NAMED, ToolSyntax
+
+Schema = Mapping[str, Any]
+TEXT = r"/(.|\n)*/"
+
+
+@dataclass(frozen=True)
+class CallRules:
+    """The calls that an answer may contain."""
+
+    syntax: ToolSyntax
+    functions: Sequence[tuple[str, Schema]]  # name, and the schema of the arguments
+    must: bool  # whether the answer must be a call
+    several: bool  # whether it may contain more than one
+
+
+def answer_rules(served: Served, thinking: Thinking, schema: Schema | None, calls: CallRules | None) -> str:
+    """The rules of an answer. Its content is JSON that fits the schema; None: free text."""
+    space = "" if served.tokenizer.byte_level else '" "? '  # SentencePiece begins with a space, which is not shown
+    reasoning = {"opened": "reasoning ", "possible": f"({token_rule(served, OPEN)} reasoning)? ", "none": ""}[thinking]
+    rules = [f"start: {space}{reasoning}answer"]
+    if reasoning:
+        rules += [r"reasoning: thought /[ \n]{0,4}/", *_until(served, "thought", CLOSE)]
+    if schema is not None:
+        rules.append(f"content: {json_rule(schema)}")
+    return "\n".join(rules + (_with_calls(served, schema, calls) if calls else ["answer: content"]))
+
+
+def _until(served: Served, name: str, mark: str) -> list[str]:
+    """A rule for text that ends with its first mark."""
+    rule = token_rule(served, mark)
+    return [f"{name}: {TEXT} {rule}"] if rule[0] == "<" else [f"{name}[suffix={rule}]: {TEXT}"]
+
+
+def _with_calls(served: Served, schema: Schema | None, calls: CallRules) -> list[str]:
+    """The rules for `answer`: calls, or content and calls."""
+    begin = token_rule(served, calls.syntax.begin) if calls.syntax.begin and not _bare(calls) else ""
+    separator = '"\\n"' if calls.syntax == HERMES else ""
+    more = f"({separator} {begin} group)*" if calls.several and calls.syntax != MISTRAL and begin else ""
+    rules = [f"calls: {begin} group {more}", *_group(served, calls)]
+    if calls.must:
+        return ["answer: calls", *rules]
+    if schema is not None:
+        return ["answer: content | calls", *rules]
+    if begin[0] == "<":
+        return [f"answer: {TEXT} (calls {TEXT})?", *rules]
+    mark = re.escape(calls.syntax.begin).replace("/", r"\/")
+    free = rf"FREE: {TEXT} & ~/(.|\n)*{mark}(.|\n)*/"
+    return [f"answer: FREE | before group {more}", free, *_until(served, "before", calls.syntax.begin), *rules]
+
+
+def _bare(calls: CallRules) -> bool:
+    """Whether calls are written without a mark."""
+    return calls.syntax.bare
+
+
+def _group(served: Served, calls: CallRules) -> list[str]:
+    """The rules for what follows a mark, or for a call without any."""
+    if calls.syntax == MISTRAL_NAMED:
+        between = token_rule(served, "[ARGS]")
+        written = [f"{json.dumps(name)} {between} arguments{i}" for i, (name, _) in enumerate(calls.functions)]
+    else:
+        heads = [f'{{"name": "{name}", "{calls.syntax.key}": ' for name, _ in calls.functions]
+        written = [f'{json.dumps(head)} arguments{i} "}}"' for i, head in enumerate(heads)]
+    group = "call"
+    if calls.syntax == HERMES:
+        group = rf'"\n" call "\n" {token_rule(served, HERMES.end)}'
+    elif calls.syntax == MISTRAL:
+        group = f'" "? "[" call {'("," " "? call)*' if calls.several else ""} "]"'
+    arguments = [f"arguments{i}: {json_rule(schema)}" for i, (_, schema) in enumerate(calls.functions)]
+    return [f"group: {group}", f"call: {' | '.join(written)}", *arguments]
