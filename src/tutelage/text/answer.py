@@ -1,6 +1,6 @@
 """Reads an answer as it grows: its reasoning, its content and its function calls.
 
-    AnswerReader(opened, finder).feed(text) -> pieces   finish() -> the rest
+AnswerReader(opened, finder).feed(text) -> pieces   finish() -> the rest
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,9 @@
 """How a model writes function calls, decided by its chat template and its control tokens.
 
-    Hermes, Qwen  <tool_call>{"name": "f", "arguments": {...}}</tool_call>
-    Mistral       [TOOL_CALLS] [{"name": "f", "arguments": {...}}, ...]   or   [TOOL_CALLS]f[ARGS]{...}
-    Llama 3       {"name": "f", "parameters": {...}}, with or without <|python_tag|> before it
-    plain JSON    {"name": "f", "arguments": {...}}
+Hermes, Qwen  <tool_call>{"name": "f", "arguments": {...}}</tool_call>
+Mistral       [TOOL_CALLS] [{"name": "f", "arguments": {...}}, ...]   or   [TOOL_CALLS]f[ARGS]{...}
+Llama 3       {"name": "f", "parameters": {...}}, with or without <|python_tag|> before it
+plain JSON    {"name": "f", "arguments": {...}}
 """
 
 from collections.abc import Collection

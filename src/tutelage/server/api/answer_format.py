@@ -1,6 +1,6 @@
 """What the answer to a chat call may be, and how it is read.
 
-    format_of(served, body, prompt) -> AnswerFormat: .reader() for reasoning, content and calls, .grammar or None
+format_of(served, body, prompt) -> AnswerFormat: .reader() for reasoning, content and calls, .grammar or None
 """
 
 from collections.abc import Mapping, Sequence

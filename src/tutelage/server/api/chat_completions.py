@@ -124,7 +124,7 @@ class ChatCall(Call):
     async def store(self, completion: dict[str, Any]) -> None:
         """Store the completion if the request says so, or the key does by default."""
         if self.stored:
-            body = self.body.model_dump(mode="json", exclude_none=True)
+            body = self.body.model_dump(mode="json", exclude_unset=True)
             await run_in_threadpool(store_completion, self.request.app.state.database, self.key.id, body, completion)
 
 

@@ -6,7 +6,7 @@ they are refused by name. All other unknown fields are ignored and listed in the
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,8 @@ Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 class RequestBody(BaseModel):
     """Base of all bodies. Types are strict: "1" is not a number."""
 
+    without_effect: ClassVar[set[str]] = WITHOUT_EFFECT
+    refused: ClassVar[list[str]] = REFUSED
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="before")
@@ -52,13 +54,13 @@ class RequestBody(BaseModel):
 
     def ignored(self) -> list[str]:
         """Up to 20 of the ignored fields, sorted; long names are cut so that they fit into a header."""
-        known = {*WITHOUT_EFFECT, *REFUSED}
+        known = {*self.without_effect, *self.refused}
         return sorted({name[:40] for name in self.model_extra or {} if name not in known})[:20]
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError for a field that is not supported."""
-        for name in REFUSED:
-            if (self.model_extra or {}).get(name) not in (None, [], "none"):
+        for name in self.refused:
+            if (self.model_extra or {}).get(name) not in (None, [], "none", False):
                 message = f"'{name}' is not supported by this server."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
 

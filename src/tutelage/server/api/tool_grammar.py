@@ -49,29 +49,25 @@ def _until(served: Served, name: str, mark: str) -> list[str]:
 
 
 def _with_calls(served: Served, schema: Schema | None, calls: CallRules) -> list[str]:
-    """The rules for `answer`: calls, or content and calls."""
-    begin = token_rule(served, calls.syntax.begin) if calls.syntax.begin and not _bare(calls) else ""
-    separator = '"\\n"' if calls.syntax == HERMES else ""
-    more = f"({separator} {begin} group)*" if calls.several and calls.syntax != MISTRAL and begin else ""
-    rules = [f"calls: {begin} group {more}", *_group(served, calls)]
+    """The rules for an answer with calls: calls alone, or calls or JSON, or text with calls."""
+    syntax = calls.syntax
+    begin = "" if syntax.bare else token_rule(served, syntax.begin)
+    between = r'"\n" ' if syntax == HERMES else ""
+    more = f" ({between}{begin} group)*" if calls.several and syntax in (HERMES, MISTRAL_NAMED) else ""
+    rules = [f"calls: {begin} group{more}", *_group(served, calls)]
     if calls.must:
         return ["answer: calls", *rules]
     if schema is not None:
         return ["answer: content | calls", *rules]
-    if begin[0] == "<":
+    if begin.startswith("<"):
         return [f"answer: {TEXT} (calls {TEXT})?", *rules]
-    mark = re.escape(calls.syntax.begin).replace("/", r"\/")
+    mark = re.escape(syntax.begin).replace("/", r"\/")
     free = rf"FREE: {TEXT} & ~/(.|\n)*{mark}(.|\n)*/"
-    return [f"answer: FREE | before group {more}", free, *_until(served, "before", calls.syntax.begin), *rules]
-
-
-def _bare(calls: CallRules) -> bool:
-    """Whether calls are written without a mark."""
-    return calls.syntax.bare
+    return [f"answer: FREE | before group{more}", free, *_until(served, "before", syntax.begin), *rules]
 
 
 def _group(served: Served, calls: CallRules) -> list[str]:
-    """The rules for what follows a mark, or for a call without any."""
+    """The rules for what follows a mark: a call, or in Mistral's older syntax a list of calls."""
     if calls.syntax == MISTRAL_NAMED:
         between = token_rule(served, "[ARGS]")
         written = [f"{json.dumps(name)} {between} arguments{i}" for i, (name, _) in enumerate(calls.functions)]
@@ -82,6 +78,6 @@ def _group(served: Served, calls: CallRules) -> list[str]:
     if calls.syntax == HERMES:
         group = rf'"\n" call "\n" {token_rule(served, HERMES.end)}'
     elif calls.syntax == MISTRAL:
-        group = f'" "? "[" call {'("," " "? call)*' if calls.several else ""} "]"'
+        group = '" "? "[" call ("," " "? call)* "]"' if calls.several else '" "? "[" call "]"'
     arguments = [f"arguments{i}: {json_rule(schema)}" for i, (_, schema) in enumerate(calls.functions)]
     return [f"group: {group}", f"call: {' | '.join(written)}", *arguments]
