@@ -75,8 +75,8 @@ class Tokenizer:
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
         self.template = Template(self.chat_template, self.named_specials)
         control = {*self.special, *frame.tokens, *frame.tool_tokens}
-        # Ids that are never part of a text: special tokens, and others with which the template separates turns.
-        self.control_ids = frozenset(i for token in control if (i := backend.token_to_id(token)) is not None)
+        # Never part of a text: special tokens, and others with which the template separates turns or marks calls.
+        self.control_tokens = {token: i for token in control if (i := backend.token_to_id(token)) is not None}
         self.guard = Guard(
             control,
             added,

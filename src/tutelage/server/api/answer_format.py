@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from tutelage.errors import InputError
 from tutelage.server.api.chat_schemas import ChatRequest, Function
 from tutelage.server.api.response_format import grammar_of, schema_of
-from tutelage.server.api.tool_grammar import CallRules, Schema, answer_rules
-from tutelage.server.grammar import json_schema_grammar, lark_grammar
+from tutelage.server.api.tool_grammar import CallRules, Schema, answer_grammar
+from tutelage.server.grammar import json_schema_grammar
+from tutelage.server.grammar_constraint import Grammar
 from tutelage.server.registry import Served
-from tutelage.server.vocabulary import Grammar
 from tutelage.text.answer import AnswerReader, visible_marks
 from tutelage.text.reasoning import Thinking, thinking_after
 from tutelage.text.tool_calls import CallFinder
@@ -60,15 +60,15 @@ def _grammar(served: Served, body: ChatRequest, thinking: Thinking, syntax: Tool
     if syntax is None or not (body.must_call or content or (strict and not syntax.bare)):
         if content is None or thinking == "none":
             return content
-        return lark_grammar(served, answer_rules(served, thinking, schema, None))
+        return answer_grammar(served, thinking, schema, None)
     functions = [(function.name, parameters_of(function)) for function in body.callable]
     try:
         calls = CallRules(syntax, functions, body.must_call, body.several)
-        return lark_grammar(served, answer_rules(served, thinking, schema, calls))
+        return answer_grammar(served, thinking, schema, calls)
     except InputError:
         functions = [(function.name, _held(served, function)) for function in body.callable]
         calls = CallRules(syntax, functions, body.must_call, body.several)
-        return lark_grammar(served, answer_rules(served, thinking, schema, calls))
+        return answer_grammar(served, thinking, schema, calls)
 
 
 def parameters_of(function: Function) -> Schema:

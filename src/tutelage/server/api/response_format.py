@@ -9,8 +9,8 @@ from typing import Any
 from tutelage.errors import InputError
 from tutelage.server.api.schemas import ResponseFormat
 from tutelage.server.grammar import json_object_grammar, json_schema_grammar
+from tutelage.server.grammar_constraint import Grammar
 from tutelage.server.registry import Served
-from tutelage.server.vocabulary import Grammar
 from tutelage.web.errors import ApiError
 
 
