@@ -46,7 +46,7 @@ class Batch:
             self._reuse(row)
             row.leader = self._leader(row)
         self.rows.append(row)
-        self._begin_masks([row])
+        self._begin_mask(row)
 
     def _reuse(self, row: RunningRequest) -> None:
         """Start from the longest prefix that is already computed. The prompt's last token is always processed."""
@@ -132,6 +132,7 @@ class Batch:
     @torch.inference_mode()
     def _sample(self, ready: Sequence[RunningRequest], hidden: Tensor) -> None:
         """Sample the next token of rows with no unprocessed token; `hidden` (rows, C) is that of their last tokens."""
+        self.masks.wait([row.mask for row in ready if row.mask])
         sampling = [i for i, row in enumerate(ready) if self._may_sample(row)]
         if not sampling:
             return
@@ -142,16 +143,18 @@ class Batch:
         tops = alternatives(logits, max(row.request.top_logprobs for row in rows), self.model.tokens)
         for row, token, logprob, top in zip(rows, tokens, logprobs, tops, strict=True):
             self._append(row, Token(token, logprob, top[: row.request.top_logprobs]))
-        self._begin_masks([row for row in rows if row in self.rows])
 
     def _may_sample(self, row: RunningRequest) -> bool:
-        """Whether a row's next token can be sampled. If not, the row ends: with max_new_tokens 0, or without a mask."""
-        row.await_mask()
-        if row.failure:
-            self.finish(row, "constraint", row.failure)
-        elif row.request.max_new_tokens == 0:
+        """Whether a row's next token can be sampled. If not, the row ends, or it waits for its mask."""
+        if row.request.max_new_tokens == 0:
             self.finish(row, "length")
-        return row.request.max_new_tokens > 0 and not row.failure
+        elif not row.read_mask():
+            row.repeat()
+        elif row.failure:
+            self.finish(row, "constraint", row.failure)
+        else:
+            return True
+        return False
 
     def _append(self, row: RunningRequest, token: Token) -> None:
         """Add a sampled token to a row and tell its listener, unless the token ends the response."""
@@ -164,13 +167,13 @@ class Batch:
             row.handle.emit(token)
             if reason := row.ended:
                 self.finish(row, reason)
+            else:
+                self._begin_mask(row)
 
-    def _begin_masks(self, rows: Sequence[RunningRequest]) -> None:
-        """Fill the next masks of constrained rows beside the next pass."""
-        rows = [row for row in rows if row.constraint]
-        masks = self.masks.begin([row.constraint for row in rows if row.constraint])
-        for row, mask in zip(rows, masks, strict=True):
-            row.mask = mask
+    def _begin_mask(self, row: RunningRequest) -> None:
+        """Begin to fill a constrained row's next mask, beside the next pass."""
+        if row.constraint:
+            row.mask = self.masks.begin(row.constraint)
 
     def fail(self, detail: str) -> None:
         """End all requests with an error. After a failed pass the contents of the slots are unknown."""

@@ -16,7 +16,7 @@ from tutelage.engine.constraint import Bits
 from tutelage.server.ending import Endings, tokenised
 from tutelage.server.tokens import Tokens
 
-OFTEN = 4  # after a way is known, a quarter of the room beyond it may be written before the next is looked for
+NEAR = 64  # with less room than this beyond the known way, a way is looked for after every token
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class GrammarConstraint:
         self._behind: list[int] = []
         self._text = b""
         self._way = grammar.shortest  # tokens that end the response from here; None if unknown
+        self.ended = False  # whether nothing may follow
         self._unchecked = 0  # tokens that may be taken before a way is looked for again
 
     def fill(self, bits: Bits) -> None:
@@ -70,11 +71,8 @@ class GrammarConstraint:
         else:
             token = self._in_time(token, left)
         self._behind.append(token)
+        self.ended = self._matcher.is_stopped()
         return token
-
-    @property
-    def ended(self) -> bool:
-        return self._matcher.is_stopped()
 
     def _advance(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -94,7 +92,7 @@ class GrammarConstraint:
                 token, after = before[0], before[1:]
             self._advance(token)
         self._way = after
-        self._unchecked = max(0, left - len(after or ())) // OFTEN
+        self._unchecked = max(0, left - len(after or ()) - NEAR) // 4
         return token
 
     def _way_after(self, token: int) -> list[int] | None:
