@@ -46,7 +46,7 @@ class Batch:
             self._reuse(row)
             row.leader = self._leader(row)
         self.rows.append(row)
-        self._begin_mask(row)
+        self._begin_masks([row])
 
     def _reuse(self, row: RunningRequest) -> None:
         """Start from the longest prefix that is already computed. The prompt's last token is always processed."""
@@ -143,6 +143,7 @@ class Batch:
         tops = alternatives(logits, max(row.request.top_logprobs for row in rows), self.model.tokens)
         for row, token, logprob, top in zip(rows, tokens, logprobs, tops, strict=True):
             self._append(row, Token(token, logprob, top[: row.request.top_logprobs]))
+        self._begin_masks([row for row in rows if row in self.rows])
 
     def _may_sample(self, row: RunningRequest) -> bool:
         """Whether a row's next token can be sampled. If not, the row ends, or it waits for its mask."""
@@ -167,13 +168,12 @@ class Batch:
             row.handle.emit(token)
             if reason := row.ended:
                 self.finish(row, reason)
-            else:
-                self._begin_mask(row)
 
-    def _begin_mask(self, row: RunningRequest) -> None:
-        """Begin to fill a constrained row's next mask, beside the next pass."""
-        if row.constraint:
-            row.mask = self.masks.begin(row.constraint)
+    def _begin_masks(self, rows: Sequence[RunningRequest]) -> None:
+        """Begin to fill the next masks of constrained rows, beside the next pass."""
+        constrained = {row: row.constraint for row in rows if row.constraint}
+        for row, mask in zip(constrained, self.masks.begin(list(constrained.values())), strict=True):
+            row.mask = mask
 
     def fail(self, detail: str) -> None:
         """End all requests with an error. After a failed pass the contents of the slots are unknown."""

@@ -71,20 +71,24 @@ class PendingMask:
         return self.bits
 
 
+Waiting = queue.SimpleQueue[list[PendingMask]]  # masks to fill, those of a pass together
+
+
 class Masks:
     """Fills the masks of a batch's constrained rows in a thread, one after the other."""
 
     def __init__(self, tokens: int):
         """tokens: size of the vocabulary."""
         self._words = -(-tokens // 32)
-        self._waiting: queue.SimpleQueue[PendingMask | None] | None = None  # the thread's, while there is one
+        self._waiting: Waiting | None = None  # the thread's, while there is one
 
-    def begin(self, constraint: Constraint) -> PendingMask:
-        """Begin to fill a constraint's next mask."""
-        mask = PendingMask(constraint, self._words)
-        self._waiting = self._waiting or _started()
-        self._waiting.put(mask)
-        return mask
+    def begin(self, constraints: Sequence[Constraint]) -> list[PendingMask]:
+        """Begin to fill the next masks of these constraints."""
+        masks = [PendingMask(constraint, self._words) for constraint in constraints]
+        if masks:
+            self._waiting = self._waiting or _started()
+            self._waiting.put(masks)
+        return masks
 
     def wait(self, masks: Sequence[PendingMask]) -> None:
         """Wait until these masks are filled, but not for long. Leaves a thread that is stuck to itself."""
@@ -95,23 +99,23 @@ class Masks:
             left = [mask for mask in masks if not mask.done.is_set() and not mask.stuck]
             self.close()
             self._waiting = _started()
-            for mask in left:
-                self._waiting.put(mask)
+            self._waiting.put(left)
 
     def close(self) -> None:
         """End the thread, once it is no longer stuck."""
         if self._waiting:
-            self._waiting.put(None)
+            self._waiting.put([])
         self._waiting = None
 
 
-def _started() -> "queue.SimpleQueue[PendingMask | None]":
-    """Start a thread. It fills the masks that are put into the queue, and ends at None."""
-    waiting: queue.SimpleQueue[PendingMask | None] = queue.SimpleQueue()
+def _started() -> Waiting:
+    """Start a thread. It fills the masks that are put into the queue, and ends at an empty list."""
+    waiting: Waiting = queue.SimpleQueue()
 
     def work() -> None:
-        while mask := waiting.get():
-            mask.fill()
+        while masks := waiting.get():
+            for mask in masks:
+                mask.fill()
 
     threading.Thread(target=work, name="masks", daemon=True).start()
     return waiting

@@ -16,6 +16,7 @@ from tutelage.engine.constraint import Bits
 from tutelage.server.ending import Endings, tokenised
 from tutelage.server.tokens import Tokens
 
+SKIPPED = 3  # tokens of the known way that another token may have made superfluous
 NEAR = 64  # with less room than this beyond the known way, a way is looked for after every token
 
 
@@ -99,20 +100,16 @@ class GrammarConstraint:
         """A way to the end after this token, which the matcher has taken: the known one, if it still leads there."""
         if self._may_end():
             return []
-        if self._way and self._way[0] == token:
-            return self._way[1:]
-        return self._way if self._way and self._leads_to_the_end(self._way) else self._find(token)
+        known = self._way or []
+        rest = (known[first:] for first in range(min(len(known), SKIPPED + 1)))
+        return next((way for way in rest if self._leads_to_the_end(way)), None) or self._find(token)
 
     def _may_end(self) -> bool:
         return self._matcher.is_stopped() or self._matcher.is_accepting()
 
     def _leads_to_the_end(self, way: list[int]) -> bool:
-        if self._matcher.validate_tokens(way) < len(way):
-            return False
-        self._matcher.consume_tokens(way)
-        leads = self._may_end()
-        self._matcher.rollback(len(way))
-        return leads
+        end = self.grammar.tokens.eos_token_id
+        return self._matcher.validate_tokens([*way, end]) == len(way) + 1
 
     def _find(self, *last: int) -> list[int] | None:
         """Look for a way after the tokens taken so far and `last`."""
