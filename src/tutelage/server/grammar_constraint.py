@@ -85,15 +85,16 @@ class GrammarConstraint:
 
     def _in_time(self, token: int, left: int) -> int:
         """The drawn token, or the first of the way before it if no way after it would fit."""
-        after = self._way_after(token)
+        after, room = self._way_after(token), NEAR // 4
         if after is None or len(after) > left:
             self._matcher.rollback(1)
             before = self._way or self._find()
             if before and len(before) - 1 <= left:
                 token, after = before[0], before[1:]
             self._advance(token)
-        self._way = after
-        self._unchecked = max(0, left - len(after or ()) - NEAR) // 4
+        if after is not None and len(after) <= left:
+            room = max(0, left - len(after) - NEAR) // 4
+        self._way, self._unchecked = after, room
         return token
 
     def _way_after(self, token: int) -> list[int] | None:
