@@ -166,8 +166,8 @@ class CallFinder:
         except NotACall as reason:
             if call.begun is None:
                 self._call = None
-                pieces += self._content(reason.skip)
-                return True
+                pieces += self._pass(final) if self._cut_off(final) else self._content(reason.skip)
+                return not self._cut_off(final)
         if self.live and (more := self._grow(call, text)):
             pieces += more
         if found is None and not (final and call.begun):
@@ -188,11 +188,15 @@ class CallFinder:
     def _pass(self, final: bool) -> list[Piece]:
         """The content in a text without a possible call: all but what could still become one."""
         text = self._withheld
-        if self._after and self._between.fullmatch(text):
+        if self._after and (self._between.fullmatch(text) or self._cut_off(final)):
             return []
         if final:
             return self._content(len(text))
         return self._content(len(text[: len(text) - unfinished(text, self.syntax.begin)].rstrip()))
+
+    def _cut_off(self, final: bool) -> bool:
+        """Whether the text is the beginning of a further call that the answer's maximum length has cut off."""
+        return self.live and final and self._after
 
     def _content(self, length: int) -> list[Piece]:
         """The first `length` characters of the withheld text as content."""
