@@ -4,6 +4,7 @@ For situations that a real model cannot produce on demand (failure, a full queue
 benchmarks/serve_overhead.py, which measures the server without a model.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
+from tutelage.server.vocabulary import Vocabulary
+
+
+@functools.cache
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer, tokenizer.token_bytes(), tokenizer.end_ids)
 
 
 class StubHandle:
@@ -73,7 +80,13 @@ class StubModels:
     def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
         table = tokenizer.token_bytes()
         common = dict(
-            tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context, suggestions=()
+            tokenizer=tokenizer,
+            table=table,
+            vocabulary=vocabulary_of(tokenizer),
+            created=1_700_000_000,
+            adapter="",
+            context=context,
+            suggestions=(),
         )
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),

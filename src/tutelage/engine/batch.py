@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tutelage.engine.constraint import Masks
 from tutelage.engine.multi_lora import Adapters
 from tutelage.engine.next_token import alternatives, choose, own_logprobs
 from tutelage.engine.prefix_cache import PrefixCache, common_prefix
@@ -35,6 +36,7 @@ class Batch:
         """`budget`: tokens per pass. Prefill gets what decoding leaves, but never less than a quarter of the budget."""
         self.model, self.slots, self.prefixes, self.adapters, self.budget = model, slots, prefixes, adapters, budget
         self.device = model.embedding.weight.device
+        self.masks = Masks(model.tokens)
         self.rows: list[RunningRequest] = []  # the request in slot i is rows[i]
 
     def admit(self, handle: Handle) -> None:
@@ -44,6 +46,7 @@ class Batch:
             self._reuse(row)
             row.leader = self._leader(row)
         self.rows.append(row)
+        self._begin_masks([row])
 
     def _reuse(self, row: RunningRequest) -> None:
         """Start from the longest prefix that is already computed. The prompt's last token is always processed."""
@@ -129,24 +132,48 @@ class Batch:
     @torch.inference_mode()
     def _sample(self, ready: Sequence[RunningRequest], hidden: Tensor) -> None:
         """Sample the next token of rows with no unprocessed token; `hidden` (rows, C) is that of their last tokens."""
-        sampling = [i for i, row in enumerate(ready) if row.request.max_new_tokens]
-        for row in (row for row in ready if row.request.max_new_tokens == 0):
-            self.finish(row, "length")
+        self.masks.wait([row.mask for row in ready if row.mask])
+        sampling = [i for i, row in enumerate(ready) if self._may_sample(row)]
         if not sampling:
             return
         rows, logits = [ready[i] for i in sampling], self.model.logits(never_one(hidden[sampling]))[: len(sampling)]
-        tokens = choose(logits[:, : self.model.tokens], [row.choice() for row in rows])
-        most = max(row.request.top_logprobs for row in rows)
-        tops = alternatives(logits, most, self.model.tokens)
-        results = zip(rows, tokens.tolist(), own_logprobs(logits, tokens), tops, strict=True)
-        for row, token, logprob, top in results:
-            if token in row.request.stop_ids:
-                self.finish(row, "stop")
-                continue
-            row.push(token)
-            row.handle.emit(Token(token, logprob, top[: row.request.top_logprobs]))
-            if row.written == row.request.max_new_tokens:
-                self.finish(row, "length")
+        drawn = choose(logits[:, : self.model.tokens], [row.choice() for row in rows]).tolist()
+        tokens = [row.take(token) for row, token in zip(rows, drawn, strict=True)]
+        logprobs = own_logprobs(logits, torch.tensor(tokens, device=self.device))
+        tops = alternatives(logits, max(row.request.top_logprobs for row in rows), self.model.tokens)
+        for row, token, logprob, top in zip(rows, tokens, logprobs, tops, strict=True):
+            self._append(row, Token(token, logprob, top[: row.request.top_logprobs]))
+        self._begin_masks([row for row in rows if row in self.rows])
+
+    def _may_sample(self, row: RunningRequest) -> bool:
+        """Whether a row's next token can be sampled. If not, the row ends, or it waits for its mask."""
+        if row.request.max_new_tokens == 0:
+            self.finish(row, "length")
+        elif not row.read_mask():
+            row.repeat()
+        elif row.failure:
+            self.finish(row, "constraint", row.failure)
+        else:
+            return True
+        return False
+
+    def _append(self, row: RunningRequest, token: Token) -> None:
+        """Add a sampled token to a row and tell its listener, unless the token ends the response."""
+        if row.failure:
+            self.finish(row, "constraint", row.failure)
+        elif token.id in row.request.stop_ids:
+            self.finish(row, "stop")
+        else:
+            row.push(token.id)
+            row.handle.emit(token)
+            if reason := row.ended:
+                self.finish(row, reason)
+
+    def _begin_masks(self, rows: Sequence[RunningRequest]) -> None:
+        """Begin to fill the next masks of constrained rows, beside the next pass."""
+        constrained = {row: row.constraint for row in rows if row.constraint}
+        for row, mask in zip(constrained, self.masks.begin(list(constrained.values())), strict=True):
+            row.mask = mask
 
     def fail(self, detail: str) -> None:
         """End all requests with an error. After a failed pass the contents of the slots are unknown."""
@@ -154,7 +181,7 @@ class Batch:
         for row in rows:
             row.handle.emit(Done("error", row.prompt, row.cached, detail))
 
-    def finish(self, row: RunningRequest, reason: Reason) -> None:
+    def finish(self, row: RunningRequest, reason: Reason, detail: str = "") -> None:
         """End a request: free its slot, and add what it has processed to the prefix cache."""
         if row.done:
             size = self.slots.nbytes(row.done)
@@ -164,7 +191,7 @@ class Batch:
         if last is not row:
             self.slots.copy(last.slot, row.slot, last.done)
             last.slot, self.rows[row.slot] = row.slot, last
-        row.handle.emit(Done(reason, row.prompt, row.cached))
+        row.handle.emit(Done(reason, row.prompt, row.cached, detail))
 
 
 def never_one(rows: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
     logits (n, V), one TokenChoice per row -> tokens, their log-probabilities, the most likely alternatives
 
-Rows with the same settings go through the filters together. The reported log-probabilities are those of the model's own
-distribution: log-softmax of the logits in fp32, before penalties, bias, temperature and filters.
+Tokens that a row's constraint rules out are removed first. Rows with the same settings go through the filters together.
+The reported log-probabilities are those of the model's own distribution: log-softmax of the logits in fp32, before
+constraints, penalties, bias, temperature and filters.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.engine.constraint import Bits, constrained
 from tutelage.engine.requests import Top
 from tutelage.sampling.distribution import DistributionConfig, TokenHistory, draw, filtered_probabilities
 
@@ -24,10 +26,12 @@ class TokenChoice:
     sampling: DistributionConfig
     chance: float  # uniform in [0, 1)
     history: TokenHistory | None  # needed if the settings have penalties
+    allowed: Bits | None = None  # the tokens that the row's constraint allows
 
 
 def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
     """(n, V) logits -> (n,) tokens."""
+    logits = constrained(logits, [choice.allowed for choice in choices])
     groups: dict[DistributionConfig, list[int]] = {}
     for row, choice in enumerate(choices):
         groups.setdefault(choice.sampling, []).append(row)

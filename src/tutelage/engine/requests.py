@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from tutelage.engine.constraint import Constraint
 from tutelage.sampling.distribution import DistributionConfig
 
-Reason = Literal["stop", "length", "cancelled", "error"]
+Reason = Literal["stop", "length", "cancelled", "error", "constraint"]
 Top = list[tuple[int, float]]  # tokens and their log-probabilities, most likely first
 
 
@@ -36,6 +37,7 @@ class Request:
     prompt_logprobs: bool = False
     owner: str = ""  # owners take turns in the queue
     adapter: str = ""  # name of one of the engine's adapters; "" is the base model
+    constraint: Constraint | None = None  # of this response alone: n responses have n constraints
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Done:
-    """The last event of every request."""
+    """The last event of every request. "constraint": its constraint failed, and `detail` says how."""
 
     reason: Reason
     prompt_tokens: int

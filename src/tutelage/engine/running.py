@@ -7,8 +7,9 @@ values in the request's slot. The forward pass that processes the last known tok
 import numpy as np
 import torch
 
+from tutelage.engine.constraint import Bits, PendingMask
 from tutelage.engine.next_token import TokenChoice
-from tutelage.engine.requests import Handle, PromptScored
+from tutelage.engine.requests import Handle, PromptScored, Reason
 from tutelage.sampling.distribution import TokenHistory
 from tutelage.sampling.sampler import uniforms
 
@@ -29,6 +30,10 @@ class RunningRequest:
         penalised = request.sampling.penalised
         self.history = TokenHistory([request.prompt], 1, vocab_size, device) if penalised else None
         self.scored = PromptScored([None], [[]])
+        self.constraint = request.constraint
+        self.mask: PendingMask | None = None  # of the next token
+        self.allowed: Bits | None = None  # the same, once it is filled
+        self.failure = ""  # what went wrong with the constraint
 
     @property
     def left(self) -> int:
@@ -46,7 +51,40 @@ class RunningRequest:
 
     def choice(self) -> TokenChoice:
         """How the next token is sampled."""
-        return TokenChoice(self.request.sampling, float(self.chance[self.written]), self.history)
+        return TokenChoice(self.request.sampling, float(self.chance[self.written]), self.history, self.allowed)
+
+    def read_mask(self) -> bool:
+        """Take over the mask of the next token, if the response is constrained. Returns whether it was filled."""
+        if self.mask is None:
+            return True
+        if not self.mask.done.is_set() and not self.mask.stuck:
+            return False
+        try:
+            self.allowed = self.mask.get()
+        except Exception as error:
+            self.failure = str(error)
+        return True
+
+    def repeat(self) -> None:
+        """Process the last token once more, because the next one could not be sampled yet."""
+        self.done = self.known - 1
+
+    def take(self, token: int) -> int:
+        """The token that follows: the drawn one, unless the constraint replaces it to end the response in time."""
+        if self.constraint is None or token in self.request.stop_ids:
+            return token
+        try:
+            return self.constraint.take(token, self.request.max_new_tokens - self.written - 1)
+        except Exception as error:
+            self.failure = str(error)
+            return token
+
+    @property
+    def ended(self) -> Reason | None:
+        """Why the response is complete after its last token; None if it goes on."""
+        if self.constraint and self.constraint.ended:
+            return "stop"
+        return "length" if self.written == self.request.max_new_tokens else None
 
     def push(self, token: int) -> None:
         """Append a token to the response."""

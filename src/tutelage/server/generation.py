@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -70,11 +70,13 @@ class Generation:
         *,
         chat: bool = False,
         moderator: Moderator | None = None,
+        marks: Mapping[int, bytes] | None = None,
     ):
+        """marks: the text of special tokens that are to be seen in the completions."""
         self._served, self._requests = served, requests
         strip = chat and not served.tokenizer.byte_level
         make_filter = _filters(moderator)
-        self._detokenizers = [Detokenizer(served.table, stop, strip, make_filter()) for _ in requests]
+        self._detokenizers = [Detokenizer(served.table, stop, strip, make_filter(), marks) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
         self._stopping = self._late = False
@@ -119,6 +121,11 @@ class Generation:
         """Cancel all completions that are still running."""
         for handle in self._handles:
             handle.cancel()
+
+    def end(self, index: int) -> None:
+        """End one completion, as a stop string does."""
+        self._detokenizers[index].stopped = True
+        self._handles[index].cancel()
 
     def _time_out(self) -> None:
         self._late = True
@@ -168,6 +175,9 @@ class Generation:
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
         if done.reason == "error":
             raise ApiError(500, "The model failed on this request; the server's log says why.", code="engine_error")
+        if done.reason == "constraint":
+            message = f"The answer could not be held to its format: {done.detail}"
+            raise ApiError(500, message, code="format_failed", headers={"x-should-retry": "false"})
         if done.reason == "cancelled" and not (detokenizer.stopped or self._late):
             raise no_such_model(self._served.name)  # the model was unloaded meanwhile
         if self._late and not self.completion_tokens:

@@ -30,6 +30,7 @@ from tutelage.runs.identity import find_adapter, hash_input
 from tutelage.runs.machine import version
 from tutelage.sampling.sampler import for_inference
 from tutelage.server.suggestions import suggestions_of
+from tutelage.server.vocabulary import Vocabulary
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError
 
@@ -49,6 +50,7 @@ class Served:
     base: Path  # the run or folder that holds the weights
     table: Sequence[bytes] = ()  # policies: the bytes of each token
     engine: Engine | None = None  # policies only
+    vocabulary: Vocabulary | None = None  # policies: compiles grammars
     adapter: str = ""  # policies: name of the engine's adapter; "" is the base itself
     reward: ModelReward | None = None  # reward models only
     suggestions: tuple[str, ...] = ()  # policies: questions from the held-out prompts beside the run
@@ -105,6 +107,7 @@ class Registry:
                 self._stop_unused()
                 raise
         padding = engine.model.config.vocab_size - tokenizer.vocab_size  # embedding rows without a token, never drawn
+        table = [*tokenizer.token_bytes(), *[b""] * padding]
         return Served(
             name=name,
             kind="policy",
@@ -114,10 +117,19 @@ class Registry:
             # Adapters and merged weights are rounded differently.
             fingerprint=self._fingerprint(run, "adapter" if adapter else "merged"),
             base=base,
-            table=[*tokenizer.token_bytes(), *[b""] * padding],
+            table=table,
             engine=engine,
+            vocabulary=self._vocabulary(tokenizer, table[: engine.model.tokens]),
             adapter=name if adapter else "",
             suggestions=suggestions_of(run),
+        )
+
+    def _vocabulary(self, tokenizer: Tokenizer, table: Sequence[bytes]) -> Vocabulary:
+        """Made once for all models with this tokenizer, because it takes half a second for 49,152 tokens."""
+        models = (served for served in self.served.values() if served.tokenizer is tokenizer)
+        known = next((served.vocabulary for served in models if served.vocabulary), None)
+        return known or Vocabulary(
+            tokenizer, table, tuple(dict.fromkeys((*tokenizer.end_ids, tokenizer.end_of_text_id)))
         )
 
     def _add_adapter(self, engine: Engine, name: str, run: Path, adapter: Path) -> Tokenizer | None:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tutelage.engine.constraint import Constraint
 from tutelage.engine.requests import Request
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
-from tutelage.server.api.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from tutelage.server.api.answer_format import AnswerFormat, format_of
+from tutelage.server.api.chat_schemas import ChatRequest
+from tutelage.server.api.schemas import CompletionRequest, SamplingRequest
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import Served
@@ -31,6 +34,7 @@ class Plan:
     requests: list[Request]
     stop: list[str] = field(default_factory=list)
     refused: bool = False
+    format: AnswerFormat = AnswerFormat()
 
     @property
     def most_tokens(self) -> int:
@@ -42,7 +46,8 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     """The plan of a chat call: one prompt, n completions. Raises ApiError if it does not fit the model."""
     messages = [turn.message() for turn in body.messages]
     try:
-        prompt = tuple(encode_chat(served.tokenizer, messages, add_generation_prompt=True).ids)
+        tools = [tool.sent for tool in body.offered]
+        prompt = tuple(encode_chat(served.tokenizer, messages, add_generation_prompt=True, tools=tools).ids)
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     if refused(moderator, [message["content"] for message in messages if message["role"] != "assistant"]):
@@ -50,9 +55,21 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     max_tokens = body.max_completion_tokens or body.max_tokens
     room = check_room(served, prompt, max_tokens or 1, "messages")
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    seeds = [seed_of(body.seed, i) for i in range(body.n or 1)]
-    requests = [engine_request(served, body, prompt, max_tokens or room, seed, owner, top=top) for seed in seeds]
-    return Plan(served, [prompt], requests, body.stops)
+    answer = format_of(served, body, prompt)
+    requests = [
+        engine_request(
+            served,
+            body,
+            prompt,
+            max_tokens or room,
+            seed_of(body.seed, i),
+            owner,
+            top=top,
+            constraint=answer.grammar.begin() if answer.grammar else None,
+        )
+        for i in range(body.n or 1)
+    ]
+    return Plan(served, [prompt], requests, body.stops, format=answer)
 
 
 def plan_completion(served: Served, body: CompletionRequest, owner: str, moderator: Moderator) -> Plan:
@@ -90,6 +107,7 @@ def engine_request(
     *,
     top: int,
     score_prompt: bool = False,
+    constraint: Constraint | None = None,
 ) -> Request:
     """The engine's request for one completion. Waiting requests of different owners take turns."""
     return Request(
@@ -102,6 +120,7 @@ def engine_request(
         prompt_logprobs=score_prompt,
         owner=owner,
         adapter=served.adapter,
+        constraint=constraint,
     )
 
 

@@ -1,0 +1,169 @@
+"""A short way to the end of a grammar, so that a response can be complete when its limit is near.
+
+    Endings(bytes, rules).find(matcher) -> tokens after which the response may end
+
+The way is found byte by byte with a matcher of its own, whose vocabulary is the 256 bytes and the control tokens. At
+each byte the likeliest to end soon is taken: a closing mark, a comma, then what could not stand at the byte before, as
+the @ of an address. For each grammar the choices that lead to longer ways, or nowhere as in a recursive schema, are
+replaced at the beginning.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from llguidance import LLMatcher
+
+CLOSING = b'}]",:'
+SHORT = b"0123456789ntf"  # then come other characters, and after them those that open something new
+LAST = b"[{\\ \t\r\n"
+CONTEXT = 8  # bytes before a choice that tell it from other choices
+OPEN_TEXT = 40  # more different bytes than this: the inside of a string
+FEW = 12  # letters that are all tried
+ROUNDS = 128  # a choice that is met more often on one way leads nowhere
+LONGEST = 4096  # bytes of a way
+STEPS = 5000  # choices tried per grammar
+
+INVERTED = bytes(255 - value for value in range(256))
+NONE = bytes(32)
+Choice = tuple[bytes, bytes]  # the bytes before it, and the candidates
+
+
+class ByteVocabulary:
+    """The control tokens of a vocabulary under their own ids, and after them the 256 bytes."""
+
+    is_tokenizer_wrapper = True  # what llguidance asks of a tokenizer
+    bos_token_id = None
+
+    def __init__(self, control: Mapping[int, bytes], ends: Sequence[int], size: int):
+        """control: names of the control tokens; ends: the ids that end a response; size: of the whole vocabulary."""
+        self.first = -(-size // 32) * 32  # id of byte 0, at the beginning of a mask's word
+        single = [bytes([value]) for value in range(256)]
+        self.tokens = [*(control.get(i, b"") for i in range(self.first)), *single]
+        self.special_token_ids, self.eos_token_id = sorted(control), ends[0]
+
+    def __call__(self, text: str) -> list[int]:
+        return self.ids(text.encode())
+
+    def ids(self, text: bytes) -> list[int]:
+        return [self.first + value for value in text]
+
+
+class Endings:
+    """Finds ways to the end of one grammar."""
+
+    def __init__(self, vocabulary: ByteVocabulary, matcher: LLMatcher):
+        """matcher: at the beginning of a text, with this vocabulary."""
+        self.vocabulary, self.matcher = vocabulary, matcher
+        self._taken: dict[Choice, int] = {}  # which candidate is taken, if not the first
+        self._useful = NONE  # bytes of the shortest way
+        self.shortest = self._learned()
+        self._useful = mask_of(i - vocabulary.first for i in self.shortest or ())
+
+    def find(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
+        """Ids of this vocabulary that end a response after `text`; None if no short way is found."""
+        return self._way(matcher, text, LONGEST)[0]
+
+    def _learned(self) -> list[int] | None:
+        """The shortest way from the beginning, after other candidates were tried at each of its choices."""
+        best, met = self._way(self.matcher, b"", LONGEST)
+        # A way that leads nowhere repeats the choice that is wrong.
+        choices, spent = list(met) if best else sorted(met, key=lambda choice: -met[choice]), 0
+        for choice in choices:  # grows while it is read
+            kept = 0
+            for candidate in range(1, len(choice[1]) if spent < STEPS and not _obvious(choice) else 1):
+                self._taken[choice] = candidate
+                way, met = self._way(self.matcher, b"", LONGEST if best is None else len(best) - 1)
+                spent += sum(met.values()) + 1
+                if way is not None:
+                    best, kept = way, candidate
+                    choices += [new for new in met if new not in choices]
+            self._taken[choice] = kept
+        return best
+
+    def _way(self, matcher: LLMatcher, text: bytes, longest: int) -> tuple[list[int] | None, Counter[Choice]]:
+        """The way that the present choices lead, if it has at most `longest` ids, and how often each was met."""
+        matcher, way, tail, met = matcher.deep_copy(), [], text[-CONTEXT:], Counter[Choice]()
+        before = self._useful  # at first it stands for what could not come next a byte ago, which is not known
+        while not (matcher.is_accepting() or matcher.is_stopped()):
+            ids = matcher.compute_ff_tokens()
+            if not ids:
+                ids, allowed = self._allowed(matcher)
+                choice = tail, ranked(allowed, before)
+                before = allowed.translate(INVERTED)
+                ids = ids or self.vocabulary.ids(choice[1][(at := self._taken.get(choice, 0)) : at + 1])
+                met[choice] += 1
+                if met[choice] > ROUNDS:
+                    return None, met
+            way += ids
+            if not ids or len(way) > longest or not matcher.consume_tokens(ids):
+                return None, met
+            tail = (tail + bytes(max(0, i - self.vocabulary.first) for i in ids))[-CONTEXT:]
+        return (None if matcher.is_error() else way), met
+
+    def _allowed(self, matcher: LLMatcher) -> tuple[list[int], bytes]:
+        """What may come next: a control token if one may, for it leads out of free text, and a mask of bytes."""
+        mask = matcher.compute_bitmask()
+        control, single = mask[: self.vocabulary.first // 8], mask[self.vocabulary.first // 8 :]
+        return bits_of(control)[:1] if control.count(0) < len(control) else [], single
+
+
+def bits_of(mask: bytes) -> list[int]:
+    """The numbers whose bits are set, in order."""
+    return [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
+
+
+def mask_of(values: Iterable[int]) -> bytes:
+    """A mask of bytes."""
+    return sum(1 << value for value in {*values} if value >= 0).to_bytes(32, "little")
+
+
+def _obvious(choice: Choice) -> bool:
+    """Whether there is but one candidate, or one that closes a list, an object or a string."""
+    tail, candidates = choice
+    if len(candidates) < 2 or candidates[0] in b"}]":
+        return True
+    return candidates[:1] == b'"' and tail.rstrip()[-1:] not in (b":", b",", b"[", b"")
+
+
+@lru_cache(4096)
+def ranked(mask: bytes, preferred: bytes) -> bytes:
+    """Those of the bytes in a mask that are worth trying, the best first. Of many letters or digits only some are."""
+    allowed, preferred_bytes = bits_of(mask), bits_of(preferred)
+    inside = len(allowed) > OPEN_TEXT
+    if inside and b'"'[0] in allowed:
+        return b'"'
+    letters = [value for value in allowed if chr(value).isalpha() or value >= 0x80]
+    digits = [value for value in allowed if chr(value).isdigit()]
+    marks = [value for value in allowed if value not in letters and value not in digits]
+    new = set(preferred_bytes).intersection(marks if inside else allowed)
+    new = set() if inside and len(new) > FEW else new
+    few = {
+        *(letters[:1] if len(letters) > FEW else letters),
+        *(digits[:1] + digits[-1:]),
+        *(new if inside else marks),
+    }
+    return bytes(sorted(few, key=lambda value: (inside or value not in CLOSING, value not in new, _rank(value))))
+
+
+def _rank(value: int) -> tuple[int, int]:
+    """Sorts bytes by the length of what they begin."""
+    for rank, group in enumerate((CLOSING, SHORT)):
+        if value in group:
+            return rank, group.index(value)
+    return (3 if value in LAST else 2), value
+
+
+def tokenised(way: Sequence[int], vocabulary: ByteVocabulary) -> Iterator[int | bytes]:
+    """The way as control tokens and the texts between them."""
+    text = b""
+    for i in way:
+        if i >= vocabulary.first:
+            text += bytes([i - vocabulary.first])
+            continue
+        if text:
+            yield text
+        yield i
+        text = b""
+    if text:
+        yield text
