@@ -18,7 +18,7 @@ from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.shared_prefix import score_texts
 from tutelage.sampling.rollout import Responses, response_scores
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import chat_ids
 from tutelage.text.tokenizer import Tokenizer
 
 LARGEST = 3e38  # just below the largest fp32 number
@@ -57,7 +57,7 @@ class ModelReward:
     def encode(self, messages: Messages) -> list[int]:
         """Ids of a conversation that ends with a response, up to the token at which the score is read."""
         if self.model.last_token:
-            return self._without_padding(encode_chat(self.tokenizer, messages).ids)
+            return self._without_padding(chat_ids(self.tokenizer, messages))
         return encode_response(messages[:-1], messages[-1]["content"], self.tokenizer)
 
     def up_to_score(self, ids: Sequence[int]) -> list[int]:
