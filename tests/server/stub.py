@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
+from tutelage.server.encoder import Encoder
+from tutelage.server.encoding_process import Encoding
 
 
 class StubHandle:
@@ -67,6 +69,17 @@ class StubEngine:
         listener(Done(reason, len(request.prompt), 0))
 
 
+class LocalWorker:
+    """Answers at once what the encoding process would be asked."""
+
+    def __init__(self, tokenizer: Any):
+        self.encoding = Encoding()
+        self.encoding.tokenizer = tokenizer
+
+    async def ask(self, owner: str, size: int, job: str, **arguments: Any) -> Any:
+        return getattr(self.encoding, job)(**arguments)
+
+
 class StubModels:
     """A registry of one policy, `stub`, and one reward model, `judge`."""
 
@@ -75,9 +88,13 @@ class StubModels:
         common = dict(
             tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context, suggestions=()
         )
+        common["encoder"] = Encoder(LocalWorker(tokenizer))
+        self.tokenizer = tokenizer
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),
-            "judge": SimpleNamespace(name="judge", kind="reward", fingerprint="fp_2", engine=None, **common),
+            "judge": SimpleNamespace(
+                **common | {"context": 512}, name="judge", kind="reward", fingerprint="fp_2", engine=None, reward=None
+            ),
         }
 
     def names(self) -> list[str]:
@@ -86,5 +103,8 @@ class StubModels:
     def get(self, name: str) -> Any:
         return self.served[name]
 
-    def score(self, name: str, conversations: Sequence[Any]) -> list[float]:
-        return [float(len(turns[-1]["content"])) for turns in conversations]
+    def score(self, name: str, texts: Sequence[Sequence[int]]) -> list[float]:
+        """The number of characters of each last turn."""
+        turn = self.tokenizer.special["<|assistant|>"]
+        lasts = ([*ids][-[*ids][::-1].index(turn) :] for ids in texts)
+        return [float(len(self.tokenizer.decode(ids))) for ids in lasts]

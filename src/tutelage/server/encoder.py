@@ -6,24 +6,25 @@ Texts of any length, and templates that nobody vouches for, are read in that pro
 nor other callers. What exceeds its time or memory ends the process, and the next question starts another one.
 """
 
-import asyncio
+import hashlib
+import json
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tutelage.bounded import Child, Failed, Overrun, Refused
 from tutelage.data.messages import Messages
 from tutelage.errors import InputError
-from tutelage.server.worker import Worker, in_pieces
+from tutelage.server.worker import SECONDS, Worker, all_of, in_pieces
 from tutelage.text.tokenizer import Tokenizer
 
 MEMORY = 1024  # MiB that one conversation may need
 NICE = 5  # the engine goes first
 OVERRUN = {
-    "time": "chat template: rendering this conversation takes too long; shorten it or serve the model with another template",
-    "memory": "chat template: rendering this conversation takes too much memory; shorten it or serve the model with "
-    "another template",
+    "time": "chat template: this conversation takes too long to render; shorten it, or give the model another template",
+    "memory": "chat template: this conversation takes too much memory to render; shorten it, or give the model another "
+    "template",
     "closed": "the model is no longer served",
 }
 log = logging.getLogger(__name__)
@@ -31,27 +32,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text as token ids. `ids` is None if they are more than the limit; without `exact`, `count` is a lower bound."""
+    """A text as token ids."""
 
-    ids: tuple[int, ...] | None
+    ids: tuple[int, ...] | None  # None if they are more than the limit
     count: int
-    exact: bool = True
-
-    @property
-    def counted(self) -> str:
-        """The number of tokens, in words."""
-        return f"{self.count}" if self.exact else f"at least {self.count}"
+    exact: bool = True  # otherwise `count` is a lower bound
 
 
 class Encoder:
     """Renders and encodes for one model. All methods raise InputError, and ApiError if too many questions wait."""
 
-    def __init__(self, tokenizer: Tokenizer, **limits: float):
-        """limits: `seconds` of computing for a short question."""
-        self._worker = Worker(
-            Child("tutelage.server.encoding_process", memory=MEMORY, nice=NICE, set_up=lambda: parts_of(tokenizer)),
-            **limits,
-        )
+    def __init__(self, worker: Worker):
+        self._worker = worker
 
     async def chat(self, owner: str, messages: Messages, limit: int, prompt: bool = True) -> Encoded:
         """A conversation, with the generation prompt after it if `prompt`."""
@@ -71,6 +63,12 @@ class Encoder:
             for piece in pieces
         ]
         return [encoded(found) for piece in await all_of(asked) for found in piece]
+
+    async def decoded(self, owner: str, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of ids, without special tokens."""
+        pieces = in_pieces(list(prompts), len)
+        asked = [self._ask(owner, sum(map(len, piece)), "decoded", prompts=piece) for piece in pieces]
+        return [text for piece in await all_of(asked) for text in piece]
 
     async def fit(
         self, owner: str, system: str, messages: Messages, hidden: Sequence[int], limit: int
@@ -102,8 +100,27 @@ class Encoder:
             raise
 
 
-async def all_of(awaited: Sequence[Awaitable[Any]]) -> list[Any]:
-    return list(await asyncio.gather(*awaited))
+def encoder_of(tokenizer: Tokenizer, memory: int = MEMORY, seconds: float = SECONDS) -> Encoder:
+    """An encoder whose process starts with the first question and may take so much memory and time for each."""
+    module, parts = "tutelage.server.encoding_process", parts_of(tokenizer)
+    return Encoder(Worker(Child(module, memory=memory, nice=NICE, set_up=lambda: parts), seconds))
+
+
+class Encoders:
+    """The encoders of all models. Equal tokenizers share one, such as those of a policy and its reward model."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Encoder] = {}
+
+    def of(self, tokenizer: Tokenizer) -> Encoder:
+        """The encoder for this tokenizer. Its process starts with the first question."""
+        content = json.dumps(parts_of(tokenizer)).encode()
+        return self._made.setdefault(hashlib.sha256(content).hexdigest(), encoder_of(tokenizer))
+
+    def keep(self, used: set[Encoder]) -> None:
+        """End the processes of all other encoders."""
+        for name in [name for name, encoder in self._made.items() if encoder not in used]:
+            self._made.pop(name).close()
 
 
 def encoded(found: dict[str, Any]) -> Encoded:

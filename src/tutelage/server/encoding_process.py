@@ -30,13 +30,12 @@ class Encoding:
         """Make the tokenizer, and what it makes when it is first used."""
         trust(settings["chat_template"])  # this process has limits itself
         self.tokenizer = Tokenizer(BackendTokenizer.from_str(backend), settings, ends)
-        self.tokenizer.encode_text("")
-        self.bounds, self.reader = self.tokenizer.bounds, self.tokenizer.reader
+        self._within(0, "", self.tokenizer.reader.encode)
 
     def chat(self, messages: Sequence[Message], limit: int, prompt: bool = True) -> Encoded:
         """A conversation, with the generation prompt after it if `prompt`."""
         text = sealed_text(self.tokenizer, messages, prompt)
-        return self._within(limit, text, self.reader.encode)
+        return self._within(limit, text, self.tokenizer.reader.encode)
 
     def answers(self, conversations: Sequence[Sequence[Message]], limit: int, whole: bool) -> list[Encoded]:
         """Conversations that end with an answer, up to the end of its turn, or as a `whole`."""
@@ -49,6 +48,9 @@ class Encoding:
     def texts(self, texts: Sequence[str], limit: int) -> list[Encoded]:
         """Texts between the tokens that the tokenizer adds, such as BOS."""
         return [self._within(limit, text, self.tokenizer.encode_text) for text in texts]
+
+    def decoded(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        return [self.tokenizer.decode(ids) for ids in prompts]
 
     def fit(self, system: str, messages: Sequence[Message], hidden: Sequence[int], limit: int) -> dict[str, Any]:
         """The ids of the messages without those in `hidden` and without the oldest turns, so that they fit the limit.
@@ -69,7 +71,8 @@ class Encoding:
         return {"ids": without(dropped)["ids"] if dropped < len(questions) else None, "dropped": dropped}
 
     def _within(self, limit: int, text: str, encode: Callable[[str], list[int]]) -> Encoded:
-        least = self.bounds.least_tokens(text) if self.bounds else 0
+        bounds = self.tokenizer.bounds
+        least = bounds.least_tokens(text) if bounds else 0
         if least > limit:
             return {"ids": None, "count": least, "exact": False}
         ids = encode(text)
@@ -79,5 +82,5 @@ class Encoding:
 def main() -> None:
     """What the process runs."""
     encoding = Encoding()
-    jobs = {name: getattr(encoding, name) for name in ("set_up", "chat", "answers", "texts", "fit")}
+    jobs = {name: getattr(encoding, name) for name in ("set_up", "chat", "answers", "texts", "decoded", "fit")}
     bounded.answer_all(jobs, refusals=(InputError,))

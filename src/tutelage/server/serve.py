@@ -88,7 +88,10 @@ def serve(
         for run in runs:
             registry.load(run)
         app = create_app(database, keys, registry, moderator)
+        registry.warm_up()
+        app.state.text_work.warm_up()
         Server(app, config, listener, welcome(database, keys)).run(sockets=[listener])
+        app.state.text_work.close()
     finally:
         registry.close()
         database.close()

@@ -8,7 +8,7 @@ worker's thread in this process only waits for it.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +102,11 @@ class Worker:
             question.answer.set_result(self._child.ask(question.job, question.seconds, **question.arguments))
         except BaseException as error:  # whoever asked must be told
             question.answer.set_exception(error)
+
+
+async def all_of(awaited: Sequence[Awaitable[Any]]) -> list[Any]:
+    """The results in order."""
+    return list(await asyncio.gather(*awaited))
 
 
 def in_pieces(items: list[Any], size: Callable[[Any], int]) -> list[list[Any]]:

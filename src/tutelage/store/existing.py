@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tutelage.errors import InputError
-from tutelage.store.database import Database, reachable, sqlite_url
+from tutelage.store.database import Database, reachable, sqlite_url, without_password
 from tutelage.store.migrate import current, upgrade
 
 FILE = "tutelage.db"
@@ -46,8 +46,3 @@ def open_existing(data: str, url: str = "") -> Database:
             f"{data}: contains no {FILE}; give the data folder of tutelage serve, or the URL of its database"
         )
     return database
-
-
-def without_password(url: str) -> str:
-    """A database URL as it may be shown and stored."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", url)

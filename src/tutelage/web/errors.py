@@ -49,11 +49,15 @@ def refusal(error: ApiError | StorageError) -> ApiError:
     if isinstance(error, ApiError):
         return error
     log.error("%s", error)
-    if not error.full:
-        return ApiError(503, "The server's database is not responding. Try again soon.", code="storage_unavailable")
+    if not (error.full or error.damaged):
+        message = "The server's database is not responding. Try again soon."
+        return ApiError(503, message, code="storage_unavailable", headers={"retry-after": "1"})
+    code = "storage_full"
     message = "The server cannot store anything: its disk is full or failing. What was stored before is safe."
+    if error.damaged:
+        code, message = "storage_damaged", "The server's database is damaged; the server's log says how."
     # OpenAI's clients would retry within seconds, too soon for a full disk.
-    return ApiError(503, message, code="storage_full", headers={"x-should-retry": "false"})
+    return ApiError(503, message, code=code, headers={"x-should-retry": "false"})
 
 
 class JSON(Response):
@@ -138,9 +142,17 @@ def validation_error(errors: Any) -> ApiError:
     return ApiError(400, about, param=param, code="invalid_value")
 
 
+def _why_not_json(cause: BaseException) -> str:
+    if isinstance(cause, RecursionError):
+        return "it is nested too deeply"
+    return "it is not UTF-8" if isinstance(cause, UnicodeDecodeError) else "it has a number with too many digits"
+
+
 def _from_http_exception(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url")
+    if error.status_code == 400 and error.__cause__ is not None:  # raised while FastAPI reads the body
+        return ApiError(400, f"The body is not valid JSON: {_why_not_json(error.__cause__)}.", code="invalid_json")
     if error.status_code == 405:
         message = f"Not allowed to {request.method} on {request.url.path}."
         return ApiError(405, message, code="method_not_supported", headers=error.headers)

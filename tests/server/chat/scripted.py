@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from stub import LocalWorker
+
 from tutelage.engine.requests import Done, Event, Request, Token
+from tutelage.server.encoder import Encoder
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -66,5 +69,6 @@ class Models:
             engine=engine,
             adapter="",
             context=400,
+            encoder=Encoder(LocalWorker(engine.tokenizer)),
             suggestions=self.suggestions.get(name, ()),
         )

@@ -101,6 +101,11 @@ class SamplingRequest(RequestBody):
         return self
 
     @property
+    def characters(self) -> int:
+        """The length of the request's text. An id counts as much as a token usually has."""
+        raise NotImplementedError
+
+    @property
     def stops(self) -> list[str]:
         """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -124,6 +129,12 @@ class CompletionRequest(SamplingRequest):
         if self.best_of is not None and self.best_of > 1 and self.stream:
             raise ValueError("best_of above 1 cannot be streamed")
         return self
+
+    @property
+    def characters(self) -> int:
+        prompts: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
+        sizes = (len(p) if isinstance(p, str) else 4 * (len(p) if isinstance(p, list) else 1) for p in prompts)
+        return sum(sizes)
 
 
 class Part(RequestBody):
@@ -171,6 +182,10 @@ class ChatRequest(SamplingRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs may only be given with logprobs: true")
         return self
+
+    @property
+    def characters(self) -> int:
+        return sum(len(turn.message()["content"]) for turn in self.messages)
 
     def refuse_unsupported(self) -> None:
         super().refuse_unsupported()

@@ -1,4 +1,4 @@
-"""The process that moderates and redacts long texts; `checks.py` is the server's end of it."""
+"""The process that moderates, redacts and formats long texts; `text_work.py` is the server's end of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,10 @@ from tutelage import bounded
 from tutelage.data.privacy import redact
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.web.markdown import markdown
 
 
-class Checking:
+class TextFunctions:
     """The functions that the server may ask for."""
 
     moderator: Moderator
@@ -28,9 +29,12 @@ class Checking:
         redacted, counts = redact(text)
         return redacted, dict(counts)
 
+    def formatted(self, text: str) -> str:
+        return str(markdown(text))
+
 
 def main() -> None:
     """What the process runs."""
-    checking = Checking()
-    jobs = {name: getattr(checking, name) for name in ("set_up", "verdicts", "redacted")}
+    functions = TextFunctions()
+    jobs = {name: getattr(functions, name) for name in ("set_up", "verdicts", "redacted", "formatted")}
     bounded.answer_all(jobs, refusals=(InputError,))
