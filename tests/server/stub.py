@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from local_worker import local_encoder
+
 from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
-from tutelage.server.encoder import Encoder
-from tutelage.server.encoding_process import Encoding
 
 
 class StubHandle:
@@ -69,17 +69,6 @@ class StubEngine:
         listener(Done(reason, len(request.prompt), 0))
 
 
-class LocalWorker:
-    """Answers at once what the encoding process would be asked."""
-
-    def __init__(self, tokenizer: Any):
-        self.encoding = Encoding()
-        self.encoding.tokenizer = tokenizer
-
-    async def ask(self, owner: str, size: int, job: str, **arguments: Any) -> Any:
-        return getattr(self.encoding, job)(**arguments)
-
-
 class StubModels:
     """A registry of one policy, `stub`, and one reward model, `judge`."""
 
@@ -88,7 +77,7 @@ class StubModels:
         common = dict(
             tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context, suggestions=()
         )
-        common["encoder"] = Encoder(LocalWorker(tokenizer))
+        common["encoder"] = local_encoder(tokenizer)
         self.tokenizer = tokenizer
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),

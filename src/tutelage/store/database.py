@@ -183,13 +183,13 @@ class Database:
             session.execute(text("INSERT INTO settings (key, value, updated_ms) VALUES ('ping', '{}', 0)"))
             session.rollback()
 
-    def close(self) -> None:
+    def close(self, patience: float = PATIENCE) -> None:
         """Copy the write-ahead log into the database file and close all connections.
 
         The log stays, and loses nothing, if another process holds the lock or the disk fails.
         """
         if self.is_sqlite:
-            with suppress(StorageError), self.writer_lock():
+            with suppress(StorageError), self.writer_lock(patience):
                 self._checkpoint("TRUNCATE")
         self._writer.dispose()
         self._reader.dispose()

@@ -4,6 +4,7 @@ an exception of the driver  ->  StorageError: the disk is full, the file is dama
 """
 
 import errno
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ except ImportError:  # no wheel for this platform
 
 # Names that begin with two digits are PostgreSQL's.
 FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "53100", "58030")
-DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "XX001", "XX002")
+DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "XX001", "XX002", "42P01", "42703")  # the last two: as MISSING
+MISSING = re.compile("no such (table|column)")  # SQLite's messages, which have no name either
 # Locked; no connection; shut down; a lock was not free in time; cancelled.
 GONE = ("SQLITE_BUSY", "SQLITE_LOCKED", "08", "57P", "55P03", "57014")
 NOT_TEXT = "Could not decode to UTF-8"  # SQLite's message about a damaged text, which has no name
@@ -53,7 +55,7 @@ def failures_named() -> Iterator[None]:
 def _named(cause: BaseException | None) -> StorageError | None:
     name = str(getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or "")
     reason = " ".join(str(cause).split()) or type(cause).__name__
-    if name.startswith(DAMAGED) or NOT_TEXT in reason:
+    if name.startswith(DAMAGED) or NOT_TEXT in reason or MISSING.match(reason):
         message = f"the database is damaged: {reason}; copy it back from a backup"
         return StorageError(message, full=False, damaged=True)
     full = name.startswith(FULL) or (isinstance(cause, OSError) and cause.errno in DISK)

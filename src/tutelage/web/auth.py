@@ -58,6 +58,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            receive = self.in_turn(scope, receive)
             try:
                 caller = await self.caller(scope)
                 if caller and caller.key:
@@ -71,7 +72,7 @@ class Gate:
                 return
         elif scope["type"] != "lifespan":
             return  # websockets are not supported
-        await self.app(scope, self.in_turn(scope, receive), send)
+        await self.app(scope, receive, send)
 
     def in_turn(self, scope: Scope, receive: Receive) -> Receive:
         """Wrap `receive`: the end of a large body waits for its turn, as the whole body is parsed when it is complete.

@@ -52,12 +52,12 @@ def refusal(error: ApiError | StorageError) -> ApiError:
     if not (error.full or error.damaged):
         message = "The server's database is not responding. Try again soon."
         return ApiError(503, message, code="storage_unavailable", headers={"retry-after": "1"})
-    code = "storage_full"
-    message = "The server cannot store anything: its disk is full or failing. What was stored before is safe."
+    later = {"x-should-retry": "false"}  # OpenAI's clients would retry within seconds, too soon
     if error.damaged:
-        code, message = "storage_damaged", "The server's database is damaged; the server's log says how."
-    # OpenAI's clients would retry within seconds, too soon for a full disk.
-    return ApiError(503, message, code=code, headers={"x-should-retry": "false"})
+        message = "The server's database is damaged. The server's log says how."
+        return ApiError(503, message, code="storage_damaged", headers=later)
+    message = "The server cannot store anything: its disk is full or failing. What was stored before is safe."
+    return ApiError(503, message, code="storage_full", headers=later)
 
 
 class JSON(Response):
@@ -151,7 +151,7 @@ def _why_not_json(cause: BaseException) -> str:
 def _from_http_exception(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url")
-    if error.status_code == 400 and error.__cause__ is not None:  # raised while FastAPI reads the body
+    if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):  # of the JSON parser
         return ApiError(400, f"The body is not valid JSON: {_why_not_json(error.__cause__)}.", code="invalid_json")
     if error.status_code == 405:
         message = f"Not allowed to {request.method} on {request.url.path}."

@@ -6,6 +6,7 @@ Parsing JSON and checking its fields holds Python's lock, for up to 0.2 seconds 
 """
 
 import asyncio
+import gc
 import time
 from collections import OrderedDict, deque
 
@@ -30,6 +31,7 @@ class LargeBodies:
         if self._busy:
             await self._wait(owner, loop.create_future())
         self._busy = True
+        gc.disable()  # it would look at all objects again and again while a million new ones appear
         loop.call_soon(self._parsed, loop, time.perf_counter())
 
     async def _wait(self, owner: str, mine: "asyncio.Future[None]") -> None:
@@ -43,6 +45,7 @@ class LargeBodies:
 
     def _parsed(self, loop: asyncio.AbstractEventLoop, began: float) -> None:
         """The caller waits for something else, so its body is parsed."""
+        gc.enable()
         loop.call_later((time.perf_counter() - began) * (1 / SHARE - 1), self._next)
 
     def _next(self) -> None:

@@ -56,7 +56,8 @@ def read_pepper(folder: Path) -> bytes:
         pepper = b""
     if len(pepper) != BYTES:
         raise InputError(
-            f"{path}: damaged, it does not hold {2 * BYTES} hexadecimal digits; {MOVE} and remove the file"
+            f"{path}: damaged, it does not hold {2 * BYTES} hexadecimal digits; copy it back from a backup, or revoke "
+            "all keys (tutelage keys revoke) and remove the file"
         )
     return pepper
 

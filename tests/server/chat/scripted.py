@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from stub import LocalWorker
+from local_worker import local_encoder
 
 from tutelage.engine.requests import Done, Event, Request, Token
-from tutelage.server.encoder import Encoder
 from tutelage.text.tokenizer import Tokenizer
 
 
@@ -69,6 +68,6 @@ class Models:
             engine=engine,
             adapter="",
             context=400,
-            encoder=Encoder(LocalWorker(engine.tokenizer)),
+            encoder=local_encoder(engine.tokenizer),
             suggestions=self.suggestions.get(name, ()),
         )
