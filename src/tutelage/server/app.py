@@ -15,6 +15,7 @@ from tutelage.server import health, metrics
 from tutelage.server.api import chat_completions, completions, models, moderations, scores, stored_completions
 from tutelage.server.chat import answers, consent, feedback, page
 from tutelage.server.registry import Registry
+from tutelage.server.text_work import TextWork
 from tutelage.store.database import Database
 from tutelage.web import errors, login
 from tutelage.web.auth import Gate
@@ -22,6 +23,7 @@ from tutelage.web.envelope import Envelope
 from tutelage.web.keys import KeyRing
 from tutelage.web.limits import Limits
 from tutelage.web.pages import Files, Pages
+from tutelage.web.revocations import Revocations
 
 HERE = Path(__file__).parent
 API = (chat_completions, completions, stored_completions, models, scores, moderations)
@@ -36,7 +38,8 @@ def create_app(database: Database, keys: KeyRing, registry: Registry, moderator:
         title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, telemetry=no_telemetry
     )
     app.state.database, app.state.keys, app.state.registry = database, keys, registry
-    app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
+    app.state.limits, app.state.text_work = Limits(), TextWork(moderator or Moderator())
+    app.state.revocations = Revocations(database)
     app.state.readiness = health.Readiness(database, registry)
     app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # concurrent calls
     app.state.pages = Pages(HERE / "chat" / "templates")

@@ -1,6 +1,6 @@
 """Messages -> the token ids that a model was trained on, and the tokens of an answer.
 
-    inference   encode_chat(messages, add_generation_prompt=True).ids
+    inference   chat_ids(messages, add_generation_prompt=True)
     training    training_examples(messages) -> ids, supervised
 
 The ids are those of transformers: the template renders the whole conversation, and the tokenizer encodes the text at
@@ -22,7 +22,17 @@ from tutelage.text.endings import ANSWER, QUESTION
 from tutelage.text.template import Message, Rendering
 from tutelage.text.tokenizer import Tokenizer
 
-__all__ = ["ChatIds", "Message", "encode_answer", "encode_chat", "rewrites_turns", "training_examples", "training_size"]
+__all__ = [
+    "ChatIds",
+    "Message",
+    "chat_ids",
+    "encode_answer",
+    "encode_chat",
+    "rewrites_turns",
+    "sealed_text",
+    "training_examples",
+    "training_size",
+]
 
 NO_REASONING = f"\n{THINK[1]}\n\n"  # ends the reasoning that a generation prompt opens, where an answer has none
 
@@ -35,18 +45,28 @@ class ChatIds:
     supervised: list[bool]  # True on the assistant's content and the end-of-turn token after it
 
 
+def chat_ids(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+) -> list[int]:
+    """The ids that transformers gives a conversation. The time grows with its length alone; a mask takes longer.
+
+    Raises InputError if the template refuses the conversation.
+    """
+    return tokenizer.reader.encode(sealed_text(tokenizer, messages, add_generation_prompt))
+
+
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
 ) -> ChatIds:
-    """The ids that transformers gives a conversation, with a mask of its answers.
+    """The ids of `chat_ids`, with a mask of the answers.
 
     If the template rewrites earlier turns, the mask covers the last answer alone. Raises InputError if the template
     refuses the conversation.
     """
+    ids = chat_ids(tokenizer, messages, add_generation_prompt)
     if add_generation_prompt or not _answers(messages):
-        ids = tokenizer.reader.encode(_render(tokenizer, messages, add_generation_prompt))
         return ChatIds(ids, [False] * len(ids))
-    whole, ids = _whole(tokenizer, messages), tokenizer.reader.encode(_render(tokenizer, messages))
+    whole = _whole(tokenizer, messages)
     if whole and whole.ids[: len(ids)] == ids:
         return ChatIds(ids, whole.supervised[: len(ids)])
     return ChatIds(ids, _overlap(ids, encode_answer(tokenizer, messages[: _answers(messages)[-1] + 1])))
@@ -67,8 +87,7 @@ def rewrites_turns(tokenizer: Tokenizer) -> bool:
 
 def training_size(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> int:
     """Tokens of the longest training example of a conversation that ends with an answer, if its beginnings fit."""
-    ids = tokenizer.reader.encode(_render(tokenizer, messages))
-    return max(len(ids), len(encode_answer(tokenizer, messages).ids))
+    return max(len(chat_ids(tokenizer, messages)), len(encode_answer(tokenizer, messages).ids))
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> ChatIds:
@@ -90,8 +109,8 @@ def _answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
-    """The sealed text of a conversation, with the generation prompt if `prompt`."""
+def sealed_text(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
+    """The text of a conversation as `tokenizer.reader` encodes it, with the generation prompt if `prompt`."""
     marked, breaks = tokenizer.guard.mark(messages)
     return tokenizer.guard.seal(tokenizer.template.render(marked, prompt), breaks).text
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tutelage.errors import InputError
 from tutelage.text.control import THINK, any_of
-from tutelage.text.template import Message, Template, without_marks
+from tutelage.text.template import Message, Template
+from tutelage.text.trial import renderings
 
 # Words that no template contains, so that they can be found again.
 SYSTEM: Message = {"role": "system", "content": "zyxsystem"}
@@ -30,22 +31,25 @@ class Framing:
 
 def framing(template: Template, added: Collection[str]) -> Framing:
     """Raises InputError if the template renders no conversation of one question, or of a question and an answer."""
-    template.render([QUESTION], add_generation_prompt=True)
-    answered = without_marks(template.render([QUESTION, ANSWER]))
-    others = [_try(template, [QUESTION, ANSWER, QUESTION]), _try(template, [SYSTEM, QUESTION])]
+    asked, answered, *others = renderings(
+        template,
+        [
+            ([QUESTION], True),
+            ([QUESTION, ANSWER], False),
+            ([QUESTION, ANSWER, QUESTION], False),
+            ([SYSTEM, QUESTION], False),
+        ],
+    )
+    if isinstance(asked, InputError):
+        raise asked
+    if isinstance(answered, InputError):
+        raise answered
+    continued, told = ("" if isinstance(text, InputError) else text for text in others)  # a template may refuse these
     found = any_of([token for token in added if token.strip()])
-    ends = (_after_answer(text, found) for text in (answered, others[0]))
-    written = {match[0] for text in (answered, *others) for match in found.finditer(text)}
+    ends = (_after_answer(text, found) for text in (answered, continued))
+    written = {match[0] for text in (answered, continued, told) for match in found.finditer(text)}
     end = next((token for token in ends if token), None)
     return Framing(end, frozenset(token for token in written - set(THINK) if not token.isalnum()))
-
-
-def _try(template: Template, messages: list[Message]) -> str:
-    """The rendering, or "" if the template refuses this kind of conversation."""
-    try:
-        return without_marks(template.render(messages))
-    except InputError:
-        return ""
 
 
 def _after_answer(text: str, tokens: re.Pattern[str]) -> str | None:

@@ -16,7 +16,7 @@ from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Conversation, Feedback, ModerationFlag
 from tutelage.text.chat import Message
 from tutelage.web.errors import ApiError
-from tutelage.web.pages import markdown
+from tutelage.web.markdown import markdown
 
 MAX_TITLE = 60  # characters of the first question
 MAX_LISTED = 200  # chats

@@ -21,7 +21,7 @@ from tutelage.store.database import Database
 from tutelage.store.tables import Conversation
 from tutelage.web.auth import Page, Store
 from tutelage.web.errors import JSON
-from tutelage.web.pages import language, markdown
+from tutelage.web.pages import language
 from tutelage.web.people import writing
 from tutelage.web.translations import translations
 
@@ -100,9 +100,9 @@ def suggestions_of(request: Request, general: list[str]) -> dict[str, list[str]]
 
 
 @router.post("/chat/markdown")
-def render_markdown(body: Markdown, caller: Page) -> JSON:
+async def render_markdown(request: Request, body: Markdown, caller: Page) -> JSON:
     """Render Markdown as sanitised HTML, for an answer that was stopped before it was rendered."""
-    return JSON({"html": str(markdown(body.text))})
+    return JSON({"html": await request.app.state.text_work.formatted(caller.user_id, body.text)})
 
 
 @router.patch("/chat/conversations/{conversation_id}")
