@@ -86,10 +86,11 @@ def engine_alone(folder: Path, new: int, streams: list[int]) -> list[float]:
 
 
 @contextmanager
-def ours(folder: Path, slots: int = 64) -> Iterator[tuple[str, str]]:
-    """Start our server. Yields its address and a key."""
-    with tempfile.TemporaryDirectory() as data:
-        command = [sys.executable, "-m", "tutelage", "serve", f"model={folder}", "--port", "0", "--data", data]
+def ours(folder: Path, slots: int = 64, data: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Start our server, with its data in `data` or a folder that goes away. Yields its address and a key."""
+    with tempfile.TemporaryDirectory() as place:
+        kept = str(data or place)
+        command = [sys.executable, "-m", "tutelage", "serve", f"model={folder}", "--port", "0", "--data", kept]
         command += ["--slots", str(slots), "--context", "1024", "--memory", "3072", "--queue", "256", "--no-access-log"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.options import Option
 
+UNUSABLE = (errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.EIO)  # a path too long; a disk that cannot be written
 HELP = ("--help", "--help-all", "-h")
 
 
@@ -98,7 +99,13 @@ def users_fault(error: Exception) -> str | None:
     if full:
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}: no partial file was kept; free some space and run the same command again"
-    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)):
+    kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    if isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in UNUSABLE):
         path: Any = error.filename
-        return f"{path}: {error.strerror}; check the path" if path else str(error)
+        return f"{shortened(str(path))}: {error.strerror}; check the path" if path else str(error)
     return None
+
+
+def shortened(path: str) -> str:
+    """A path of any length, in a line."""
+    return path if len(path) <= 300 else f"{path[:100]}... ({len(path)} characters)"

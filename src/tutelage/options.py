@@ -38,7 +38,7 @@ class Range:
     def complaint(self, value: float) -> str:
         """What is wrong with the number; empty if it is inside."""
         ends = [
-            (math.isfinite(value), "a finite number"),
+            (isinstance(value, int) or math.isfinite(value), "a finite number"),
             (value >= self.least, f"at least {self.least:g}"),
             (value > self.above, f"above {self.above:g}"),
             (value <= self.most, f"at most {self.most:g}"),
@@ -49,6 +49,7 @@ class Range:
 
 
 Count = Annotated[int, Range(least=1)]
+Count64 = Annotated[int, Range(least=1, most=2**63 - 1)]  # that a database can store
 Natural = Annotated[int, Range(least=0)]  # options where 0 stands for none, for all or for a default
 Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0)]
@@ -63,8 +64,16 @@ def out_of_range(config: Any) -> str | None:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and (wrong := allowed.complaint(number)):
-                return f"--{name.replace('_', '-')} {number:.12g}: {wrong}"
+                return f"--{name.replace('_', '-')} {written(number)}: {wrong}"
     return None
+
+
+def written(number: float) -> str:
+    """A number as in a message; only the beginning of one with very many digits."""
+    if isinstance(number, float):
+        return f"{number:.12g}"
+    digits = str(number)
+    return digits if len(digits) <= 30 else f"{digits[:10]}... ({len(digits)} digits)"
 
 
 def ranges_of(cls: type[Any]) -> dict[str, Range]:

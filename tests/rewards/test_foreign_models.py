@@ -19,7 +19,8 @@ from tutelage.runs.folder import holds_scorer, save_policy, save_scorer
 from tutelage.sampling.rollout import pad_responses
 from tutelage.sampling.sampler import Response
 from tutelage.text.chat import encode_chat
-from tutelage.text.tokenizer import CHAT_TEMPLATE, Tokenizer
+from tutelage.text.template import CHAT_TEMPLATE
+from tutelage.text.tokenizer import Tokenizer
 
 CONVERSATIONS = [
     [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on the mat"}],

@@ -14,7 +14,8 @@ from tutelage.store import migrate
 from tutelage.store.database import Database, sqlite_url
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web import people
-from tutelage.web.keys import KeyRing, read_pepper
+from tutelage.web.keys import KeyRing
+from tutelage.web.pepper import read_pepper
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from local_worker import local_encoder
+
 from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
 from tutelage.server.vocabulary import Vocabulary
 
@@ -88,9 +90,13 @@ class StubModels:
             context=context,
             suggestions=(),
         )
+        common["encoder"] = local_encoder(tokenizer)
+        self.tokenizer = tokenizer
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),
-            "judge": SimpleNamespace(name="judge", kind="reward", fingerprint="fp_2", engine=None, **common),
+            "judge": SimpleNamespace(
+                **common | {"context": 512}, name="judge", kind="reward", fingerprint="fp_2", engine=None, reward=None
+            ),
         }
 
     def names(self) -> list[str]:
@@ -99,5 +105,8 @@ class StubModels:
     def get(self, name: str) -> Any:
         return self.served[name]
 
-    def score(self, name: str, conversations: Sequence[Any]) -> list[float]:
-        return [float(len(turns[-1]["content"])) for turns in conversations]
+    def score(self, name: str, texts: Sequence[Sequence[int]]) -> list[float]:
+        """The number of characters of each last turn."""
+        turn = self.tokenizer.special["<|assistant|>"]
+        lasts = ([*ids][-[*ids][::-1].index(turn) :] for ids in texts)
+        return [float(len(self.tokenizer.decode(ids))) for ids in lasts]

@@ -12,7 +12,8 @@ from sqlalchemy import select
 from tutelage.store import migrate
 from tutelage.store.database import Database, sqlite_url
 from tutelage.store.tables import ApiKey, User
-from tutelage.web.keys import KeyRing, read_pepper
+from tutelage.web.keys import KeyRing
+from tutelage.web.pepper import read_pepper
 
 STARTER = """
 import json, sys

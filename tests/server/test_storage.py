@@ -51,7 +51,7 @@ def test_a_key_works_although_its_use_cannot_be_written_down(serving, ask, monke
     s = serving()
 
     @contextmanager
-    def full(database) -> Iterator[None]:
+    def full(database, patience=0) -> Iterator[None]:
         raise StorageError("database or disk is full", full=True)
         yield
 

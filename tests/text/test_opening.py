@@ -1,10 +1,14 @@
 """What a tokenizer's post-processor puts before a text, such as BOS: as transformers' tokenizers do it."""
 
+import asyncio
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from local_worker import local_encoder
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer
@@ -45,6 +49,13 @@ def test_a_text_gets_what_transformers_adds(tokenizer: Tokenizer, tmp_path: Path
     assert tokenizer.encode_text("the cat") == tokenizer.encode("the cat") and tokenizer.opening == []
 
 
+def prompts(tokenizer: Tokenizer, given: Any) -> list[Any]:
+    """The ids of the prompts of a completion."""
+    served: Any = SimpleNamespace(tokenizer=tokenizer, encoder=local_encoder(tokenizer), context=99)
+    encoded = asyncio.run(prompts_of(served, CompletionRequest(model="m", prompt=given), "a"))
+    return [each.ids for each in encoded]
+
+
 def test_a_completion_begins_as_in_transformers(tokenizer: Tokenizer) -> None:
     """Texts get BOS, ids are taken as they are, and an empty text is BOS alone."""
     ours, bos = with_added(tokenizer, ADDED["BOS"]), tokenizer.special[BOS]
@@ -56,8 +67,8 @@ def test_a_completion_begins_as_in_transformers(tokenizer: Tokenizer) -> None:
         ([[bos, *ids]], [(bos, *ids)]),
         (BOS + "the cat", [(bos, *tokenizer.encode(BOS + "the cat"))]),  # typed: ordinary text, so BOS comes once
     ):
-        assert prompts_of(ours, CompletionRequest(model="m", prompt=prompt)) == expected
-    assert prompts_of(tokenizer, CompletionRequest(model="m", prompt="the cat")) == [tuple(ids)]
+        assert prompts(ours, prompt) == expected
+    assert prompts(tokenizer, "the cat") == [tuple(ids)]
 
 
 def test_documents_begin_with_it_unless_it_is_the_separator(tokenizer: Tokenizer) -> None:

@@ -13,7 +13,8 @@ from tutelage.store.database import Database, sqlite_url
 from tutelage.store.ids import new_id
 from tutelage.store.tables import User
 from tutelage.web import people
-from tutelage.web.keys import KeyRing, read_pepper
+from tutelage.web.keys import KeyRing
+from tutelage.web.pepper import read_pepper
 
 
 @pytest.fixture

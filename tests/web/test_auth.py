@@ -270,10 +270,10 @@ def test_noting_that_a_key_was_used_does_not_bring_a_revoked_one_back(site, monk
     key, secret = site.keys.make(site.owner.id, "k")
     write = site.database.write
 
-    def write_after_another_process_revoked():
+    def write_after_another_process_revoked(patience):
         monkeypatch.setattr(site.database, "write", write)
         type(site.keys)(site.database, b"x").revoke(key.id)
-        return write()
+        return write(patience)
 
     monkeypatch.setattr(site.database, "write", write_after_another_process_revoked)
     assert site.keys.find(secret)  # looked up before it was revoked

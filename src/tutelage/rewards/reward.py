@@ -18,7 +18,7 @@ from tutelage.errors import InputError
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.shared_prefix import score_texts
 from tutelage.sampling.rollout import Responses, response_scores
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import chat_ids
 from tutelage.text.tokenizer import Tokenizer
 
 LARGEST = 3e38  # just below the largest fp32 number
@@ -57,7 +57,7 @@ class ModelReward:
     def encode(self, messages: Messages) -> list[int]:
         """Ids of a conversation that ends with a response, up to the token at which the score is read."""
         if self.model.last_token:
-            return self._without_padding(encode_chat(self.tokenizer, messages).ids)
+            return self.without_padding(chat_ids(self.tokenizer, messages))
         return encode_response(messages[:-1], messages[-1]["content"], self.tokenizer)
 
     def up_to_score(self, ids: Sequence[int]) -> list[int]:
@@ -66,15 +66,19 @@ class ModelReward:
         ended = ids[-1] in self.tokenizer.end_ids
         if not self.model.last_token:
             return [*ids[:-1], end] if ended else list(ids)
-        return self._without_padding([*(ids[:-1] if ended else ids), end, *self.tail])
+        return self.without_padding([*(ids[:-1] if ended else ids), end, *self.tail])
 
-    def _without_padding(self, ids: list[int]) -> list[int]:
+    def without_padding(self, ids: list[int]) -> list[int]:
         """transformers skips padding tokens at the end, even an end of turn that is also the padding token."""
         pad = self.model.last_token.pad_id if self.model.last_token else None
         last = next((i for i in range(len(ids) - 1, 0, -1) if ids[i] != pad), 0)
         return ids[: last + 1]
 
     @torch.no_grad()
+    def score_ids(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """(N,) scores of N texts, given as ids up to the token at which the score is read."""
+        return torch.cat(score_texts(self.model, [[text] for text in texts], self.tokenizer.pad_id))
+
     def score(self, conversations: Sequence[Messages]) -> Tensor:
         texts = [self.encode(messages) for messages in conversations]
         context = self.model.trunk.config.context
@@ -84,7 +88,7 @@ class ModelReward:
                     f"reward: a conversation has {len(ids)} tokens, the reward model's context is {context}; shorten "
                     f"the one that ends {messages[-1]['content'][-40:]!r}"
                 )
-        return torch.cat(score_texts(self.model, [[text] for text in texts], self.tokenizer.pad_id))
+        return self.score_ids(texts)
 
     @torch.no_grad()
     def score_groups(self, groups: Sequence[Group], conversations: Sequence[Sequence[Messages]]) -> list[Tensor]:

@@ -24,6 +24,7 @@ from tutelage.server.api import (
 )
 from tutelage.server.chat import answers, consent, feedback, page
 from tutelage.server.registry import Registry
+from tutelage.server.text_work import TextWork
 from tutelage.store.database import Database
 from tutelage.web import errors, login
 from tutelage.web.auth import Gate
@@ -31,6 +32,7 @@ from tutelage.web.envelope import Envelope
 from tutelage.web.keys import KeyRing
 from tutelage.web.limits import Limits
 from tutelage.web.pages import Files, Pages
+from tutelage.web.revocations import Revocations
 
 HERE = Path(__file__).parent
 API = (
@@ -54,7 +56,8 @@ def create_app(database: Database, keys: KeyRing, registry: Registry, moderator:
         title="Tutelage", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None, telemetry=no_telemetry
     )
     app.state.database, app.state.keys, app.state.registry = database, keys, registry
-    app.state.limits, app.state.moderator = Limits(), moderator or Moderator()
+    app.state.limits, app.state.text_work = Limits(), TextWork(moderator or Moderator())
+    app.state.revocations = Revocations(database)
     app.state.readiness = health.Readiness(database, registry)
     app.state.scoring, app.state.hashing = CapacityLimiter(1), CapacityLimiter(2)  # concurrent calls
     app.state.pages = Pages(HERE / "chat" / "templates")

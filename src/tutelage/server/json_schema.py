@@ -8,6 +8,8 @@ options that exclude each other is an `anyOf`, and formats of dates leave out da
 """
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from math import lcm
 from typing import Any
 
 from tutelage.errors import InputError
@@ -23,7 +25,7 @@ REFUSED = (
 ).split()
 WITHOUT_EFFECT = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
 APPLICATORS = ("$ref", "anyOf", "allOf", "oneOf")
-MOST_MULTIPLE = 10_000  # the library's work grows with the divisor
+MOST_MULTIPLE = 10_000  # the library's work grows with the divisor, without the zeros at its end
 MOST_OPTIONS = 100  # of a oneOf, because every two are compared
 INTEGERS = 10**18 - 1  # an integer without bounds has at most 18 digits: a small model could write them forever
 
@@ -40,7 +42,9 @@ FREE_FORMATS = "password path file-path directory-path binary int32 int64 float 
 
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema in the library's words. Raises InputError for what answers could not be held to."""
-    return _prepared(schema, "#", Disjoint(schema))
+    result = _prepared(schema, "#", Disjoint(schema))
+    _bound_multiples(result)
+    return result
 
 
 def _prepared(schema: Any, place: str, options: Disjoint) -> Any:
@@ -50,7 +54,6 @@ def _prepared(schema: Any, place: str, options: Disjoint) -> Any:
     result = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
     _refuse(result, place)
     _close(result)
-    _bound_multiples(result, place)
     _bound_integers(result, place)
     _bound_properties(result, place)
     _reword_format(result)
@@ -92,14 +95,32 @@ def _close(schema: dict[str, Any]) -> None:
         schema.setdefault("additionalProperties", schema.pop("unevaluatedProperties"))
 
 
-def _bound_multiples(schema: Mapping[str, Any], place: str) -> None:
-    """Refuse divisors with many digits."""
-    divisor = schema.get("multipleOf")
-    if not _is_number(divisor):
-        return
-    digits = f"{divisor:.15g}".partition("e")[0].replace(".", "").strip("-0")
-    if int(digits or 0) > MOST_MULTIPLE:
-        raise InputError(f"the keyword 'multipleOf' ({place}) is {divisor}; it may have the digits of 1 to 10,000")
+def _bound_multiples(schema: Mapping[str, Any]) -> None:
+    """Refuse divisors with many digits, and several whose least common multiple, in their last digits, is large."""
+    divisors = sorted({Decimal(str(value)).normalize() for value in _divisors(schema)} - {Decimal(0)})
+    least = min((_exponent(divisor) for divisor in divisors), default=0)
+    common = 1
+    for divisor in divisors:
+        spread = _exponent(divisor) - least
+        common = lcm(common, int(divisor.scaleb(-_exponent(divisor))) * 10 ** min(spread, 9))
+        if common > MOST_MULTIPLE:
+            named = ", ".join(f"{value.normalize():g}" for value in divisors[:9])
+            raise InputError(f"the keyword 'multipleOf' has too many digits for this server: {named}")
+
+
+def _divisors(schema: Any) -> Iterator[float]:
+    """The values of all keywords multipleOf in a schema; also those of properties with that name, which is harmless."""
+    if isinstance(schema, Mapping):
+        if _is_number(divisor := schema.get("multipleOf")):
+            yield divisor
+        schema = schema.values()
+    if not isinstance(schema, str | int | float | None):
+        for part in schema:
+            yield from _divisors(part)
+
+
+def _exponent(value: Decimal) -> int:
+    return int(value.as_tuple().exponent)
 
 
 def _bound_integers(schema: dict[str, Any], place: str) -> None:

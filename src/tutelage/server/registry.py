@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tutelage.data.messages import Messages
 from tutelage.engine.engine import Engine, EngineConfig
 from tutelage.engine.fairness import FairLock
 from tutelage.errors import InputError
@@ -29,12 +28,11 @@ from tutelage.runs.folder import holds_scorer, load_policy, read_adapter, shares
 from tutelage.runs.identity import find_adapter, hash_input
 from tutelage.runs.machine import version
 from tutelage.sampling.sampler import for_inference
+from tutelage.server.encoder import Encoder, Encoders
 from tutelage.server.suggestions import suggestions_of
 from tutelage.server.vocabulary import Vocabulary
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.errors import ApiError
-
-SCORED_AT_ONCE = 16  # conversations per turn of a reward model
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Served:
     created: int  # when the run was made, in seconds since 1970
     fingerprint: str  # equal for equal weights, tokenizer, precision and version
     base: Path  # the run or folder that holds the weights
+    encoder: Encoder  # renders and encodes what callers send
     table: Sequence[bytes] = ()  # policies: the bytes of each token
     engine: Engine | None = None  # policies only
     vocabulary: Vocabulary | None = None  # policies: compiles grammars
@@ -65,6 +64,7 @@ class Registry:
         self.changing = threading.Lock()  # held while a model is loaded or unloaded
         self.served: dict[str, Served] = {}
         self.engines: dict[Path, tuple[Engine, Tokenizer]] = {}  # by the folder of their weights
+        self.encoders = Encoders()
 
     def names(self) -> list[str]:
         return list(self.served)
@@ -93,6 +93,7 @@ class Registry:
             created=created(run),
             fingerprint=self._fingerprint(run, ""),
             base=run,
+            encoder=self.encoders.of(reward.tokenizer),
             reward=reward,
         )
 
@@ -117,6 +118,7 @@ class Registry:
             # Adapters and merged weights are rounded differently.
             fingerprint=self._fingerprint(run, "adapter" if adapter else "merged"),
             base=base,
+            encoder=self.encoders.of(tokenizer),
             table=table,
             engine=engine,
             vocabulary=self._vocabulary(tokenizer, table[: engine.model.tokens]),
@@ -172,25 +174,32 @@ class Registry:
             self._stop_unused()
 
     def _stop_unused(self) -> None:
+        self.encoders.keep({served.encoder for served in self.served.values()})
         used = {served.base for served in self.served.values()}
         for base in [base for base in self.engines if base not in used]:
             self.engines.pop(base)[0].close()
 
-    def score(self, name: str, conversations: Sequence[Messages]) -> list[float]:
-        """A reward model's scores of conversations that end with a response. Raises KeyError, or InputError."""
+    def score(self, name: str, texts: Sequence[Sequence[int]]) -> list[float]:
+        """A reward model's scores of conversations, given as ids up to the token at which the score is read.
+
+        Raises KeyError, or InputError.
+        """
         reward = self.served[name].reward
         if reward is None:
             raise InputError(f"{name}: a language model, not a reward model; name a reward model")
-        scores: list[float] = []
-        for first in range(0, len(conversations), SCORED_AT_ONCE):
-            with self.turns:
-                scores += reward.score(conversations[first : first + SCORED_AT_ONCE]).tolist()
-        return scores
+        with self.turns:
+            return reward.score_ids(texts).tolist()
+
+    def warm_up(self) -> None:
+        """Wait until the processes that encode for the models are ready."""
+        for served in self.served.values():
+            served.encoder.warm_up()
 
     def close(self) -> None:
         """Unload all models."""
         for name in self.names():
             self.unload(name)
+        self.encoders.keep(set())
 
     def _fingerprint(self, run: Path, form: str) -> str:
         content = f"{hash_input(run)}/{form}/{self.device.compute_dtype}/{version('tutelage')}"

@@ -3,6 +3,7 @@
 runs  ->  http://127.0.0.1:8000/v1 for OpenAI's clients, /chat for people
 """
 
+import gc
 import signal
 import socket
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from tutelage.web.keys import KeyRing, open_store
 from tutelage.web.logs import write_json
 
 Port = Annotated[int, Range(least=0, most=65535)]
+GRACE_SECONDS = 10  # for requests in progress, when the server stops
+MOST_SECONDS = 20  # for all of the shutdown
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -88,7 +91,11 @@ def serve(
         for run in runs:
             registry.load(run)
         app = create_app(database, keys, registry, moderator)
+        registry.warm_up()
+        app.state.text_work.warm_up()
+        gc.freeze()  # a full collection then looks at what requests make, not at the modules and models
         Server(app, config, listener, welcome(database, keys)).run(sockets=[listener])
+        app.state.text_work.close()
     finally:
         registry.close()
         database.close()
@@ -128,7 +135,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=10,
+                timeout_graceful_shutdown=GRACE_SECONDS,
                 proxy_headers=bool(config.trusted_proxy),
                 forwarded_allow_ips=config.trusted_proxy or None,
             )
@@ -146,7 +153,12 @@ class Server(uvicorn.Server):
         print("\n".join(lines), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal starts an orderly shutdown. It is not raised again, so models and database are closed."""
+        """The first signal starts an orderly shutdown. It is not raised again, so models and database are closed.
+
+        The kernel ends a process that has not ended by itself after MOST_SECONDS.
+        """
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(MOST_SECONDS)
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
         shut_down_all()

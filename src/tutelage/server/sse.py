@@ -47,7 +47,9 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pings = asyncio.create_task(_ping(send))
         try:
-            await run_until_disconnect(receive, self._write(send))
+            await run_until_disconnect(scope, receive, self._write(send))
+        except ApiError as error:
+            await self._fail(send, error)
         finally:
             pings.cancel()
             await asyncio.wait({pings})
@@ -76,21 +78,32 @@ async def _ping(send: Send) -> None:
         await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
 
 
-async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine. Returns its result, or cancels it and returns None if the client disconnects first."""
+async def run_until_disconnect(scope: Scope, receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine. Returns its result, or cancels it and returns None if the client disconnects first.
+
+    Also cancels it if the caller's key is revoked, and raises ApiError.
+    """
     working = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(receive))
+    ends = [asyncio.create_task(_disconnected(receive)), *_revoked(scope)]
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        note(gone=True)
         working.cancel()
         await asyncio.wait({working})
+        if not ends[0].done():
+            raise ApiError(401, "This API key has been revoked.", code="invalid_api_key")
+        note(gone=True)
         return None
     finally:
-        gone.cancel()
-        working.cancel()
+        for end in (working, *ends):
+            end.cancel()
+
+
+def _revoked(scope: Scope) -> "list[asyncio.Task[None]]":
+    """A task that ends when the caller's key is revoked; none for a person in a browser."""
+    caller = scope["state"]["caller"]
+    return [asyncio.create_task(scope["app"].state.revocations.of(caller.key.id))] if caller and caller.key else []
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -100,4 +113,4 @@ async def _disconnected(receive: Receive) -> None:
 
 async def respond_until_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The response that a coroutine makes; 499, and the coroutine cancelled, if the client disconnects first."""
-    return await run_until_disconnect(request.receive, work) or Response(status_code=499)
+    return await run_until_disconnect(request.scope, request.receive, work) or Response(status_code=499)

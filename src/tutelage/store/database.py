@@ -11,12 +11,9 @@ Checkpoints run under the same lock, never during a commit: SQLite before 3.51.3
 (its WAL-reset bug). The driver is pysqlite3, which brings its own SQLite, or Python's sqlite3 if there is no wheel.
 """
 
-import errno
-import fcntl
-import json
 import logging
+import re
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,23 +22,24 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, Select, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from tutelage.errors import InputError
-from tutelage.store.private import owner_only, private_database
+from tutelage.store.failures import StorageError, driver, failures_named
+from tutelage.store.nul import json_without_nul, replace_nul_in_text
+from tutelage.store.private import private_database
+from tutelage.store.writer_lock import WriterLock
 
-try:
-    import pysqlite3.dbapi2 as driver
-except ImportError:  # no wheel for this platform
-    driver = sqlite3
+__all__ = ["Database", "StorageError", "failures_named", "find_or_add", "reachable", "sqlite_url", "without_password"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 # Below this much free space nothing new is stored: the rest serves finishing, deleting and signing in.
 LEAST_FREE_BYTES = 500_000_000
-FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "53100", "58030")  # the last two are PostgreSQL's
-GONE = ("08", "57P")  # PostgreSQL error classes: no connection; shut down
+PATIENCE = 4.0  # seconds that a write waits for the writer before it, and again for others that lock the database
+CONNECT_SECONDS = 5
+READ_PATIENCE = 1.0  # SQLite's readers wait for nobody but whoever locks the whole file
 COMMITS_PER_CHECKPOINT = 500  # a chat's commit adds about 10 kB to the log, so 5 MB (SQLite's default: 4 MB)
 
 
@@ -50,15 +48,9 @@ def sqlite_url(file: Path) -> str:
     return f"sqlite:///{file.resolve()}"
 
 
-class StorageError(InputError):
-    """A transaction failed and nothing of it was stored.
-
-    `full`: the disk is full or fails. Otherwise the database cannot be reached.
-    """
-
-    def __init__(self, reason: str, *, full: bool):
-        super().__init__(reason)
-        self.full = full
+def without_password(url: str) -> str:
+    """A database URL as it may be shown and stored."""
+    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", url)
 
 
 class Database:
@@ -67,36 +59,47 @@ class Database:
     def __init__(self, url: str):
         try:
             self.url = make_url(url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter for a port that is not a number
             example = "postgresql://user@host/name or sqlite:///file"
-            raise InputError(f"{url}: not a database URL; give one such as {example}") from None
+            raise InputError(f"{without_password(url)}: not a database URL; give one such as {example}") from None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.on_write_wait: Callable[[float], None] = lambda seconds: None
         self._commits = 0
-        self._lock_file: Path | None = None
+        self._lock: WriterLock | None = None
         self._writer: Engine
         self._reader: Engine
         if self.is_sqlite:
+            self.url = self.url.set(drivername="sqlite")
             self._open_sqlite(Path(self.url.database or ""))
         elif self.url.get_backend_name() == "postgresql":
             self._open_postgresql()
         else:
-            raise InputError(f"{url}: unknown kind of database; give a sqlite or postgresql URL")
+            shown = without_password(url)
+            raise InputError(f"{shown}: unknown kind of database; give a sqlite or postgresql URL")
 
     def _open_sqlite(self, file: Path) -> None:
         if not file.name or file.name == ":memory:":
             raise InputError(f"{self.url}: names no file; give one such as sqlite:///file")
         private_database(file)
-        self._lock_file = file.with_name(file.name + ".lock")
+        self._lock = WriterLock(file.with_name(file.name + ".lock"))
         self._writer = _sqlite_engine(self.url, driver, writes=True)
         self._reader = _sqlite_engine(self.url, driver, writes=False)
 
     def _open_postgresql(self) -> None:
-        url = self.url.set(drivername="postgresql+psycopg")
-        self._writer = create_engine(
-            url, pool_pre_ping=True, pool_size=20, hide_parameters=True, json_serializer=_json_without_nul
-        )
-        event.listen(self._writer, "connect", _replace_nul_in_text)
+        try:
+            self._writer = create_engine(
+                self.url.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=20,
+                pool_timeout=PATIENCE,
+                connect_args={} if "connect_timeout" in self.url.query else {"connect_timeout": CONNECT_SECONDS},
+                hide_parameters=True,
+                json_serializer=json_without_nul,
+            )
+        except ImportError:
+            raise InputError("a PostgreSQL database needs psycopg; pip install 'tutelage[postgres]'") from None
+        event.listen(self._writer, "connect", replace_nul_in_text)
+        event.listen(self._writer, "begin", _wait_for_locks)
         self._reader = self._writer.execution_options(postgresql_readonly=True)
 
     @property
@@ -124,14 +127,17 @@ class Database:
             yield session
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
-        """A transaction: committed at the end of the block, rolled back on an exception. Raises StorageError.
+    def write(self, patience: float = PATIENCE) -> Iterator[Session]:
+        """A transaction: committed at the end of the block, rolled back on an exception.
+
+        Raises StorageError, also if others lock the database for longer than `patience` seconds.
 
         Read rows that you will change with `with_for_update`: this locks them in PostgreSQL, where several writers run
         at once. SQLite has one writer at a time and ignores it.
         """
         writer = Session(self._writer, expire_on_commit=False)
-        with self.writer_lock(), writer as session, session.begin():
+        with self.writer_lock(patience), writer as session, session.begin():
+            session.connection(execution_options={"patience": patience})
             yield session
 
     def check_room(self) -> None:
@@ -151,13 +157,12 @@ class Database:
         return shutil.disk_usage(self.folder).free if self.is_sqlite else None
 
     @contextmanager
-    def writer_lock(self) -> Iterator[None]:
+    def writer_lock(self, patience: float = PATIENCE) -> Iterator[None]:
         """Admit one writer at a time, in order of arrival. PostgreSQL needs no lock. Raises StorageError."""
         started = time.monotonic()
         with failures_named(), ExitStack() as stack:
-            if self._lock_file:
-                file = stack.enter_context(open(self._lock_file, "a", opener=owner_only))
-                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by kill -9
+            if self._lock:
+                stack.enter_context(self._lock.held(patience))
             self.on_write_wait(time.monotonic() - started)
             yield
             self._commits += 1
@@ -169,7 +174,7 @@ class Database:
         try:
             with self._writer.connect() as connection:
                 connection.connection.cursor().execute(f"PRAGMA wal_checkpoint({how})")
-        except (OperationalError, driver.OperationalError) as error:
+        except (DBAPIError, driver.Error) as error:
             log.warning("checkpoint of the database failed; it will be tried again: %s", error)
 
     def ping(self) -> None:
@@ -178,10 +183,13 @@ class Database:
             session.execute(text("INSERT INTO settings (key, value, updated_ms) VALUES ('ping', '{}', 0)"))
             session.rollback()
 
-    def close(self) -> None:
-        """Copy the write-ahead log into the database file and close all connections."""
+    def close(self, patience: float = PATIENCE) -> None:
+        """Copy the write-ahead log into the database file and close all connections.
+
+        The log stays, and loses nothing, if another process holds the lock or the disk fails.
+        """
         if self.is_sqlite:
-            with self.writer_lock():
+            with suppress(StorageError), self.writer_lock(patience):
                 self._checkpoint("TRUNCATE")
         self._writer.dispose()
         self._reader.dispose()
@@ -195,35 +203,9 @@ class Database:
         return f"PostgreSQL {version}, {self.url.render_as_string(hide_password=True)}"
 
 
-def without_nul(value: Any) -> Any:
-    """Text or JSON with every NUL replaced by U+FFFD: PostgreSQL stores no NUL."""
-    if isinstance(value, str):
-        return value.replace("\0", "\ufffd")
-    if isinstance(value, list):
-        return [without_nul(item) for item in value]
-    if isinstance(value, dict):
-        return {without_nul(name): without_nul(item) for name, item in value.items()}
-    return value
-
-
-def _json_without_nul(value: Any) -> str:
-    return json.dumps(without_nul(value))
-
-
-def _replace_nul_in_text(connection: Any, record: Any) -> None:
-    """Pass all text sent to PostgreSQL, stored or searched for, through `without_nul`."""
-    from psycopg.types.string import StrDumperUnknown
-
-    class Dumper(StrDumperUnknown):
-        def dump(self, obj: str) -> Any:
-            return super().dump(without_nul(obj))
-
-    connection.adapters.register_dumper(str, Dumper)
-
-
 def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
     engine = create_engine(
-        url, module=module, hide_parameters=True, connect_args={"timeout": 5.0, "check_same_thread": False}
+        url, module=module, hide_parameters=True, connect_args={"timeout": READ_PATIENCE, "check_same_thread": False}
     )
 
     @event.listens_for(engine, "connect")
@@ -238,24 +220,18 @@ def _sqlite_engine(url: Any, module: ModuleType, *, writes: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begun(connection: Any) -> None:
+        if writes:
+            patience = connection.get_execution_options().get("patience", PATIENCE)
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * patience)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
 
-@contextmanager
-def failures_named() -> Iterator[None]:
-    """Turn the errors of a full or failing disk, and of an unreachable database, into StorageError."""
-    try:
-        yield
-    except (OperationalError, OSError) as error:
-        cause = error.orig if isinstance(error, OperationalError) else error
-        name = str(getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None) or "")
-        full = name.startswith(FULL) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
-        never_reached = hasattr(cause, "sqlstate") and not name
-        if full or name.startswith(GONE) or never_reached:
-            raise StorageError(f"the database failed: {str(cause).strip()}", full=full) from error
-        raise
+def _wait_for_locks(connection: Any) -> None:
+    """Let a transaction wait only so long for each lock that others hold."""
+    patience = connection.get_execution_options().get("patience", PATIENCE)
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(1000 * patience))}")
 
 
 def find_or_add(session: Session, query: Select[T], row: T) -> T:
@@ -276,7 +252,7 @@ def reachable(database: Database) -> None:
     try:
         with database.read() as session:
             session.execute(text("SELECT 1"))
-    except (DatabaseError, StorageError) as error:
+    except (DBAPIError, StorageError, ValueError) as error:  # the last: the driver refuses a part of the URL
         where = database.url.render_as_string(hide_password=True)
-        reason = str(error.orig if isinstance(error, DatabaseError) else error).strip()
+        reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         raise InputError(f"{where}: {reason}; check that it runs and that the URL is right") from None

@@ -4,11 +4,15 @@ data folder or database URL  ->  Database, migrated to this version
 """
 
 import re
+from contextlib import closing
 from pathlib import Path
 
+from sqlalchemy import inspect
+
 from tutelage.errors import InputError
-from tutelage.store.database import Database, reachable, sqlite_url
+from tutelage.store.database import Database, reachable, sqlite_url, without_password
 from tutelage.store.migrate import current, upgrade
+from tutelage.store.tables import Base
 
 FILE = "tutelage.db"
 
@@ -29,10 +33,20 @@ def find_existing(data: Path, url: str = "") -> Database | None:
     database = Database(url)
     reachable(database)
     if current(database) is None:
-        database.close()
+        with closing(database):
+            require_no_tables(database)
         return None
     upgrade(database)
     return database
+
+
+def require_no_tables(database: Database) -> None:
+    """Raise InputError if a database without a version has our tables."""
+    with database.engine.connect() as connection:
+        found = set(inspect(connection).get_table_names()) & Base.metadata.tables.keys()
+    if found:
+        where, names = database.url.render_as_string(), ", ".join(sorted(found)[:3])
+        raise InputError(f"{where}: damaged, it has tables ({names}) but no version; copy it back from a backup")
 
 
 def open_existing(data: str, url: str = "") -> Database:
@@ -46,8 +60,3 @@ def open_existing(data: str, url: str = "") -> Database:
             f"{data}: contains no {FILE}; give the data folder of tutelage serve, or the URL of its database"
         )
     return database
-
-
-def without_password(url: str) -> str:
-    """A database URL as it may be shown and stored."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", url)

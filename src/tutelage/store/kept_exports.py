@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tutelage.errors import InputError
-from tutelage.store.existing import FILE, is_url, without_password
+from tutelage.store.database import without_password
+from tutelage.store.existing import FILE, is_url
 from tutelage.store.feedback_command import as_lines, read_server, write_private
 from tutelage.store.private import FOLDER
 from tutelage.store.training_data import Kind

@@ -9,7 +9,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
-from tutelage.text.tokenizer import CHAT_TEMPLATE, END_OF_TURN, PAD, SPECIAL_TOKENS, Tokenizer
+from tutelage.text.template import CHAT_TEMPLATE
+from tutelage.text.tokenizer import END_OF_TURN, PAD, SPECIAL_TOKENS, Tokenizer
 
 # GPT-4's pattern with three changes. Numbers are split into single digits, because a small vocabulary cannot afford
 # 1,000 three-digit tokens. A turn has the same tokens in a pretraining document as between a chat's markers, so that

@@ -1,6 +1,6 @@
 """Messages -> the token ids that a model was trained on, and the tokens of an answer.
 
-    inference   encode_chat(messages, add_generation_prompt=True).ids
+    inference   chat_ids(messages, add_generation_prompt=True)
     training    training_examples(messages) -> ids, supervised
 
 The ids are those of transformers: the template renders the whole conversation, and the tokenizer encodes the text at
@@ -23,7 +23,17 @@ from tutelage.text.template import Message, Rendering, Tool
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.text.tool_prompt import as_template_takes
 
-__all__ = ["ChatIds", "Message", "encode_answer", "encode_chat", "rewrites_turns", "training_examples", "training_size"]
+__all__ = [
+    "ChatIds",
+    "Message",
+    "chat_ids",
+    "encode_answer",
+    "encode_chat",
+    "rewrites_turns",
+    "sealed_text",
+    "training_examples",
+    "training_size",
+]
 
 NO_REASONING = f"\n{THINK[1]}\n\n"  # ends the reasoning that a generation prompt opens, where an answer has none
 
@@ -36,22 +46,35 @@ class ChatIds:
     supervised: list[bool]  # True on the assistant's content and the end-of-turn token after it
 
 
+def chat_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Tool] | None = None,
+) -> list[int]:
+    """The ids that transformers gives a conversation. The time grows with its length alone; a mask takes longer.
+
+    `tools`: the functions that may be called. Raises InputError if the template refuses the conversation.
+    """
+    return tokenizer.reader.encode(sealed_text(tokenizer, messages, add_generation_prompt, tools))
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> ChatIds:
-    """The ids that transformers gives a conversation, with a mask of its answers.
+    """The ids of `chat_ids`, with a mask of the answers.
 
     If the template rewrites earlier turns, the mask covers the last answer alone. With tools, the functions that may be
     called, it covers nothing. Raises InputError if the template refuses the conversation.
     """
+    ids = chat_ids(tokenizer, messages, add_generation_prompt, tools)
     messages, tools = as_template_takes(tokenizer.template, messages, tools)
     if add_generation_prompt or tools or not _answers(messages):
-        ids = tokenizer.reader.encode(_render(tokenizer, messages, add_generation_prompt, tools))
         return ChatIds(ids, [False] * len(ids))
-    whole, ids = _whole(tokenizer, messages), tokenizer.reader.encode(_render(tokenizer, messages))
+    whole = _whole(tokenizer, messages)
     if whole and whole.ids[: len(ids)] == ids:
         return ChatIds(ids, whole.supervised[: len(ids)])
     return ChatIds(ids, _overlap(ids, encode_answer(tokenizer, messages[: _answers(messages)[-1] + 1])))
@@ -72,8 +95,7 @@ def rewrites_turns(tokenizer: Tokenizer) -> bool:
 
 def training_size(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> int:
     """Tokens of the longest training example of a conversation that ends with an answer, if its beginnings fit."""
-    ids = tokenizer.reader.encode(_render(tokenizer, messages))
-    return max(len(ids), len(encode_answer(tokenizer, messages).ids))
+    return max(len(chat_ids(tokenizer, messages)), len(encode_answer(tokenizer, messages).ids))
 
 
 def encode_answer(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> ChatIds:
@@ -95,13 +117,14 @@ def _answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _render(
+def sealed_text(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     prompt: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> str:
-    """The sealed text of a conversation, with the generation prompt if `prompt`."""
+    """The text of a conversation as `tokenizer.reader` encodes it, with the generation prompt if `prompt`."""
+    messages, tools = as_template_takes(tokenizer.template, messages, tools)
     marked, breaks = tokenizer.guard.mark(messages, tools)
     tools = tokenizer.guard.mark_tools(tools, breaks) if tools else None
     return tokenizer.guard.seal(tokenizer.template.render(marked, prompt, tools), breaks).text

@@ -43,11 +43,10 @@ class Guard:
         self._found = any_of({*control, *added} - self._unread)
         self._control = any_of(control)
         self._answers = any_of(set(control) - {*THINK, *spoken})
-        self._prefixes = {token[:n] for token in control for n in range(1, len(token))}
-        self._suffixes = {token[n:] for token in control for n in range(1, len(token))}
+        self._prefixes = tuple({token[:n] for token in control for n in range(1, len(token))})
+        self._suffixes = tuple({token[n:] for token in control for n in range(1, len(token))})
         self._last = {prefix[-1] for prefix in self._prefixes}
         self._first = {suffix[0] for suffix in self._suffixes}
-        self._longest = max(map(len, control), default=0)
         self._ends = tuple(ends)
 
     def mark(
@@ -66,11 +65,13 @@ class Guard:
 
     def _message(self, message: Message, breaks: str) -> Message:
         control = self._answers if message.get("role") == "assistant" else self._control
-        marked = {name: self._broken(value, breaks, control) for name, value in message.items()}
         role = message.get("role")
-        if role in ROLES:
-            marked["role"] = role
-        elif isinstance(role, str) and any(role in end for end in self._ends):
+        known = isinstance(role, str) and role in ROLES
+        marked = {
+            name: value if known and name == "role" else self._broken(value, breaks, control)
+            for name, value in message.items()
+        }
+        if isinstance(role, str) and not known and any(role in end for end in self._ends):
             marked["role"] = breaks[0] + marked["role"]
         return marked
 
@@ -94,40 +95,39 @@ class Guard:
 
     def _opens(self, text: str) -> bool:
         """Whether the text ends with the beginning of a control token, which the text that follows could complete."""
-        if text[-1] not in self._last:
-            return False
-        return any(text[-n:] in self._prefixes for n in range(1, min(self._longest, len(text) + 1)))
+        return text[-1] in self._last and text.endswith(self._prefixes)
 
     def _closes(self, text: str) -> bool:
         """Whether the text begins with the end of a control token."""
-        if text[0] not in self._first:
-            return False
-        return any(text[:n] in self._suffixes for n in range(1, min(self._longest, len(text) + 1)))
+        return text[0] in self._first and text.startswith(self._suffixes)
 
     def seal(self, rendered: str, breaks: str, cuts: Sequence[int] = ()) -> Rendering:
         """The rendered text with private names for the template's control tokens, and without the breaks.
 
         cuts: positions in `rendered`; the result has them as positions in the sealed text.
         """
-        text, spans, begun, at = "", [], 0, []
+        forms = re.compile("|".join(map(re.escape, [*breaks, *map(_escape, breaks)])))  # the last ones: written as JSON
+        parts, length, spans, begun, at = [], 0, [], 0, []
         for first, after in pairwise((0, *cuts, len(rendered))):
             for piece in re.split(f"({BEGIN}|{END})", rendered[first:after]):
                 if piece == BEGIN:
-                    begun = len(text)
+                    begun = length
                 elif piece == END:
-                    spans.append((begun, len(text)))
+                    spans.append((begun, length))
                 else:
-                    text += self._sealed(piece, breaks)
-            at.append(len(text))
-        return Rendering(text, tuple(spans), tuple(at[:-1]))
+                    parts.append(forms.sub("", self._with_names(piece, breaks)))
+                    length += len(parts[-1])
+            at.append(length)
+        return Rendering("".join(parts), tuple(spans), tuple(at[:-1]))
 
-    def _sealed(self, text: str, breaks: str) -> str:
+    def _with_names(self, text: str, breaks: str) -> str:
+        """The text with private names for the control tokens that no break follows."""
+
         def name(match: re.Match[str]) -> str:
             typed = text[match.end() : match.end() + 1] == breaks[1]
             return match[0] if typed else self.names.get(match[0], match[0])
 
-        forms = [*breaks, *map(_escape, breaks)]  # the template may have written them as JSON
-        return re.sub("|".join(map(re.escape, forms)), "", self._found.sub(name, text))
+        return self._found.sub(name, text)
 
 
 def any_of(tokens: Collection[str]) -> re.Pattern[str]:

@@ -6,13 +6,14 @@ model folder           -> ids that generation_config.json or config.json name as
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import InputError
 from tutelage.text.control import THINK, any_of
-from tutelage.text.template import Message, Template, Tool, without_marks
+from tutelage.text.template import Message, Template, Tool
+from tutelage.text.trial import renderings
 
 # Words that no template contains, so that they can be found again.
 SYSTEM: Message = {"role": "system", "content": "zyxsystem"}
@@ -38,14 +39,27 @@ class Framing:
 
 def framing(template: Template, added: Collection[str]) -> Framing:
     """Raises InputError if the template renders no conversation of one question, or of a question and an answer."""
-    template.render([QUESTION], add_generation_prompt=True)
-    answered = without_marks(template.render([QUESTION, ANSWER]))
-    others = [_try(template, [QUESTION, ANSWER, QUESTION]), _try(template, [SYSTEM, QUESTION])]
+    asked, answered, *others = renderings(
+        template,
+        [
+            ([QUESTION], True, None),
+            ([QUESTION, ANSWER], False, None),
+            ([QUESTION, ANSWER, QUESTION], False, None),
+            ([SYSTEM, QUESTION], False, None),
+            ([QUESTION, CALL, RESULT], False, [TOOL]),
+        ],
+    )
+    if isinstance(asked, InputError):
+        raise asked
+    if isinstance(answered, InputError):
+        raise answered
+    # A template may refuse these.
+    continued, told, called = ("" if isinstance(text, InputError) else text for text in others)
     found = any_of([token for token in added if token.strip()])
-    ends = (_after_answer(text, found) for text in (answered, others[0]))
+    ends = (_after_answer(text, found) for text in (answered, continued))
     end = next((token for token in ends if token), None)
-    tokens = _written([answered, *others], found)
-    with_tools = [_try(template, [QUESTION, CALL, RESULT], [TOOL])] if template.knows_tools else []
+    tokens = _written([answered, continued, told], found)
+    with_tools = [called] if template.knows_tools else []
     return Framing(end, tokens, _written(with_tools, found) - tokens)
 
 
@@ -53,14 +67,6 @@ def _written(texts: Collection[str], tokens: re.Pattern[str]) -> frozenset[str]:
     """The tokens in rendered conversations, without <think> marks and words."""
     written = {match[0] for text in texts for match in tokens.finditer(text)}
     return frozenset(token for token in written - set(THINK) if not token.isalnum())
-
-
-def _try(template: Template, messages: list[Message], tools: Sequence[Tool] | None = None) -> str:
-    """The rendering, or "" if the template refuses this kind of conversation."""
-    try:
-        return without_marks(template.render(messages, tools=tools))
-    except InputError:
-        return ""
 
 
 def _after_answer(text: str, tokens: re.Pattern[str]) -> str | None:

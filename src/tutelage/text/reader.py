@@ -6,11 +6,11 @@ sealed text -> Reader.encode -> ids
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.text.control import SECRET
+from tutelage.text.segment_cache import SegmentCache
 
 ANCHORS = ("\n", ".", "a", "1")
 
@@ -23,7 +23,7 @@ class Reader:
         self._ids = {name: ids[token] for token, name in names.items()}
         self.backend = _renamed(backend, names)
         self._names = re.compile(f"({SECRET}.)", re.DOTALL)
-        self._segment_ids = lru_cache(maxsize=1024)(self._encode_segment)
+        self._segment_ids = SegmentCache(self._encode_segment)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a sealed text, those of one call of the tokenizer."""
@@ -56,7 +56,7 @@ class Reader:
         """Ids of the text between two control tokens; "" is the beginning or the end of the text."""
         if not segment:
             return ()
-        ids = self.backend.encode(left + segment + right, add_special_tokens=False).ids
+        ids = self.backend.encode_batch_fast([left + segment + right], add_special_tokens=False)[0].ids
         return tuple(ids[bool(left) : len(ids) - bool(right)])
 
     def continued(self, text: str, more: str) -> tuple[list[int], int]:

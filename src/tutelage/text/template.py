@@ -25,7 +25,13 @@ from tutelage.errors import InputError
 Message = dict[str, Any]  # {"role": str, "content": str}, and whatever else a template reads
 Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
+LONGEST_LINE = 300  # characters of a template's own error message
 PRIVATE = 0xF0000  # the first character of Unicode's private plane 15
+# The chat template of models that tutelage trains from scratch, and of base models that get one.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the field for a turn's reasoning, newest first
 
 
@@ -87,7 +93,7 @@ class Template:
         try:
             return str(_compiled(self.text).render(**dict(self.specials), **variables))
         except Exception as error:  # a template can raise whatever Python can
-            roles = ", ".join(str(message.get("role")) for message in messages)
+            roles = shorten(", ".join(str(message.get("role")) for message in messages[:50]))
             raise InputError(f"chat template: {_one_line(error)}; the conversation's roles are {roles}") from None
 
 
@@ -100,7 +106,13 @@ def as_templates_read(message: Mapping[str, Any]) -> Message:
 
 def _one_line(error: Exception) -> str:
     line = getattr(error, "lineno", None)
-    return (" ".join(str(error).split()) or type(error).__name__) + (f" (line {line})" if line else "")
+    return (shorten(str(error)) or type(error).__name__) + (f" (line {line})" if line else "")
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, in one line."""
+    line = " ".join(text[: 2 * LONGEST_LINE].split())
+    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "..."
 
 
 class _Generation(Extension):

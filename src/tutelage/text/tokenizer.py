@@ -9,7 +9,6 @@ transformers.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,15 +33,12 @@ from tutelage.text.settings import (
     with_end_of_turn,
     with_padding,
 )
-from tutelage.text.template import Template
+from tutelage.text.template import CHAT_TEMPLATE, Template
+from tutelage.text.token_bounds import TokenBounds, bounds_of
+from tutelage.text.token_bytes import byte_characters, byte_level_bytes, sentencepiece_bytes
 
 PAD, END_OF_TURN = "<|pad|>", "<|end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 
 class Tokenizer:
@@ -142,6 +138,11 @@ class Tokenizer:
         first = next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), 0)
         return encoding.ids[:first]
 
+    @cached_property
+    def bounds(self) -> TokenBounds | None:
+        """How much text a token stands for at most, if that is known."""
+        return bounds_of(self._backend)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Equivalent to `[encode(t) for t in texts]`, on all cores."""
         return [e.ids for e in self._ordinary.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -152,14 +153,16 @@ class Tokenizer:
 
     def token_byte_counts(self) -> list[int]:
         """Number of bytes of text that each id stands for; 0 for special tokens."""
-        return list(map(len, self.token_bytes()))
+        if self.byte_level:  # each character of a token stands for one byte
+            return [0 if token in self.special else len(token) for token in self.tokens()]
+        return [0 if token in self.special else len(sentencepiece_bytes(token)) for token in self.tokens()]
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of text that each id stands for in the middle of a text; empty for special tokens."""
         if self.byte_level:
-            byte = {character: value for value, character in _characters_of_bytes().items()}
-            return [b"" if t in self.special else _byte_level_bytes(t, byte) for t in self.tokens()]
-        return [b"" if t in self.special else _sentencepiece_bytes(t) for t in self.tokens()]
+            byte = {character: value for value, character in byte_characters().items()}
+            return [b"" if t in self.special else byte_level_bytes(t, byte) for t in self.tokens()]
+        return [b"" if t in self.special else sentencepiece_bytes(t) for t in self.tokens()]
 
     @cached_property
     def byte_level(self) -> bool:
@@ -232,25 +235,3 @@ class Tokenizer:
             return cls(backend, settings | {"chat_template": template}, declared_ends(folder))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
-
-
-def _byte_level_bytes(token: str, byte: dict[str, int]) -> bytes:
-    """The bytes of a byte-level token. Added tokens may have other characters, and then stand for their own text."""
-    try:
-        return bytes(map(byte.__getitem__, token))
-    except KeyError:
-        return token.encode()
-
-
-def _sentencepiece_bytes(token: str) -> bytes:
-    """The bytes of a SentencePiece token: a byte written as <0x0A>, or text in which U+2581 stands for a space."""
-    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("\u2581", " ").encode()
-
-
-def _characters_of_bytes() -> dict[int, str]:
-    """GPT-2's alphabet (Radford et al. 2019): printable bytes stand for themselves, the others start at U+0100."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}

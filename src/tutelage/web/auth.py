@@ -16,16 +16,18 @@ from functools import partial
 from typing import Annotated
 from urllib.parse import quote, urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutelage.store.database import Database
 from tutelage.store.tables import ApiKey, User
 from tutelage.web.errors import ApiError, envelope, is_api, wants_page
 from tutelage.web.keys import KeyRing, shown
+from tutelage.web.large_bodies import LARGE, LargeBodies
 from tutelage.web.limits import Limits
 from tutelage.web.logs import note
 from tutelage.web.people import SignedIn, find_session
@@ -51,9 +53,12 @@ class Gate:
 
     def __init__(self, app: ASGIApp, database: Database, keys: KeyRing, limits: Limits):
         self.app, self.database, self.keys, self.limits = app, database, keys, limits
+        self.large_bodies = LargeBodies()
+        self.looking_up = CapacityLimiter(4)  # threads of their own, so that slow writes delay no look-up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            receive = self.in_turn(scope, receive)
             try:
                 caller = await self.caller(scope)
                 if caller and caller.key:
@@ -68,6 +73,27 @@ class Gate:
         elif scope["type"] != "lifespan":
             return  # websockets are not supported
         await self.app(scope, receive, send)
+
+    def in_turn(self, scope: Scope, receive: Receive) -> Receive:
+        """Wrap `receive`: the end of a large body waits for its turn, as the whole body is parsed when it is complete.
+
+        It raises ApiError for a key without tokens: such a body is not parsed.
+        """
+        size = 0
+
+        async def received() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            caller = scope["state"]["caller"]
+            if size > LARGE and not message.get("more_body", False) and caller:
+                if caller.key:
+                    self.limits.require_tokens(caller.key)
+                await self.large_bodies.turn(caller.user_id)
+                size = 0
+            return message
+
+        return received
 
     async def caller(self, scope: Scope) -> Caller | None:
         """The caller; None on public routes. Raises ApiError if the request is not allowed."""
@@ -90,7 +116,10 @@ class Gate:
         if kind.lower() != "bearer" or not secret:
             raise _no_key("You didn't provide an API key. Send it in the header: Authorization: Bearer YOUR_KEY.")
         cached = self.keys.remembered(secret)
-        key = self.keys.find(secret) if cached else await run_in_threadpool(self.keys.find, secret)
+        if cached:
+            key = self.keys.find(secret)
+        else:
+            key = await to_thread.run_sync(self.keys.find, secret, limiter=self.looking_up)
         if key is None:
             raise _no_key(f"Incorrect API key provided: {shown(secret)}. `tutelage keys` lists and makes keys.")
         return Caller(user_id=key.user_id, name=key.name, role="key", key=key)

@@ -49,11 +49,15 @@ def refusal(error: ApiError | StorageError) -> ApiError:
     if isinstance(error, ApiError):
         return error
     log.error("%s", error)
-    if not error.full:
-        return ApiError(503, "The server's database is not responding. Try again soon.", code="storage_unavailable")
+    if not (error.full or error.damaged):
+        message = "The server's database is not responding. Try again soon."
+        return ApiError(503, message, code="storage_unavailable", headers={"retry-after": "1"})
+    later = {"x-should-retry": "false"}  # OpenAI's clients would retry within seconds, too soon
+    if error.damaged:
+        message = "The server's database is damaged. The server's log says how."
+        return ApiError(503, message, code="storage_damaged", headers=later)
     message = "The server cannot store anything: its disk is full or failing. What was stored before is safe."
-    # OpenAI's clients would retry within seconds, too soon for a full disk.
-    return ApiError(503, message, code="storage_full", headers={"x-should-retry": "false"})
+    return ApiError(503, message, code="storage_full", headers=later)
 
 
 class JSON(Response):
@@ -138,9 +142,17 @@ def validation_error(errors: Any) -> ApiError:
     return ApiError(400, about, param=param, code="invalid_value")
 
 
+def _why_not_json(cause: BaseException) -> str:
+    if isinstance(cause, RecursionError):
+        return "it is nested too deeply"
+    return "it is not UTF-8" if isinstance(cause, UnicodeDecodeError) else "it has a number with too many digits"
+
+
 def _from_http_exception(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url")
+    if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):  # of the JSON parser
+        return ApiError(400, f"The body is not valid JSON: {_why_not_json(error.__cause__)}.", code="invalid_json")
     if error.status_code == 405:
         message = f"Not allowed to {request.method} on {request.url.path}."
         return ApiError(405, message, code="method_not_supported", headers=error.headers)

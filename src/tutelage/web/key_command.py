@@ -7,21 +7,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from sqlalchemy import select
 from tyro.conf import Positional
 
 from tutelage.errors import InputError
-from tutelage.options import Advanced, Count, Natural, out_of_range
-from tutelage.store.database import Database
-from tutelage.store.existing import find_existing, open_existing, without_password
+from tutelage.options import Advanced, Count64, Range, out_of_range
+from tutelage.store.database import Database, without_password
+from tutelage.store.existing import find_existing, open_existing
 from tutelage.store.ids import now_ms
 from tutelage.store.tables import ApiKey
 from tutelage.web import people
 from tutelage.web.keys import KeyRing, open_store
+from tutelage.web.keys import revoke as revoke_key
 
 DAY_MS = 86_400_000
+LONGEST_NAME = 100  # characters
+Days = Annotated[int, Range(least=0, most=100_000)]  # the calendar ends with the year 9999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +39,20 @@ class KeysConfig:
     """Name of a new key."""
     scopes: tuple[Literal["inference", "admin"], ...] = ("inference",)
     """What a new key may do. inference: use models; admin: load models and read metrics."""
-    requests_per_minute: Count = 60_000
+    requests_per_minute: Count64 = 60_000
     """Maximum requests per minute of a new key."""
-    tokens_per_minute: Count = 10_000_000
+    tokens_per_minute: Count64 = 10_000_000
     """Maximum tokens per minute of a new key, prompts and completions together."""
-    concurrent: Count = 256
+    concurrent: Count64 = 256
     """Maximum concurrent requests of a new key."""
-    days: Natural = 0
+    days: Days = 0
     """Number of days after which a new key expires; 0 means never."""
 
     def __post_init__(self) -> None:
         if wrong := out_of_range(self):
             raise InputError(wrong)
+        if not self.name.isprintable() or not 0 < len(self.name) <= LONGEST_NAME:
+            raise InputError(f"--name: must be 1 to {LONGEST_NAME} printable characters, as each is listed in a line")
 
 
 def keys(
@@ -64,15 +69,12 @@ def keys(
         list_keys(config)
         return
     if action == "revoke":
-        open_existing(str(config.data), config.database).close()  # raises InputError before anything is created
+        with closing(open_existing(str(config.data), config.database)) as database:
+            revoke(database, key)
+        return
     database, ring = open_store(config.data, config.database)
-    try:
-        if action == "make":
-            make(database, ring, config)
-        else:
-            revoke(database, ring, key)
-    finally:
-        database.close()
+    with closing(database):
+        make(database, ring, config)
 
 
 def list_keys(config: KeysConfig) -> None:
@@ -101,11 +103,11 @@ def make(database: Database, ring: KeyRing, config: KeysConfig) -> None:
     print(f"{secret}   (shown only now)")
 
 
-def revoke(database: Database, ring: KeyRing, name: str) -> None:
+def revoke(database: Database, name: str) -> None:
     matches = [row for row in all_keys(database) if name in (row.id, row.name) and row.revoked_ms is None]
     if len(matches) != 1:
         raise InputError(f"{name!r}: matches {len(matches)} keys in use; give an id from `tutelage keys list`")
-    ring.revoke(matches[0].id)
+    revoke_key(database, matches[0].id)
     print(f"revoked {matches[0].id} ({matches[0].name})")
 
 

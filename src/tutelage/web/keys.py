@@ -3,8 +3,8 @@
     secret = sk-...  ->  HMAC-SHA256(pepper, secret)  ->  the row in `api_keys`
 
 A key has 256 random bits, so a fast hash is enough. The pepper is in a file beside the database, so a stolen database
-alone cannot be used to check guesses. Look-ups are cached for REMEMBERED_SECONDS, so a key revoked by another process
-may work that much longer.
+alone cannot be used to check guesses (`pepper.py`). Look-ups are cached for REMEMBERED_SECONDS, so a key revoked by
+another process may work that much longer. While the database does not answer, the keys that it knew last go on working.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
-from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
 from tutelage.store import migrate
 from tutelage.store.database import Database, StorageError, sqlite_url
 from tutelage.store.ids import new_id, now_ms
-from tutelage.store.private import FILE, private_folder, tighten
+from tutelage.store.private import private_folder
 from tutelage.store.tables import ApiKey
+from tutelage.web.pepper import open_pepper
 
 SCOPES = ("inference", "admin")
 REMEMBERED_SECONDS = 1.0
@@ -78,28 +78,49 @@ class KeyRing:
 
     def revoke(self, key_id: str) -> bool:
         """Revoke a key. Returns False if there is no such key, or it was revoked before."""
-        with self._database.write() as session:
-            key = session.get(ApiKey, key_id, with_for_update=True)
-            if key is None or key.revoked_ms is not None:
-                return False
-            key.revoked_ms = now_ms()
+        revoked = revoke(self._database, key_id)
         self._cache.clear()
-        return True
+        return revoked
 
     def _hash(self, secret: str) -> str:
         return hmac.new(self._pepper, secret.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def _look_up(self, digest: str) -> ApiKey | None:
-        with self._database.read() as session:
-            key = session.scalar(select(ApiKey).where(ApiKey.hash == digest, ApiKey.revoked_ms.is_(None)))
+        _, known = self._cache.get(digest, (0.0, None))
+        if known:  # requests that arrive meanwhile use it
+            self._cache[digest] = (time.monotonic(), known)
+        try:
+            with self._database.read() as session:
+                key = session.scalar(select(ApiKey).where(ApiKey.hash == digest, ApiKey.revoked_ms.is_(None)))
+        except StorageError:
+            if known is None:
+                raise
+            return known
         if key is None:
-            return None  # not cached: wrong guesses must not fill the memory
-        if now_ms() - (key.last_used_ms or 0) > USED_EVERY_MS:
-            # Update this column only: the key may have been revoked just now. Ignore a full disk: reading must work.
-            with suppress(StorageError), self._database.write() as session:
-                session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_ms=now_ms()))
+            self._cache.pop(digest, None)  # not cached: wrong guesses must not fill the memory
+            return None
+        self._note_use(key)
         self._cache[digest] = (time.monotonic(), key)
         return key
+
+    def _note_use(self, key: ApiKey) -> None:
+        """Write when the key was last used, unless others are writing or the disk is full: the request must not wait.
+
+        An update of this column only, because the key may have been revoked just now.
+        """
+        if now_ms() - (key.last_used_ms or 0) > USED_EVERY_MS:
+            with suppress(StorageError), self._database.write(patience=0) as session:
+                session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_ms=now_ms()))
+
+
+def revoke(database: Database, key_id: str) -> bool:
+    """Revoke a key. Returns False if there is no such key, or it was revoked before. Needs no pepper."""
+    with database.write() as session:
+        key = session.get(ApiKey, key_id, with_for_update=True)
+        if key is None or key.revoked_ms is not None:
+            return False
+        key.revoked_ms = now_ms()
+    return True
 
 
 def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
@@ -108,17 +129,7 @@ def open_store(data: Path, url: str) -> tuple[Database, KeyRing]:
     database = Database(url or sqlite_url(data / "tutelage.db"))
     migrate.upgrade(database)
     with migrate.setting_up(database):
-        return database, KeyRing(database, read_pepper(data))
-
-
-def read_pepper(folder: Path) -> bytes:
-    """The server's secret, created on first use. Without it no existing key works."""
-    path = folder / "pepper"
-    if not path.exists():
-        with atomic_write(path, private=True) as file:
-            file.write(secrets.token_hex(32))
-    tighten(path, FILE)
-    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+        return database, KeyRing(database, open_pepper(data, database))
 
 
 def shown(secret: str) -> str:

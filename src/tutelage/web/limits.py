@@ -1,12 +1,14 @@
 """Rate limits of a key: requests per minute, tokens per minute, and concurrent requests.
 
     limits.request(key)                                    counts a request
+    with limits.attempt(key, characters):                  charges for the text of a request that is refused
     with limits.generation(key, most_tokens) as spent:     reserves tokens
         ...; spent.tokens = used                           returns those not used
 
 The library `limits` counts requests in a sliding window. Tokens are a bucket that refills continuously. A generation
-reserves the most tokens that it can cost and returns the unused ones at its end. One process serves all requests, so
-counts in memory are exact.
+reserves the most tokens that it can cost and returns the unused ones at its end. A request that is refused after its
+text was read costs as many tokens as such a text usually has, so that refused requests are not free. One process serves
+all requests, so counts in memory are exact.
 """
 
 import time
@@ -21,6 +23,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from tutelage.store.tables import ApiKey
 from tutelage.web.errors import ApiError
 
+CHARACTERS_PER_TOKEN = 4
 LONGEST_WAIT = 119.0  # seconds; told to wait longer, OpenAI's clients give up at once
 
 
@@ -64,22 +67,51 @@ class Limits:
             raise _refused("requests", f"{key.requests_per_minute} requests a minute", wait)
 
     @contextmanager
-    def generation(self, key: ApiKey, most_tokens: int) -> Iterator[Spending]:
-        """Reserve up to `most_tokens` for the block. Raises ApiError if the key lacks them, or has too many running."""
+    def attempt(self, key: ApiKey, characters: int) -> Iterator[None]:
+        """Count the block among the key's concurrent requests. If it is refused, charge for its text.
+
+        Raises ApiError if the key has no tokens left, or too many requests running.
+        """
+        self.require_tokens(key)
+        with self._one_more(key):
+            try:
+                yield
+            except BaseException as error:  # a client that disconnects pays, too
+                if not (isinstance(error, ApiError) and error.status_code >= 500):
+                    self._bucket(key).left -= estimated_tokens(characters)
+                raise
+
+    def require_tokens(self, key: ApiKey) -> None:
+        """Raise ApiError if the key has used up its tokens."""
+        bucket = self._bucket(key)
+        if bucket.left <= 0:
+            raise _refused("tokens", f"{bucket.rate} tokens a minute", bucket.seconds_until(1))
+
+    @contextmanager
+    def _one_more(self, key: ApiKey) -> Iterator[None]:
+        """Raises ApiError if the key has too many requests running."""
         running = self._running.get(key.id, 0)
         if running >= key.concurrent:
             raise _refused("concurrency", f"{key.concurrent} requests at once", 1.0)
-        bucket = self._bucket(key)
-        if bucket.left < (reserved := min(most_tokens, bucket.rate)):
-            raise _refused("tokens", f"{bucket.rate} tokens a minute", bucket.seconds_until(reserved))
-        bucket.left -= reserved
         self._running[key.id] = running + 1
-        spent = Spending()
         try:
-            yield spent
+            yield
         finally:
-            bucket.left += reserved - spent.tokens
             self._running[key.id] -= 1
+
+    @contextmanager
+    def generation(self, key: ApiKey, most_tokens: int) -> Iterator[Spending]:
+        """Reserve up to `most_tokens` for the block. Raises ApiError if the key lacks them, or has too many running."""
+        with self._one_more(key):
+            bucket = self._bucket(key)
+            if bucket.left < (reserved := min(most_tokens, bucket.rate)):
+                raise _refused("tokens", f"{bucket.rate} tokens a minute", bucket.seconds_until(reserved))
+            bucket.left -= reserved
+            spent = Spending()
+            try:
+                yield spent
+            finally:
+                bucket.left += reserved - spent.tokens
 
     def headers(self, key: ApiKey) -> dict[str, str]:
         """The rate limit headers of OpenAI's API."""
@@ -98,6 +130,11 @@ class Limits:
         bucket = self._buckets.setdefault(key.id, Bucket(key.tokens_per_minute, key.tokens_per_minute))
         bucket.refill(key.tokens_per_minute)
         return bucket
+
+
+def estimated_tokens(characters: int) -> int:
+    """How many tokens a text of so many characters usually has."""
+    return -(-characters // CHARACTERS_PER_TOKEN)
 
 
 def duration(seconds: float) -> str:

@@ -11,15 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nh3
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markdown_it import MarkdownIt
-from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from tutelage.web.errors import ApiError
+from tutelage.web.markdown import markdown
 from tutelage.web.problems import problems
 from tutelage.web.translations import HTML_LANG, NAMES, choose, translations
 
@@ -85,14 +83,6 @@ def language(request: Request) -> str:
     """en or zh: from the URL's `lang`, else the cookie, else the browser's preference."""
     accept = request.headers.get("accept-language", "")
     return choose(request.query_params.get("lang"), request.cookies.get("lang"), accept=accept)
-
-
-_markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("image")
-
-
-def markdown(text: str) -> Markup:
-    """Render Markdown as sanitised HTML: no scripts, and nothing loaded from elsewhere."""
-    return Markup(nh3.clean(_markdown.render(text), link_rel="noopener noreferrer nofollow"))
 
 
 class Files(StaticFiles):

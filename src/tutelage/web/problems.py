@@ -31,5 +31,6 @@ def problems(_: Callable[[str], str]) -> dict[str, str]:
         "engine_error": _("The model failed on this request. The server's log says why."),
         "storage_full": _("The server cannot store anything at the moment: its disk is full."),
         "storage_unavailable": _("The server's database is not responding. Try again soon."),
+        "storage_damaged": _("The server's database is damaged. The server's log says how."),
         "shutting_down": _("The server is shutting down. Try again when it is back."),
     }

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.server.text_work import TextWork
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
@@ -21,7 +22,7 @@ def strict(tmp_path):
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_ends_where_the_policy_says(serving, ask, strict, side: str, reason: str, stream: bool) -> None:
     s = serving("hello there, the cat sat", pause=0.001)
-    s.app.state.moderator = strict(side)
+    s.app.state.text_work = TextWork(strict(side))
     response = s.client.post(CHAT, json=ask | {"stream": stream, "logprobs": True})
     if stream:
         parts = [
@@ -46,7 +47,7 @@ def test_an_answer_ends_where_the_policy_says(serving, ask, strict, side: str, r
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_question_that_the_policy_refuses_never_reaches_the_model(serving, ask, strict, stream: bool) -> None:
     s = serving()
-    s.app.state.moderator = strict("input")
+    s.app.state.text_work = TextWork(strict("input"))
     asked = ask | {"messages": [{"role": "user", "content": "THE  CAT!"}], "n": 2, "stream": stream}
     response = s.client.post(CHAT, json=asked)
     assert response.status_code == 200 and s.engine.requests == []
@@ -66,7 +67,7 @@ def test_a_question_that_the_policy_refuses_never_reaches_the_model(serving, ask
 
 def test_the_moderation_route_has_openais_shape(serving, strict) -> None:
     s = serving()
-    s.app.state.moderator = strict("both")
+    s.app.state.text_work = TextWork(strict("both"))
     answer = s.client.post("/v1/moderations", json={"input": ["a dog", "the cat"]}).json()
     assert answer["id"].startswith("modr-") and [result["flagged"] for result in answer["results"]] == [False, True]
     assert len(answer["results"][0]["categories"]) == 13

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.server.text_work import TextWork
 from tutelage.store.tables import StoredResponse, User
 from tutelage.text.tokenizer import Tokenizer
 
@@ -207,7 +208,7 @@ def test_an_answer_that_is_cut_off_is_incomplete(serving, stream: bool) -> None:
 def test_what_moderation_stops_is_refused(serving, tmp_path) -> None:
     s = serving("the cat")
     (tmp_path / "terms.txt").write_text("[violence]\nbanana\n", encoding="utf-8")
-    s.app.state.moderator = Moderator(ModerationConfig(terms=tmp_path / "terms.txt", blocked=("violence",)))
+    s.app.state.text_work = TextWork(Moderator(ModerationConfig(terms=tmp_path / "terms.txt", blocked=("violence",))))
     for stream in (False, True):
         response = ask(s, input="a banana", stream=stream)
         response = list(response)[-1].response if stream else response

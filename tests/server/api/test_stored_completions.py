@@ -10,6 +10,7 @@ from live import wait_for
 from starlette.testclient import TestClient
 
 from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.server.text_work import TextWork
 from tutelage.store.tables import Source, StoredCompletion, User
 from tutelage.web.errors import ApiError
 from tutelage.web.limits import Limits, duration
@@ -235,7 +236,7 @@ def test_the_metrics_count_the_time_between_tokens_and_what_was_flagged(serving,
     s = serving("the cat 你好", pause=0.01)
     (tmp_path / "terms.txt").write_text("[hate]\nthe cat\n[violence]\nhello\n", encoding="utf-8")
     config = ModerationConfig(terms=tmp_path / "terms.txt", builtin_terms=False, blocked=("violence",))
-    s.app.state.moderator = Moderator(config)
+    s.app.state.text_work = TextWork(Moderator(config))
     names = [
         "tutelage_inter_token_seconds_count", "tutelage_inter_token_seconds_sum",
         *(f'tutelage_moderation_flags_total{{category="{category}",side="{side}"}}'

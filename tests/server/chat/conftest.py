@@ -18,7 +18,8 @@ from tutelage.store.ids import new_id
 from tutelage.store.tables import User
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web import people
-from tutelage.web.keys import KeyRing, read_pepper
+from tutelage.web.keys import KeyRing
+from tutelage.web.pepper import read_pepper
 
 
 class Person:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from local_worker import local_encoder
+
 from tutelage.engine.requests import Done, Event, Request, Token
 from tutelage.text.tokenizer import Tokenizer
 
@@ -66,5 +68,6 @@ class Models:
             engine=engine,
             adapter="",
             context=400,
+            encoder=local_encoder(engine.tokenizer),
             suggestions=self.suggestions.get(name, ()),
         )

@@ -5,13 +5,12 @@ request -> Plan (requests.py) -> rate limits -> Generation -> choices, as one re
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 from urllib.parse import quote
 
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.server.api.choices import Choice
@@ -26,12 +25,16 @@ from tutelage.web.auth import Caller
 from tutelage.web.logs import note
 
 
-async def make_plan(plan: Callable[..., Plan], request: Request, body: SamplingRequest, caller: Caller) -> Plan:
+async def make_plan(
+    plan: Callable[..., Awaitable[Plan]], request: Request, body: SamplingRequest, caller: Caller
+) -> Plan:
     """Check the body and make its plan with `plan_chat` or `plan_completion`. Raises ApiError if that is impossible."""
+    assert caller.key
     body.refuse_unsupported()
     state = request.app.state
     served = find_model(state.registry, body.model)
-    return await run_in_threadpool(plan, served, body, caller.user_id, state.moderator)
+    with state.limits.attempt(caller.key, body.characters):
+        return await plan(served, body, caller.user_id, state.text_work)
 
 
 class Call(ABC):
@@ -77,7 +80,7 @@ class Call(ABC):
             self.plan.requests,
             self.plan.stop,
             chat=self.chat,
-            moderator=state.moderator,
+            moderator=state.text_work.moderator,
             marks=self.plan.format.marks,
         )
         try:

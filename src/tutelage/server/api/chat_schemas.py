@@ -2,9 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
-from tutelage.server.api.schemas import MAX_MESSAGES, Metadata, Part, RequestBody, ResponseFormat, SamplingRequest, Text
+from tutelage.server.api.schemas import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    Metadata,
+    Part,
+    RequestBody,
+    ResponseFormat,
+    SamplingRequest,
+    Text,
+    shallow_text,
+)
 from tutelage.text.template import Message, Tool
 from tutelage.web.errors import ApiError
 
@@ -32,8 +42,8 @@ class ToolCall(RequestBody):
 
 class ChatTurn(RequestBody):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     name: str | None = None
     reasoning_content: str | None = None
@@ -61,10 +71,26 @@ class ChatTurn(RequestBody):
         return message | {name: value for name, value in more.items() if value is not None}
 
 
+def few_parts(messages: Any) -> Any:
+    """Refuse a conversation of too many parts before each of them is read."""
+    turns = messages if isinstance(messages, list) else []
+    contents = (turn.get("content") for turn in turns if isinstance(turn, dict))
+    if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
+        raise ValueError(f"the contents should have at most {MAX_PARTS} parts in all")
+    return messages
+
+
+Turns = Annotated[
+    list[ChatTurn],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+    BeforeValidator(few_parts),
+]
+
+
 class Function(RequestBody):
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(shallow_text)] | None = None
     strict: bool | None = None
 
 
@@ -100,16 +126,16 @@ class FunctionChoice(RequestBody):
 
 
 class ChatRequest(SamplingRequest):
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Turns
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     store: bool | None = None
-    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -118,6 +144,11 @@ class ChatRequest(SamplingRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs may only be given with logprobs: true")
         return self
+
+    @property
+    def characters(self) -> int:
+        texts = [str(value) for turn in self.messages for value in turn.message().values()]
+        return sum(map(len, texts)) + sum(len(str(tool.sent)) for tool in self.offered)
 
     @property
     def offered(self) -> list[FunctionTool]:
@@ -171,4 +202,4 @@ def need(value: Any, param: str) -> None:
 
 class ScoreRequest(RequestBody):
     model: str
-    input: Annotated[list[Annotated[list[ChatTurn], Field(min_length=1)]], Field(min_length=1, max_length=256)]
+    input: Annotated[list[Turns], Field(min_length=1, max_length=256, fail_fast=True)]

@@ -1,13 +1,13 @@
 """POST /v1/moderations: the verdicts of the term lists and the classifier on texts, in OpenAI's shape."""
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.server.api.schemas import DOCUMENTED, ModerationRequest
 from tutelage.store.ids import new_id
 from tutelage.web.auth import Inference
 from tutelage.web.errors import JSON, ApiError
+from tutelage.web.limits import estimated_tokens
 
 MODEL = "tutelage-moderation"
 
@@ -16,8 +16,16 @@ router = APIRouter(responses=DOCUMENTED, tags=["moderations"])
 
 @router.post("/v1/moderations")
 async def moderations(request: Request, body: ModerationRequest, caller: Inference) -> Response:
-    """Check texts. As in OpenAI's API, a list of parts is one input. Images are refused."""
-    verdicts = await run_in_threadpool(request.app.state.moderator.check, texts_of(body))
+    """Check texts. As in OpenAI's API, a list of parts is one input. Images are refused.
+
+    A text costs as many of the key's tokens as it usually has.
+    """
+    assert caller.key
+    state, texts = request.app.state, texts_of(body)
+    tokens = estimated_tokens(sum(map(len, texts)))
+    with state.limits.generation(caller.key, tokens) as spent:
+        spent.tokens = tokens
+        verdicts = await state.text_work.verdicts(caller.user_id, texts)
     for verdict in verdicts:
         verdict["category_applied_input_types"] = {name: ["text"] for name in verdict["categories"]}
     return JSON({"id": new_id("modr-"), "model": body.model or MODEL, "results": verdicts})

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from tutelage.engine.constraint import Constraint
 from tutelage.engine.requests import Request
 from tutelage.errors import InputError
-from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
 from tutelage.server.api.answer_format import AnswerFormat, format_of
 from tutelage.server.api.chat_schemas import ChatRequest
 from tutelage.server.api.schemas import CompletionRequest, SamplingRequest
+from tutelage.server.encoder import Encoded
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import Served
-from tutelage.text.chat import encode_chat
-from tutelage.text.tokenizer import Tokenizer
+from tutelage.server.text_work import TextWork
 from tutelage.web.errors import ApiError
 
 DEFAULT_MAX_TOKENS = 16  # of a plain completion, as in OpenAI's API
@@ -42,20 +43,23 @@ class Plan:
         return sum(map(len, self.prompts)) + sum(request.max_new_tokens for request in self.requests)
 
 
-def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderator) -> Plan:
-    """The plan of a chat call: one prompt, n completions. Raises ApiError if it does not fit the model."""
+async def plan_chat(served: Served, body: ChatRequest, owner: str, work: TextWork) -> Plan:
+    """The plan of a chat call: one prompt, n completions. Raises ApiError if it does not fit the model.
+
+    The length is checked first, so that no text is moderated that no model will read.
+    """
     messages = [turn.message() for turn in body.messages]
+    max_tokens = body.max_completion_tokens or body.max_tokens
     try:
         tools = [tool.sent for tool in body.offered]
-        prompt = tuple(encode_chat(served.tokenizer, messages, add_generation_prompt=True, tools=tools).ids)
+        encoded = await served.encoder.chat(owner, messages, served.context, tools=tools)
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
-    if refused(moderator, [message["content"] for message in messages if message["role"] != "assistant"]):
+    prompt, room = check_room(served, encoded, max_tokens or 1, "messages")
+    if await refused(work, owner, [message["content"] for message in messages if message["role"] != "assistant"]):
         return Plan(served, [prompt], [], refused=True)
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    room = check_room(served, prompt, max_tokens or 1, "messages")
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    answer = format_of(served, body, prompt)
+    answer = await run_in_threadpool(format_of, served, body, prompt)
     requests = [
         engine_request(
             served,
@@ -72,15 +76,15 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     return Plan(served, [prompt], requests, body.stops, format=answer)
 
 
-def plan_completion(served: Served, body: CompletionRequest, owner: str, moderator: Moderator) -> Plan:
+async def plan_completion(served: Served, body: CompletionRequest, owner: str, work: TextWork) -> Plan:
     """The plan of a plain call: best_of (or n) completions of each prompt. Raises ApiError as `plan_chat` does."""
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    prompts = prompts_of(served.tokenizer, body)
-    if refused(moderator, [served.tokenizer.decode(prompt) for prompt in prompts]):
+    encoded = await prompts_of(served, body, owner)
+    prompts = [check_room(served, each, max_tokens, "prompt")[0] for each in encoded]
+    if await refused(work, owner, await texts_of(served, body, prompts, owner)):
         return Plan(served, prompts, [], refused=True)
     requests = []
     for prompt in prompts:
-        check_room(served, prompt, max_tokens, "prompt")
         if max_tokens or scores_prompt(body):
             for i in range(body.best_of or body.n or 1):
                 seed, top = seed_of(body.seed, i), body.logprobs or 0
@@ -142,20 +146,24 @@ def distribution(body: SamplingRequest, vocab_size: int) -> DistributionConfig:
     )
 
 
-def check_room(served: Served, prompt: Sequence[int], max_tokens: int, param: str) -> int:
-    """How many tokens the context leaves for the completion. Raises ApiError if they are fewer than `max_tokens`."""
-    room = served.context - len(prompt)
-    if max_tokens > room:
+def check_room(served: Served, encoded: Encoded, max_tokens: int, param: str) -> tuple[tuple[int, ...], int]:
+    """The prompt's ids, and how many tokens the context leaves for the completion.
+
+    Raises ApiError if they are fewer than `max_tokens`.
+    """
+    room = served.context - encoded.count
+    if encoded.ids is None or max_tokens > room:
+        about = "" if encoded.exact else "at least "
         message = (
             f"This model's maximum context length is {served.context} tokens. However, you requested "
-            f"{len(prompt) + max_tokens} tokens: {len(prompt)} in the {param}, {max_tokens} in the completion. "
-            "Shorten one of them."
+            f"{about}{encoded.count + max_tokens} tokens: {about}{encoded.count} in the {param}, {max_tokens} in the "
+            "completion. Shorten one of them."
         )
         raise ApiError(400, message, param=param, code="context_length_exceeded")
-    return room
+    return encoded.ids, room
 
 
-def prompts_of(tokenizer: Tokenizer, body: CompletionRequest) -> list[tuple[int, ...]]:
+async def prompts_of(served: Served, body: CompletionRequest, owner: str) -> list[Encoded]:
     """The prompts as ids. OpenAI allows a text, several texts, ids, or several lists of ids.
 
     A text gets the tokens that its tokenizer adds, such as BOS. An empty prompt becomes the end-of-text token, which
@@ -163,18 +171,38 @@ def prompts_of(tokenizer: Tokenizer, body: CompletionRequest) -> list[tuple[int,
     """
     field: Any = "" if body.prompt is None else body.prompt
     items = field if isinstance(field, list) and not isinstance(field[0], int) else [field]
-    prompts = [tokenizer.encode_text(item) if isinstance(item, str) else item for item in items]
-    for prompt in prompts:
-        if unknown := [token for token in prompt if token >= tokenizer.vocab_size]:
-            message = f"The prompt contains token {unknown[0]}; the model's tokens are 0 to {tokenizer.vocab_size - 1}."
-            raise ApiError(400, message, param="prompt", code="invalid_value")
-    return [tuple(prompt) or (tokenizer.end_of_text_id,) for prompt in prompts]
+    if isinstance(items[0], str):
+        encoded = await served.encoder.texts(owner, items, served.context)
+    else:
+        encoded = [as_given(served, ids) for ids in items]
+    beginning = Encoded((served.tokenizer.end_of_text_id,), 1)
+    return [each if each.count else beginning for each in encoded]
 
 
-def refused(moderator: Moderator, texts: Sequence[str]) -> bool:
+async def texts_of(served: Served, body: CompletionRequest, prompts: list[tuple[int, ...]], owner: str) -> list[str]:
+    """The prompts as texts."""
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    if isinstance(body.prompt, list) and isinstance(body.prompt[0], str):
+        return [text for text in body.prompt if isinstance(text, str)]
+    return await served.encoder.decoded(owner, prompts)
+
+
+def as_given(served: Served, ids: list[int]) -> Encoded:
+    """A prompt that was given as ids. Raises ApiError for a token that the model does not have."""
+    tokens = served.tokenizer.vocab_size
+    if len(ids) > served.context:
+        return Encoded(None, len(ids))
+    if (largest := max(ids)) >= tokens:
+        message = f"The prompt contains token {largest}; the model's tokens are 0 to {tokens - 1}."
+        raise ApiError(400, message, param="prompt", code="invalid_value")
+    return Encoded(tuple(ids), len(ids))
+
+
+async def refused(work: TextWork, owner: str, texts: Sequence[str]) -> bool:
     """Whether the moderation policy stops these texts as input. Counts their flags."""
-    if moderator.config.moderate not in ("input", "both"):
+    if work.moderator.config.moderate not in ("input", "both"):
         return False
-    verdicts = moderator.check(texts)
+    verdicts = await work.verdicts(owner, texts)
     count_flags("input", verdicts)
-    return any(moderator.stops("input", verdict) for verdict in verdicts)
+    return any(work.moderator.stops("input", verdict) for verdict in verdicts)

@@ -58,7 +58,7 @@ class ResponseRequest(SamplingRequest):
     without_effect: ClassVar[set[str]] = WITHOUT_EFFECT | {"reasoning", "max_tool_calls"}
     refused: ClassVar[list[str]] = "background conversation prompt context_management functions".split()
 
-    input: str | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES)] | None = None
+    input: str | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -66,9 +66,9 @@ class ResponseRequest(SamplingRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[str] | None = None
     store: bool | None = None
-    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     text: TextConfig | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None

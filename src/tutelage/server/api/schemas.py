@@ -6,14 +6,17 @@ they are refused by name. All other unknown fields are ignored and listed in the
 """
 
 import json
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tutelage.web.errors import ApiError
 
 MAX_CHOICES = 16
 MAX_MESSAGES = 2000
+MAX_PARTS = 10_000
 MAX_DEPTH = 64  # levels of nested JSON
 WITHOUT_EFFECT = set(
     "user safety_identifier service_tier prompt_cache_key prompt_cache_retention prompt_cache_options "
@@ -21,13 +24,28 @@ WITHOUT_EFFECT = set(
 )
 REFUSED = "tools tool_choice functions function_call audio web_search_options prediction suffix".split()
 
+
+def at_most(entries: int, value: Any) -> Any:
+    """Refuse a larger object before its entries are checked: each wrong one would have an error of its own."""
+    if isinstance(value, dict) and len(value) > entries:
+        raise ValueError(f"it should have at most {entries} entries, not {len(value)}")
+    return value
+
+
 Text = Annotated[str, Field(min_length=1)]
-Stop = Text | Annotated[list[Text], Field(max_length=4)] | None
-Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Many = Annotated[list[Ids], Field(min_length=1, max_length=128)]
+Stop = Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    BeforeValidator(partial(at_most, 16)),
+]
+# Lists stop at their first wrong item: a list of a million wrong ones has one error, not a million.
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Many = Annotated[list[Ids], Field(min_length=1, max_length=128, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
 TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-LogitBias = Annotated[dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+LogitBias = Annotated[
+    dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(partial(at_most, 1024))
+]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -38,24 +56,21 @@ class RequestBody(BaseModel):
     refused: ClassVar[list[str]] = REFUSED
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def is_shallow_text(cls, data: Any) -> Any:
-        """Refuse JSON that is nested too deeply, or contains a lone surrogate (which UTF-8 cannot encode)."""
-        if not isinstance(data, dict):
-            return data
-        if deeper_than(MAX_DEPTH, data):
-            raise ApiError(400, f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("a lone surrogate is not a character") from None
-        return data
+    @model_validator(mode="after")
+    def ignored_are_shallow_text(self) -> "RequestBody":
+        """Refuse unknown fields that are nested too deeply, or contain a lone surrogate (which UTF-8 cannot encode).
+
+        The known fields have their shapes, and their texts are checked by pydantic.
+        """
+        if self.model_extra:
+            shallow_text(self.model_extra)
+        return self
 
     def ignored(self) -> list[str]:
         """Up to 20 of the ignored fields, sorted; long names are cut so that they fit into a header."""
         known = {*self.without_effect, *self.refused}
-        return sorted({name[:40] for name in self.model_extra or {} if name not in known})[:20]
+        names = {name[:40] for name in islice(self.model_extra or {}, 1000) if name not in known}
+        return sorted(names)[:20]
 
     def refuse_unsupported(self) -> None:
         """Raise ApiError for a field that is not supported."""
@@ -103,6 +118,11 @@ class SamplingRequest(RequestBody):
         return self
 
     @property
+    def characters(self) -> int:
+        """The length of the request's text. An id counts as much as a token usually has."""
+        raise NotImplementedError
+
+    @property
     def stops(self) -> list[str]:
         """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -113,7 +133,7 @@ class SamplingRequest(RequestBody):
 
 
 class CompletionRequest(SamplingRequest):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)] | Ids | Many | None = None
+    prompt: str | Texts | Ids | Many | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -127,16 +147,33 @@ class CompletionRequest(SamplingRequest):
             raise ValueError("best_of above 1 cannot be streamed")
         return self
 
+    @property
+    def characters(self) -> int:
+        prompts: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
+        sizes = (len(p) if isinstance(p, str) else 4 * (len(p) if isinstance(p, list) else 1) for p in prompts)
+        return sum(sizes)
+
 
 class Part(RequestBody):
     type: str
     text: str | None = None
 
 
+def shallow_text(value: Any) -> Any:
+    """A part of a body that may have any shape. Refuses deep nesting and lone surrogates, which UTF-8 lacks."""
+    if deeper_than(MAX_DEPTH - 1, value):
+        raise ApiError(400, f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a lone surrogate is not a character") from None
+    return value
+
+
 class NamedSchema(RequestBody):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: Annotated[dict[str, Any], AfterValidator(shallow_text)] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -153,11 +190,11 @@ class ResponseFormat(RequestBody):
 
 class ModerationRequest(RequestBody):
     model: str | None = None
-    input: str | Annotated[list[str | Part], Field(min_length=1, max_length=256)]
+    input: str | Annotated[list[str | Part], Field(min_length=1, max_length=256, fail_fast=True)]
 
 
 class MetadataUpdate(RequestBody):
-    metadata: Annotated[Metadata, Field(max_length=16)] | None
+    metadata: Metadata | None
 
 
 class LoadRequest(RequestBody):

@@ -3,21 +3,23 @@
 {"model", "input": [messages, ...]}  ->  {"object": "list", "model", "data": [{"index", "score"}, ...]}
 """
 
+from collections.abc import Sequence
+
 from anyio import to_thread
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.data.messages import Messages
-from tutelage.data.rankings import encode_response
 from tutelage.errors import InputError
 from tutelage.server.api.chat_schemas import ScoreRequest
 from tutelage.server.api.schemas import DOCUMENTED
-from tutelage.server.registry import find_model, no_such_model
+from tutelage.server.encoder import size_of
+from tutelage.server.registry import Served, find_model, no_such_model
 from tutelage.server.sse import respond_until_disconnect
-from tutelage.text.tokenizer import Tokenizer
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON, ApiError
+
+SCORED_AT_ONCE = 16  # conversations; a caller who has left is noticed between two of these
 
 router = APIRouter(responses=DOCUMENTED, tags=["scores"])
 
@@ -35,14 +37,21 @@ async def scores(request: Request, body: ScoreRequest, caller: Inference) -> Res
 
 
 async def score(request: Request, model: str, conversations: list[Messages], caller: Caller) -> Response:
-    """Score within the key's limits. Calls run one at a time, and waiting ones occupy no thread."""
+    """Score within the key's limits. Calls take turns, and waiting ones occupy no thread."""
     assert caller.key
     state = request.app.state
     try:
-        tokens = await run_in_threadpool(count_tokens, state.registry.get(model).tokenizer, conversations)
+        with state.limits.attempt(caller.key, sum(map(size_of, conversations))):
+            texts = await encode(state.registry.get(model), conversations, caller.user_id)
+        tokens = sum(map(len, texts))
         with state.limits.generation(caller.key, tokens) as spent:
-            results = await to_thread.run_sync(state.registry.score, model, conversations, limiter=state.scoring)
             spent.tokens = tokens
+            results: list[float] = []
+            for first in range(0, len(texts), SCORED_AT_ONCE):
+                some = texts[first : first + SCORED_AT_ONCE]
+                results += await to_thread.run_sync(
+                    state.registry.score, model, some, limiter=state.scoring, abandon_on_cancel=True
+                )
     except InputError as error:
         raise ApiError(400, str(error), param="input", code="invalid_value") from None
     except KeyError:
@@ -51,5 +60,18 @@ async def score(request: Request, model: str, conversations: list[Messages], cal
     return JSON({"object": "list", "model": model, "data": data})
 
 
-def count_tokens(tokenizer: Tokenizer, conversations: list[Messages]) -> int:
-    return sum(len(encode_response(turns[:-1], turns[-1]["content"], tokenizer)) for turns in conversations)
+async def encode(served: Served, conversations: list[Messages], owner: str) -> list[Sequence[int]]:
+    """The ids of conversations up to the token at which the score is read. Raises ApiError for one that is too long."""
+    whole = served.reward is not None and served.reward.model.last_token is not None
+    found = await served.encoder.answers(owner, conversations, served.context, whole)
+    texts: list[Sequence[int]] = []
+    for encoded in found:
+        if encoded.ids is None:
+            about = "" if encoded.exact else "at least "
+            message = (
+                f"A conversation has {about}{encoded.count} tokens, and this model's context length is "
+                f"{served.context}. Shorten it."
+            )
+            raise ApiError(400, message, param="input", code="context_length_exceeded")
+        texts.append(served.reward.without_padding(list(encoded.ids)) if served.reward and whole else encoded.ids)
+    return texts

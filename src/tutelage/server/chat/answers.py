@@ -11,7 +11,9 @@ ends within one step and its text so far is recorded.
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -19,20 +21,19 @@ from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from tutelage.data.privacy import redact
 from tutelage.engine import requests
-from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import CHAT_MIN_P, CHAT_TEMPERATURE, DistributionConfig
 from tutelage.server.chat.consent import require_recording
 from tutelage.server.chat.context import fit_to_context, stopped_turns
 from tutelage.server.chat.conversations import RecordedTurn, add, as_messages, begin, own, own_message, path_to
 from tutelage.server.chat.strings import reasoning_label
-from tutelage.server.chat.written import WrittenAnswer, answer_html
+from tutelage.server.chat.written import WrittenAnswer
 from tutelage.server.detokenizer import TextDelta
 from tutelage.server.generation import Generation, GenerationEnd, seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import find_model
 from tutelage.server.sse import EventStream, event
+from tutelage.server.text_work import TextWork
 from tutelage.store.consent import recording_of
 from tutelage.store.database import Database
 from tutelage.store.tables import ChatMessage, Conversation
@@ -92,9 +93,9 @@ async def answers(request: Request, ask: Ask, caller: Page, database: Store) -> 
     """Stream one answer."""
     registry = request.app.state.registry
     served = find_model(registry, any_policy(registry) if ask.compare else ask.model)
-    writing = PageAnswer(ask, caller, database, served, request.app.state.moderator, request.state.request_id)
+    writing = PageAnswer(ask, caller, database, served, request.app.state.text_work, request.state.request_id)
     writing.label = reasoning_label(translations(language(request)).gettext)
-    await run_in_threadpool(writing.prepare)
+    await writing.prepare()
     return EventStream(writing.events())
 
 
@@ -109,26 +110,27 @@ def any_policy(registry: Any) -> str:
 class PageAnswer:
     """One answer: its prompt, its stream of events, and its record in the database."""
 
-    def __init__(
-        self, ask: Ask, caller: Caller, database: Database, served: Any, moderator: Moderator, request_id: str
-    ):
+    def __init__(self, ask: Ask, caller: Caller, database: Database, served: Any, work: TextWork, request_id: str):
         self.ask, self.caller, self.database, self.served = ask, caller, database, served
-        self.moderator, self.request_id = moderator, request_id
+        self.work, self.request_id = work, request_id
         self.recorded: RecordedTurn | None = None
         self.reason, self.tokens, self.label = "cancelled", 0, ""
         self.ttft_ms: int | None = None
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Read the conversation and fit it into the context. Raises ApiError if the question alone is too long."""
-        messages = self.conversation()
-        verdicts = self.moderator.check([messages[-1]["content"], self.ask.system])
+        messages, person = await run_in_threadpool(self.conversation), self.caller.user_id
+        verdicts = await self.work.verdicts(person, [messages[-1]["content"], self.ask.system])
         count_flags("input", verdicts)
         self.verdict = verdicts[0]  # the question's
-        self.refused = any(self.moderator.stops("input", verdict) for verdict in verdicts)
+        self.refused = any(self.work.moderator.stops("input", verdict) for verdict in verdicts)
         self.max_tokens = self.ask.settings.max_tokens or max(1, self.served.context // DEFAULT_SHARE)
-        hidden = stopped_turns(self.moderator, messages[:-1])
-        self.prompt, self.dropped = fit_to_context(self.served, self.ask.system, messages, self.max_tokens, hidden)
-        self.written = WrittenAnswer(thinking_after(self.served.tokenizer, self.prompt) == "opened")
+        hidden = await stopped_turns(self.work, person, messages[:-1])
+        self.prompt, self.dropped = await fit_to_context(
+            self.served, person, self.ask.system, messages, self.max_tokens, hidden
+        )
+        opened = thinking_after(self.served.tokenizer, self.prompt) == "opened"
+        self.written = WrittenAnswer(opened, partial(self.work.formatted, person))
 
     def conversation(self) -> list[Message]:
         """The turns up to the question: of a recorded chat from the database, otherwise as the page sent them."""
@@ -148,32 +150,33 @@ class PageAnswer:
         """The events of the module's docstring."""
         if self.refused:
             self.reason = "content_filter"
-            await run_in_threadpool(self.record_turn)
+            await self.begin_record()
             yield self.start()
             await self.finish()
-            yield self.done()
+            yield await self.done()
             return
         began = time.monotonic()
         marks = visible_marks(self.served.tokenizer)
-        generation = Generation(self.served, [self.request()], chat=True, moderator=self.moderator, marks=marks)
+        moderator = self.work.moderator
+        generation = Generation(self.served, [self.request()], chat=True, moderator=moderator, marks=marks)
         async with generation:
             try:
-                await run_in_threadpool(self.record_turn)
+                await self.begin_record()
                 yield self.start()
                 async for _, item in generation:
                     if isinstance(item, TextDelta):
                         self.ttft_ms = self.ttft_ms or round(1000 * (time.monotonic() - began))
                         self.tokens = generation.completion_tokens
-                        for line in self.written.feed(item.text):
+                        for line in await self.written.feed(item.text):
                             yield line
                     elif isinstance(item, GenerationEnd):
                         self.reason = item.reason
-                        for line in self.written.feed("", final=True):
+                        for line in await self.written.feed("", final=True):
                             yield line
             finally:
                 note(model=self.served.name, prompt_tokens=len(self.prompt), completion_tokens=self.tokens)
                 await self.finish()
-        yield self.done()
+        yield await self.done()
 
     def request(self) -> requests.Request:
         """The engine's request for this answer."""
@@ -196,18 +199,24 @@ class PageAnswer:
             about |= {"conversation": chat, "question": self.recorded.question, "answer": self.recorded.answer}
         return event({"start": about})
 
-    def done(self) -> bytes:
+    async def done(self) -> bytes:
         """The last event."""
-        html = answer_html(self.written.text, self.written.reasoning, self.label)
+        html = await self.written.html(self.label)
         return event({"done": {"finish_reason": self.reason, "tokens": self.tokens, "html": html}})
 
-    def record_turn(self) -> None:
+    async def begin_record(self) -> None:
         """Record the question and an empty answer, in a recorded chat or in a new one that is to be recorded."""
         ask = self.ask
         if ask.conversation is None and not (ask.keep and len(ask.messages) == 1):
             return
         self.database.check_room()
-        text, redacted = redact(ask.messages[-1].content)
+        self.system, _ = await self.work.redacted(self.caller.user_id, ask.system)
+        question = await self.work.redacted(self.caller.user_id, ask.messages[-1].content)
+        await run_in_threadpool(self.record_turn, *question)
+
+    def record_turn(self, text: str, redacted: dict[str, int]) -> None:
+        """Store the redacted question and an empty answer."""
+        ask = self.ask
         with writing(self.database, self.caller.user_id) as session:
             if ask.conversation is not None:
                 chat = own(session, self.caller.user_id, ask.conversation)
@@ -217,13 +226,13 @@ class PageAnswer:
                 return
             question = ask.question
             if question is None:
-                checks = {"moderation": self.verdict, "redacted": dict(redacted)}
+                checks = {"moderation": self.verdict, "redacted": redacted}
                 question = add(session, chat, ask.parent, "user", text, **checks).id
             self.recorded = RecordedTurn(chat, question, self.empty_answer(session, chat, question).id)
 
     def empty_answer(self, session: Session, chat: Conversation, question: str) -> ChatMessage:
         """Add the answer's row, still without text. The chat's settings become those of this answer."""
-        settings, (system, _) = self.ask.settings.model_dump(exclude_none=True), redact(self.ask.system)
+        settings, system = self.ask.settings.model_dump(exclude_none=True), self.system
         chat.model_id, chat.system, chat.settings = self.ask.model, system, settings
         columns: dict[str, Any] = {
             "model_id": self.served.name,
@@ -238,14 +247,20 @@ class PageAnswer:
     async def finish(self) -> None:
         """Record the answer, even if the client has disconnected and this task is being cancelled."""
         if self.recorded:
-            await asyncio.shield(asyncio.ensure_future(run_in_threadpool(self.record_answer)))
+            await asyncio.shield(asyncio.ensure_future(self.end_record()))
 
-    def record_answer(self) -> None:
+    async def end_record(self) -> None:
+        await self.written.feed("", final=True)
+        person, text = self.caller.user_id, self.written.text
+        shown, redacted = await self.work.redacted(person, text)
+        reasoning, also_redacted = await self.work.redacted(person, self.written.reasoning)
+        verdicts = await self.work.verdicts(person, [text])
+        counts = dict(Counter(redacted) + Counter(also_redacted))
+        await run_in_threadpool(self.record_answer, shown, reasoning, counts, verdicts[0])
+
+    def record_answer(self, text: str, reasoning: str, redacted: dict[str, int], verdict: dict[str, Any]) -> None:
+        """Store the redacted answer."""
         assert self.recorded
-        self.written.feed("", final=True)
-        text, redacted = redact(self.written.text)
-        reasoning, also_redacted = redact(self.written.reasoning)
-        verdict = self.moderator.check([self.written.text])[0]
         with writing(self.database, self.caller.user_id) as session:
             row = session.get(ChatMessage, self.recorded.answer)
             if row is None:
@@ -253,6 +268,6 @@ class PageAnswer:
             if self.ask.compare and self.reason == "cancelled":
                 session.delete(row)  # an unfinished answer cannot be compared
                 return
-            row.content, row.redacted, row.moderation = text, dict(redacted + also_redacted), verdict
+            row.content, row.redacted, row.moderation = text, redacted, verdict
             row.reasoning = reasoning or None
             row.finish_reason, row.completion_tokens, row.ttft_ms = self.reason, self.tokens, self.ttft_ms

@@ -5,6 +5,7 @@ GET /chat, /chat/{id}  ->  one page with everything its scripts need: chats, mes
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +16,7 @@ from tutelage.data.privacy import redact
 from tutelage.server.chat.answers import Settings, Text
 from tutelage.server.chat.conversations import forget, listed, own, shown
 from tutelage.server.chat.strings import general_suggestions, reasoning_label, reasons, strings
-from tutelage.server.chat.written import answer_html
+from tutelage.server.chat.written import formatted_answer
 from tutelage.server.suggestions import for_page
 from tutelage.store import consent
 from tutelage.store.database import Database
@@ -102,10 +103,11 @@ def suggestions_of(request: Request, general: list[str]) -> dict[str, list[str]]
 
 
 @router.post("/chat/markdown")
-def render_markdown(request: Request, body: Markdown, caller: Page) -> JSON:
+async def render_markdown(request: Request, body: Markdown, caller: Page) -> JSON:
     """Render Markdown as sanitised HTML, for an answer that was stopped before it was rendered."""
     label = reasoning_label(translations(language(request)).gettext)
-    return JSON({"html": answer_html(body.text, body.reasoning, label)})
+    formatted = partial(request.app.state.text_work.formatted, caller.user_id)
+    return JSON({"html": await formatted_answer(body.text, body.reasoning, label, formatted)})
 
 
 @router.patch("/chat/conversations/{conversation_id}")

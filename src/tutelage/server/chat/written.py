@@ -1,26 +1,29 @@
 """An answer on the chat page as it grows, and as HTML: its reasoning folded, then its text.
 
-WrittenAnswer(opened).feed(text) -> {"reasoning": text} | {"text": text} | {"block": html, "rest": text} as events
+await WrittenAnswer(opened, formatted).feed(text) -> events: {"reasoning"}, {"text"}, {"block": html, "rest": text}
 """
+
+from collections.abc import Awaitable, Callable
 
 from markupsafe import Markup
 
 from tutelage.server.sse import event
 from tutelage.text.answer import AnswerReader
 from tutelage.text.pieces import Content, Reasoning
-from tutelage.web.pages import markdown
+from tutelage.web.markdown import markdown
 
 
 class WrittenAnswer:
     """The parts of one answer so far."""
 
-    def __init__(self, opened: bool):
-        """opened: the prompt has opened the reasoning."""
+    def __init__(self, opened: bool, formatted: Callable[[str], Awaitable[str]]):
+        """opened: the prompt has opened the reasoning. formatted: makes HTML of Markdown."""
         self.text = self.reasoning = ""
+        self._formatted = formatted
         self._reader = AnswerReader(opened)
         self._rendered = 0  # how much of the text has been passed on as HTML
 
-    def feed(self, text: str, final: bool = False) -> list[bytes]:
+    async def feed(self, text: str, final: bool = False) -> list[bytes]:
         """Add what the model wrote, the last of it if `final`. Returns the events that tell the page."""
         events: list[bytes] = []
         for piece in self._reader.feed(text) + (self._reader.finish() if final else []):
@@ -28,10 +31,10 @@ class WrittenAnswer:
                 self.reasoning += piece.text
                 events.append(event({"reasoning": piece.text}))
             elif isinstance(piece, Content):
-                events += self._add_text(piece.text)
+                events += await self._add_text(piece.text)
         return events
 
-    def _add_text(self, text: str) -> list[bytes]:
+    async def _add_text(self, text: str) -> list[bytes]:
         """Its events: the text, and as HTML the Markdown blocks that it completes."""
         self.text += text
         events = [event({"text": text})]
@@ -39,14 +42,29 @@ class WrittenAnswer:
         end = self._rendered + finished_blocks(self.text[self._rendered :])
         if end > self._rendered:
             self._rendered = end
-            events.append(event({"block": str(markdown(self.text[:end])), "rest": self.text[end:]}))
+            events.append(event({"block": await self._formatted(self.text[:end]), "rest": self.text[end:]}))
         return events
+
+    async def html(self, label: str) -> str:
+        """The answer as HTML. label: what the folded reasoning is called."""
+        return await formatted_answer(self.text, self.reasoning, label, self._formatted)
+
+
+async def formatted_answer(
+    text: str, reasoning: str | None, label: str, formatted: Callable[[str], Awaitable[str]]
+) -> str:
+    """An answer as HTML; the arguments are those of WrittenAnswer."""
+    return (folded(label, await formatted(reasoning)) if reasoning else "") + await formatted(text)
 
 
 def answer_html(text: str, reasoning: str | None, label: str) -> str:
-    """An answer as HTML. label: what the folded reasoning is called."""
-    folded = Markup('<details class="reasoning"><summary>{}</summary>\n{}</details>\n')
-    return str((folded.format(label, markdown(reasoning)) if reasoning else "") + markdown(text))
+    """Like `formatted_answer`, but at once."""
+    return (folded(label, markdown(reasoning)) if reasoning else "") + str(markdown(text))
+
+
+def folded(label: str, html: str) -> str:
+    """The reasoning of an answer, from its HTML."""
+    return str(Markup('<details class="reasoning"><summary>{}</summary>\n{}</details>\n').format(label, Markup(html)))
 
 
 def finished_blocks(text: str) -> int:
