@@ -61,7 +61,7 @@ class RequestBody(BaseModel):
         The known fields have their shapes, and their texts are checked by pydantic.
         """
         if self.model_extra:
-            if deeper_than(MAX_DEPTH - 1, self.model_extra):
+            if deeper_than(MAX_DEPTH, self.model_extra):
                 raise ApiError(400, f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
             try:
                 json.dumps(self.model_extra, ensure_ascii=False).encode()
