@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_
 from tutelage.server.api.schemas import (
     MAX_MESSAGES,
     MAX_PARTS,
+    AnyText,
     Metadata,
     Part,
     RequestBody,
@@ -24,13 +25,13 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 class FunctionCall(RequestBody):
     name: Text
-    arguments: str = "{}"
+    arguments: AnyText = "{}"
 
 
 class ToolCall(RequestBody):
     """A call in an earlier answer."""
 
-    id: str | None = None
+    id: AnyText | None = None
     type: Literal["function"] | None = None
     function: FunctionCall
 
@@ -42,11 +43,11 @@ class ToolCall(RequestBody):
 
 class ChatTurn(RequestBody):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None = None
+    content: AnyText | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
+    tool_call_id: AnyText | None = None
+    name: AnyText | None = None
+    reasoning_content: AnyText | None = None
 
     @field_validator("content")
     @classmethod
@@ -89,15 +90,15 @@ Turns = Annotated[
 
 class Function(RequestBody):
     name: FunctionName
-    description: str | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(shallow_text)] | None = None
+    description: AnyText | None = None
+    parameters: Annotated[dict[AnyText, Any], AfterValidator(shallow_text)] | None = None
     strict: bool | None = None
 
 
 class FunctionTool(RequestBody):
     """A function that the model may call."""
 
-    type: str
+    type: AnyText
     function: Function | None = None
     _sent: Tool = PrivateAttr(default_factory=dict)
 
@@ -115,13 +116,13 @@ class FunctionTool(RequestBody):
 
 
 class ChosenFunction(RequestBody):
-    name: str
+    name: AnyText
 
 
 class FunctionChoice(RequestBody):
     """The one function that the model must call."""
 
-    type: str
+    type: AnyText
     function: ChosenFunction | None = None
 
 
@@ -134,7 +135,7 @@ class ChatRequest(SamplingRequest):
     store: bool | None = None
     metadata: Metadata | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
+    modalities: list[AnyText] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -201,5 +202,5 @@ def need(value: Any, param: str) -> None:
 
 
 class ScoreRequest(RequestBody):
-    model: str
+    model: AnyText
     input: Annotated[list[Turns], Field(min_length=1, max_length=256, fail_fast=True)]

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatRequest, need, only_functions
 from tutelage.server.api.response_input import InputItem, turns_of
-from tutelage.server.api.schemas import MAX_MESSAGES, WITHOUT_EFFECT, Metadata, RequestBody, SamplingRequest
+from tutelage.server.api.schemas import MAX_MESSAGES, WITHOUT_EFFECT, AnyText, Metadata, RequestBody, SamplingRequest
 from tutelage.web.errors import ApiError, validation_error
 
 LOGPROBS = "message.output_text.logprobs"  # in `include`
@@ -21,10 +21,10 @@ SHARED = set(SamplingRequest.model_fields) - {"stream", "stream_options"} | {"pa
 class ResponseTool(RequestBody):
     """A function that the model may call."""
 
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    type: AnyText
+    name: AnyText | None = None
+    description: AnyText | None = None
+    parameters: dict[AnyText, Any] | None = None
     strict: bool | None = None
 
     def for_chat(self) -> dict[str, Any]:
@@ -38,15 +38,15 @@ class ResponseTool(RequestBody):
 
 
 class ResponseToolChoice(RequestBody):
-    type: str
-    name: str | None = None
+    type: AnyText
+    name: AnyText | None = None
 
 
 class TextFormat(RequestBody):
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    name: AnyText | None = None
+    description: AnyText | None = None
+    schema_: dict[AnyText, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -58,13 +58,13 @@ class ResponseRequest(SamplingRequest):
     without_effect: ClassVar[set[str]] = WITHOUT_EFFECT | {"reasoning", "max_tool_calls"}
     refused: ClassVar[list[str]] = "background conversation prompt context_management functions".split()
 
-    input: str | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
-    instructions: str | None = None
-    previous_response_id: str | None = None
+    input: AnyText | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    instructions: AnyText | None = None
+    previous_response_id: AnyText | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Literal[1] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[str] | None = None
+    include: list[AnyText] | None = None
     store: bool | None = None
     metadata: Metadata | None = None
     text: TextConfig | None = None
