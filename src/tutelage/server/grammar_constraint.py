@@ -14,6 +14,7 @@ from llguidance import LLMatcher
 
 from tutelage.engine.constraint import Bits
 from tutelage.server.ending import Endings, tokenised
+from tutelage.server.matcher import check
 from tutelage.server.tokens import Tokens
 
 SKIPPED = 3  # tokens of the known way that another token may have made superfluous
@@ -24,7 +25,6 @@ NEAR = 64  # with less room than this beyond the known way, a way is looked for 
 class Grammar:
     """A compiled grammar. It may be used from any thread."""
 
-    text: str
     tokens: Tokens
     matcher: LLMatcher  # at the beginning of a response; copied, never advanced
     endings: Endings
@@ -37,6 +37,16 @@ class Grammar:
     def shortest(self) -> list[int] | None:
         """Tokens of a short response, close to the shortest that the grammar allows; None if none was found."""
         return self.tokenised(self.endings.shortest)
+
+    def rehearse(self) -> None:
+        """Follow the shortest response as a request would. Raises InputError if the grammar cannot be followed."""
+        matcher = self.matcher.deep_copy()
+        for token in self.shortest or []:
+            matcher.compute_bitmask()
+            matcher.consume_token(token)
+            check(matcher)
+        matcher.compute_bitmask()
+        check(matcher)
 
     def tokenised(self, way: list[int] | None) -> list[int] | None:
         """The tokens of a way to the end."""
@@ -60,9 +70,9 @@ class GrammarConstraint:
         self._unchecked = 0  # tokens that may be taken before a way is looked for again
 
     def fill(self, bits: Bits) -> None:
-        """Set the bits of the tokens that may come next. Raises ValueError if the grammar cannot be followed."""
+        """Set the bits of the tokens that may come next. Raises InputError if the grammar cannot be followed."""
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-        self._check()
+        check(self._matcher)
 
     def take(self, token: int, left: int) -> int:
         """Advance by the drawn token, or by another if the response could not end in time after it."""
@@ -77,11 +87,7 @@ class GrammarConstraint:
 
     def _advance(self, token: int) -> None:
         self._matcher.consume_token(token)
-        self._check()
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise ValueError(" ".join(self._matcher.get_error().split()))
+        check(self._matcher)
 
     def _in_time(self, token: int, left: int) -> int:
         """The drawn token, or the first of the way before it if no way after it would fit."""
