@@ -81,9 +81,9 @@ class Endings:
         self.shortest, self._taken = learned.shortest, dict(learned.choices)
         self._useful = mask_of(i - vocabulary.first for i in self.shortest or ())
 
-    def find(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
-        """Ids of this vocabulary that end a response after `text`; None if no short way is found."""
-        return self._way(matcher, text, LONGEST)[0]
+    def find(self, matcher: LLMatcher, text: bytes, longest: int) -> list[int] | None:
+        """Up to `longest` ids of this vocabulary that end a response after `text`; None if no such way is found."""
+        return self._way(matcher, text, min(longest, LONGEST))[0]
 
     def learn(self) -> Learned:
         """Look for the shortest way from the beginning, and try other candidates at each of its choices."""

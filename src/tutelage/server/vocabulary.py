@@ -72,9 +72,11 @@ class Vocabulary:
 
     def _known(self, text: str) -> Grammar | None:
         with self._lock:
-            if text in self._compiled:
-                self._compiled.move_to_end(text)
-            return self._compiled.get(text)
+            known = self._compiled.pop(text, None)
+            if known is None or known.failed:
+                return None
+            self._compiled[text] = known  # at the end
+            return known
 
     def _keep(self, text: str, grammar: Grammar) -> Grammar:
         with self._lock:
