@@ -15,18 +15,25 @@ class Disjoint:
 
     def __init__(self, root: Mapping[str, Any]):
         self.root = root
+        self._found: dict[int, tuple[Any, Any, Any]] = {}  # by a schema's identity: it, its types and its values
 
     def disjoint(self, first: Any, second: Any, depth: int = DEPTH) -> bool:
         """Whether it is certain that no value fits both schemas."""
         a, b = self._resolved(first), self._resolved(second)
         if not isinstance(a, Mapping) or not isinstance(b, Mapping):
             return a is False or b is False
-        shared = _types(a) & _types(b)
-        values, others = _values(a), _values(b)
+        (types, values), (other_types, others) = self._kinds(a), self._kinds(b)
+        shared = types & other_types
         if not shared or (values is not None and others is not None and not values & others):
             return True
         names = {*required_names(a), *required_names(b)} if shared == {"object"} and depth else ()
         return any(self.disjoint(_property(a, name), _property(b, name), depth - 1) for name in names)
+
+    def _kinds(self, schema: Mapping[str, Any]) -> tuple[frozenset[str], set[tuple[str, Any]] | None]:
+        """Types and values of a schema, which is compared with many."""
+        if id(schema) not in self._found:
+            self._found[id(schema)] = schema, _types(schema), _values(schema)
+        return self._found[id(schema)][1:]
 
     def _resolved(self, schema: Any) -> Any:
         """The schema that a reference leads to, with what is required beside it. True (any value) if unknown.

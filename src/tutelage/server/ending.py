@@ -1,6 +1,6 @@
 """A short way to the end of a grammar, so that a response can be complete when its limit is near.
 
-    Endings(bytes, rules).find(matcher) -> tokens after which the response may end
+    Endings(vocabulary, matcher).learn() -> Learned;  Endings(vocabulary, matcher, learned).find(matcher, text) -> ids
 
 The way is found byte by byte with a matcher of its own, whose vocabulary is the 256 bytes and the control tokens. At
 each byte the likeliest to end soon is taken: a closing mark, a comma, then what could not stand at the byte before, as
@@ -10,7 +10,9 @@ replaced at the beginning.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from llguidance import LLMatcher
 
@@ -25,7 +27,6 @@ LONGEST = 4096  # bytes of a way
 STEPS = 5000  # choices tried per grammar
 
 INVERTED = bytes(255 - value for value in range(256))
-NONE = bytes(32)
 Choice = tuple[bytes, bytes]  # the bytes before it, and the candidates
 
 
@@ -49,23 +50,43 @@ class ByteVocabulary:
         return [self.first + value for value in text]
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What was learned of a grammar. The process that learns it passes it on as JSON."""
+
+    shortest: list[int] | None  # the shortest way from the beginning that was found
+    choices: dict[Choice, int]  # which candidate is taken, where it is not the first
+
+    def as_json(self) -> dict[str, Any]:
+        texts = [(tail.decode("latin-1"), tried.decode("latin-1"), at) for (tail, tried), at in self.choices.items()]
+        return {"shortest": self.shortest, "choices": texts}
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any]) -> "Learned":
+        return cls(
+            found["shortest"],
+            {(tail.encode("latin-1"), tried.encode("latin-1")): at for tail, tried, at in found["choices"]},
+        )
+
+
+NOTHING = Learned(None, {})
+
+
 class Endings:
     """Finds ways to the end of one grammar."""
 
-    def __init__(self, vocabulary: ByteVocabulary, matcher: LLMatcher):
-        """matcher: at the beginning of a text, with this vocabulary."""
+    def __init__(self, vocabulary: ByteVocabulary, matcher: LLMatcher, learned: Learned = NOTHING):
+        """matcher: at the beginning of a response, with this vocabulary."""
         self.vocabulary, self.matcher = vocabulary, matcher
-        self._taken: dict[Choice, int] = {}  # which candidate is taken, if not the first
-        self._useful = NONE  # bytes of the shortest way
-        self.shortest = self._learned()
+        self.shortest, self._taken = learned.shortest, dict(learned.choices)
         self._useful = mask_of(i - vocabulary.first for i in self.shortest or ())
 
-    def find(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
-        """Ids of this vocabulary that end a response after `text`; None if no short way is found."""
-        return self._way(matcher, text, LONGEST)[0]
+    def find(self, matcher: LLMatcher, text: bytes, longest: int) -> list[int] | None:
+        """Up to `longest` ids of this vocabulary that end a response after `text`; None if no such way is found."""
+        return self._way(matcher, text, min(longest, LONGEST))[0]
 
-    def _learned(self) -> list[int] | None:
-        """The shortest way from the beginning, after other candidates were tried at each of its choices."""
+    def learn(self) -> Learned:
+        """Look for the shortest way from the beginning, and try other candidates at each of its choices."""
         best, met = self._way(self.matcher, b"", LONGEST)
         # A way that leads nowhere repeats the choice that is wrong.
         choices, spent = list(met) if best else sorted(met, key=lambda choice: -met[choice]), 0
@@ -79,7 +100,7 @@ class Endings:
                     best, kept = way, candidate
                     choices += [new for new in met if new not in choices]
             self._taken[choice] = kept
-        return best
+        return Learned(best, {choice: at for choice, at in self._taken.items() if at})
 
     def _way(self, matcher: LLMatcher, text: bytes, longest: int) -> tuple[list[int] | None, Counter[Choice]]:
         """The way that the present choices lead, if it has at most `longest` ids, and how often each was met."""

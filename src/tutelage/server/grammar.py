@@ -11,11 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tutelage.server.grammar_constraint import Grammar
-from tutelage.server.json_schema import prepared
 from tutelage.server.registry import Served
-
-# One space may follow a comma or a colon, and no other white space is allowed: a small model could write it forever.
-JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 def token_rule(served: Served, text: str) -> str:
@@ -33,10 +29,10 @@ def lark_grammar(served: Served, rules: str, schemas: Mapping[str, Mapping[str, 
     """The grammar of these rules, of which `start` is the first; @name stands for a schema.
 
     Raises InputError if there is a fault in them, naming the keyword of a schema that answers could not be held to.
+    Slow for new rules: call it from a thread.
     """
     assert served.vocabulary, "only policies generate text"
-    ready = {name: prepared(schema) | {"x-guidance": JSON_OPTIONS} for name, schema in schemas.items()}
-    return served.vocabulary.compile(rules, ready)
+    return served.vocabulary.compile(rules, schemas)
 
 
 def json_schema_grammar(served: Served, schema: Mapping[str, Any]) -> Grammar:

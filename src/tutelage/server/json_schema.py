@@ -25,7 +25,7 @@ REFUSED = (
 ).split()
 WITHOUT_EFFECT = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
 APPLICATORS = ("$ref", "anyOf", "allOf", "oneOf")
-MOST_MULTIPLE = 10_000  # the library's work grows with the divisor, without the zeros at its end
+MOST_MULTIPLE = 1000  # the library's work grows with the divisor, without the zeros at its end
 MOST_OPTIONS = 100  # of a oneOf, because every two are compared
 INTEGERS = 10**18 - 1  # an integer without bounds has at most 18 digits: a small model could write them forever
 

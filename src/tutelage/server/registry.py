@@ -169,6 +169,9 @@ class Registry:
         with self.changing:
             unloaded = self.served[name]
             self.served = {other: served for other, served in self.served.items() if other != name}
+            shared = any(served.vocabulary is unloaded.vocabulary for served in self.served.values())
+            if unloaded.vocabulary and not shared:
+                unloaded.vocabulary.close()
             if unloaded.engine and unloaded.adapter:
                 unloaded.engine.remove_adapter(unloaded.adapter)
             self._stop_unused()

@@ -5,6 +5,8 @@ from functools import cached_property
 
 from tutelage.text.tokenizer import Tokenizer
 
+FORCED = 400  # characters of a forced text that are encoded ahead
+
 
 class Tokens:
     """The object that llguidance takes for a tokenizer; it keeps it, so no reference leads back to a `Vocabulary`."""
@@ -24,14 +26,18 @@ class Tokens:
         """The token's text; empty for a control token."""
         return self._table[token]
 
+    def __call__(self, text: str) -> list[int]:
+        """Ids of the beginning of a text that must follow. llguidance asks again after each token."""
+        return self._split(text[:FORCED])
+
     def of_bytes(self, text: bytes) -> list[int]:
         """Ids of bytes in the middle of a text, which may begin or end within a character."""
         try:
-            return self(text.decode())
+            return self._split(text.decode())
         except UnicodeDecodeError:
             return self._longest(text)
 
-    def __call__(self, text: str) -> list[int]:
+    def _split(self, text: str) -> list[int]:
         """Ids of a text in the middle of a text: as the tokenizer splits it, unless that changes the text.
 
         SentencePiece puts a space before a text, and normalizers change characters. Then each token is the longest.

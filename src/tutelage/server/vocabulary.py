@@ -1,66 +1,122 @@
 """Compiles grammars for one tokenizer, and keeps them.
 
-    Vocabulary(tokenizer, table, ends).compile(lark, schemas) -> Grammar
+    Vocabulary(tokenizer, table, ends).compile(rules, schemas) -> Grammar
 
-A grammar is written in llguidance's variant of Lark. Compiling releases the interpreter's lock and has limits of size.
+A grammar is written in llguidance's variant of Lark. It is first tried in a process with limits of time and memory
+(`grammar_process.py`). Compiling it here releases the interpreter's lock.
 """
 
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLTokenizer
 
+from tutelage.bounded import Child, Overrun, Refused
 from tutelage.errors import InputError
-from tutelage.server.ending import ByteVocabulary, Endings
+from tutelage.server.ending import ByteVocabulary, Endings, Learned
 from tutelage.server.grammar_constraint import Grammar
+from tutelage.server.json_schema import prepared
+from tutelage.server.matcher import compiled
 from tutelage.server.tokens import Tokens
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.web.errors import ApiError
 
-CACHED, CACHED_BYTES = 128, 2 * 2**20  # compiled grammars per tokenizer, and the bytes of their texts
+CACHED, CACHED_BYTES = 64, 2**20  # compiled grammars per tokenizer, and the bytes of their texts
 LONGEST = 128 * 1024  # bytes of a grammar's text
-LIMITS = LLParserLimits(verbose_errors=False)
+SECONDS, MEMORY = 2.0, 512  # of computing and MiB for a trial
+WAITING = 8  # grammars that may wait to be compiled
+# One space may follow a comma or a colon, and no other white space is allowed: a small model could write it forever.
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+
+Schemas = Mapping[str, Mapping[str, Any]]
 
 
 class Vocabulary:
-    """A tokenizer as llguidance reads it, with its compiled grammars."""
+    """A tokenizer as llguidance reads it, with its compiled grammars. Safe to use from all threads."""
 
     def __init__(self, tokenizer: Tokenizer, table: Sequence[bytes], ends: Sequence[int]):
         """table: the bytes of each token; ends: the ids that end a response."""
         self.tokens = Tokens(tokenizer, table, ends[0])
-        self.bytes = ByteVocabulary({i: self.tokens.tokens[i] for i in self.tokens.special_token_ids}, ends, len(table))
+        names = {i: self.tokens.tokens[i] for i in self.tokens.special_token_ids}
+        self.bytes = ByteVocabulary(names, ends, len(table))
         self._tokenizer = LLTokenizer(self.tokens, eos_token=list(ends))  # type: ignore[arg-type]  # has the fields
         self._byte_tokenizer = LLTokenizer(self.bytes, eos_token=list(ends), slices=[])  # type: ignore[arg-type]  # too
+        control = [(i, name.decode()) for i, name in names.items()]
+        set_up = {"control": control, "ends": list(ends), "size": len(table)}
+        self._trial = Child("tutelage.server.grammar_process", memory=MEMORY, idle=60.0, set_up=lambda: set_up)
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._places = threading.BoundedSemaphore(WAITING)
 
-    def compile(self, lark: str, schemas: Mapping[str, Mapping[str, Any]]) -> Grammar:
+    def compile(self, rules: str, schemas: Schemas) -> Grammar:
         """The grammar of these rules, in which @name is JSON that fits a schema. It is kept for the next time.
 
-        Raises InputError with the library's reason if there is a fault in it.
+        Raises InputError, naming the keyword of a schema that answers could not be held to, and ApiError if too many
+        grammars wait.
         """
-        grammars = [{"name": name, "json_schema": schema} for name, schema in schemas.items()]
-        text = json.dumps({"grammars": [{"lark_grammar": lark}, *grammars]})
+        text = json.dumps([rules, schemas])
         if len(text) > LONGEST:
-            raise InputError(f"the grammar has {len(text)} bytes; at most {LONGEST} are allowed")
+            raise InputError(f"it has {len(text):,} characters; at most {LONGEST:,} are allowed")
+        if known := self._known(text):
+            return known
+        with self._in_turn():
+            return self._known(text) or self._keep(text, self._new(rules, schemas))
+
+    def close(self) -> None:
+        """End the process that tries grammars."""
+        self._trial.close()
+
+    def _known(self, text: str) -> Grammar | None:
         with self._lock:
-            if known := self._compiled.get(text):
-                self._compiled.move_to_end(text)
-                return known
-        matcher, in_bytes = _compiled(self._tokenizer, text), _compiled(self._byte_tokenizer, text)
-        grammar = Grammar(text, self.tokens, matcher, Endings(self.bytes, in_bytes))
+            known = self._compiled.pop(text, None)
+            if known is None or known.failed:
+                return None
+            self._compiled[text] = known  # at the end
+            return known
+
+    def _keep(self, text: str, grammar: Grammar) -> Grammar:
         with self._lock:
             self._compiled[text] = grammar
             while len(self._compiled) > CACHED or sum(map(len, self._compiled)) > CACHED_BYTES:
                 self._compiled.popitem(last=False)
         return grammar
 
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One grammar at a time is compiled, and few wait: each occupies a thread."""
+        if not self._places.acquire(blocking=False):
+            message = "Too many new schemas are waiting. Try again soon."
+            raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"})
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._places.release()
 
-def _compiled(tokens: LLTokenizer, text: str) -> LLMatcher:
-    """A matcher at the beginning of a response."""
-    matcher = LLMatcher(tokens, text, log_level=0, limits=LIMITS)
-    if matcher.is_error():
-        raise InputError(" ".join(matcher.get_error().split()))
-    return matcher
+    def _new(self, rules: str, schemas: Schemas) -> Grammar:
+        ready = [{"name": name, "json_schema": _ready(schema)} for name, schema in schemas.items()]
+        text = json.dumps({"grammars": [{"lark_grammar": rules}, *ready]})
+        if len(text) > LONGEST:
+            raise InputError(f"it has {len(text):,} characters when it is reworded; at most {LONGEST:,} are allowed")
+        learned = self._tried(text)
+        matcher, in_bytes = compiled(self._tokenizer, text), compiled(self._byte_tokenizer, text)
+        grammar = Grammar(self.tokens, matcher, Endings(self.bytes, in_bytes, learned))
+        grammar.rehearse()
+        return grammar
+
+    def _tried(self, text: str) -> Learned:
+        """Try a grammar where it can do no harm."""
+        try:
+            return Learned.of_json(self._trial.ask("learn", SECONDS, text=text))
+        except Refused as error:
+            raise InputError(str(error)) from None
+        except Overrun as error:
+            raise InputError(f"it needs too much {error}; make the schema smaller or less deep") from None
+
+
+def _ready(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return prepared(schema) | {"x-guidance": JSON_OPTIONS}
