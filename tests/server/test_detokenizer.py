@@ -3,10 +3,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from tutelage.engine.requests import Token
 from tutelage.sampling.stops import cut
 from tutelage.server.detokenizer import Detokenizer, name_of
+from tutelage.text.tokenizer import Tokenizer
 
 TEXT = "héllo 世界 👍🏽! stop here, and 今天 again"
 
@@ -95,3 +98,14 @@ def test_the_tokenizers_bytes_are_its_text(tokenizer) -> None:
         assert b"".join(table[i] for i in ids).decode() == tokenizer.decode(ids) == text
     for token in range(tokenizer.vocab_size):
         assert table[token].decode("utf-8", "replace") == tokenizer.decode([token])
+
+
+def test_added_tokens_that_no_byte_stands_for_are_their_text(tokenizer) -> None:
+    """As DeepSeek-R1's marks, which are not special. Compared with the library's own decoder."""
+    added = ["<｜User｜>", "<｜tool▁calls▁begin｜>", "<tool_call>", "你好"]
+    backend = Backend.from_str(tokenizer.to_json())
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    table = Tokenizer(backend, tokenizer.settings).token_bytes()
+    assert [table[backend.token_to_id(token)].decode() for token in added] == added
+    for token in range(len(table)):
+        assert table[token].decode("utf-8", "replace") == backend.decode([token])
