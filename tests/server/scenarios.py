@@ -411,6 +411,13 @@ def what_needs_an_admin_is_denied(c: Clients) -> None:
     fails(openai.PermissionDeniedError, lambda: c.strict.models.delete("chat"), "insufficient_permissions")
 
 
+@scenario
+def a_url_without_v1_is_explained(c: Clients) -> None:
+    lost = c.lax.with_options(base_url=str(c.settings["base_url"]).removesuffix("/v1"))
+    fails(openai.NotFoundError, lambda: lost.chat.completions.create(model="chat", messages=ASK), "unknown_url")
+    fails(openai.NotFoundError, lambda: lost.models.list(), "unknown_url")
+
+
 @table("not there", ["embeddings", "responses", "files", "images"])
 def not_there(c: Clients, what: str) -> None:
     calls: dict[str, Callable[[], Any]] = {

@@ -12,7 +12,15 @@ from starlette.responses import RedirectResponse
 
 from tutelage.moderation.moderator import Moderator
 from tutelage.server import health, metrics
-from tutelage.server.api import chat_completions, completions, models, moderations, scores, stored_completions
+from tutelage.server.api import (
+    chat_completions,
+    completions,
+    models,
+    moderations,
+    scores,
+    stored_completions,
+    tokenization,
+)
 from tutelage.server.chat import answers, consent, feedback, page
 from tutelage.server.registry import Registry
 from tutelage.store.database import Database
@@ -24,7 +32,7 @@ from tutelage.web.limits import Limits
 from tutelage.web.pages import Files, Pages
 
 HERE = Path(__file__).parent
-API = (chat_completions, completions, stored_completions, models, scores, moderations)
+API = (chat_completions, completions, stored_completions, models, scores, moderations, tokenization)
 CHAT_PAGE = (page, answers, feedback, consent)
 SHARED = (health, metrics, login)
 

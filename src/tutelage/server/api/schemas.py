@@ -6,6 +6,7 @@ they are refused by name. All other unknown fields are ignored and listed in the
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -55,10 +56,10 @@ class RequestBody(BaseModel):
         known = {*WITHOUT_EFFECT, *REFUSED}
         return sorted({name[:40] for name in self.model_extra or {} if name not in known})[:20]
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, names: Sequence[str] = REFUSED) -> None:
         """Raise ApiError for a field that is not supported."""
-        for name in REFUSED:
-            if (self.model_extra or {}).get(name) not in (None, [], "none"):
+        for name in names:
+            if (self.model_extra or {}).get(name) not in (None, False, [], {}, "none"):
                 message = f"'{name}' is not supported by this server."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
 
@@ -186,8 +187,8 @@ class ChatRequest(SamplingRequest):
             raise ValueError("top_logprobs may only be given with logprobs: true")
         return self
 
-    def refuse_unsupported(self) -> None:
-        super().refuse_unsupported()
+    def refuse_unsupported(self, names: Sequence[str] = REFUSED) -> None:
+        super().refuse_unsupported(names)
         if self.modalities not in (None, ["text"]):
             raise ApiError(400, "This server generates only text.", param="modalities", code="unsupported_value")
 
