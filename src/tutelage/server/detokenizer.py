@@ -89,8 +89,9 @@ class Detokenizer:
         """
         if self.blocked:
             return ()
-        cut = (replace(entry, offset=self._shown) for entry in self._waiting)
-        return (*cut, *([TokenEntry(stop.id, stop.logprob, stop.top, self._shown)] if stop else []))
+        if self.stopped:  # by a stop string; the engine may have sampled more since
+            return tuple(replace(entry, offset=self._shown) for entry in self._waiting)
+        return (TokenEntry(stop.id, stop.logprob, stop.top, self._shown),) if stop else ()
 
     def _release(self, final: bool) -> TextDelta:
         stops = [index for string in self._stop if (index := self._withheld.find(string)) >= 0]

@@ -59,7 +59,7 @@ class RequestBody(BaseModel):
     def refuse_unsupported(self, names: Sequence[str] = REFUSED) -> None:
         """Raise ApiError for a field that is not supported."""
         for name in names:
-            if (self.model_extra or {}).get(name) not in (None, False, [], {}, "none"):
+            if (self.model_extra or {}).get(name) not in (None, False, [], "none"):
                 message = f"'{name}' is not supported by this server."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
 
