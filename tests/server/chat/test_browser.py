@@ -135,6 +135,12 @@ def done(page: Any) -> None:
     expect(page.locator("#send")).to_be_visible()
 
 
+def start_anew(page: Any) -> None:
+    page.click("[data-act=new]")
+    expect(page.locator("#empty")).to_be_visible()
+    page.wait_for_load_state()
+
+
 def answer(page: Any) -> Any:
     return page.locator(".turn.assistant").last
 
@@ -372,8 +378,7 @@ def test_settings_are_sent_and_remembered(visit) -> None:
     page.reload()
     assert page.input_value("#system") == "be kind" and page.input_value("#max_tokens") == "2"
     expect(page.locator(".turn")).to_have_count(2)  # the chat is still in its tab, too
-    page.click("[data-act=new]")
-    expect(page.locator("#empty")).to_be_visible()
+    start_anew(page)
     assert page.input_value("#system") == page.input_value("#max_tokens") == ""
 
 
@@ -402,7 +407,7 @@ def test_settings_belong_to_a_chat(visit) -> None:
     page = visit("hello")
     ask(page, "the first")
     first = page.url
-    page.click("[data-act=new]")
+    start_anew(page)
     page.click("#in-force")
     page.fill("#system", "speak like a pirate")
     page.locator("#temperature").fill("0.2")
@@ -449,8 +454,7 @@ def test_another_language_keeps_the_chat(visit) -> None:
     expect(page.locator(".turn.user .count")).to_have_text("2/2")
     assert rows(page, ChatMessage) == []
 
-    page.click("[data-act=new]")
-    expect(page.locator("#empty")).to_be_visible()
+    start_anew(page)
     ask(page, "this is kept")
     kept = page.url
     page.fill("#message", "and this is not sent")
