@@ -376,7 +376,7 @@ MISTAKES: list[tuple[dict[str, Any], type[openai.APIStatusError], str, Any]] = [
     ({"top_p": 2}, openai.BadRequestError, "invalid_value", "top_p"),
     ({"n": 99}, openai.BadRequestError, "invalid_value", "n"),
     ({"presence_penalty": 3}, openai.BadRequestError, "invalid_value", "presence_penalty"),
-    ({"stop": list("abcde")}, openai.BadRequestError, "invalid_value", "stop"),
+    ({"stop": list("abcdefghijklmnopq")}, openai.BadRequestError, "invalid_value", "stop"),
     (
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         openai.BadRequestError,

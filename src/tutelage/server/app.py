@@ -17,8 +17,10 @@ from tutelage.server.api import (
     completions,
     models,
     moderations,
+    responses,
     scores,
     stored_completions,
+    stored_responses,
     tokenization,
 )
 from tutelage.server.chat import answers, consent, feedback, page
@@ -32,7 +34,17 @@ from tutelage.web.limits import Limits
 from tutelage.web.pages import Files, Pages
 
 HERE = Path(__file__).parent
-API = (chat_completions, completions, stored_completions, models, scores, moderations, tokenization)
+API = (
+    chat_completions,
+    completions,
+    stored_completions,
+    responses,
+    stored_responses,
+    models,
+    scores,
+    moderations,
+    tokenization,
+)
 CHAT_PAGE = (page, answers, feedback, consent)
 SHARED = (health, metrics, login)
 

@@ -8,7 +8,7 @@ string. Each token comes with its log-probability, as an entry of the delta in w
 
 import codecs
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,10 @@ class Detokenizer:
         stop: Sequence[str] = (),
         strip_first: bool = False,
         stream_filter: StreamFilter | None = None,
+        marks: Mapping[int, bytes] | None = None,
     ):
+        """marks: the text of special tokens that are to be seen; the others have none."""
+        self._marks = marks or {}
         self._bytes, self._stop = token_bytes, tuple(stop)
         self._strip = strip_first  # SentencePiece puts a space before the first word of a text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -57,7 +60,7 @@ class Detokenizer:
 
     def feed(self, token: Token) -> TextDelta:
         """Add a token. Afterwards `stopped` is true if the text reached a stop string or the filter ended it."""
-        added = self._bytes[token.id]
+        added = self._marks.get(token.id) or self._bytes[token.id]
         if self._strip and added:
             added, self._strip = added.removeprefix(b" "), False
         self.tokens += 1

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -71,11 +71,13 @@ class Generation:
         *,
         chat: bool = False,
         moderator: Moderator | None = None,
+        marks: Mapping[int, bytes] | None = None,
     ):
+        """marks: the text of special tokens that are to be seen in the completions."""
         self._served, self._requests = served, requests
         strip = chat and not served.tokenizer.byte_level
         make_filter = _filters(moderator)
-        self._detokenizers = [Detokenizer(served.table, stop, strip, make_filter()) for _ in requests]
+        self._detokenizers = [Detokenizer(served.table, stop, strip, make_filter(), marks) for _ in requests]
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
         self._stopping = self._late = False
@@ -120,6 +122,11 @@ class Generation:
         """Cancel all completions that are still running."""
         for handle in self._handles:
             handle.cancel()
+
+    def end(self, index: int) -> None:
+        """End one completion, as a stop string does."""
+        self._detokenizers[index].stopped = True
+        self._handles[index].cancel()
 
     def _time_out(self) -> None:
         self._late = True

@@ -128,7 +128,9 @@ class Registry:
         """Made once for all models with this tokenizer, because it takes half a second for 49,152 tokens."""
         models = (served for served in self.served.values() if served.tokenizer is tokenizer)
         known = next((served.vocabulary for served in models if served.vocabulary), None)
-        return known or Vocabulary(tokenizer, table, (*tokenizer.end_ids, tokenizer.end_of_text_id))
+        return known or Vocabulary(
+            tokenizer, table, tuple(dict.fromkeys((*tokenizer.end_ids, tokenizer.end_of_text_id)))
+        )
 
     def _add_adapter(self, engine: Engine, name: str, run: Path, adapter: Path) -> Tokenizer | None:
         """Add a run's adapter to the engine of its base. Returns the run's own tokenizer, if it has one."""

@@ -2,8 +2,8 @@
 
     async generator of events as bytes  ->  data: {...}\\n\\n ... data: [DONE]\\n\\n
 
-Events have no names, because OpenAI's clients would try to parse those as JSON. A comment every PING_SECONDS keeps
-proxies from closing a quiet connection. When the client disconnects, the generator is cancelled at once.
+Only events of the Responses API have names: elsewhere OpenAI's clients would misread them. A comment every PING_SECONDS
+keeps proxies from closing a quiet connection. When the client disconnects, the generator is cancelled at once.
 """
 
 import asyncio
@@ -26,6 +26,11 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 def event(content: Any) -> bytes:
     """A JSON value as one event."""
     return b"data: " + dump(content) + b"\n\n"
+
+
+def named_event(name: str, content: Any) -> bytes:
+    """A JSON value as one event with a name."""
+    return b"event: " + name.encode() + b"\n" + event(content)
 
 
 class EventStream(Response):

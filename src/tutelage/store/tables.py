@@ -189,8 +189,10 @@ class ChatMessage(Row):
     dropped_turns: Mapped[int] = mapped_column(default=0)
     ttft_ms: Mapped[int | None]
     moderation: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    reasoning: Mapped[str | None]
+    """What the model wrote between <think> marks before an answer's content."""
     redacted: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """How many personal details were replaced in the content, by kind (`data/privacy.py`)."""
+    """How many personal details were replaced in content and reasoning, by kind (`data/privacy.py`)."""
     request_id: Mapped[str | None]
 
 
@@ -246,6 +248,20 @@ class StoredCompletion(Row):
     request: Mapped[dict[str, Any]]
     response: Mapped[dict[str, Any]]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+
+
+class StoredResponse(Row):
+    """A response of the Responses API, stored at its caller's request; its id is the response's."""
+
+    __tablename__ = "stored_responses"
+
+    api_key_id: Mapped[str] = part_of("api_keys")
+    source_id: Mapped[str | None] = mentions("sources")
+    previous_id: Mapped[str | None] = mapped_column(Name)
+    """The response that it continues. It may have been deleted since."""
+    model: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    response: Mapped[dict[str, Any]]
 
 
 class ModerationFlag(Row):

@@ -19,8 +19,9 @@ from typing import Any
 
 from tutelage.text.control import THINK
 from tutelage.text.endings import ANSWER, QUESTION
-from tutelage.text.template import Message, Rendering
+from tutelage.text.template import Message, Rendering, Tool
 from tutelage.text.tokenizer import Tokenizer
+from tutelage.text.tool_prompt import as_template_takes
 
 __all__ = ["ChatIds", "Message", "encode_answer", "encode_chat", "rewrites_turns", "training_examples", "training_size"]
 
@@ -36,15 +37,19 @@ class ChatIds:
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = False,
+    tools: Sequence[Tool] | None = None,
 ) -> ChatIds:
     """The ids that transformers gives a conversation, with a mask of its answers.
 
-    If the template rewrites earlier turns, the mask covers the last answer alone. Raises InputError if the template
-    refuses the conversation.
+    If the template rewrites earlier turns, the mask covers the last answer alone. With tools, the functions that may be
+    called, it covers nothing. Raises InputError if the template refuses the conversation.
     """
-    if add_generation_prompt or not _answers(messages):
-        ids = tokenizer.reader.encode(_render(tokenizer, messages, add_generation_prompt))
+    messages, tools = as_template_takes(tokenizer.template, messages, tools)
+    if add_generation_prompt or tools or not _answers(messages):
+        ids = tokenizer.reader.encode(_render(tokenizer, messages, add_generation_prompt, tools))
         return ChatIds(ids, [False] * len(ids))
     whole, ids = _whole(tokenizer, messages), tokenizer.reader.encode(_render(tokenizer, messages))
     if whole and whole.ids[: len(ids)] == ids:
@@ -90,10 +95,16 @@ def _answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
+def _render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    prompt: bool = False,
+    tools: Sequence[Tool] | None = None,
+) -> str:
     """The sealed text of a conversation, with the generation prompt if `prompt`."""
-    marked, breaks = tokenizer.guard.mark(messages)
-    return tokenizer.guard.seal(tokenizer.template.render(marked, prompt), breaks).text
+    marked, breaks = tokenizer.guard.mark(messages, tools)
+    tools = tokenizer.guard.mark_tools(tools, breaks) if tools else None
+    return tokenizer.guard.seal(tokenizer.template.render(marked, prompt, tools), breaks).text
 
 
 def _whole(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> ChatIds | None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.text.template import BEGIN, END, PRIVATE, Message, Rendering, as_templates_read, unforgeable
+from tutelage.text.template import BEGIN, END, PRIVATE, Message, Rendering, Tool, as_templates_read, unforgeable
 
 SECRET = unforgeable()
 ROLES = ("system", "user", "assistant", "developer", "tool")
@@ -27,16 +27,22 @@ class Guard:
     """Keeps the control tokens that users type apart from those of the template."""
 
     def __init__(
-        self, control: Collection[str], added: Collection[str], ends: Collection[str], unread: Collection[str] = ()
+        self,
+        control: Collection[str],
+        added: Collection[str],
+        ends: Collection[str],
+        unread: Collection[str] = (),
+        spoken: Collection[str] = (),
     ):
         """control: the tokens that only a template may write; added: all tokens that the tokenizer finds in text;
-        ends: control tokens that no role may spell; unread: control tokens that it does not find everywhere."""
+        ends: control tokens that no role may spell; unread: control tokens that it does not find everywhere; spoken:
+        control tokens that an assistant's turn may contain, such as the marks of a function call."""
         self._unread = frozenset(unread)
         named = sorted({*control} - self._unread)
         self.names = {token: f"{SECRET}{chr(PRIVATE + i)}" for i, token in enumerate(named)}
         self._found = any_of({*control, *added} - self._unread)
         self._control = any_of(control)
-        self._answers = any_of(set(control) - set(THINK))
+        self._answers = any_of(set(control) - {*THINK, *spoken})
         self._prefixes = {token[:n] for token in control for n in range(1, len(token))}
         self._suffixes = {token[n:] for token in control for n in range(1, len(token))}
         self._last = {prefix[-1] for prefix in self._prefixes}
@@ -44,10 +50,19 @@ class Guard:
         self._longest = max(map(len, control), default=0)
         self._ends = tuple(ends)
 
-    def mark(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[Message], str]:
-        """The messages with their control tokens broken, and the two private characters that break them."""
-        breaks = _unused(messages)
+    def mark(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[list[Message], str]:
+        """The messages with their control tokens broken, and two private characters that break them.
+
+        The characters occur neither in the messages nor in the tools.
+        """
+        breaks = _unused([*messages, *(tools or ())])
         return [self._message(as_templates_read(message), breaks) for message in messages], breaks
+
+    def mark_tools(self, tools: Sequence[Tool], breaks: str) -> list[Tool]:
+        """Descriptions of functions with their control tokens broken."""
+        return [self._broken(tool, breaks, self._control) for tool in tools]
 
     def _message(self, message: Message, breaks: str) -> Message:
         control = self._answers if message.get("role") == "assistant" else self._control

@@ -6,18 +6,25 @@ model folder           -> ids that generation_config.json or config.json name as
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import InputError
 from tutelage.text.control import THINK, any_of
-from tutelage.text.template import Message, Template, without_marks
+from tutelage.text.template import Message, Template, Tool, without_marks
 
 # Words that no template contains, so that they can be found again.
 SYSTEM: Message = {"role": "system", "content": "zyxsystem"}
 QUESTION: Message = {"role": "user", "content": "zyxquestion"}
 ANSWER: Message = {"role": "assistant", "content": "zyxanswer"}
+TOOL: Tool = {"type": "function", "function": {"name": "zyxtool", "description": "", "parameters": {"type": "object"}}}
+CALL: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "zyxcallid", "type": "function", "function": {"name": "zyxtool", "arguments": {}}}],
+}
+RESULT: Message = {"role": "tool", "name": "zyxtool", "tool_call_id": "zyxcallid", "content": "zyxresult"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Framing:
 
     end_of_turn: str | None  # the token after an answer; None if no token follows it
     tokens: frozenset[str]  # added tokens with which the template separates turns; users must not write them
+    tool_tokens: frozenset[str]  # other added tokens around descriptions of functions, calls and results
 
 
 def framing(template: Template, added: Collection[str]) -> Framing:
@@ -35,15 +43,22 @@ def framing(template: Template, added: Collection[str]) -> Framing:
     others = [_try(template, [QUESTION, ANSWER, QUESTION]), _try(template, [SYSTEM, QUESTION])]
     found = any_of([token for token in added if token.strip()])
     ends = (_after_answer(text, found) for text in (answered, others[0]))
-    written = {match[0] for text in (answered, *others) for match in found.finditer(text)}
     end = next((token for token in ends if token), None)
-    return Framing(end, frozenset(token for token in written - set(THINK) if not token.isalnum()))
+    tokens = _written([answered, *others], found)
+    with_tools = [_try(template, [QUESTION, CALL, RESULT], [TOOL])] if template.knows_tools else []
+    return Framing(end, tokens, _written(with_tools, found) - tokens)
 
 
-def _try(template: Template, messages: list[Message]) -> str:
+def _written(texts: Collection[str], tokens: re.Pattern[str]) -> frozenset[str]:
+    """The tokens in rendered conversations, without <think> marks and words."""
+    written = {match[0] for text in texts for match in tokens.finditer(text)}
+    return frozenset(token for token in written - set(THINK) if not token.isalnum())
+
+
+def _try(template: Template, messages: list[Message], tools: Sequence[Tool] | None = None) -> str:
     """The rendering, or "" if the template refuses this kind of conversation."""
     try:
-        return without_marks(template.render(messages))
+        return without_marks(template.render(messages, tools=tools))
     except InputError:
         return ""
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tutelage.errors import InputError
 
 Message = dict[str, Any]  # {"role": str, "content": str}, and whatever else a template reads
+Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
 PRIVATE = 0xF0000  # the first character of Unicode's private plane 15
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the field for a turn's reasoning, newest first
@@ -62,7 +63,17 @@ class Template:
         """Whether {% generation %} blocks say which part of a conversation the assistant wrote."""
         return re.search(r"\{%[-+]?\s*generation\b", self.text) is not None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template reads the variable `tools`."""
+        return _knows_tools(self.text)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Tool] | None = None,
+    ) -> str:
         """The text, with BEGIN and END around each {% generation %} block. Messages are as `as_templates_read` gives.
 
         Raises InputError if the template is broken or refuses the conversation.
@@ -70,7 +81,7 @@ class Template:
         variables = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": list(tools) if tools else None,
             "documents": None,
         }
         try:
@@ -105,14 +116,23 @@ class _Generation(Extension):
 
 
 @lru_cache(maxsize=16)
+def _knows_tools(template: str) -> bool:
+    return "tools" in meta.find_undeclared_variables(_environment().parse(template))
+
+
+@lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
+    return _environment().from_string(template)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
+    return environment
 
 
 def _raise(message: str) -> None:

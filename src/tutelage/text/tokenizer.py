@@ -74,12 +74,21 @@ class Tokenizer:
         self.end_ids = tuple(dict.fromkeys((self.end_of_turn_id, eos, *(i for i in ends if i < self.vocab_size))))
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
         self.template = Template(self.chat_template, self.named_specials)
-        control = {*self.special, *frame.tokens}
-        # Ids that are never part of a text: special tokens, and others with which the template separates turns.
-        self.control_ids = frozenset(i for token in control if (i := backend.token_to_id(token)) is not None)
+        control = {*self.special, *frame.tokens, *frame.tool_tokens}
+        # Never part of a text: special tokens, and others with which the template separates turns or marks calls.
+        self.control_tokens = {token: i for token in control if (i := backend.token_to_id(token)) is not None}
         self.guard = Guard(
-            control, added, [token for i in self.end_ids if (token := backend.id_to_token(i))], unread(backend, control)
+            control,
+            added,
+            [token for i in self.end_ids if (token := backend.id_to_token(i))],
+            unread(backend, control),
+            spoken=frame.tool_tokens - self.special.keys(),
         )
+
+    @cached_property
+    def added(self) -> frozenset[str]:
+        """The tokens that the library finds in a text before it splits the text, special or not."""
+        return frozenset(token.content for token in self._backend.get_added_tokens_decoder().values())
 
     @property
     def named_specials(self) -> tuple[tuple[str, str], ...]:
@@ -167,15 +176,13 @@ class Tokenizer:
 
     def token_byte_counts(self) -> list[int]:
         """Number of bytes of text that each id stands for; 0 for special tokens."""
-        if self.byte_level:  # each character of a token stands for one byte
-            return [0 if token in self.special else len(token) for token in self.tokens()]
-        return [0 if token in self.special else len(_sentencepiece_bytes(token)) for token in self.tokens()]
+        return list(map(len, self.token_bytes()))
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of text that each id stands for in the middle of a text; empty for special tokens."""
         if self.byte_level:
             byte = {character: value for value, character in _characters_of_bytes().items()}
-            return [b"" if t in self.special else bytes(byte[c] for c in t) for t in self.tokens()]
+            return [b"" if t in self.special else _byte_level_bytes(t, byte) for t in self.tokens()]
         return [b"" if t in self.special else _sentencepiece_bytes(t) for t in self.tokens()]
 
     @cached_property
@@ -253,6 +260,14 @@ class Tokenizer:
             return cls(backend, settings | {"chat_template": template}, declared_ends(folder))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
+
+
+def _byte_level_bytes(token: str, byte: dict[str, int]) -> bytes:
+    """The bytes of a byte-level token. Added tokens may have other characters, and then stand for their own text."""
+    try:
+        return bytes(map(byte.__getitem__, token))
+    except KeyError:
+        return token.encode()
 
 
 def _sentencepiece_bytes(token: str) -> bytes:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from tutelage.server.chat.answers import PageAnswer, finished_blocks
+from tutelage.server.chat.answers import PageAnswer
+from tutelage.server.chat.written import finished_blocks
 from tutelage.store.database import StorageError
 from tutelage.store.tables import ChatMessage, Consent, Conversation, Source
 from tutelage.text.chat import encode_chat

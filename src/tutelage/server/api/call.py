@@ -17,10 +17,11 @@ from starlette.responses import Response
 from tutelage.server.api.choices import Choice
 from tutelage.server.api.requests import Plan
 from tutelage.server.api.schemas import SamplingRequest
-from tutelage.server.generation import Generation
+from tutelage.server.generation import Generation, GenerationEvent
 from tutelage.server.registry import find_model
 from tutelage.server.sse import EventStream, respond_until_disconnect
 from tutelage.store.ids import new_id
+from tutelage.text.pieces import Piece
 from tutelage.web.auth import Caller
 from tutelage.web.logs import note
 
@@ -42,7 +43,7 @@ class Call(ABC):
         assert caller.key
         self.request, self.body, self.key, self.plan = request, body, caller.key, plan
         self.table = plan.served.table
-        self.choices = [Choice.refused() if plan.refused else Choice() for _ in range(choices)]
+        self.choices = [Choice.refused() if plan.refused else self.new_choice() for _ in range(choices)]
         self.head: dict[str, Any] = {
             "id": new_id(prefix),
             "created": int(time.time()),
@@ -72,7 +73,12 @@ class Call(ABC):
         stack, state = AsyncExitStack(), self.request.app.state
         self.spent = stack.enter_context(state.limits.generation(self.key, self.plan.most_tokens))
         generation = Generation(
-            self.plan.served, self.plan.requests, self.plan.stop, chat=self.chat, moderator=state.moderator
+            self.plan.served,
+            self.plan.requests,
+            self.plan.stop,
+            chat=self.chat,
+            moderator=state.moderator,
+            marks=self.plan.format.marks,
         )
         try:
             self.generation = await stack.enter_async_context(generation)
@@ -88,7 +94,19 @@ class Call(ABC):
         self.spent.tokens = read + written
         note(prompt_tokens=read, completion_tokens=written)
 
+    def new_choice(self) -> Choice:
+        """A choice that has not begun."""
+        return Choice()
+
+    async def growing(self) -> AsyncIterator[tuple[int, GenerationEvent, list[Piece]]]:
+        """The events of all choices, each with the index of its choice and what it adds to the answer."""
+        async for index, event in self.generation:
+            pieces = self.choices[index].add(event)
+            if self.choices[index].complete:
+                self.generation.end(index)
+            yield index, event, pieces
+
     async def finish(self) -> None:
         """Wait until all choices are complete."""
-        async for index, event in self.generation:
-            self.choices[index].add(event)
+        async for _ in self.growing():
+            pass

@@ -13,12 +13,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.server.api.call import Call, make_plan
-from tutelage.server.api.choices import REFUSAL, chat_logprobs, usage
+from tutelage.server.api.chat_schemas import ChatRequest
+from tutelage.server.api.choices import REFUSAL, Choice, chat_logprobs, usage
 from tutelage.server.api.requests import Plan, plan_chat
-from tutelage.server.api.schemas import DOCUMENTED, ChatRequest
+from tutelage.server.api.schemas import DOCUMENTED
 from tutelage.server.api.stored_completions import store_completion
 from tutelage.server.detokenizer import TextDelta
+from tutelage.server.generation import GenerationEnd
 from tutelage.server.sse import event
+from tutelage.text.pieces import CallBegin, Content, Piece, Reasoning
+from tutelage.text.tool_syntax import MISTRAL
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON
 
@@ -53,15 +57,10 @@ class ChatCall(Call):
 
     def completion(self) -> dict[str, Any]:
         """The finished completion as OpenAI's object."""
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "refusal": REFUSAL if self.plan.refused else None,
-            "annotations": [],
-        }
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
-                "message": message | {"content": choice.text},
+                "message": self.message(choice),
                 "logprobs": chat_logprobs(choice.entries, self.table) if self.body.logprobs else None,
                 "finish_reason": choice.reason,
             }
@@ -70,20 +69,42 @@ class ChatCall(Call):
         tokens = usage(self.plan.prompts, self.choices)
         return {"object": "chat.completion", **self.head, "choices": choices, "usage": tokens}
 
+    def new_choice(self) -> Choice:
+        syntax = self.plan.format.syntax
+        return Choice(reader=self.plan.format.reader(), short_ids=syntax is not None and syntax.begin == MISTRAL.begin)
+
+    def message(self, choice: Choice) -> dict[str, Any]:
+        """A choice's message. Its content is null if the answer consists of calls."""
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in choice.calls
+        ]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": choice.content or (None if calls else ""),
+            "refusal": REFUSAL if self.plan.refused else None,
+            "annotations": [],
+        }
+        message |= {"reasoning_content": choice.reasoning} if choice.reasoning else {}
+        return message | ({"tool_calls": calls} if calls else {})
+
     async def events(self, stack: AsyncExitStack) -> AsyncIterator[bytes]:
         """First the roles of all choices, then text as it comes, one end per choice, and last the usage."""
         async with stack:
             for index in range(len(self.choices)):
-                yield self.chunk(index, {"role": "assistant", "content": ""})
+                yield self.chunk(index, {"role": "assistant", "content": None if self.plan.format.syntax else ""})
             for index, choice in enumerate(self.choices if self.plan.refused else []):
                 yield self.chunk(index, {"refusal": REFUSAL})
                 yield self.chunk(index, {}, reason=choice.reason)
-            async for index, item in self.generation:
-                self.choices[index].add(item)
-                if not isinstance(item, TextDelta):
+            async for index, item, pieces in self.growing():
+                text = item if isinstance(item, TextDelta) else None
+                for piece in pieces:
+                    yield self.chunk(index, delta_of(piece, self.choices[index]), text)
+                    text = None  # the log-probabilities come with the first piece
+                if text and text.entries and self.body.logprobs:
+                    yield self.chunk(index, {}, text)
+                if isinstance(item, GenerationEnd):
                     yield self.chunk(index, {}, reason=self.choices[index].reason)
-                elif item.text or (item.entries and self.body.logprobs):
-                    yield self.chunk(index, {"content": item.text}, item)
             await self.store(self.completion())
             if self.body.wants_usage:
                 yield event(self.chunk_head() | {"choices": [], "usage": usage(self.plan.prompts, self.choices)})
@@ -103,5 +124,20 @@ class ChatCall(Call):
     async def store(self, completion: dict[str, Any]) -> None:
         """Store the completion if the request says so, or the key does by default."""
         if self.stored:
-            body = self.body.model_dump(mode="json", exclude_none=True)
+            body = self.body.model_dump(mode="json", exclude_unset=True)
             await run_in_threadpool(store_completion, self.request.app.state.database, self.key.id, body, completion)
+
+
+def delta_of(piece: Piece, choice: Choice) -> dict[str, Any]:
+    """OpenAI's delta: id, type and name of a call come once, at its beginning, and its arguments in pieces."""
+    if isinstance(piece, Reasoning):
+        return {"reasoning_content": piece.text}
+    if isinstance(piece, Content):
+        return {"content": piece.text}
+    call: dict[str, Any] = {"index": piece.index}
+    if isinstance(piece, CallBegin):
+        call |= {"id": choice.calls[piece.index].id, "type": "function"}
+        call["function"] = {"name": piece.name, "arguments": ""}
+    else:
+        call["function"] = {"arguments": piece.text}
+    return {"tool_calls": [call]}

@@ -8,28 +8,63 @@ from typing import Any
 from tutelage.engine.requests import PromptScored
 from tutelage.server.detokenizer import TextDelta, TokenEntry, name_of
 from tutelage.server.generation import GenerationEnd, GenerationEvent
+from tutelage.store.ids import new_id
+from tutelage.text.answer import AnswerReader
+from tutelage.text.pieces import CallBegin, Content, Piece, Reasoning
 
 REFUSAL = "This request was stopped by the server's moderation policy."
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's value
 
 
 @dataclass
+class CalledFunction:
+    """A call in an answer."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass
 class Choice:
-    """One completion as it grows."""
+    """One completion as it grows. A chat's has a reader, which separates its text into reasoning, content and calls."""
 
     text: str = ""
     entries: list[TokenEntry] = field(default_factory=list)
     scored: PromptScored | None = None
     end: GenerationEnd | None = None
+    reader: AnswerReader | None = None
+    short_ids: bool = False  # of calls, as Mistral's templates demand them
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CalledFunction] = field(default_factory=list)
 
-    def add(self, event: GenerationEvent) -> None:
+    def add(self, event: GenerationEvent) -> list[Piece]:
+        """Add an event. Returns what it adds to the answer, if there is a reader."""
+        pieces: list[Piece] = []
         if isinstance(event, TextDelta):
             self.text += event.text
             self.entries += event.entries
+            pieces = self.reader.feed(event.text) if self.reader else []
         elif isinstance(event, PromptScored):
             self.scored = event
         else:
             self.end = event
+            pieces = self.reader.finish() if self.reader else []
+        for piece in pieces:
+            self._add(piece)
+        return pieces
+
+    def _add(self, piece: Piece) -> None:
+        if isinstance(piece, Reasoning):
+            self.reasoning += piece.text
+        elif isinstance(piece, Content):
+            self.content += piece.text
+        elif isinstance(piece, CallBegin):
+            number = new_id("")
+            self.calls.append(CalledFunction(number[-9:] if self.short_ids else f"call_{number}", piece.name))
+        else:
+            self.calls[piece.index].arguments += piece.text
 
     @classmethod
     def refused(cls) -> "Choice":
@@ -40,7 +75,16 @@ class Choice:
     def reason(self) -> str:
         """OpenAI's finish_reason."""
         assert self.end, "the completion has not ended"
-        return self.end.reason
+        return "tool_calls" if self.calls and self.end.reason == "stop" else self.end.reason
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that may follow belongs to the answer."""
+        return self.reader is not None and self.reader.done
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self.reader.reasoning_tokens(entry.offset for entry in self.entries) if self.reader else 0
 
     @property
     def mean_logprob(self) -> float:
@@ -58,7 +102,7 @@ def usage(prompts: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[s
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": sum(choice.reasoning_tokens for choice in choices)},
     }
 
 

@@ -12,8 +12,9 @@ from tutelage.engine.requests import Request
 from tutelage.errors import InputError
 from tutelage.moderation.moderator import Moderator
 from tutelage.sampling.distribution import DistributionConfig
-from tutelage.server.api.response_format import grammar_of
-from tutelage.server.api.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from tutelage.server.api.answer_format import AnswerFormat, format_of
+from tutelage.server.api.chat_schemas import ChatRequest
+from tutelage.server.api.schemas import CompletionRequest, SamplingRequest
 from tutelage.server.generation import seed_of
 from tutelage.server.metrics import count_flags
 from tutelage.server.registry import Served
@@ -33,6 +34,7 @@ class Plan:
     requests: list[Request]
     stop: list[str] = field(default_factory=list)
     refused: bool = False
+    format: AnswerFormat = AnswerFormat()
 
     @property
     def most_tokens(self) -> int:
@@ -44,7 +46,8 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     """The plan of a chat call: one prompt, n completions. Raises ApiError if it does not fit the model."""
     messages = [turn.message() for turn in body.messages]
     try:
-        prompt = tuple(encode_chat(served.tokenizer, messages, add_generation_prompt=True).ids)
+        tools = [tool.sent for tool in body.offered]
+        prompt = tuple(encode_chat(served.tokenizer, messages, add_generation_prompt=True, tools=tools).ids)
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     if refused(moderator, [message["content"] for message in messages if message["role"] != "assistant"]):
@@ -52,7 +55,7 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
     max_tokens = body.max_completion_tokens or body.max_tokens
     room = check_room(served, prompt, max_tokens or 1, "messages")
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    grammar = grammar_of(served, body.response_format)
+    answer = format_of(served, body, prompt)
     requests = [
         engine_request(
             served,
@@ -62,11 +65,11 @@ def plan_chat(served: Served, body: ChatRequest, owner: str, moderator: Moderato
             seed_of(body.seed, i),
             owner,
             top=top,
-            constraint=grammar.begin() if grammar else None,
+            constraint=answer.grammar.begin() if answer.grammar else None,
         )
         for i in range(body.n or 1)
     ]
-    return Plan(served, [prompt], requests, body.stops)
+    return Plan(served, [prompt], requests, body.stops, format=answer)
 
 
 def plan_completion(served: Served, body: CompletionRequest, owner: str, moderator: Moderator) -> Plan:

@@ -6,15 +6,15 @@ they are refused by name. All other unknown fields are ignored and listed in the
 """
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutelage.web.errors import ApiError
 
 MAX_CHOICES = 16
 MAX_MESSAGES = 2000
+MAX_STOPS = 16  # OpenAI allows 4, but tasks of lm-eval have more
 MAX_DEPTH = 64  # levels of nested JSON
 WITHOUT_EFFECT = set(
     "user safety_identifier service_tier prompt_cache_key prompt_cache_retention prompt_cache_options "
@@ -23,7 +23,7 @@ WITHOUT_EFFECT = set(
 REFUSED = "tools tool_choice functions function_call audio web_search_options prediction suffix".split()
 
 Text = Annotated[str, Field(min_length=1)]
-Stop = Text | Annotated[list[Text], Field(max_length=4)] | None
+Stop = Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Many = Annotated[list[Ids], Field(min_length=1, max_length=128)]
@@ -35,6 +35,8 @@ Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 class RequestBody(BaseModel):
     """Base of all bodies. Types are strict: "1" is not a number."""
 
+    without_effect: ClassVar[set[str]] = WITHOUT_EFFECT
+    refused: ClassVar[list[str]] = REFUSED
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="before")
@@ -53,13 +55,13 @@ class RequestBody(BaseModel):
 
     def ignored(self) -> list[str]:
         """Up to 20 of the ignored fields, sorted; long names are cut so that they fit into a header."""
-        known = {*WITHOUT_EFFECT, *REFUSED}
+        known = {*self.without_effect, *self.refused}
         return sorted({name[:40] for name in self.model_extra or {} if name not in known})[:20]
 
-    def refuse_unsupported(self, names: Sequence[str] = REFUSED) -> None:
+    def refuse_unsupported(self) -> None:
         """Raise ApiError for a field that is not supported."""
-        for name in names:
-            if (self.model_extra or {}).get(name) not in (None, False, [], "none"):
+        for name in self.refused:
+            if (self.model_extra or {}).get(name) not in (None, [], "none", False):
                 message = f"'{name}' is not supported by this server."
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
 
@@ -132,26 +134,6 @@ class Part(RequestBody):
     text: str | None = None
 
 
-class ChatTurn(RequestBody):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
-
-    @field_validator("content")
-    @classmethod
-    def only_text(cls, content: Any) -> Any:
-        for part in content if isinstance(content, list) else []:
-            if part.type != "text" or part.text is None:
-                raise ValueError(f"parts of type '{part.type}' are not supported, only text is")
-        return content
-
-    def message(self) -> dict[str, str]:
-        """The turn as a message for the chat template. The role developer means system."""
-        content = self.content or ""
-        if isinstance(content, list):
-            content = "".join(part.text or "" for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
-
-
 class NamedSchema(RequestBody):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
@@ -168,34 +150,6 @@ class ResponseFormat(RequestBody):
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema is missing")
         return self
-
-
-class ChatRequest(SamplingRequest):
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    store: bool | None = None
-    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
-    response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
-
-    @model_validator(mode="after")
-    def alternatives_need_logprobs(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs may only be given with logprobs: true")
-        return self
-
-    def refuse_unsupported(self, names: Sequence[str] = REFUSED) -> None:
-        super().refuse_unsupported(names)
-        if self.modalities not in (None, ["text"]):
-            raise ApiError(400, "This server generates only text.", param="modalities", code="unsupported_value")
-
-
-class ScoreRequest(RequestBody):
-    model: str
-    input: Annotated[list[Annotated[list[ChatTurn], Field(min_length=1)]], Field(min_length=1, max_length=256)]
 
 
 class ModerationRequest(RequestBody):

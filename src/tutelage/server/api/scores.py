@@ -11,7 +11,8 @@ from starlette.responses import Response
 from tutelage.data.messages import Messages
 from tutelage.data.rankings import encode_response
 from tutelage.errors import InputError
-from tutelage.server.api.schemas import DOCUMENTED, ScoreRequest
+from tutelage.server.api.chat_schemas import ScoreRequest
+from tutelage.server.api.schemas import DOCUMENTED
 from tutelage.server.registry import find_model, no_such_model
 from tutelage.server.sse import respond_until_disconnect
 from tutelage.text.tokenizer import Tokenizer

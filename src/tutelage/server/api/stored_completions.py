@@ -20,6 +20,9 @@ from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["stored completions"])
 PATH = "/v1/chat/completions"
+# Fields of the request that a stored completion repeats.
+REPEATED = "temperature top_p seed presence_penalty frequency_penalty tools tool_choice response_format".split()
+OPTIONAL = ("tool_calls", "tool_call_id", "reasoning_content")  # fields of a stored message, if it was sent with them
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
 After = Annotated[str | None, Query(pattern=r"^chatcmpl-[0-9A-Za-z]{24}$")]
@@ -112,17 +115,20 @@ def stored_messages(
     """The messages of the request."""
     with database.read() as session:
         row = find(session, caller.user_id, completion_id)
-    empty: dict[str, Any] = {"content_parts": None, "name": None, "refusal": None, "annotations": []}
-    turns = [
-        {"id": f"{completion_id}-{i}", "role": turn["role"], "content": turn.get("content")} | empty
-        for i, turn in enumerate(row.request["messages"])
-    ]
+    turns = [as_message(f"{completion_id}-{i}", turn) for i, turn in enumerate(row.request["messages"])]
     turns = turns if order == "asc" else turns[::-1]
     ids = [turn["id"] for turn in turns]
     if after is not None and after not in ids:
         raise ApiError(400, f"There is no message '{after}'.", param="after", code="invalid_value")
     start = ids.index(after) + 1 if after is not None else 0
     return JSON(page_of(turns[start : start + limit], more=len(turns) > start + limit))
+
+
+def as_message(message_id: str, turn: dict[str, Any]) -> dict[str, Any]:
+    """A message of a stored request as OpenAI's object."""
+    message = {"id": message_id, "role": turn["role"], "content": turn.get("content"), "name": turn.get("name")}
+    more = {name: turn[name] for name in OPTIONAL if name in turn}
+    return message | {"content_parts": None, "refusal": None, "annotations": []} | more
 
 
 def own(user_id: str) -> Any:
@@ -143,5 +149,5 @@ def find(session: Session, user_id: str, completion_id: str, *, to_change: bool 
 
 def as_completion(row: StoredCompletion) -> dict[str, Any]:
     """The stored completion as OpenAI's object, which includes some fields of its request."""
-    request = {name: row.request.get(name) for name in ("temperature", "top_p", "seed", "presence_penalty")}
+    request = {name: row.request.get(name) for name in REPEATED}
     return row.response | request | {"metadata": row.meta, "request_id": row.id}

@@ -7,8 +7,7 @@ Messages get the ids that a chat completion reads. In a prompt, the text of a sp
 transformers: programs look up the id of `eos_token` in this way. In /v1/completions it stays ordinary text.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
@@ -16,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.errors import InputError
-from tutelage.server.api.schemas import DOCUMENTED, MAX_MESSAGES, ChatTurn, RequestBody
+from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatTurn, FunctionTool
+from tutelage.server.api.schemas import DOCUMENTED, MAX_MESSAGES, RequestBody
 from tutelage.server.registry import Registry, Served, no_such_model
 from tutelage.text.chat import encode_chat
 from tutelage.text.settings import token_text
@@ -25,13 +25,14 @@ from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["tokenization"])
 CHARACTERS_PER_TOKEN = 4  # for the key's limits
-REFUSED = "tools chat_template chat_template_kwargs continue_final_message".split()
 
 
 class TokenizeRequest(RequestBody):
+    refused: ClassVar[list[str]] = ["chat_template", "chat_template_kwargs", "continue_final_message"]
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: bool | None = None  # by default only to a prompt, because chat templates write their own
     add_generation_prompt: bool | None = None  # true by default
     return_token_strs: bool | None = None
@@ -46,9 +47,6 @@ class TokenizeRequest(RequestBody):
     def characters(self) -> int:
         """The length of the text."""
         return len(self.prompt or "") + sum(len(turn.message()["content"]) for turn in self.messages or ())
-
-    def refuse_unsupported(self, names: Sequence[str] = REFUSED) -> None:
-        super().refuse_unsupported(names)
 
 
 class DetokenizeRequest(RequestBody):
@@ -77,7 +75,8 @@ def ids_of(served: Served, body: TokenizeRequest) -> list[int]:
         return served.tokenizer.encode_marked(body.prompt or "", body.add_special_tokens is not False)
     messages = [turn.message() for turn in body.messages]
     try:
-        ids = encode_chat(served.tokenizer, messages, body.add_generation_prompt is not False).ids
+        tools = [tool.sent for tool in body.tools or []]
+        ids = encode_chat(served.tokenizer, messages, body.add_generation_prompt is not False, tools).ids
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     before, after = served.tokenizer.frame if body.add_special_tokens else ([], [])

@@ -1,6 +1,6 @@
 """The chat page's answers: a question in, events out. The turn is recorded if that is allowed.
 
-    POST /chat/answers  ->  {"start": ...}  {"text": ...} ...  {"block": html, "rest": text} ...  {"done": ...}
+    POST /chat/answers  ->  {"start"} {"reasoning": text} ... {"text"} ... {"block": html, "rest": text} ... {"done"}
 
 The earlier turns of a recorded chat are read from the database, so the page cannot rewrite them. Any other chat is sent
 with the question and leaves no trace. Personal details are redacted before a text is recorded. A conversation longer
@@ -26,6 +26,8 @@ from tutelage.sampling.distribution import CHAT_MIN_P, CHAT_TEMPERATURE, Distrib
 from tutelage.server.chat.consent import require_recording
 from tutelage.server.chat.context import fit_to_context, stopped_turns
 from tutelage.server.chat.conversations import RecordedTurn, add, as_messages, begin, own, own_message, path_to
+from tutelage.server.chat.strings import reasoning_label
+from tutelage.server.chat.written import WrittenAnswer, answer_html
 from tutelage.server.detokenizer import TextDelta
 from tutelage.server.generation import Generation, GenerationEnd, seed_of
 from tutelage.server.metrics import count_flags
@@ -34,12 +36,15 @@ from tutelage.server.sse import EventStream, event
 from tutelage.store.consent import recording_of
 from tutelage.store.database import Database
 from tutelage.store.tables import ChatMessage, Conversation
+from tutelage.text.answer import visible_marks
 from tutelage.text.chat import Message
+from tutelage.text.reasoning import thinking_after
 from tutelage.web.auth import Caller, Page, Store
 from tutelage.web.errors import ApiError
 from tutelage.web.logs import note
-from tutelage.web.pages import markdown
+from tutelage.web.pages import language
 from tutelage.web.people import writing
+from tutelage.web.translations import translations
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, StringConstraints(max_length=100_000)]
@@ -51,6 +56,11 @@ class Turn(BaseModel):
 
     role: Annotated[str, StringConstraints(pattern="^(user|assistant)$")]
     content: Text
+    reasoning: Text | None = None
+
+    def message(self) -> Message:
+        reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
+        return {"role": self.role, "content": self.content} | reasoning
 
 
 class Settings(BaseModel):
@@ -83,6 +93,7 @@ async def answers(request: Request, ask: Ask, caller: Page, database: Store) -> 
     registry = request.app.state.registry
     served = find_model(registry, any_policy(registry) if ask.compare else ask.model)
     writing = PageAnswer(ask, caller, database, served, request.app.state.moderator, request.state.request_id)
+    writing.label = reasoning_label(translations(language(request)).gettext)
     await run_in_threadpool(writing.prepare)
     return EventStream(writing.events())
 
@@ -104,7 +115,7 @@ class PageAnswer:
         self.ask, self.caller, self.database, self.served = ask, caller, database, served
         self.moderator, self.request_id = moderator, request_id
         self.recorded: RecordedTurn | None = None
-        self.text, self.rendered, self.reason, self.tokens = "", 0, "cancelled", 0
+        self.reason, self.tokens, self.label = "cancelled", 0, ""
         self.ttft_ms: int | None = None
 
     def prepare(self) -> None:
@@ -117,10 +128,11 @@ class PageAnswer:
         self.max_tokens = self.ask.settings.max_tokens or max(1, self.served.context // DEFAULT_SHARE)
         hidden = stopped_turns(self.moderator, messages[:-1])
         self.prompt, self.dropped = fit_to_context(self.served, self.ask.system, messages, self.max_tokens, hidden)
+        self.written = WrittenAnswer(thinking_after(self.served.tokenizer, self.prompt) == "opened")
 
     def conversation(self) -> list[Message]:
         """The turns up to the question: of a recorded chat from the database, otherwise as the page sent them."""
-        sent: list[Message] = [turn.model_dump() for turn in self.ask.messages]
+        sent: list[Message] = [turn.message() for turn in self.ask.messages]
         if self.ask.conversation is None:
             return sent
         with self.database.read() as session:
@@ -142,7 +154,9 @@ class PageAnswer:
             yield self.done()
             return
         began = time.monotonic()
-        async with Generation(self.served, [self.request()], chat=True, moderator=self.moderator) as generation:
+        marks = visible_marks(self.served.tokenizer)
+        generation = Generation(self.served, [self.request()], chat=True, moderator=self.moderator, marks=marks)
+        async with generation:
             try:
                 await run_in_threadpool(self.record_turn)
                 yield self.start()
@@ -150,10 +164,12 @@ class PageAnswer:
                     if isinstance(item, TextDelta):
                         self.ttft_ms = self.ttft_ms or round(1000 * (time.monotonic() - began))
                         self.tokens = generation.completion_tokens
-                        for line in self.add_text(item.text):
+                        for line in self.written.feed(item.text):
                             yield line
                     elif isinstance(item, GenerationEnd):
                         self.reason = item.reason
+                        for line in self.written.feed("", final=True):
+                            yield line
             finally:
                 note(model=self.served.name, prompt_tokens=len(self.prompt), completion_tokens=self.tokens)
                 await self.finish()
@@ -172,19 +188,6 @@ class PageAnswer:
             adapter=self.served.adapter,
         )
 
-    def add_text(self, text: str) -> list[bytes]:
-        """Add text to the answer. Returns its events: the text, and as HTML the Markdown blocks that it completes."""
-        if not text:
-            return []
-        self.text += text
-        lines = [event({"text": text})]
-        # A finished block ends outside any code fence, so each scan may begin where the last one ended.
-        end = self.rendered + finished_blocks(self.text[self.rendered :])
-        if end > self.rendered:
-            self.rendered = end
-            lines.append(event({"block": str(markdown(self.text[:end])), "rest": self.text[end:]}))
-        return lines
-
     def start(self) -> bytes:
         """The first event: the model, the number of dropped turns, and the ids of a recorded chat."""
         about: dict[str, Any] = {"model": self.served.name, "dropped": self.dropped}
@@ -195,7 +198,7 @@ class PageAnswer:
 
     def done(self) -> bytes:
         """The last event."""
-        html = str(markdown(self.text))
+        html = answer_html(self.written.text, self.written.reasoning, self.label)
         return event({"done": {"finish_reason": self.reason, "tokens": self.tokens, "html": html}})
 
     def record_turn(self) -> None:
@@ -239,8 +242,10 @@ class PageAnswer:
 
     def record_answer(self) -> None:
         assert self.recorded
-        text, redacted = redact(self.text)
-        verdict = self.moderator.check([self.text])[0]
+        self.written.feed("", final=True)
+        text, redacted = redact(self.written.text)
+        reasoning, also_redacted = redact(self.written.reasoning)
+        verdict = self.moderator.check([self.written.text])[0]
         with writing(self.database, self.caller.user_id) as session:
             row = session.get(ChatMessage, self.recorded.answer)
             if row is None:
@@ -248,16 +253,6 @@ class PageAnswer:
             if self.ask.compare and self.reason == "cancelled":
                 session.delete(row)  # an unfinished answer cannot be compared
                 return
-            row.content, row.redacted, row.moderation = text, dict(redacted), verdict
+            row.content, row.redacted, row.moderation = text, dict(redacted + also_redacted), verdict
+            row.reasoning = reasoning or None
             row.finish_reason, row.completion_tokens, row.ttft_ms = self.reason, self.tokens, self.ttft_ms
-
-
-def finished_blocks(text: str) -> int:
-    """The position where the last finished Markdown block ends: after a blank line outside any code fence."""
-    end, fenced, position = 0, False, 0
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        fenced ^= line.lstrip().startswith("```")
-        if not line.strip() and not fenced:
-            end = position
-    return end

@@ -11,12 +11,12 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from tutelage.server.chat.written import answer_html
 from tutelage.store.consent import chat_source, consent_to
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Conversation, Feedback, ModerationFlag
 from tutelage.text.chat import Message
 from tutelage.web.errors import ApiError
-from tutelage.web.pages import markdown
 
 MAX_TITLE = 60  # characters of the first question
 MAX_LISTED = 200  # chats
@@ -65,7 +65,9 @@ def path_to(session: Session, message: ChatMessage | None) -> list[ChatMessage]:
 
 
 def as_messages(path: Sequence[ChatMessage]) -> list[Message]:
-    return [{"role": row.role, "content": row.content} for row in path]
+    """The messages for the chat template, with the reasoning of answers."""
+    turns = ({"role": row.role, "content": row.content, "reasoning_content": row.reasoning} for row in path)
+    return [{name: value for name, value in turn.items() if value is not None} for turn in turns]
 
 
 def begin(session: Session, user_id: str, question: str) -> Conversation:
@@ -114,17 +116,17 @@ def forget(session: Session, chat: Conversation) -> None:
     session.delete(chat)
 
 
-def shown(session: Session, user_id: str, chat: Conversation) -> list[dict[str, Any]]:
-    """All messages of a chat for the page, oldest first."""
+def shown(session: Session, user_id: str, chat: Conversation, label: str) -> list[dict[str, Any]]:
+    """All messages of a chat for the page, oldest first. label: what the reasoning of an answer is called."""
     query = select(ChatMessage).where(ChatMessage.conversation_id == chat.id)
     rows = session.scalars(query.order_by(ChatMessage.created_ms, ChatMessage.id)).all()
     mine = select(Feedback).where(Feedback.user_id == user_id, Feedback.kind == "thumb")
     found = session.scalars(mine.where(Feedback.message_id.in_([row.id for row in rows])))
     thumbs = {thumb.message_id: thumb for thumb in found}
-    return [message_shown(row, thumbs.get(row.id)) for row in rows]
+    return [message_shown(row, thumbs.get(row.id), label) for row in rows]
 
 
-def message_shown(row: ChatMessage, thumb: Feedback | None = None) -> dict[str, Any]:
+def message_shown(row: ChatMessage, thumb: Feedback | None = None, label: str = "") -> dict[str, Any]:
     """A message for the page; an answer also has its HTML, its model and the person's thumb."""
     message = {
         "id": row.id,
@@ -137,7 +139,7 @@ def message_shown(row: ChatMessage, thumb: Feedback | None = None) -> dict[str, 
         return message
     feedback = {"thumb": thumb.value, "reasons": thumb.reasons, "comment": thumb.text or ""} if thumb else {}
     answer = {
-        "html": str(markdown(row.content)),
+        "html": answer_html(row.content, row.reasoning, label),
         "model": row.model_id,
         "finish_reason": row.finish_reason,
         "tokens": row.completion_tokens,

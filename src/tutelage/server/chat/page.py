@@ -15,7 +15,8 @@ from tutelage.data.privacy import redact
 from tutelage.server.chat.answers import Settings, Text
 from tutelage.server.chat.consent import require_recording
 from tutelage.server.chat.conversations import forget, listed, own, shown
-from tutelage.server.chat.strings import general_suggestions, reasons, strings
+from tutelage.server.chat.strings import general_suggestions, reasoning_label, reasons, strings
+from tutelage.server.chat.written import answer_html
 from tutelage.server.registry import find_model
 from tutelage.server.suggestions import for_page
 from tutelage.store import consent
@@ -23,7 +24,7 @@ from tutelage.store.database import Database
 from tutelage.store.tables import Conversation
 from tutelage.web.auth import Page, Store
 from tutelage.web.errors import JSON
-from tutelage.web.pages import language, markdown
+from tutelage.web.pages import language
 from tutelage.web.people import writing
 from tutelage.web.translations import translations
 
@@ -50,6 +51,7 @@ class Markdown(BaseModel):
     """Text to be rendered."""
 
     text: Text
+    reasoning: Text = ""
 
 
 @router.get("/chat")
@@ -71,7 +73,7 @@ def page(request: Request, user_id: str, database: Database, conversation_id: st
         chat = own(session, user_id, conversation_id) if conversation_id else None
         data: dict[str, Any] = {
             "conversation": chat and conversation_of(chat),
-            "messages": shown(session, user_id, chat) if chat else [],
+            "messages": shown(session, user_id, chat, reasoning_label(translate)) if chat else [],
             "conversations": listed(session, user_id),
             "recording": asdict(consent.recording_of(session, user_id)),
             "person": user_id,
@@ -110,9 +112,10 @@ def suggestions_of(request: Request, general: list[str]) -> dict[str, list[str]]
 
 
 @router.post("/chat/markdown")
-def render_markdown(body: Markdown, caller: Page) -> JSON:
+def render_markdown(request: Request, body: Markdown, caller: Page) -> JSON:
     """Render Markdown as sanitised HTML, for an answer that was stopped before it was rendered."""
-    return JSON({"html": str(markdown(body.text))})
+    label = reasoning_label(translations(language(request)).gettext)
+    return JSON({"html": answer_html(body.text, body.reasoning, label)})
 
 
 @router.patch("/chat/conversations/{conversation_id}")

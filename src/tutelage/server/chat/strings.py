@@ -75,6 +75,11 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
+def reasoning_label(_: Callable[[str], str]) -> str:
+    """What the folded reasoning of an answer is called."""
+    return _("Reasoning")
+
+
 def general_suggestions(_: Callable[[str], str]) -> list[str]:
     """What to say first to a model that has no held-out prompts."""
     return [_("How was your day?"), _("What do you like to eat?"), _("Recommend me a film"), _("Tell me a joke")]

@@ -88,7 +88,7 @@ export class Answers {
       else toast(error.message === "Failed to fetch" ? strings.offline : error.message);
     }
     answer.seconds = (performance.now() - started) / 1000;
-    if (began && answer.content && !answer.html) await this.finish(answer);
+    if (began && (answer.content || answer.reasoning) && !answer.html) await this.finish(answer);
     this.abort = null;
     this.chat.busy(false);
     return began;
@@ -97,7 +97,7 @@ export class Answers {
   // An answer that was stopped has no final HTML yet.
   async finish(answer) {
     try {
-      answer.html = (await send("POST", "/chat/markdown", { text: answer.content })).html;
+      answer.html = (await send("POST", "/chat/markdown", { text: answer.content, reasoning: answer.reasoning })).html;
     } catch {
       return; // the page shows the plain text
     }
@@ -111,7 +111,7 @@ export class Answers {
       keep: !recorded && !compare && this.chat.willRecord() && tree.messages.size <= 2, // only from the first question
       question: isLocal(question.id) ? null : question.id,
       parent: recorded ? question.parent : null,
-      messages: tree.upTo(question).map(({ role, content }) => ({ role, content })),
+      messages: tree.upTo(question).map(({ role, content, reasoning }) => ({ role, content, reasoning })),
       model: settings.model,
       system: settings.system,
       settings: settings.sent,
@@ -135,6 +135,8 @@ export class Answers {
     } else if (event.text !== undefined) {
       answer.content += event.text;
       answer.tail = (answer.tail ?? "") + event.text;
+    } else if (event.reasoning) {
+      answer.reasoning = (answer.reasoning ?? "") + event.reasoning;
     } else if (event.block) {
       answer.block = event.block;
       answer.tail = event.rest;

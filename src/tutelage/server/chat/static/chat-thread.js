@@ -63,6 +63,7 @@ function fillAnswer(item, message, isWriting) {
   note.textContent = isWriting ? "" : (ending ?? "");
   note.classList.toggle("problem", Boolean(message.error));
   note.hidden = isWriting || !ending;
+  item.querySelector(".thinking").hidden = !isWriting || !message.reasoning;
   item.querySelector(".author").textContent = message.model ? strings.answer : strings.your_answer;
   item.querySelector(".meta").textContent = meta(message);
 }
@@ -119,8 +120,11 @@ export function itemOf(message) {
 // Updates an answer that is being written: finished blocks as HTML, then the text that is still growing.
 export function grow(message) {
   const wasAtEnd = atEnd();
-  const text = itemOf(message)?.querySelector(".text");
-  if (!text) return;
+  const item = itemOf(message);
+  if (!item) return;
+  const text = item.querySelector(".text");
+  item.querySelector(".thinking").hidden = !message.reasoning;
+  item.querySelector(".thinking .plain").textContent = message.reasoning ?? "";
   if (message.block) {
     text.classList.remove("plain");
     text.innerHTML = message.block;

@@ -1,0 +1,134 @@
+"""A compiled grammar, and one response's place in it: the engine's `Constraint`.
+
+    Grammar.begin() -> GrammarConstraint: fill(bits) -> a token is drawn -> take(token, left) -> ...
+
+A response ends in time: if after a drawn token no known way to the end of the grammar would fit into what is left, the
+first token of the shortest known way (`ending.py`) is taken in its place. So the end of a string, or of a list, comes
+early instead of never. Ways are looked for only as often as the room that is left makes it necessary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llguidance import LLMatcher
+
+from tutelage.engine.constraint import Bits
+from tutelage.server.ending import Endings, tokenised
+from tutelage.server.tokens import Tokens
+
+OFTEN = 4  # after a way is known, a quarter of the room beyond it may be written before the next is looked for
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A compiled grammar. It may be used from any thread."""
+
+    text: str
+    tokens: Tokens
+    matcher: LLMatcher  # at the beginning of a response; copied, never advanced
+    endings: Endings
+
+    def begin(self) -> "GrammarConstraint":
+        """The constraint of one response."""
+        return GrammarConstraint(self)
+
+    @property
+    def shortest(self) -> list[int] | None:
+        """Tokens of a short response, close to the shortest that the grammar allows; None if none was found."""
+        return self.tokenised(self.endings.shortest)
+
+    def tokenised(self, way: list[int] | None) -> list[int] | None:
+        """The tokens of a way to the end."""
+        if way is None:
+            return None
+        parts = tokenised(way, self.endings.vocabulary)
+        return [i for part in parts for i in ([part] if isinstance(part, int) else self.tokens.of_bytes(part))]
+
+
+class GrammarConstraint:
+    """One response's place in its grammar."""
+
+    def __init__(self, grammar: Grammar):
+        self.grammar = grammar
+        self._matcher = grammar.matcher.deep_copy()
+        self._shadow = grammar.endings.matcher.deep_copy()  # the same place in bytes, behind by `_behind`
+        self._behind: list[int] = []
+        self._text = b""
+        self._way = grammar.shortest  # tokens that end the response from here; None if unknown
+        self._unchecked = 0  # tokens that may be taken before a way is looked for again
+
+    def fill(self, bits: Bits) -> None:
+        """Set the bits of the tokens that may come next. Raises ValueError if the grammar cannot be followed."""
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        self._check()
+
+    def take(self, token: int, left: int) -> int:
+        """Advance by the drawn token, or by another if the response could not end in time after it."""
+        self._advance(token)
+        if self._unchecked:
+            self._unchecked, self._way = self._unchecked - 1, None
+        else:
+            token = self._in_time(token, left)
+        self._behind.append(token)
+        return token
+
+    @property
+    def ended(self) -> bool:
+        return self._matcher.is_stopped()
+
+    def _advance(self, token: int) -> None:
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ValueError(" ".join(self._matcher.get_error().split()))
+
+    def _in_time(self, token: int, left: int) -> int:
+        """The drawn token, or the first of the way before it if no way after it would fit."""
+        after = self._way_after(token)
+        if after is None or len(after) > left:
+            self._matcher.rollback(1)
+            before = self._way or self._find()
+            if before and len(before) - 1 <= left:
+                token, after = before[0], before[1:]
+            self._advance(token)
+        self._way = after
+        self._unchecked = max(0, left - len(after or ())) // OFTEN
+        return token
+
+    def _way_after(self, token: int) -> list[int] | None:
+        """A way to the end after this token, which the matcher has taken: the known one, if it still leads there."""
+        if self._may_end():
+            return []
+        if self._way and self._way[0] == token:
+            return self._way[1:]
+        return self._way if self._way and self._leads_to_the_end(self._way) else self._find(token)
+
+    def _may_end(self) -> bool:
+        return self._matcher.is_stopped() or self._matcher.is_accepting()
+
+    def _leads_to_the_end(self, way: list[int]) -> bool:
+        if self._matcher.validate_tokens(way) < len(way):
+            return False
+        self._matcher.consume_tokens(way)
+        leads = self._may_end()
+        self._matcher.rollback(len(way))
+        return leads
+
+    def _find(self, *last: int) -> list[int] | None:
+        """Look for a way after the tokens taken so far and `last`."""
+        endings = self.grammar.endings
+        self._text += self._follow(self._shadow, self._behind)
+        self._behind = []
+        shadow = self._shadow.deep_copy()
+        text = self._text + self._follow(shadow, last)
+        return self.grammar.tokenised(endings.find(shadow, text))
+
+    def _follow(self, shadow: LLMatcher, taken: Sequence[int]) -> bytes:
+        """Advance a matcher of bytes by tokens. Returns their text."""
+        tokens, vocabulary = self.grammar.tokens, self.grammar.endings.vocabulary
+        texts = [tokens.bytes_of(token) for token in taken]
+        for token, text in zip(taken, texts, strict=True):
+            shadow.consume_tokens(vocabulary.ids(text) if text else [token])
+        return b"".join(texts)
