@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tutelage.runs.device import choose_device  # noqa: E402
 from tutelage.runs.folder import load_policy, save_policy  # noqa: E402
 from tutelage.sampling.likelihood import summed_logprobs  # noqa: E402
 from tutelage.text.bpe import train_bpe  # noqa: E402
+from tutelage.text.tokenizer import Tokenizer  # noqa: E402
 
 SECONDS = 900  # of one client
 TOLERANCE = 1e-3  # between a log-likelihood over HTTP and our own
@@ -65,20 +67,20 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
-def script(name: str, *packages: str) -> Callable[[Live, str], Found]:
+def script(name: str, *packages: str) -> Callable[..., Found]:
     """A client whose scenarios are in client_scenarios/NAME.py, in an environment with these packages."""
 
-    def run(server: Live, model: str) -> Found:
+    def run(server: Live, *words: str) -> Found:
         python = environment(name, list(packages))
-        return printed([python, str(HERE / "client_scenarios" / f"{name}.py"), f"{server.url}/v1", server.key, model])
+        return printed([python, str(HERE / "client_scenarios" / f"{name}.py"), f"{server.url}/v1", server.key, *words])
 
     return run
 
 
-def printed(command: list[str], folder: Path | None = None) -> Found:
+def printed(command: list[str]) -> Found:
     """Run a script and read its last line."""
     here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=here)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=here)
     if done.returncode or not done.stdout:
         return Found("?", {"the script": " ".join(done.stderr.split())[-600:] or f"exit {done.returncode}"}, {})
     return Found(**json.loads(done.stdout.splitlines()[-1]))
@@ -125,25 +127,28 @@ def node_client(server: Live, model: str) -> Found:
 
 def lm_eval_client(server: Live, model: str, run: Path) -> Found:
     """lm-eval, and the largest difference between its log-likelihoods and our own."""
-    found = script("lm_eval_client", "lm_eval[api]==0.4.13", "transformers")(server, model)
+    policy, tokenizer = load_policy(run, choose_device("cpu"), frozen=True)
+    context = str(policy.config.context)
+    found = script("lm_eval_client", "lm_eval[api]==0.4.13", "transformers")(server, model, context)
     scored = found.figures.get("scored", [])
     if not scored:
         return found
-    own = own_logprobs(run, [(row["context"], row["continuation"]) for row in scored])
+    own, ended = own_logprobs(policy, tokenizer, [(row["context"], row["continuation"]) for row in scored])
     worst = max(abs(row["logprob"] - logprob) for row, logprob in zip(scored, own, strict=True))
     error = "" if worst <= TOLERANCE else f"largest difference {worst:.2g}"
     name = f"{len(scored)} log-likelihoods equal ours to {TOLERANCE:g}"
-    return Found(found.version, found.scenarios | {name: error}, {"largest_difference": worst})
+    figures = {"largest_difference": worst, "texts_after_which_the_turn_ends": ended}
+    return Found(found.version, found.scenarios | {name: error}, figures)
 
 
-def own_logprobs(run: Path, texts: list[tuple[str, str]]) -> list[float]:
-    """log pi(continuation | context), as `tutelage dpo` and `tutelage evaluate` compute it."""
-    model, tokenizer = load_policy(run, choose_device("cpu"), frozen=True)
-    contexts = [tokenizer.encode(context) for context, _ in texts]
+def own_logprobs(policy: GPT, tokenizer: Tokenizer, texts: list[tuple[str, str]]) -> tuple[list[float], int]:
+    """log pi(continuation | context), as `tutelage dpo` computes it, and after how many texts the turn would end."""
+    starts = [len(tokenizer.encode(context)) for context, _ in texts]
     groups = [[tokenizer.encode(context + continuation)] for context, continuation in texts]
     with torch.inference_mode():
-        sums = summed_logprobs(model, groups, [len(ids) for ids in contexts], tokenizer.pad_id)
-    return [float(one) for one in sums]
+        sums = summed_logprobs(policy, groups, starts, tokenizer.pad_id)
+        nexts = [int(policy(torch.tensor(group))[0, -1].argmax()) for group in groups]
+    return [float(one) for one in sums], sum(token in tokenizer.end_ids for token in nexts)
 
 
 CLIENTS: dict[str, Callable[[Live, str], Found]] = {
@@ -176,9 +181,10 @@ def main() -> None:
         world = World(folder / "world").make()
         models = [f"model={run}", f"base={world.base}", f"chat={world.sft}", f"judge={world.reward}"]
         server = Live(folder, *models, "--context", "0", "--slots", "4", "--recording", "on", "--no-access-log")
-        server.key  # noqa: B018 (printed once, at the start)
+        # The random model hardly ever ends a turn, which is what lm-eval's sums depend on.
+        scored = partial(lm_eval_client, model="model" if given.run else "chat", run=given.run or world.sft)
         for name in given.clients:
-            found = lm_eval_client(server, "model", run) if name == "lm-eval" else CLIENTS[name](server, "model")
+            found = scored(server) if name == "lm-eval" else CLIENTS[name](server, "model")
             passed = len(found.scenarios) - len(found.failures)
             record.say(f"| {name} | {found.version} | {len(found.scenarios)} | {passed} |")
             figures[name] = vars(found)

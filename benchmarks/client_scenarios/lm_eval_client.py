@@ -1,6 +1,7 @@
 """lm-eval's command line: log-likelihoods of 100 items through local-completions, answers through both models.
 
-Prints what it was told for each item, so that the caller can compare it with its own scoring.
+The command line has a fourth argument, the model's context. The script prints what it was told for each item, so that
+the caller can compare it with its own scoring.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 from harness import KEY, MODEL, URL, run, scenario
 
 ITEMS = 100
+CONTEXT = sys.argv[4] if len(sys.argv) > 4 else "0"
 FOLDER = Path(tempfile.mkdtemp())
 SCORED: list[dict[str, Any]] = []
 CHOOSE = """
@@ -35,7 +37,7 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "cat"
-generation_kwargs: {{until: ["\\n\\n", "Q:", "###", "</s>", "END"], max_gen_toks: 16}}
+generation_kwargs: {{until: ["\\n\\n", "Q:", "###", "</s>", "END"], max_gen_toks: 8}}
 metric_list: [{{metric: exact_match}}]
 """
 PERPLEXITY = """
@@ -52,7 +54,7 @@ metric_list: [{{metric: bits_per_byte}}]
 
 def lm_eval(task: str, model: str, address: str, *more: str, limit: int = ITEMS) -> list[dict[str, Any]]:
     """Run a task. Returns the logged samples."""
-    arguments = f"model={MODEL},base_url={URL}/{address},auth_token={KEY},max_length=512,num_concurrent=8"
+    arguments = f"model={MODEL},base_url={URL}/{address},auth_token={KEY},max_length={CONTEXT},num_concurrent=8"
     out = Path(tempfile.mkdtemp(dir=FOLDER))
     command = [sys.executable, "-m", "lm_eval", "run", "--model", model, "--model_args", arguments, "--tasks", task]
     command += ["--include_path", str(FOLDER), "--log_samples", "--output_path", str(out), "--limit", str(limit)]
@@ -92,13 +94,16 @@ def answers_through_chat_completions() -> None:
 
 
 def items(path: Path) -> None:
-    """100 items with two choices each."""
-    things, places = "cat dog hat cup book fish bird kite tree moon".split(), "mat box tree wall roof sea".split()
+    """100 items with two choices each, short enough for a context of 64 tokens."""
+    things, places = "cat dog hat cup book fish bird kite tree moon".split(), "mat box tree wall roof".split()
     with open(path, "w", encoding="utf-8") as file:
         for number in range(ITEMS):
-            thing, place = things[number % 10], places[number // 10 % 6]
-            question = f"Q: Where is the {thing}{'?' * (number % 3 + 1)} 你好 {number}\nA:"
-            choices = [f" on the {place}", f" I like {thing}s." if number % 2 else " 不知道"]
+            thing, place = things[number % 10], places[number // 10 % 5]
+            question = f"{'是' * (number // 50)}where is the {thing}?"
+            choices = [
+                f" it is on the {place}.",
+                f" I like{' the' * (number % 2)} {thing}s" if number % 3 else " 不知道",
+            ]
             file.write(json.dumps({"question": question, "choices": choices, "answer": number % 2}) + "\n")
 
 
