@@ -19,18 +19,27 @@ from tutelage.web.keys import KeyRing, read_pepper
 
 @pytest.fixture
 def serving(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., SimpleNamespace]]:
-    """serving(text, pause=..., key=dict(...)): a client with a key, the app, and an engine that generates `text`."""
+    """serving(text, pause=..., key=dict(...)): a client with a key, the app, and an engine that generates `text`.
+
+    `text` may be token ids, and `words` another tokenizer than the tests' own.
+    """
     opened: list[Database] = []
 
-    def start(text: str = "the cat 你好", key: dict[str, Any] | None = None, **engine: Any) -> SimpleNamespace:
+    def start(
+        text: str | list[int] = "the cat 你好",
+        key: dict[str, Any] | None = None,
+        words: Tokenizer = tokenizer,
+        context: int = 64,
+        **engine: Any,
+    ) -> SimpleNamespace:
         database = Database(sqlite_url(tmp_path / f"{len(opened)}.db"))
         opened.append(database)
         migrate.upgrade(database)
         keys = KeyRing(database, read_pepper(tmp_path))
         owner = people.owner(database)
         row, secret = keys.make(owner.id, "test", **({"scopes": ("inference", "admin")} | (key or {})))
-        stub = StubEngine(tokenizer.encode(text), **engine)
-        app = create_app(database, keys, StubModels(tokenizer, stub))
+        stub = StubEngine(words.encode(text) if isinstance(text, str) else text, **engine)
+        app = create_app(database, keys, StubModels(words, stub, context))
         client = TestClient(app, headers={"authorization": f"Bearer {secret}"}, raise_server_exceptions=False)
         return SimpleNamespace(
             client=client, app=app, engine=stub, keys=keys, key=row, database=database, owner=owner, secret=secret

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
+from tutelage.server.vocabulary import Vocabulary
 
 
 class StubHandle:
@@ -84,7 +85,13 @@ class StubModels:
     def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
         table = tokenizer.token_bytes()
         common = dict(
-            tokenizer=tokenizer, table=table, created=1_700_000_000, adapter="", context=context, suggestions=()
+            tokenizer=tokenizer,
+            table=table,
+            vocabulary=Vocabulary(tokenizer, table, (*tokenizer.end_ids, tokenizer.end_of_text_id)),
+            created=1_700_000_000,
+            adapter="",
+            context=context,
+            suggestions=(),
         )
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),

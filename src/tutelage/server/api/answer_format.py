@@ -29,12 +29,12 @@ class AnswerFormat:
     syntax: ToolSyntax | None = None  # of calls; None: there are none
     names: frozenset[str] = frozenset()  # the functions that may be called
     most: int | None = None  # calls per answer; None: any number
+    live: bool = False  # whether arguments are passed on as they grow: the answer can be nothing but valid calls
     marks: Mapping[int, bytes] = field(default_factory=dict)  # text of the special tokens that the reader must see
 
     def reader(self) -> AnswerReader:
         """Reads one answer."""
-        live = self.grammar is not None
-        finder = CallFinder(self.syntax, self.names, live, self.most) if self.syntax else None
+        finder = CallFinder(self.syntax, self.names, self.live, self.most) if self.syntax else None
         return AnswerReader(self.opened, finder)
 
 
@@ -48,6 +48,7 @@ def format_of(served: Served, body: ChatRequest, prompt: Sequence[int]) -> Answe
         syntax=syntax,
         names=frozenset(function.name for function in functions),
         most=None if body.several else 1,
+        live=body.must_call,
         marks=visible_marks(served.tokenizer, syntax),
     )
 

@@ -146,21 +146,27 @@ class ChatRequest(SamplingRequest):
         if self.modalities not in (None, ["text"]):
             raise ApiError(400, "This server generates only text.", param="modalities", code="unsupported_value")
         for index, tool in enumerate(self.tools or []):
-            _only_functions(tool.type, tool.function, f"tools.{index}")
+            only_functions(tool.type, tool.function, f"tools.{index}", "function")
         if isinstance(self.tool_choice, FunctionChoice):
-            _only_functions(self.tool_choice.type, self.tool_choice.function, "tool_choice")
+            only_functions(self.tool_choice.type, self.tool_choice.function, "tool_choice", "function")
         if self.must_call and not self.callable:
             message = "tool_choice demands a call, but the function is not among 'tools'."
             raise ApiError(400, message, param="tool_choice", code="invalid_value")
 
 
-def _only_functions(kind: str, function: Any, param: str) -> None:
+def only_functions(kind: str, function: Any, param: str, field: str) -> None:
+    """Raises ApiError for a tool, or the choice of one, that is not a function, or lacks its field."""
     if kind != "function":
         message = f"Tools of type '{kind}' are not supported by this server; only 'function' is."
         raise ApiError(400, message, param=param, code="unsupported_value")
-    if function is None:
-        message = f"Missing required parameter: '{param}.function'."
-        raise ApiError(400, message, param=f"{param}.function", code="missing_required_parameter")
+    need(function, f"{param}.{field}")
+
+
+def need(value: Any, param: str) -> None:
+    """Raises ApiError if a field that others make necessary is missing."""
+    if value is None:
+        message = f"Missing required parameter: '{param}'."
+        raise ApiError(400, message, param=param, code="missing_required_parameter")
 
 
 class ScoreRequest(RequestBody):

@@ -3,12 +3,13 @@
 body, items of earlier responses -> ResponseRequest.chat() -> ChatRequest
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatRequest
+from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatRequest, need, only_functions
 from tutelage.server.api.response_input import InputItem, turns_of
 from tutelage.server.api.schemas import MAX_MESSAGES, WITHOUT_EFFECT, Metadata, RequestBody, SamplingRequest
 from tutelage.web.errors import ApiError, validation_error
@@ -100,6 +101,14 @@ class ResponseRequest(SamplingRequest):
         if self.truncation == "auto":
             message = "truncation 'auto' is not supported by this server; shorten the input."
             raise ApiError(400, message, param="truncation", code="unsupported_value")
+        for index, tool in enumerate(self.tools or []):
+            only_functions(tool.type, tool.name, f"tools.{index}", "name")
+        if isinstance(self.tool_choice, ResponseToolChoice):
+            only_functions(self.tool_choice.type, self.tool_choice.name, "tool_choice", "name")
+        wanted = self.text and self.text.format
+        if wanted and wanted.type == "json_schema":
+            for name in ("name", "schema"):
+                need(getattr(wanted, "schema_" if name == "schema" else name), f"text.format.{name}")
 
     def chat(self, earlier: Sequence[InputItem]) -> ChatRequest:
         """The chat request that this amounts to, after the items of earlier responses. Raises ApiError."""
@@ -130,9 +139,9 @@ class ResponseRequest(SamplingRequest):
 
 def in_terms_of_responses(error: ApiError) -> ApiError:
     """An error about a chat request, with the names that the fields have in the Responses API."""
-    param = error.body["param"] or ""
-    for chat, ours in (("messages", "input"), ("response_format.json_schema", "text.format"), ("function.", "")):
-        param = param.replace(chat, ours)
-    param = param.replace("response_format", "text.format")
-    error.body["param"] = param or None
+    if param := error.body["param"]:
+        named = re.sub(r"^messages(\.\d+)?", "input", param).replace("response_format.json_schema", "text.format")
+        named = named.replace("response_format", "text.format").replace(".function", "")
+        message = str(error.body["message"]).replace(f"'{param}'", f"'{named}'")
+        error.body |= {"param": named, "message": message}
     return error

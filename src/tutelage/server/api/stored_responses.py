@@ -97,6 +97,16 @@ def list_input_items(caller: Inference, database: Store, response_id: str) -> Re
     """The input items of a stored response, without those of earlier responses."""
     with database.read() as session:
         row = found(session, caller.user_id, response_id)
-    items = [{"id": f"{response_id}-{i}", "type": "message"} | item for i, item in enumerate(row.request["input"])]
+    items = [listed(item, f"{response_id}-{i}") for i, item in enumerate(row.request["input"])]
     ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
     return JSON({"object": "list", "data": items, **ends, "has_more": False})
+
+
+def listed(item: dict[str, Any], item_id: str) -> dict[str, Any]:
+    """An input item as OpenAI lists it: with an id and a status, and its text as parts."""
+    item = {"id": item_id, "type": "message", "status": "completed"} | item
+    if item["type"] == "message" and isinstance(item["content"], str):
+        written = item["role"] == "assistant"
+        part: dict[str, Any] = {"type": "output_text", "annotations": []} if written else {"type": "input_text"}
+        item["content"] = [part | {"text": item["content"]}]
+    return item
