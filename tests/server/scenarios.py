@@ -383,7 +383,12 @@ MISTAKES: list[tuple[dict[str, Any], type[openai.APIStatusError], str, Any]] = [
         "unsupported_parameter",
         "tools",
     ),
-    ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "unsupported_value", "response_format"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+        openai.BadRequestError,
+        "unsupported_schema",
+        "response_format",
+    ),
     ({"modalities": ["audio"]}, openai.BadRequestError, "unsupported_value", "modalities"),
     ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "invalid_value", "logit_bias"),
 ]

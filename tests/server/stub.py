@@ -4,6 +4,7 @@ For situations that a real model cannot produce on demand (failure, a full queue
 benchmarks/serve_overhead.py, which measures the server without a model.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,11 @@ from typing import Any
 
 from tutelage.engine.requests import Done, Event, PromptScored, QueueFull, Request, Token
 from tutelage.server.vocabulary import Vocabulary
+
+
+@functools.cache
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer, tokenizer.token_bytes(), (*tokenizer.end_ids, tokenizer.end_of_text_id))
 
 
 class StubHandle:
@@ -87,7 +93,7 @@ class StubModels:
         common = dict(
             tokenizer=tokenizer,
             table=table,
-            vocabulary=Vocabulary(tokenizer, table, (*tokenizer.end_ids, tokenizer.end_of_text_id)),
+            vocabulary=vocabulary_of(tokenizer),
             created=1_700_000_000,
             adapter="",
             context=context,

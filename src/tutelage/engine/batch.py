@@ -132,6 +132,7 @@ class Batch:
     @torch.inference_mode()
     def _sample(self, ready: Sequence[RunningRequest], hidden: Tensor) -> None:
         """Sample the next token of rows with no unprocessed token; `hidden` (rows, C) is that of their last tokens."""
+        self.masks.wait([row.mask for row in ready if row.mask])
         sampling = [i for i, row in enumerate(ready) if self._may_sample(row)]
         if not sampling:
             return
@@ -145,13 +146,16 @@ class Batch:
         self._begin_masks([row for row in rows if row in self.rows])
 
     def _may_sample(self, row: RunningRequest) -> bool:
-        """Whether a row's next token can be sampled. If not, the row ends: with max_new_tokens 0, or without a mask."""
-        row.await_mask()
-        if row.failure:
-            self.finish(row, "constraint", row.failure)
-        elif row.request.max_new_tokens == 0:
+        """Whether a row's next token can be sampled. If not, the row ends, or it waits for its mask."""
+        if row.request.max_new_tokens == 0:
             self.finish(row, "length")
-        return row.request.max_new_tokens > 0 and not row.failure
+        elif not row.read_mask():
+            row.repeat()
+        elif row.failure:
+            self.finish(row, "constraint", row.failure)
+        else:
+            return True
+        return False
 
     def _append(self, row: RunningRequest, token: Token) -> None:
         """Add a sampled token to a row and tell its listener, unless the token ends the response."""
@@ -166,10 +170,9 @@ class Batch:
                 self.finish(row, reason)
 
     def _begin_masks(self, rows: Sequence[RunningRequest]) -> None:
-        """Fill the next masks of constrained rows beside the next pass."""
-        rows = [row for row in rows if row.constraint]
-        masks = self.masks.begin([row.constraint for row in rows if row.constraint])
-        for row, mask in zip(rows, masks, strict=True):
+        """Begin to fill the next masks of constrained rows, beside the next pass."""
+        constrained = {row: row.constraint for row in rows if row.constraint}
+        for row, mask in zip(constrained, self.masks.begin(list(constrained.values())), strict=True):
             row.mask = mask
 
     def fail(self, detail: str) -> None:

@@ -1,13 +1,15 @@
 """Constrained decoding: which tokens of a response may come next, computed beside the forward pass.
 
-    Masks.begin(rows) -> forward pass -> Masks.ready(rows) -> choose -> Constraint.take -> Masks.begin(rows) ...
+    Masks.begin(constraints) -> forward pass -> Masks.wait -> choose -> Constraint.take -> Masks.begin ...
 
 The engine knows no grammar, only token ids. A constraint belongs to one response and follows it token by token. Masks
-are filled in a thread of their own while the model runs, so the other rows hardly wait for them.
+are filled in a thread of their own while the model runs. A row whose mask takes long misses passes and delays no other.
 """
 
+import queue
+import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +17,20 @@ import torch
 from torch import Tensor
 
 Bits = np.ndarray  # (W,) int32; bit i % 32 of word i // 32 says whether token i may come next
+GRACE = 0.02  # seconds that a pass waits for masks
+STUCK = 0.5  # seconds after which a mask is given up
 
 
 class Constraint(Protocol):
-    """What one response may be. Any exception ends its request with an error, and no other request."""
+    """What one response may be. An exception of its methods ends its request with an error, and no other request."""
+
+    ended: bool  # whether nothing may follow, so that the response is complete
 
     def fill(self, bits: Bits) -> None:
-        """Set the bits of the tokens that may come next, the stop ids only where the response may end."""
+        """Set the bits of the tokens that may come next, the stop ids only where the response may end.
+
+        Called in the thread of the masks, while nothing else is called.
+        """
 
     def take(self, token: int, left: int) -> int:
         """Advance by a drawn token, after which the response may have `left` more.
@@ -29,58 +38,87 @@ class Constraint(Protocol):
         Returns the token that is taken. It is another one if the response could otherwise not end in time.
         """
 
+
+class PendingMask:
+    """The mask of a response's next token, which may still have to be filled."""
+
+    def __init__(self, constraint: Constraint, words: int):
+        self.constraint, self.bits = constraint, np.zeros(words, dtype=np.int32)
+        self.done, self.began = threading.Event(), float("inf")
+        self._error: Exception | None = None
+
+    def fill(self) -> None:
+        """Fill the mask; called in the thread of the masks."""
+        self.began = time.monotonic()
+        try:
+            self.constraint.fill(self.bits)
+        except Exception as error:
+            self._error = error
+        self.done.set()
+
     @property
-    def ended(self) -> bool:
-        """Whether nothing may follow, so that the response is complete."""
+    def stuck(self) -> bool:
+        return not self.done.is_set() and time.monotonic() - self.began > STUCK
+
+    def get(self) -> Bits:
+        """The filled mask. Raises what `Constraint.fill` raised, or ValueError if no token may come next."""
+        if self._error:
+            raise self._error
+        if not self.done.is_set():
+            raise ValueError(f"the next token was not found within {STUCK:g} seconds")
+        if not self.bits.any():
+            raise ValueError("no token of the vocabulary can follow")
+        return self.bits
+
+
+Waiting = queue.SimpleQueue[list[PendingMask]]  # masks to fill, those of a pass together
 
 
 class Masks:
-    """Fills the masks of a batch's constrained rows. `tokens`: size of the vocabulary."""
+    """Fills the masks of a batch's constrained rows in a thread, one after the other."""
 
     def __init__(self, tokens: int):
-        self.tokens, self.words = tokens, -(-tokens // 32)
-        self._pool: ThreadPoolExecutor | None = None
+        """tokens: size of the vocabulary."""
+        self._words = -(-tokens // 32)
+        self._waiting: Waiting | None = None  # the thread's, while there is one
 
-    def begin(self, constraints: Sequence[Constraint]) -> list["PendingMask"]:
-        """Begin to fill the next masks, one after the other in the background."""
-        if not constraints:
-            return []
-        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="masks")
-        bits = np.zeros((len(constraints), self.words), dtype=np.int32)
-        job = self._pool.submit(_fill_all, list(constraints), bits)
-        return [PendingMask(job, row, bits) for row in range(len(constraints))]
+    def begin(self, constraints: Sequence[Constraint]) -> list[PendingMask]:
+        """Begin to fill the next masks of these constraints."""
+        masks = [PendingMask(constraint, self._words) for constraint in constraints]
+        if masks:
+            self._waiting = self._waiting or _started()
+            self._waiting.put(masks)
+        return masks
+
+    def wait(self, masks: Sequence[PendingMask]) -> None:
+        """Wait until these masks are filled, but not for long. Leaves a thread that is stuck to itself."""
+        deadline = time.monotonic() + GRACE
+        for mask in masks:
+            mask.done.wait(max(0.0, deadline - time.monotonic()))
+        if any(mask.stuck for mask in masks):
+            left = [mask for mask in masks if not mask.done.is_set() and not mask.stuck]
+            self.close()
+            self._waiting = _started()
+            self._waiting.put(left)
 
     def close(self) -> None:
-        """End the thread."""
-        if self._pool:
-            self._pool.shutdown()
+        """End the thread, once it is no longer stuck."""
+        if self._waiting:
+            self._waiting.put([])
+        self._waiting = None
 
 
-class PendingMask:
-    """A mask that is being filled."""
+def _started() -> Waiting:
+    """Start a thread. It fills the masks that are put into the queue, and ends at an empty list."""
+    waiting: Waiting = queue.SimpleQueue()
 
-    def __init__(self, job: "Future[list[Exception | None]]", row: int, bits: Bits):
-        self._job, self._row, self._bits = job, row, bits
+    def work() -> None:
+        while masks := waiting.get():
+            for mask in masks:
+                mask.fill()
 
-    def get(self) -> Bits:
-        """Wait for the mask. Raises what `Constraint.fill` raised, or ValueError if no token may come next."""
-        if error := self._job.result()[self._row]:
-            raise error
-        if not self._bits[self._row].any():
-            raise ValueError("no token of the vocabulary can continue this response")
-        return self._bits[self._row]
-
-
-def _fill_all(constraints: Sequence[Constraint], bits: Bits) -> list[Exception | None]:
-    """Fill one row of bits per constraint. Returns each one's error."""
-    errors: list[Exception | None] = []
-    for constraint, row in zip(constraints, bits, strict=True):
-        try:
-            constraint.fill(row)
-            errors.append(None)
-        except Exception as error:
-            errors.append(error)
-    return errors
+    threading.Thread(target=work, name="masks", daemon=True).start()
+    return waiting
 
 
 def constrained(logits: Tensor, masks: Sequence[Bits | None]) -> Tensor:

@@ -107,6 +107,8 @@ class Engine:
         if len(request.prompt) + request.max_new_tokens > self.context:
             needed = f"{len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones"
             raise ValueError(f"{needed} exceed the context of {self.context} tokens")
+        if request.constraint and request.prompt_logprobs:
+            raise ValueError("a request with a constraint cannot have its prompt scored")
         if request.adapter and request.adapter not in self.adapters.named:
             raise ModelUnloaded(f"adapter {request.adapter!r} is not loaded")
 

@@ -53,12 +53,21 @@ class RunningRequest:
         """How the next token is sampled."""
         return TokenChoice(self.request.sampling, float(self.chance[self.written]), self.history, self.allowed)
 
-    def await_mask(self) -> None:
-        """Wait for the mask of the next token, if the response is constrained."""
+    def read_mask(self) -> bool:
+        """Take over the mask of the next token, if the response is constrained. Returns whether it was filled."""
+        if self.mask is None:
+            return True
+        if not self.mask.done.is_set() and not self.mask.stuck:
+            return False
         try:
-            self.allowed = self.mask.get() if self.mask else None
+            self.allowed = self.mask.get()
         except Exception as error:
             self.failure = str(error)
+        return True
+
+    def repeat(self) -> None:
+        """Process the last token once more, because the next one could not be sampled yet."""
+        self.done = self.known - 1
 
     def take(self, token: int) -> int:
         """The token that follows: the drawn one, unless the constraint replaces it to end the response in time."""

@@ -9,21 +9,23 @@ replaced at the beginning.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
-import numpy as np
 from llguidance import LLMatcher
 
 CLOSING = b'}]",:'
 SHORT = b"0123456789ntf"  # then come other characters, and after them those that open something new
-LAST = b"[{-\\ \t\r\n"
+LAST = b"[{\\ \t\r\n"
 CONTEXT = 8  # bytes before a choice that tell it from other choices
 OPEN_TEXT = 40  # more different bytes than this: the inside of a string
 FEW = 12  # letters that are all tried
-ROUNDS = 256  # a choice that is met more often on one way leads nowhere
+ROUNDS = 128  # a choice that is met more often on one way leads nowhere
 LONGEST = 4096  # bytes of a way
-STEPS = 3000  # choices tried per grammar
+STEPS = 5000  # choices tried per grammar
 
+INVERTED = bytes(255 - value for value in range(256))
+NONE = bytes(32)
 Choice = tuple[bytes, bytes]  # the bytes before it, and the candidates
 
 
@@ -54,8 +56,9 @@ class Endings:
         """matcher: at the beginning of a text, with this vocabulary."""
         self.vocabulary, self.matcher = vocabulary, matcher
         self._taken: dict[Choice, int] = {}  # which candidate is taken, if not the first
-        self._mask = np.zeros(len(vocabulary.tokens) // 32, dtype=np.int32)
+        self._useful = NONE  # bytes of the shortest way
         self.shortest = self._learned()
+        self._useful = mask_of(i - vocabulary.first for i in self.shortest or ())
 
     def find(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
         """Ids of this vocabulary that end a response after `text`; None if no short way is found."""
@@ -64,7 +67,8 @@ class Endings:
     def _learned(self) -> list[int] | None:
         """The shortest way from the beginning, after other candidates were tried at each of its choices."""
         best, met = self._way(self.matcher, b"", LONGEST)
-        choices, spent = list(met), len(best or ())
+        # A way that leads nowhere repeats the choice that is wrong.
+        choices, spent = list(met) if best else sorted(met, key=lambda choice: -met[choice]), 0
         for choice in choices:  # grows while it is read
             kept = 0
             for candidate in range(1, len(choice[1]) if spent < STEPS and not _obvious(choice) else 1):
@@ -80,12 +84,13 @@ class Endings:
     def _way(self, matcher: LLMatcher, text: bytes, longest: int) -> tuple[list[int] | None, Counter[Choice]]:
         """The way that the present choices lead, if it has at most `longest` ids, and how often each was met."""
         matcher, way, tail, met = matcher.deep_copy(), [], text[-CONTEXT:], Counter[Choice]()
-        before = b""  # what could stand at the last byte that was not forced
+        before = self._useful  # at first it stands for what could not come next a byte ago, which is not known
         while not (matcher.is_accepting() or matcher.is_stopped()):
             ids = matcher.compute_ff_tokens()
             if not ids:
                 ids, allowed = self._allowed(matcher)
-                choice, before = (tail, ranked(allowed, before)), allowed
+                choice = tail, ranked(allowed, before)
+                before = allowed.translate(INVERTED)
                 ids = ids or self.vocabulary.ids(choice[1][(at := self._taken.get(choice, 0)) : at + 1])
                 met[choice] += 1
                 if met[choice] > ROUNDS:
@@ -97,15 +102,20 @@ class Endings:
         return (None if matcher.is_error() else way), met
 
     def _allowed(self, matcher: LLMatcher) -> tuple[list[int], bytes]:
-        """What may come next: one control token if any may, which leads out of free text, and all bytes."""
-        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        split = self.vocabulary.first // 32
-        control, single = (_set_bits(part) for part in (self._mask[:split], self._mask[split:]))
-        return control[:1], bytes(single)
+        """What may come next: a control token if one may, for it leads out of free text, and a mask of bytes."""
+        mask = matcher.compute_bitmask()
+        control, single = mask[: self.vocabulary.first // 8], mask[self.vocabulary.first // 8 :]
+        return bits_of(control)[:1] if control.count(0) < len(control) else [], single
 
 
-def _set_bits(words: np.ndarray) -> list[int]:
-    return np.unpackbits(words.view(np.uint8), bitorder="little").nonzero()[0].tolist() if words.any() else []
+def bits_of(mask: bytes) -> list[int]:
+    """The numbers whose bits are set, in order."""
+    return [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
+
+
+def mask_of(values: Iterable[int]) -> bytes:
+    """A mask of bytes."""
+    return sum(1 << value for value in {*values} if value >= 0).to_bytes(32, "little")
 
 
 def _obvious(choice: Choice) -> bool:
@@ -116,19 +126,22 @@ def _obvious(choice: Choice) -> bool:
     return candidates[:1] == b'"' and tail.rstrip()[-1:] not in (b":", b",", b"[", b"")
 
 
-def ranked(allowed: bytes, before: bytes) -> bytes:
-    """Those of the allowed bytes that are worth trying, the best first. Of many letters or digits only some are."""
+@lru_cache(4096)
+def ranked(mask: bytes, preferred: bytes) -> bytes:
+    """Those of the bytes in a mask that are worth trying, the best first. Of many letters or digits only some are."""
+    allowed, preferred_bytes = bits_of(mask), bits_of(preferred)
     inside = len(allowed) > OPEN_TEXT
     if inside and b'"'[0] in allowed:
         return b'"'
-    new = set(allowed).difference(before) if len(before) > OPEN_TEXT or not inside else set()
     letters = [value for value in allowed if chr(value).isalpha() or value >= 0x80]
     digits = [value for value in allowed if chr(value).isdigit()]
     marks = [value for value in allowed if value not in letters and value not in digits]
+    new = set(preferred_bytes).intersection(marks if inside else allowed)
+    new = set() if inside and len(new) > FEW else new
     few = {
         *(letters[:1] if len(letters) > FEW else letters),
         *(digits[:1] + digits[-1:]),
-        *(new.intersection(marks) if inside else marks),
+        *(new if inside else marks),
     }
     return bytes(sorted(few, key=lambda value: (inside or value not in CLOSING, value not in new, _rank(value))))
 

@@ -16,7 +16,8 @@ from tutelage.engine.constraint import Bits
 from tutelage.server.ending import Endings, tokenised
 from tutelage.server.tokens import Tokens
 
-OFTEN = 4  # after a way is known, a quarter of the room beyond it may be written before the next is looked for
+SKIPPED = 3  # tokens of the known way that another token may have made superfluous
+NEAR = 64  # with less room than this beyond the known way, a way is looked for after every token
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class GrammarConstraint:
         self._behind: list[int] = []
         self._text = b""
         self._way = grammar.shortest  # tokens that end the response from here; None if unknown
+        self.ended = False  # whether nothing may follow
         self._unchecked = 0  # tokens that may be taken before a way is looked for again
 
     def fill(self, bits: Bits) -> None:
@@ -70,11 +72,8 @@ class GrammarConstraint:
         else:
             token = self._in_time(token, left)
         self._behind.append(token)
+        self.ended = self._matcher.is_stopped()
         return token
-
-    @property
-    def ended(self) -> bool:
-        return self._matcher.is_stopped()
 
     def _advance(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -86,35 +85,32 @@ class GrammarConstraint:
 
     def _in_time(self, token: int, left: int) -> int:
         """The drawn token, or the first of the way before it if no way after it would fit."""
-        after = self._way_after(token)
+        after, room = self._way_after(token), NEAR // 4
         if after is None or len(after) > left:
             self._matcher.rollback(1)
             before = self._way or self._find()
             if before and len(before) - 1 <= left:
                 token, after = before[0], before[1:]
             self._advance(token)
-        self._way = after
-        self._unchecked = max(0, left - len(after or ())) // OFTEN
+        if after is not None and len(after) <= left:
+            room = max(0, left - len(after) - NEAR) // 4
+        self._way, self._unchecked = after, room
         return token
 
     def _way_after(self, token: int) -> list[int] | None:
         """A way to the end after this token, which the matcher has taken: the known one, if it still leads there."""
         if self._may_end():
             return []
-        if self._way and self._way[0] == token:
-            return self._way[1:]
-        return self._way if self._way and self._leads_to_the_end(self._way) else self._find(token)
+        known = self._way or []
+        rest = (known[first:] for first in range(min(len(known), SKIPPED + 1)))
+        return next((way for way in rest if self._leads_to_the_end(way)), None) or self._find(token)
 
     def _may_end(self) -> bool:
         return self._matcher.is_stopped() or self._matcher.is_accepting()
 
     def _leads_to_the_end(self, way: list[int]) -> bool:
-        if self._matcher.validate_tokens(way) < len(way):
-            return False
-        self._matcher.consume_tokens(way)
-        leads = self._may_end()
-        self._matcher.rollback(len(way))
-        return leads
+        end = self.grammar.tokens.eos_token_id
+        return self._matcher.validate_tokens([*way, end]) == len(way) + 1
 
     def _find(self, *last: int) -> list[int] | None:
         """Look for a way after the tokens taken so far and `last`."""
