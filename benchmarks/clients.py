@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +124,18 @@ def node_client(server: Live, model: str) -> Found:
     return Found(version, scenarios, {})
 
 
-def lm_eval_client(server: Live, model: str, run: Path) -> Found:
-    """lm-eval, and the largest difference between its log-likelihoods and our own."""
+def lm_eval_client(folder: Path, run: Path) -> Found:
+    """lm-eval, and the largest difference between its log-likelihoods and our own.
+
+    The server has one model, because lm-eval asks for the tokenizer without a model's name. It is not the random one,
+    which hardly ever ends a turn: lm-eval's sums depend on that.
+    """
     policy, tokenizer = load_policy(run, choose_device("cpu"), frozen=True)
     context = str(policy.config.context)
-    found = script("lm_eval_client", "lm_eval[api]==0.4.13", "transformers")(server, model, context)
+    (folder / "lm-eval").mkdir()
+    server = Live(folder / "lm-eval", f"model={run}", "--context", "0")
+    found = script("lm_eval_client", "lm_eval[api]==0.4.13", "transformers")(server, "model", context)
+    server.stop()
     scored = found.figures.get("scored", [])
     if not scored:
         return found
@@ -181,10 +187,10 @@ def main() -> None:
         world = World(folder / "world").make()
         models = [f"model={run}", f"base={world.base}", f"chat={world.sft}", f"judge={world.reward}"]
         server = Live(folder, *models, "--context", "0", "--slots", "4", "--recording", "on", "--no-access-log")
-        # The random model hardly ever ends a turn, which is what lm-eval's sums depend on.
-        scored = partial(lm_eval_client, model="model" if given.run else "chat", run=given.run or world.sft)
         for name in given.clients:
-            found = scored(server) if name == "lm-eval" else CLIENTS[name](server, "model")
+            found = (
+                CLIENTS[name](server, "model") if name in CLIENTS else lm_eval_client(folder, given.run or world.sft)
+            )
             passed = len(found.scenarios) - len(found.failures)
             record.say(f"| {name} | {found.version} | {len(found.scenarios)} | {passed} |")
             figures[name] = vars(found)

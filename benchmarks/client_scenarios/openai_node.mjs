@@ -47,7 +47,7 @@ const scenarios = {
     const called = [];
     const run = { parse: JSON.parse, function: (cat) => called.push(cat) && "found" };
     const runner = client.chat.completions.runTools(
-      { ...chat, max_tokens: 48, tools: [{ type: "function", function: { ...tools[0].function, ...run } }] },
+      { model, messages, tools: [{ type: "function", function: { ...tools[0].function, ...run } }] }, // raises at a limit
       { maxChatCompletions: 3 },
     );
     await runner.done();

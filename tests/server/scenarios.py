@@ -377,12 +377,7 @@ MISTAKES: list[tuple[dict[str, Any], type[openai.APIStatusError], str, Any]] = [
     ({"n": 99}, openai.BadRequestError, "invalid_value", "n"),
     ({"presence_penalty": 3}, openai.BadRequestError, "invalid_value", "presence_penalty"),
     ({"stop": list("abcdefghijklmnopq")}, openai.BadRequestError, "invalid_value", "stop"),
-    (
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        openai.BadRequestError,
-        "unsupported_parameter",
-        "tools",
-    ),
+    ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "unsupported_value", "tools.0"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
         openai.BadRequestError,
@@ -423,11 +418,10 @@ def a_url_without_v1_is_explained(c: Clients) -> None:
     fails(openai.NotFoundError, lambda: lost.models.list(), "unknown_url")
 
 
-@table("not there", ["embeddings", "responses", "files", "images"])
+@table("not there", ["embeddings", "files", "images"])
 def not_there(c: Clients, what: str) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "embeddings": lambda: c.strict.embeddings.create(model="chat", input="x"),
-        "responses": lambda: c.strict.responses.create(model="chat", input="x"),
         "files": lambda: c.strict.files.list(),
         "images": lambda: c.strict.images.generate(prompt="x"),
     }
