@@ -27,20 +27,17 @@ from record import Record, add_out
 
 HERE, TESTS = Path(__file__).parent, Path(__file__).parent.parent / "tests"
 sys.path += [str(TESTS / "server"), str(TESTS / "stages")]
-from live import Live  # noqa: E402
+from live import Live, random_model  # noqa: E402
 from world import World  # noqa: E402
 
-from tutelage.model.config import GPTConfig  # noqa: E402
 from tutelage.model.gpt import GPT  # noqa: E402
 from tutelage.runs.device import choose_device  # noqa: E402
-from tutelage.runs.folder import load_policy, save_policy  # noqa: E402
+from tutelage.runs.folder import load_policy  # noqa: E402
 from tutelage.sampling.likelihood import summed_logprobs  # noqa: E402
-from tutelage.text.bpe import train_bpe  # noqa: E402
 from tutelage.text.tokenizer import Tokenizer  # noqa: E402
 
 SECONDS = 900  # of one client
 TOLERANCE = 1e-3  # between a log-likelihood over HTTP and our own
-SHAPE: dict[str, Any] = dict(width=64, layers=2, heads=2, kv_heads=1, head_width=32, hidden=128, context=16384)
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,6 @@ class Found:
     @property
     def failures(self) -> dict[str, str]:
         return {name: error for name, error in self.scenarios.items() if error}
-
-
-def tiny_model(folder: Path) -> Path:
-    """A model of random weights whose context holds the long prompts of agents."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted((HERE.parent / "docs").rglob("*.md"))]
-    tokenizer = train_bpe(texts, 2048)
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **SHAPE)).initialise(torch.Generator().manual_seed(1))
-    folder.mkdir()
-    save_policy(folder, model, tokenizer)
-    return folder
 
 
 def script(name: str, *packages: str) -> Callable[..., Found]:
@@ -183,7 +170,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        run = given.run or tiny_model(folder / "tiny")
+        run = given.run or random_model(folder / "random")
         world = World(folder / "world").make()
         models = [f"model={run}", f"base={world.base}", f"chat={world.sft}", f"judge={world.reward}"]
         server = Live(folder, *models, "--context", "0", "--slots", "4", "--recording", "on", "--no-access-log")
