@@ -379,6 +379,13 @@ MISTAKES: list[tuple[dict[str, Any], type[openai.APIStatusError], str, Any]] = [
     ({"stop": list("abcdefghijklmnopq")}, openai.BadRequestError, "invalid_value", "stop"),
     ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "unsupported_value", "tools.0"),
     (
+        {"tools": [{"type": "function", "function": {"name": "f" * 65}}]},
+        openai.BadRequestError,
+        "invalid_value",
+        "tools.0.function.name",
+    ),
+    ({"tool_choice": "required"}, openai.BadRequestError, "invalid_value", "tool_choice"),
+    (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
         openai.BadRequestError,
         "unsupported_schema",
@@ -416,6 +423,36 @@ def a_url_without_v1_is_explained(c: Clients) -> None:
     lost = c.lax.with_options(base_url=str(c.settings["base_url"]).removesuffix("/v1"))
     fails(openai.NotFoundError, lambda: lost.chat.completions.create(model="chat", messages=ASK), "unknown_url")
     fails(openai.NotFoundError, lambda: lost.models.list(), "unknown_url")
+
+
+# --- the Responses API
+
+
+@scenario
+def a_response(c: Clients) -> None:
+    response = c.strict.responses.create(model="chat", input="where is the cat?", max_output_tokens=12, temperature=0)
+    assert response.output_text == c.chat(temperature=0).choices[0].message.content
+    assert response.usage and response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
+
+
+@scenario
+def a_response_as_a_stream(c: Clients) -> None:
+    settings: dict[str, Any] = dict(model="chat", input="where is the cat?", max_output_tokens=12, temperature=0)
+    events = list(c.strict.responses.create(stream=True, **settings))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created" and events[-1].type in ("response.completed", "response.incomplete")
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == events[-1].response.output_text == c.strict.responses.create(**settings).output_text
+
+
+@scenario
+def a_stored_response_is_continued(c: Clients) -> None:
+    settings: dict[str, Any] = dict(model="chat", store=True, max_output_tokens=4)
+    first = c.strict.responses.create(input="hello", **settings)
+    second = c.strict.responses.create(input="and?", previous_response_id=first.id, **settings)
+    assert c.strict.responses.retrieve(second.id).output == second.output
+    c.strict.responses.delete(second.id)
+    fails(openai.NotFoundError, lambda: c.strict.responses.retrieve(second.id), "not_found", "response_id")
 
 
 @table("not there", ["embeddings", "files", "images"])

@@ -17,7 +17,7 @@ from tutelage.server.vocabulary import Vocabulary
 
 @functools.cache
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
-    return Vocabulary(tokenizer, tokenizer.token_bytes(), (*tokenizer.end_ids, tokenizer.end_of_text_id))
+    return Vocabulary(tokenizer, tokenizer.token_bytes(), tokenizer.end_ids)
 
 
 class StubHandle:

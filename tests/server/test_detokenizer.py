@@ -3,12 +3,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from tutelage.engine.requests import Token
 from tutelage.moderation.moderator import ModerationConfig, Moderator
 from tutelage.moderation.stream_filter import StreamFilter
 from tutelage.sampling.stops import cut
 from tutelage.server.detokenizer import Detokenizer, name_of
+from tutelage.text.tokenizer import Tokenizer
 
 TEXT = "héllo 世界 👍🏽! stop here, and 今天 again"
 
@@ -113,3 +116,14 @@ def test_the_tokens_without_text_are_told_unless_the_filter_withheld_them(tmp_pa
     told = [(entry.id, entry.offset) for entry in pieces.ending(Token(4, -2.0, []))]
     assert pieces.stopped == (stopped_by != "a stop token")
     assert told == {"a stop string": [(2, 5), (3, 5)], "the filter": [], "a stop token": [(4, 13)]}[stopped_by]
+
+
+def test_added_tokens_that_no_byte_stands_for_are_their_text(tokenizer) -> None:
+    """As DeepSeek-R1's marks, which are not special. Compared with the library's own decoder."""
+    added = ["<｜User｜>", "<｜tool▁calls▁begin｜>", "<tool_call>", "你好"]
+    backend = Backend.from_str(tokenizer.to_json())
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    table = Tokenizer(backend, tokenizer.settings).token_bytes()
+    assert [table[backend.token_to_id(token)].decode() for token in added] == added
+    for token in range(len(table)):
+        assert table[token].decode("utf-8", "replace") == backend.decode([token])

@@ -177,6 +177,8 @@ def test_arguments_that_a_grammar_holds_come_as_they_grow() -> None:
     cut = AnswerReader(finder=CallFinder(LLAMA, NAMES, live=True))  # at the maximum length: a call cut off, as OpenAI's
     assert cut.feed('{"name": "f", "parameters": {"a": 1') == [CallBegin(0, "f"), CallArguments(0, '{"a": 1')]
     assert cut.finish() == []
+    for rest in ("\n<tool", '\n<tool_call>\n{"na'):  # a further call that has hardly begun
+        assert read(HERMES_CALL + rest, HERMES, live=True) == ("", "", [F])
 
 
 def test_the_marks_that_are_special_tokens_are_seen(tokenizer: Tokenizer) -> None:

@@ -84,13 +84,13 @@ class GrammarConstraint:
             raise ValueError(" ".join(self._matcher.get_error().split()))
 
     def _in_time(self, token: int, left: int) -> int:
-        """The drawn token, or the first of the way before it if no way after it would fit."""
+        """The drawn token. If no way after it would fit: the first of the way before it, or the end if that is here."""
         after, room = self._way_after(token), NEAR // 4
         if after is None or len(after) > left:
             self._matcher.rollback(1)
-            before = self._way or self._find()
-            if before and len(before) - 1 <= left:
-                token, after = before[0], before[1:]
+            before = self._find() if self._way is None else self._way
+            if before is not None and len(before) - 1 <= left:
+                token, *after = before or [self.grammar.tokens.eos_token_id]
             self._advance(token)
         if after is not None and len(after) <= left:
             room = max(0, left - len(after) - NEAR) // 4

@@ -24,6 +24,12 @@ NAME = re.compile(r"([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*)
 NAME_SO_FAR = re.compile(r"[A-Za-z0-9_.-]+\s*(?:\[(?:C[A-Z_]*(?:\]\s*\w*\s*)?)?)?(?:\[(?:A[A-Z]*(?:\]\s*)?)?)?")
 
 
+def _past(pattern: re.Pattern[str], text: str, start: int = 0) -> int:
+    """The position after what the pattern matches at `start`."""
+    match = pattern.match(text, start)
+    return match.end() if match else start
+
+
 class NotACall(Exception):
     """The text only looks like a call. `skip` says how much of it is content in any case."""
 
@@ -49,21 +55,24 @@ class Call:
     def read(self, text: str, final: bool) -> tuple[int, str, str] | None:
         """Where the call ends, its name and its arguments. None if more text is needed. Raises NotACall."""
         if not self._find_object(text):
-            return self._wait(final)
+            self._more_needed(final)
+            return None
         assert self._object
         key = FIRST_KEY.match(text, self._at)
         if key and not self._name and key[1] not in KEYS:
             raise NotACall(self._skip)
         end = self._object.find(text)
         if end is None:
-            return self._wait(final)
+            self._more_needed(final)
+            return None
         call = read_call(text[self._at : end], self.names, self._name, self._is_call)
         if call is None:
             raise NotACall(self._skip if self._is_call else end)
         after = self._past_mark(text, end, final)
         return None if after is None else (after, *call)
 
-    def _wait(self, final: bool) -> None:
+    def _more_needed(self, final: bool) -> None:
+        """Raises NotACall if there will be no more text."""
         if final:
             raise NotACall(self._skip)
 
@@ -71,7 +80,7 @@ class Call:
         """Whether the object's opening brace is there. Raises NotACall if something else is."""
         if self._object:
             return True
-        at = LISTED.match(text, self._at).end()  # type: ignore[union-attr] (it matches the empty text)
+        at = _past(LISTED, text, self._at)
         if self._named and (named := NAME.match(text, at)):
             self._name, at = named[1], named.end()
         elif at == len(text) or (self._named and NAME_SO_FAR.fullmatch(text, at)):
@@ -143,8 +152,8 @@ class CallFinder:
         """Whether the text has the beginning of a possible call. Text before it is content, but for white space."""
         text, begin = self._withheld, self.syntax.begin
         starts = [text.find(begin)] if begin and begin in text else []
-        if self._after and (gap := self._between.match(text)) and text.startswith("{", gap.end()):
-            starts.append(gap.end())
+        if self._after and text.startswith("{", gap := _past(self._between, text)):
+            starts.append(gap)
         elif self.syntax.bare:
             starts += [m.end() for m in LINE_START.finditer(text) if m.start() or not self._passed][:1]
         if not starts:
@@ -166,8 +175,8 @@ class CallFinder:
         except NotACall as reason:
             if call.begun is None:
                 self._call = None
-                pieces += self._content(reason.skip)
-                return True
+                pieces += self._pass(final) if self._cut_off(final) else self._content(reason.skip)
+                return not self._cut_off(final)
         if self.live and (more := self._grow(call, text)):
             pieces += more
         if found is None and not (final and call.begun):
@@ -188,11 +197,15 @@ class CallFinder:
     def _pass(self, final: bool) -> list[Piece]:
         """The content in a text without a possible call: all but what could still become one."""
         text = self._withheld
-        if self._after and self._between.fullmatch(text):
+        if self._after and (self._between.fullmatch(text) or self._cut_off(final)):
             return []
         if final:
             return self._content(len(text))
         return self._content(len(text[: len(text) - unfinished(text, self.syntax.begin)].rstrip()))
+
+    def _cut_off(self, final: bool) -> bool:
+        """Whether the text is the beginning of a further call that the answer's maximum length has cut off."""
+        return self.live and final and self._after
 
     def _content(self, length: int) -> list[Piece]:
         """The first `length` characters of the withheld text as content."""
@@ -200,7 +213,7 @@ class CallFinder:
         if not text:
             return []
         if self._after and self._between is LISTED:  # the end of an array of calls is not content
-            gap = len(LISTED.match(text)[0])  # type: ignore[index] (it matches the empty text)
+            gap = _past(LISTED, text)
             text = re.sub(r"[,;\[\]]", "", text[:gap]) + text[gap:]
         self._passed, self._after = True, False
         return [Content(text)]

@@ -312,6 +312,26 @@ def test_stop_ends_the_answer_and_keeps_what_there_is(visit) -> None:
     expect(page.locator("#send")).to_be_visible()
 
 
+def test_reasoning_is_folded_and_can_be_read(visit) -> None:
+    """Also while it is being written. The copied answer is without it."""
+    page = visit("<think>\n" + "the cat sat on the mat. " * 4 + "\n</think>\n\nthe **dog**", lang="zh-CN", pause=0.02)
+    ask(page, "hello")
+    expect(answer(page).locator(".thinking summary")).to_have_text("思考过程")
+    expect(answer(page).locator(".thinking .plain")).to_contain_text("the cat sat")
+    expect(answer(page).locator(".thinking .plain")).to_be_hidden()
+    done(page)
+    expect(answer(page).locator(".thinking")).to_be_hidden()
+    for _ in range(2):
+        folded = answer(page).locator(".text details.reasoning")
+        expect(answer(page).locator("strong")).to_have_text("dog")
+        expect(folded.locator("p")).to_be_hidden()
+        folded.locator("summary").click()
+        expect(folded.locator("p")).to_contain_text("the cat sat on the mat.")
+        page.reload()  # the recorded chat has it, too
+    act(page, "copy").click()
+    wait(lambda: page.evaluate("navigator.clipboard.readText()") == "the **dog**")
+
+
 def test_what_no_longer_fits_is_shown(visit) -> None:
     page = visit("one two three")
     for number in range(7):

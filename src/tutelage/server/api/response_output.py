@@ -56,25 +56,23 @@ class ResponseOutput:
         yield {"type": "response.output_item.added", "output_index": len(self.items) - 1, "item": dict(item)}
 
     def _add_text(self, kind: str, text: str, logprobs: list[Any]) -> Iterator[Event]:
-        prefix, part_type, field, name = PARTS[kind]
         if self._kind != kind:
             yield from self.close()
-            part = {"type": part_type, field: ""} | ({"annotations": [], "logprobs": []} if kind == "message" else {})
-            head = (
-                {"type": "reasoning", "summary": []}
-                if kind == "reasoning"
-                else {"type": "message", "role": "assistant"}
-            )
-            yield from self._begin(kind, {"id": new_id(prefix), **head, "content": []})
-            self.items[-1]["content"] = [part]
-            yield self._event("response.content_part.added", content_index=0, part=dict(part))
-        part = self.items[-1]["content"][0]
+            yield from self._begin_text(kind)
+        part, (_, _, field, name) = self.items[-1]["content"][0], PARTS[kind]
         part[field] += text
-        more = {}
-        if kind == "message":
+        if logprobs:
             part["logprobs"] = part["logprobs"] + logprobs
-            more = {"logprobs": logprobs}
+        more = {"logprobs": logprobs} if kind == "message" else {}
         yield self._event(f"response.{name}.delta", content_index=0, delta=text, **more)
+
+    def _begin_text(self, kind: str) -> Iterator[Event]:
+        prefix, part_type, field, _ = PARTS[kind]
+        head = {"type": "message", "role": "assistant"} if kind != "reasoning" else {"type": "reasoning", "summary": []}
+        yield from self._begin(kind, {"id": new_id(prefix), **head, "content": []})
+        more: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "message" else {}
+        self.items[-1]["content"] = [{"type": part_type, field: ""} | more]
+        yield self._event("response.content_part.added", content_index=0, part=dict(self.items[-1]["content"][0]))
 
     def close(self, status: str = "completed") -> Iterator[Event]:
         """The last item is done."""

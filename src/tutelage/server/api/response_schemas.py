@@ -83,7 +83,7 @@ class ResponseRequest(SamplingRequest):
     @property
     def format_sent(self) -> dict[str, Any]:
         """The format of the text, as the response repeats it."""
-        wanted = self.text and self.text.format
+        wanted = self.text.format if self.text else None
         return wanted.model_dump(mode="json", exclude_none=True) if wanted else {"type": "text"}
 
     @property
@@ -105,7 +105,7 @@ class ResponseRequest(SamplingRequest):
             only_functions(tool.type, tool.name, f"tools.{index}", "name")
         if isinstance(self.tool_choice, ResponseToolChoice):
             only_functions(self.tool_choice.type, self.tool_choice.name, "tool_choice", "name")
-        wanted = self.text and self.text.format
+        wanted = self.text.format if self.text else None
         if wanted and wanted.type == "json_schema":
             for name in ("name", "schema"):
                 need(getattr(wanted, "schema_" if name == "schema" else name), f"text.format.{name}")
@@ -126,9 +126,9 @@ class ResponseRequest(SamplingRequest):
             ) from None
 
     def _format(self) -> dict[str, Any] | None:
-        wanted = self.text and self.text.format
+        wanted = self.text.format if self.text else None
         if wanted is None or wanted.type != "json_schema":
-            return wanted and {"type": wanted.type}
+            return {"type": wanted.type} if wanted else None
         return {"type": wanted.type, "json_schema": wanted.model_dump(exclude={"type"}, exclude_none=True)}
 
     def _choice(self) -> Any:

@@ -1,5 +1,10 @@
 """Chat templates that know tools, written here, that behave like those of well-known models."""
 
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from tutelage.text.tokenizer import Tokenizer
+
 QWEN = """{%- if tools %}{{- '<|im_start|>system\\n' }}
 {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
 {{- 'Functions:\\n<tools>' }}{%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{%- endfor %}
@@ -58,3 +63,16 @@ KNOWING = {
     "Llama 3": (LLAMA_3, "<|eot_id|>", ["<|python_tag|>"], []),
     "Mistral": (MISTRAL, "</s>", ["[TOOL_CALLS]", "[TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[INST]", "[/INST]"], []),
 }
+
+
+def knowing(tokenizer: Tokenizer, name: str, *more: str) -> Tokenizer:
+    """The tests' tokenizer with one of these templates and its tokens. more: further special tokens."""
+    template, eos, special, ordinary = KNOWING[name]
+    backend = Backend.from_str(tokenizer.to_json())
+    frames = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (*frames, *special, *more)]
+    )
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in ordinary])
+    settings = {"chat_template": template, "eos_token": eos, "pad_token": tokenizer.settings["pad_token"]}
+    return Tokenizer(backend, tokenizer.settings | settings)
