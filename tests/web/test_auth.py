@@ -61,12 +61,13 @@ def test_a_program_without_v1_in_its_url_is_told_so(site, browser) -> None:
     _, secret = site.keys.make(site.owner.id, "k")
     known = [("POST", "/chat/completions"), ("GET", "/chat/completions"), ("DELETE", "/chat/completions/x"),
              ("POST", "/completions"), ("GET", "/models"), ("GET", "/models/a/b"), ("GET", "/completions")]  # fmt: skip
-    unknown = [("POST", "/embeddings"), ("POST", "/api/chat/completions"), ("POST", "/chat"), ("GET", "/nowhere")]
+    unknown = [("POST", "/embeddings"), ("POST", "/api/v1/chat/completions"), ("POST", "/chat"), ("GET", "/nowhere")]
     with_key, without = TestClient(site.app, headers={"authorization": f"Bearer {secret}"}), TestClient(site.app)
     for method, path in known + unknown:
         response = with_key.request(method, path)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_url"), (method, path)
-        assert f"/v1{path}" in response.json()["error"]["message"]
+        message = response.json()["error"]["message"]
+        assert "address + /v1." in message and (f"{method} /v1{path}?" in message) == ("/v1/" not in path)
         assert without.request(method, path).status_code == (404 if (method, path) in known else 401), (method, path)
         if method == "GET":
             assert browser(None).get(path).headers["location"] == f"/login?next={path}"

@@ -119,7 +119,7 @@ def wants_page(scope: Mapping[str, Any]) -> bool:
 
 def is_api(path: str) -> bool:
     """Whether the path belongs to the API, which takes keys in a header and never a cookie."""
-    return path.startswith("/v1/") or path in OUTSIDE_V1
+    return path == "/v1" or path.startswith("/v1/") or path in OUTSIDE_V1
 
 
 def lacks_v1(scope: Scope) -> bool:
@@ -137,7 +137,10 @@ def lacks_v1(scope: Scope) -> bool:
 
 def unknown_url(method: str, path: str) -> ApiError:
     """The error for a path that does not exist."""
-    hint = "" if is_api(path) else f". Did you mean {method} /v1{path}? The base URL of the API ends with /v1."
+    hint = ""
+    if not is_api(path):
+        hint = ". The base URL of the API is this server's address + /v1."
+        hint += "" if "/v1/" in path else f" Did you mean {method} /v1{path}?"
     return ApiError(404, f"Invalid URL ({method} {path}){hint}", code="unknown_url")
 
 
