@@ -271,7 +271,10 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(make_gpt: Any) -> No
     stop = next(token for token in ids[3:] if token not in ids[:3])
     heard = answer(engine, *LONG, max_new_tokens=12, stop_ids=frozenset({stop, 299}))
     assert heard.ids == ids[: ids.index(stop)]
-    assert heard.done == Done("stop", 40, 39)
+    assert heard.done == Done("stop", 40, 39, end=heard.done.end)
+    unstopped = answer(engine, *LONG, max_new_tokens=12, top_logprobs=2).tokens[len(heard.ids)]
+    stopped = answer(engine, *LONG, max_new_tokens=12, top_logprobs=2, stop_ids=frozenset({stop})).done.end
+    assert stopped == unstopped and (heard.done.end.id, heard.done.end.logprob) == (stop, stopped.logprob)
 
 
 def test_memory_is_bounded(make_gpt: Any) -> None:

@@ -12,8 +12,27 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from openai import APIConnectionError, APIError, OpenAI
+
+from tutelage.model.config import GPTConfig
+from tutelage.model.gpt import GPT
+from tutelage.runs.folder import save_policy
+from tutelage.text.bpe import train_bpe
+
+DOCS = Path(__file__).parents[2] / "docs"
+SHAPE: dict[str, Any] = dict(width=64, layers=2, heads=2, kv_heads=1, head_width=32, hidden=128, context=16384)
+
+
+def random_model(folder: Path) -> Path:
+    """A run of random weights whose context holds the long prompts of agents."""
+    tokenizer = train_bpe([path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))], 2048)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **SHAPE)).initialise(torch.Generator().manual_seed(1))
+    folder.mkdir()
+    save_policy(folder, model, tokenizer)
+    return folder
 
 
 class Live:

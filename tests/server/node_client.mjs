@@ -13,7 +13,7 @@ const scenarios = {
   async models() {
     const names = [];
     for await (const model of client.models.list()) names.push(model.id);
-    assert.deepEqual(names, ["base", "chat", "judge"]);
+    assert.ok(["base", "chat", "judge"].every((name) => names.includes(name)));
     assert.equal((await client.models.retrieve("judge")).object, "model");
   },
   async chat() {

@@ -376,7 +376,7 @@ MISTAKES: list[tuple[dict[str, Any], type[openai.APIStatusError], str, Any]] = [
     ({"top_p": 2}, openai.BadRequestError, "invalid_value", "top_p"),
     ({"n": 99}, openai.BadRequestError, "invalid_value", "n"),
     ({"presence_penalty": 3}, openai.BadRequestError, "invalid_value", "presence_penalty"),
-    ({"stop": list("abcde")}, openai.BadRequestError, "invalid_value", "stop"),
+    ({"stop": list("abcdefghijklmnopq")}, openai.BadRequestError, "invalid_value", "stop"),
     ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "unsupported_value", "tools.0"),
     (
         {"tools": [{"type": "function", "function": {"name": "f" * 65}}]},
@@ -416,6 +416,13 @@ def a_wrong_key_is_an_authentication_error(c: Clients) -> None:
 @scenario
 def what_needs_an_admin_is_denied(c: Clients) -> None:
     fails(openai.PermissionDeniedError, lambda: c.strict.models.delete("chat"), "insufficient_permissions")
+
+
+@scenario
+def a_url_without_v1_is_explained(c: Clients) -> None:
+    lost = c.lax.with_options(base_url=str(c.settings["base_url"]).removesuffix("/v1"))
+    fails(openai.NotFoundError, lambda: lost.chat.completions.create(model="chat", messages=ASK), "unknown_url")
+    fails(openai.NotFoundError, lambda: lost.models.list(), "unknown_url")
 
 
 # --- the Responses API

@@ -33,8 +33,17 @@ class StubHandle:
 class StubEngine:
     """Generates the same ids for every request."""
 
-    def __init__(self, answer: Sequence[int], *, pause: float = 0.0, full: bool = False, fail_after: int | None = None):
-        self.answer, self.pause, self.full, self.fail_after = answer, pause, full, fail_after
+    def __init__(
+        self,
+        answer: Sequence[int],
+        *,
+        pause: float = 0.0,
+        full: bool = False,
+        fail_after: int | None = None,
+        end: int | None = None,
+    ):
+        """end: the token that ends the answer, for requests of more tokens than it has."""
+        self.answer, self.pause, self.full, self.fail_after, self.end = answer, pause, full, fail_after, end
         self.most, self.failing = 256, False
         self.requests: list[Request] = []
         self.handles: list[StubHandle] = []
@@ -73,7 +82,9 @@ class StubEngine:
                 break
             listener(Token(token, -0.25, [(token, -0.25), (7, -2.0)][: request.top_logprobs]))
         self.ended.append((reason, time.monotonic()))
-        listener(Done(reason, len(request.prompt), 0))
+        ended = reason == "stop" and self.end is not None and len(self.answer) < request.max_new_tokens
+        end = Token(self.end, -0.75, [(self.end, -0.75)][: request.top_logprobs]) if ended else None
+        listener(Done(reason, len(request.prompt), 0, end=end))
 
 
 class StubModels:

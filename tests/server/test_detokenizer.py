@@ -7,6 +7,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from tutelage.engine.requests import Token
+from tutelage.moderation.moderator import ModerationConfig, Moderator
+from tutelage.moderation.stream_filter import StreamFilter
 from tutelage.sampling.stops import cut
 from tutelage.server.detokenizer import Detokenizer, name_of
 from tutelage.text.tokenizer import Tokenizer
@@ -98,6 +100,22 @@ def test_the_tokenizers_bytes_are_its_text(tokenizer) -> None:
         assert b"".join(table[i] for i in ids).decode() == tokenizer.decode(ids) == text
     for token in range(tokenizer.vocab_size):
         assert table[token].decode("utf-8", "replace") == tokenizer.decode([token])
+
+
+@pytest.mark.parametrize("stopped_by", ["a stop string", "the filter", "a stop token"])
+def test_the_tokens_without_text_are_told_unless_the_filter_withheld_them(tmp_path, stopped_by: str) -> None:
+    terms = tmp_path / "terms.txt"
+    terms.write_text("[hate]\nthe cat\n", encoding="utf-8")
+    moderator = Moderator(ModerationConfig(moderate="output", blocked=("hate",), terms=terms, builtin_terms=False))
+    tokens = [b"a ", b"dog", b" the", b" cat", b"!"]
+    filtered = StreamFilter(moderator) if stopped_by == "the filter" else None
+    pieces = Detokenizer(tokens, (" the cat",) if stopped_by == "a stop string" else (), stream_filter=filtered)
+    for i in range(4):
+        pieces.feed(Token(i, -1.0, []))
+    pieces.finish()
+    told = [(entry.id, entry.offset) for entry in pieces.ending(Token(4, -2.0, []))]
+    assert pieces.stopped == (stopped_by != "a stop token")
+    assert told == {"a stop string": [(2, 5), (3, 5)], "the filter": [], "a stop token": [(4, 13)]}[stopped_by]
 
 
 def test_added_tokens_that_no_byte_stands_for_are_their_text(tokenizer) -> None:

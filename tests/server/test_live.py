@@ -15,11 +15,11 @@ import httpx2
 import pytest
 import scenarios
 import torch
-from live import Live, client_of, kill_rounds, wait_for
+from live import Live, client_of, kill_rounds, random_model, wait_for
 from openai import APIError
 
 sys.path.append(str(Path(__file__).parent.parent / "stages"))
-from world import World  # noqa: E402
+from world import MOODS, THINGS, World  # noqa: E402
 
 from tutelage import cli  # noqa: E402
 from tutelage.rewards.http import HTTPReward  # noqa: E402
@@ -117,6 +117,23 @@ def test_what_echo_tells_is_the_models_own(runs: list[str], clients: scenarios.C
         assert likeliest == pytest.approx(logprobs[place].topk(3).values.tolist(), abs=1e-4)
 
 
+def test_sums_over_an_echo_are_those_of_the_texts(runs: list[str], clients: scenarios.Clients) -> None:
+    """As lm-eval asks and adds up: one more token is sampled, and the last entry cut off, whatever that token is."""
+    model, tokenizer = load_policy(Path(runs[1].partition("=")[2]), choose_device("cpu", "auto"))
+    texts = [(f"is the {thing} {mood}?", f" yes, it is {mood}.") for thing in THINGS for mood in MOODS]
+    starts, ids = [len(tokenizer.encode(text)) for text, _ in texts], [tokenizer.encode(a + b) for a, b in texts]
+    settings = dict(model="chat", prompt=ids, echo=True, logprobs=1, max_tokens=1, temperature=0)
+    told = clients.lax.completions.create(**settings).choices
+    ends = 0
+    for start, text, choice in zip(starts, ids, told, strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([text]))[0].float().log_softmax(-1)
+        own = sum(float(logprobs[place - 1, text[place]]) for place in range(start, len(text)))
+        assert sum(choice.logprobs.token_logprobs[start:-1]) == pytest.approx(own, abs=1e-3)
+        ends += int(logprobs[-1].argmax()) in tokenizer.end_ids
+    assert len(told) == 48 and ends > 10
+
+
 def test_the_score_route_is_what_rl_runs_ask(live: Live, clients: scenarios.Clients) -> None:
     """Our HTTP scorer works with our server."""
     said = [[*scenarios.ASK, {"role": "assistant", "content": text}] for text in ("it is on the mat.", "no no no")]
@@ -186,6 +203,18 @@ def test_a_second_start_keeps_the_key_and_a_signal_ends_it_in_order(runs: list[s
     ended.join()
     assert second.process.returncode == 0
     assert (tmp_path / "serve.log").read_text() == ""  # the first start had no requests, the second logs none
+
+
+@pytest.mark.slow
+def test_structured_output_tools_and_responses_with_the_official_client(tmp_path: Path) -> None:
+    """The scenarios of the client matrix (`benchmarks/clients.py`), with the client that is installed here."""
+    server = Live(tmp_path, f"model={random_model(tmp_path / 'run')}", "--context", "0", "--slots", "4")
+    script = Path(__file__).parents[2] / "benchmarks" / "client_scenarios" / "openai_client.py"
+    program = [sys.executable, str(script), server.url + "/v1", server.key, "model"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert server.stop() == 0
+    told = json.loads(done.stdout)["scenarios"]
+    assert len(told) >= 25 and {name: trouble for name, trouble in told.items() if trouble} == {}
 
 
 @pytest.mark.slow

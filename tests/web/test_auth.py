@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from tutelage.store.tables import SignInLink, User, WebSession
 from tutelage.web import people
 from tutelage.web.auth import PUBLIC, PUBLIC_BELOW
+from tutelage.web.errors import OUTSIDE_V1, is_api
 
 GOING = {"sec-fetch-mode": "navigate"}  # a browser's navigation
 
@@ -50,24 +51,45 @@ def test_the_public_doors_are_few() -> None:
     assert PUBLIC | set(PUBLIC_BELOW) == {"/healthz", "/health", "/readyz", "/login", "/static/", "/signin/"}
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "//v1/models", "/static", "/signin", "/v1", "/healthz/x"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/v2/models", "/static", "/signin", "/v1", "/healthz/x"])
 def test_an_unknown_address_tells_a_stranger_nothing(site, path: str) -> None:
     assert TestClient(site.app).get(path).status_code == 401
+
+
+def test_a_program_without_v1_in_its_url_is_told_so(site, browser) -> None:
+    """With a key on every path that does not exist, without one on the API's own. Browsers are sent to sign in."""
+    _, secret = site.keys.make(site.owner.id, "k")
+    known = [("POST", "/chat/completions"), ("GET", "/chat/completions"), ("DELETE", "/chat/completions/x"),
+             ("POST", "/completions"), ("GET", "/models"), ("GET", "/models/a/b"), ("GET", "/completions")]  # fmt: skip
+    unknown = [("POST", "/embeddings"), ("POST", "/api/v1/chat/completions"), ("POST", "/chat"), ("GET", "/nowhere")]
+    with_key, without = TestClient(site.app, headers={"authorization": f"Bearer {secret}"}), TestClient(site.app)
+    for method, path in known + unknown:
+        response = with_key.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_url"), (method, path)
+        message = response.json()["error"]["message"]
+        assert "address + /v1." in message and (f"{method} /v1{path}?" in message) == ("/v1/" not in path)
+        assert without.request(method, path).status_code == (404 if (method, path) in known else 401), (method, path)
+        if method == "GET":
+            assert browser(None).get(path).headers["location"] == f"/login?next={path}"
+    assert with_key.get("/v1/nowhere").json()["error"]["message"] == "Invalid URL (GET /v1/nowhere)"
+    assert all(without.get(path).status_code == 401 for path in OUTSIDE_V1 - {"/tokenize", "/detokenize"})
 
 
 def test_a_key_without_the_scope_opens_nothing_and_a_key_opens_no_page(site) -> None:
     _, secret = site.keys.make(site.owner.id, "none", scopes=())
     client = TestClient(site.app, headers={"authorization": f"Bearer {secret}"}, follow_redirects=False)
     for method, path in every_route(site.app):
-        if path.startswith("/v1/") and path != "/v1/openapi.json":
+        if is_api(path) and path not in ("/v1/openapi.json", "/metrics"):
             assert client.request(method, path).status_code == 403, (method, path)
-        elif path not in PUBLIC and not path.startswith((*PUBLIC_BELOW, "/v1/", "/metrics")):
+        elif path not in PUBLIC and not is_api(path) and not path.startswith(PUBLIC_BELOW):
             assert client.request(method, path).status_code == 401, (method, path)
 
 
 def test_every_change_on_a_page_asks_for_the_token(site, browser) -> None:
     client = browser("admin")
-    own = [(m, p) for m, p in every_route(site.app) if p not in PUBLIC and not p.startswith(("/v1/", *PUBLIC_BELOW))]
+    own = [
+        (m, p) for m, p in every_route(site.app) if p not in PUBLIC and not (is_api(p) or p.startswith(PUBLIC_BELOW))
+    ]
     changes = [(method, path) for method, path in own if method != "GET"]
     assert changes
     for method, path in changes:

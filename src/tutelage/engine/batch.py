@@ -162,7 +162,7 @@ class Batch:
         if row.failure:
             self.finish(row, "constraint", row.failure)
         elif token.id in row.request.stop_ids:
-            self.finish(row, "stop")
+            self.finish(row, "stop", end=token)
         else:
             row.push(token.id)
             row.handle.emit(token)
@@ -181,7 +181,7 @@ class Batch:
         for row in rows:
             row.handle.emit(Done("error", row.prompt, row.cached, detail))
 
-    def finish(self, row: RunningRequest, reason: Reason, detail: str = "") -> None:
+    def finish(self, row: RunningRequest, reason: Reason, detail: str = "", end: Token | None = None) -> None:
         """End a request: free its slot, and add what it has processed to the prefix cache."""
         if row.done:
             size = self.slots.nbytes(row.done)
@@ -191,7 +191,7 @@ class Batch:
         if last is not row:
             self.slots.copy(last.slot, row.slot, last.done)
             last.slot, self.rows[row.slot] = row.slot, last
-        row.handle.emit(Done(reason, row.prompt, row.cached, detail))
+        row.handle.emit(Done(reason, row.prompt, row.cached, detail, end))
 
 
 def never_one(rows: Tensor) -> Tensor:

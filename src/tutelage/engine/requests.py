@@ -67,6 +67,7 @@ class Done:
     prompt_tokens: int
     cached_tokens: int  # prompt tokens whose keys and values did not have to be computed
     detail: str = ""
+    end: Token | None = None  # the token that ended the response, if one did; it is not part of it
 
 
 Event = PromptScored | Token | Done

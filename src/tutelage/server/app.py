@@ -21,6 +21,7 @@ from tutelage.server.api import (
     scores,
     stored_completions,
     stored_responses,
+    tokenization,
 )
 from tutelage.server.chat import answers, consent, feedback, page
 from tutelage.server.registry import Registry
@@ -44,6 +45,7 @@ API = (
     models,
     scores,
     moderations,
+    tokenization,
 )
 CHAT_PAGE = (page, answers, feedback, consent)
 SHARED = (health, metrics, login)

@@ -9,7 +9,7 @@ string. Each token comes with its log-probability, as an entry of the delta in w
 import codecs
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.engine.requests import Token
@@ -84,6 +84,17 @@ class Detokenizer:
             return TextDelta("")
         self._withheld += self._decoder.decode(b"", True)
         return self._release(final=True)
+
+    def ending(self, stop: Token | None) -> tuple[TokenEntry, ...]:
+        """After `finish`: the sampled tokens without text, which are the stop token or those that a stop string cut.
+
+        There are none if the stream filter ended the completion, because they would reveal what it withheld.
+        """
+        if self.blocked:
+            return ()
+        if self.stopped:  # by a stop string; the engine may have sampled more since
+            return tuple(replace(entry, offset=self._shown) for entry in self._waiting)
+        return (TokenEntry(stop.id, stop.logprob, stop.top, self._shown),) if stop else ()
 
     def _release(self, final: bool) -> TextDelta:
         stops = [index for string in self._stop if (index := self._withheld.find(string)) >= 0]

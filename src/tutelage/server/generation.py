@@ -29,7 +29,7 @@ from tutelage.engine.requests import (
 )
 from tutelage.moderation.moderator import Moderator
 from tutelage.moderation.stream_filter import StreamFilter
-from tutelage.server.detokenizer import Detokenizer, TextDelta
+from tutelage.server.detokenizer import Detokenizer, TextDelta, TokenEntry
 from tutelage.server.metrics import ACTIVE, INTER_TOKEN, REJECTED, TOKENS, TTFT, count_flags
 from tutelage.server.registry import Served, no_such_model
 from tutelage.web.errors import ApiError
@@ -47,6 +47,7 @@ class GenerationEnd:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    ending: tuple[TokenEntry, ...] = ()  # sampled tokens without text: the stop token, or those that a stop string cut
 
 
 GenerationEvent = PromptScored | TextDelta | GenerationEnd
@@ -186,7 +187,8 @@ class Generation:
         TOKENS.labels("prompt", self._served.name).inc(done.prompt_tokens)
         reason = "stop" if detokenizer.stopped or done.reason == "stop" else "length"
         reason = "content_filter" if detokenizer.blocked else reason
-        return GenerationEnd(reason, done.prompt_tokens, done.cached_tokens, detokenizer.tokens)
+        ending = detokenizer.ending(done.end)
+        return GenerationEnd(reason, done.prompt_tokens, done.cached_tokens, detokenizer.tokens, ending)
 
     def shut_down(self) -> None:
         """Cancel all completions; their reader gets a `shutting_down` error."""

@@ -123,6 +123,11 @@ class Tokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of tokenizer and chat template. Two tokenizers with the same give the same ids."""
+        return hashlib.sha256(json.dumps([self.to_json(), self.chat_template]).encode()).hexdigest()
+
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text, never of a special token."""
         return self._ordinary.encode(text, add_special_tokens=False).ids
@@ -131,12 +136,31 @@ class Tokenizer:
         """Ids of ordinary text between the tokens that the tokenizer's post-processor adds, such as BOS."""
         return self._backend.encode(text, add_special_tokens=True).ids
 
+    def encode_marked(self, text: str, framed: bool) -> list[int]:
+        """Ids as transformers gives them: the text of a special token becomes that token. Not for text from people.
+
+        framed: between the tokens that the post-processor adds.
+        """
+        return self._marking.encode(text, add_special_tokens=framed).ids
+
     @cached_property
-    def opening(self) -> list[int]:
-        """The tokens that the post-processor puts before a text: BOS in many tokenizers, none in ours."""
+    def _marking(self) -> BackendTokenizer:
+        """A copy, because the setting holds for all threads that use a tokenizer."""
+        copy = BackendTokenizer.from_str(self.to_json())
+        copy.encode_special_tokens = False
+        return copy
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The tokens that the post-processor puts before and after a text, such as BOS; none with our tokenizers."""
         encoding = self._backend.encode("a", add_special_tokens=True)
-        first = next((i for i, part in enumerate(encoding.sequence_ids) if part is not None), 0)
-        return encoding.ids[:first]
+        own = [i for i, part in enumerate(encoding.sequence_ids) if part is not None] or [0]
+        return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
+
+    @property
+    def opening(self) -> list[int]:
+        """The tokens that the post-processor puts before a text."""
+        return self.frame[0]
 
     @cached_property
     def bounds(self) -> TokenBounds | None:
@@ -192,7 +216,11 @@ class Tokenizer:
 
     def tokens(self) -> list[str]:
         """All tokens in id order, as the library writes them: one character per byte if byte-level."""
-        return [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+        return self.names_of(range(self.vocab_size))
+
+    def names_of(self, ids: Sequence[int]) -> list[str]:
+        """These tokens, as the library writes them."""
+        return [self._backend.id_to_token(i) or "" for i in ids]
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""

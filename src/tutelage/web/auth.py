@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutelage.store.database import Database
 from tutelage.store.tables import ApiKey, User
-from tutelage.web.errors import ApiError, envelope, is_api, wants_page
+from tutelage.web.errors import ApiError, envelope, is_api, lacks_v1, unknown_url, wants_page
 from tutelage.web.keys import KeyRing, shown
 from tutelage.web.large_bodies import LARGE, LargeBodies
 from tutelage.web.limits import Limits
@@ -104,6 +104,8 @@ class Gate:
             return await self.by_key(headers.get(b"authorization", b"").decode("latin-1"))
         token = session_token(scope)
         session = await run_in_threadpool(find_session, self.database, token) if token else None
+        if session is None and lacks_v1(scope):
+            raise unknown_url(scope["method"], path)
         if session is None:
             raise ApiError(401, "Sign in first.", code="not_signed_in")
         check_origin(scope, headers)

@@ -15,6 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from tutelage.store.database import StorageError
 from tutelage.web.logs import note
@@ -22,6 +24,7 @@ from tutelage.web.logs import note
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
 KINDS = ("function-", "list[", "constrained-")  # how pydantic names the members of a union within a path
 log = logging.getLogger(__name__)
+OUTSIDE_V1 = {"/metrics", "/tokenize", "/detokenize", "/tokenizer_info"}  # routes of the API without /v1
 FINAL = (409, 500, 501)  # OpenAI's clients retry these by default, but the result would be the same
 
 
@@ -120,7 +123,29 @@ def wants_page(scope: Mapping[str, Any]) -> bool:
 
 def is_api(path: str) -> bool:
     """Whether the path belongs to the API, which takes keys in a header and never a cookie."""
-    return path.startswith("/v1/") or path == "/metrics"
+    return path == "/v1" or path.startswith("/v1/") or path in OUTSIDE_V1
+
+
+def lacks_v1(scope: Scope) -> bool:
+    """Whether a program requests a path of the API without /v1, or sends a key to a path that does not exist."""
+    routes = scope["app"].routes
+
+    def matched(path: str) -> list[Match]:
+        return [match for route in routes if (match := route.matches(scope | {"path": path})[0]) is not Match.NONE]
+
+    if wants_page(scope) or is_api(scope["path"]):
+        return False
+    has_key = b"authorization" in dict(scope["headers"])
+    return bool(matched("/v1" + scope["path"])) or (has_key and Match.FULL not in matched(scope["path"]))
+
+
+def unknown_url(method: str, path: str) -> ApiError:
+    """The error for a path that does not exist."""
+    hint = ""
+    if not is_api(path):
+        hint = ". The base URL of the API is this server's address + /v1."
+        hint += "" if "/v1/" in path else f" Did you mean {method} /v1{path}?"
+    return ApiError(404, f"Invalid URL ({method} {path}){hint}", code="unknown_url")
 
 
 def validation_error(errors: Any) -> ApiError:
@@ -152,7 +177,7 @@ def _why_not_json(cause: BaseException) -> str:
 
 def _from_http_exception(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
-        return ApiError(404, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url")
+        return unknown_url(request.method, request.url.path)
     if error.status_code == 400 and isinstance(error.__cause__, RecursionError | ValueError):  # of the JSON parser
         return ApiError(400, f"The body is not valid JSON: {_why_not_json(error.__cause__)}.", code="invalid_json")
     if error.status_code == 405:

@@ -125,7 +125,7 @@ ERRORS = [
     ("POST", CHAT, {"n": 0}, 400, "invalid_value", "n"),
     ("POST", CHAT, {"n": True}, 400, "invalid_value", "n"),
     ("POST", CHAT, {"frequency_penalty": 2.5}, 400, "invalid_value", "frequency_penalty"),
-    ("POST", CHAT, {"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", "stop"),
+    ("POST", CHAT, {"stop": ["a"] * 17}, 400, "invalid_value", "stop"),
     ("POST", CHAT, {"stop": ""}, 400, "invalid_value", "stop"),
     ("POST", CHAT, {"logit_bias": {"9999": 1}}, 400, "invalid_value", "logit_bias"),
     ("POST", CHAT, {"logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias.x.[key]"),
@@ -307,6 +307,36 @@ def test_echo_and_logprobs_line_up(serving) -> None:
     for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         assert token.startswith("bytes:") or text[offset : offset + len(token)] == token
     assert all(len(top) <= 3 for top in logprobs["top_logprobs"][1:])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "answer, stop, listed", [("", None, [""]), (" cat", None, [" cat", ""]), (" cat", " c", [" cat"])]
+)
+def test_scoring_lists_every_sampled_token(
+    serving, tokenizer, answer: str, stop, listed: list[str], stream: bool
+) -> None:
+    """Programs cut as many entries off the end as tokens were sampled. A real one must not be among them."""
+    s = serving(answer, end=tokenizer.end_of_turn_id)
+    body = {"model": "stub", "prompt": "the cat", "echo": True, "logprobs": 1, "max_tokens": 2, "stop": stop}
+    if stream:
+        parts = [part["choices"][0] for part in chunks(s.client.post(PLAIN, json=body | {"stream": True}).text)]
+        text = "".join(part["text"] for part in parts)
+        columns: dict[str, list] = {}
+        for part in parts:
+            for name, column in (part["logprobs"] or {}).items():
+                columns.setdefault(name, []).extend(column)
+    else:
+        choice = s.client.post(PLAIN, json=body).json()["choices"][0]
+        text, columns = choice["text"], choice["logprobs"]
+    prompt = len(tokenizer.encode("the cat"))
+    assert text == "the cat" + ("" if stop else answer)
+    assert len({len(column) for column in columns.values()}) == 1
+    assert columns["tokens"][prompt:] == listed
+    assert all(offset <= len(text) for offset in columns["text_offset"]) and columns["text_offset"][-1] == len(text)
+    assert columns["token_logprobs"][-1] == (-0.25 if stop else -0.75)
+    without = s.client.post(PLAIN, json=body | {"echo": False}).json()["choices"][0]["logprobs"]["tokens"]
+    assert without == ([] if stop or not answer else [" cat"])
 
 
 def test_scoring_writes_nothing(serving) -> None:

@@ -153,6 +153,7 @@ def test_nobody_reaches_the_chat_of_another(keeping_site) -> None:
     for method, path, body in [
         ("PATCH", f"/chat/conversations/{chat}", {"title": "t"}),
         ("DELETE", f"/chat/conversations/{chat}", None),
+        ("PUT", f"/chat/conversations/{chat}/settings", {"model": "tiny", "settings": {}}),
         ("PUT", f"/chat/messages/{message}/thumb", {"value": 1}),
         ("POST", f"/chat/messages/{message}/better", {"text": "t"}),
         ("POST", f"/chat/messages/{message}/select", None),
@@ -161,6 +162,23 @@ def test_nobody_reaches_the_chat_of_another(keeping_site) -> None:
         assert other.send(method, path, body)[0] == 404, path
     assert other.client.get(f"/chat/{chat}").status_code == 404
     assert "my secret" not in other.client.get("/chat").text
+
+
+def test_settings_are_kept_with_the_chat(keeping_site) -> None:
+    made = keeping_site()
+    person = made.person()
+    person.keep()
+    start = person.ask("hello", keep=True)[0]["start"]
+    path = f"/chat/conversations/{start['conversation']['id']}/settings"
+    wanted = {"model": "tiny", "system": "I am anna@example.com", "settings": {"temperature": 0.2, "seed": 7}}
+    assert person.send("PUT", path, wanted)[0] == 204
+    (chat,) = rows(made, Conversation)
+    assert (chat.model_id, chat.system) == ("tiny", "I am [EMAIL]")
+    assert chat.settings == {"temperature": 0.2, "top_p": 1.0, "min_p": 0.1, "seed": 7}
+    for mistake, status in (({"model": "none"}, 404), ({"settings": {"temperature": 3}}, 400)):
+        assert person.send("PUT", path, wanted | mistake)[0] == status
+    made.person("admin").send("PUT", "/chat/policy", {"allowed": False})
+    assert person.send("PUT", path, wanted)[0] == 403
 
 
 def test_a_parent_is_needed_from_the_same_chat(keeping_site) -> None:

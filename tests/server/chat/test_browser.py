@@ -18,7 +18,7 @@ from tutelage.model.gpt import GPT
 from tutelage.runs.device import choose_device
 from tutelage.runs.folder import save_policy
 from tutelage.server.registry import Registry
-from tutelage.store.tables import ChatMessage, Comparison, Feedback, User, WebSession
+from tutelage.store.tables import ChatMessage, Comparison, Conversation, Feedback, User, WebSession
 from tutelage.text.tokenizer import Tokenizer
 from tutelage.web import people
 
@@ -133,6 +133,12 @@ def ask(page: Any, text: str) -> None:
 def done(page: Any) -> None:
     expect(page.locator("#status")).not_to_have_text("")
     expect(page.locator("#send")).to_be_visible()
+
+
+def start_anew(page: Any) -> None:
+    page.click("[data-act=new]")
+    expect(page.locator("#empty")).to_be_visible()
+    page.wait_for_load_state()
 
 
 def answer(page: Any) -> Any:
@@ -391,6 +397,108 @@ def test_settings_are_sent_and_remembered(visit) -> None:
     expect(answer(page).locator(".note")).to_be_visible()  # says that the answer was cut off
     page.reload()
     assert page.input_value("#system") == "be kind" and page.input_value("#max_tokens") == "2"
+    expect(page.locator(".turn")).to_have_count(2)  # the chat is still in its tab, too
+    start_anew(page)
+    assert page.input_value("#system") == page.input_value("#max_tokens") == ""
+
+
+def test_the_limit_of_an_answer_is_shown(visit) -> None:
+    """The model's context is 400 tokens: an answer gets 100 by default and at most 200."""
+    page = visit("one two three four five six seven", kept=False)
+    expect(page.locator("#in-force")).to_have_text("Temperature 0.70 · Min p 0.10 · Answers up to 100 tokens")
+    page.click("#in-force")
+    expect(page.locator("#max_tokens")).to_have_attribute("placeholder", "100")
+    expect(page.locator("#max_tokens-hint")).to_have_text(
+        "At most 200, which is half of the model's context of 400 tokens. If this is empty: 100."
+    )
+    page.fill("#max_tokens", "3")
+    page.click("#settings .primary")
+    expect(page.locator("#in-force")).to_contain_text("Answers up to 3 tokens")
+    ask(page, "count")
+    expect(answer(page).locator(".note")).to_have_text("Cut off after 3 tokens. The limit is in the settings.")
+    page.click("#in-force")
+    page.fill("#max_tokens", "")
+    page.click("#settings .primary")
+    ask(page, "count")
+    assert [request.max_new_tokens for request in page.site.engine.asked] == [3, 100]
+
+
+def test_settings_belong_to_a_chat(visit) -> None:
+    page = visit("hello")
+    ask(page, "the first")
+    first = page.url
+    start_anew(page)
+    page.click("#in-force")
+    page.fill("#system", "speak like a pirate")
+    page.locator("#temperature").fill("0.2")
+    page.click("#settings .primary")
+    ask(page, "the second")
+    second = page.url
+    words = "Temperature 0.20 · Min p 0.10 · Answers up to 100 tokens · System prompt: speak like a pirate"
+    expect(page.locator("#in-force")).to_have_text(words)
+    usual = "Temperature 0.70 · Min p 0.10 · Answers up to 100 tokens"
+    for url, shown in ((first, usual), (second, words), (f"{page.host}/chat", usual)):
+        page.goto(url)
+        expect(page.locator("#in-force")).to_have_text(shown)
+    page.goto(first)
+    page.click("#in-force")
+    page.fill("#seed", "7")
+    page.keyboard.press("Escape")  # without an answer after it
+    expect(page.locator("#in-force")).to_contain_text("Seed 7")
+    wait(lambda: [chat.settings.get("seed") for chat in rows(page, Conversation)].count(7) == 1)
+    page.goto(second)
+    expect(page.locator("#in-force")).to_have_text(words)
+    page.goto(first)
+    expect(page.locator("#in-force")).to_have_text("Temperature 0.70 · Min p 0.10 · Seed 7 · Answers up to 100 tokens")
+
+
+def test_another_language_keeps_the_chat(visit) -> None:
+    """One that is not kept with its settings, its draft and an edit in progress; and one that is kept by now."""
+    page = visit("hello", "good day")
+    page.click("#temporary")
+    page.click("#in-force")
+    page.fill("#system", "be kind")
+    page.click("#settings .primary")
+    ask(page, "a secret")
+    page.locator(".turn.user").hover()
+    page.click(".turn.user [data-act=edit]")
+    page.fill(".edit textarea", "a big secret")
+    page.fill("#message", "half a thought")
+    page.click("text=中文")
+    expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")
+    expect(answer(page).locator(".text")).to_have_text("hello")
+    expect(page.locator("#recording")).to_have_text("临时")
+    assert (page.input_value("#message"), page.input_value("#system")) == ("half a thought", "be kind")
+    assert page.input_value(".edit textarea") == "a big secret"
+    page.click(".edit .primary")
+    expect(page.locator(".turn.user .count")).to_have_text("2/2")
+    assert rows(page, ChatMessage) == []
+
+    start_anew(page)
+    ask(page, "this is kept")
+    kept = page.url
+    page.fill("#message", "and this is not sent")
+    page.click("text=English")
+    expect(page.locator("html")).to_have_attribute("lang", "en")
+    assert page.url.partition("?")[0] == kept
+    expect(page.locator(".turn.user .bubble")).to_have_text("this is kept")
+    assert page.input_value("#message") == "and this is not sent"
+
+
+def test_what_was_left_does_not_come_back(visit) -> None:
+    page = visit("hello", kept=False)
+    ask(page, "hi")
+    page.click(".who a")
+    page.click("#ask-yes")
+    page.wait_for_url("**/account")
+    page.goto(page.host + "/chat")
+    expect(page.locator("#empty")).to_be_visible()
+    ask(page, "hi")
+    page.click("form[action='/logout'] button")
+    page.wait_for_url("**/login*")
+    sign_in(page, people.owner(page.site.database).id)
+    page.goto(page.host + "/chat")
+    expect(page.locator("#empty")).to_be_visible()
 
 
 def test_nothing_is_lost_while_the_server_is_away(visit) -> None:
@@ -475,20 +583,15 @@ def test_the_next_person_at_this_browser_finds_nothing(visit) -> None:
 
 def test_a_link_away_from_a_chat_that_is_not_kept_asks_first(visit) -> None:
     page = visit("hello", kept=False)
-    page.click("text=中文")
-    expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")  # nothing to lose yet
-    page.click("text=English")
-    expect(page.locator("html")).to_have_attribute("lang", "en")
+    page.click(".who a")
+    page.wait_for_url("**/account")  # nothing to lose yet
+    page.go_back()
     page.wait_for_load_state()  # the script that listens for Enter has loaded
     ask(page, "hi")
-    page.click("text=中文")
+    page.click(".who a")
     expect(page.locator("#ask-title")).to_have_text("Leave this chat?")
     page.click("#ask [data-act=close-dialog] >> nth=1")
     expect(answer(page).locator(".text")).to_have_text("hello")
-    page.click("text=中文")
-    page.click("#ask-yes")
-    expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")
-    assert page.locator(".turn").count() == 0
 
 
 def test_code_is_copied_alone_and_that_is_seen(visit) -> None:

@@ -1,7 +1,8 @@
 """POST /v1/completions: continue a text, as in OpenAI's API of 2020 to 2022.
 
 With `echo` the prompt is put before the completion. With `logprobs` as well, the prompt's tokens get log-probabilities;
-`max_tokens: 0` then only scores the prompt. The first token has no prefix, so its log-probability is null.
+`max_tokens: 0` then only scores the prompt. The first token has no prefix, so its log-probability is null. The
+stop token then has an entry, too, because programs such as lm-eval cut one entry per sampled token off the end.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -69,8 +70,12 @@ class CompletionCall(Call):
         """A choice as OpenAI's object."""
         prompt = index // (self.body.n or 1)
         text = (self.echoes[prompt] if self.body.echo else "") + choice.text
-        logprobs = self.logprobs(prompt, choice.entries, choice.scored)
+        logprobs = self.logprobs(prompt, (*choice.entries, *self.ending(choice.end)), choice.scored)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}
+
+    def ending(self, end: GenerationEnd | None) -> tuple[TokenEntry, ...]:
+        """The entries of sampled tokens without text, if the prompt's tokens are listed, too."""
+        return end.ending if end and scores_prompt(self.body) else ()
 
     def logprobs(self, prompt: int, entries: Sequence[TokenEntry], score: PromptScored | None) -> dict[str, Any] | None:
         """The prompt's tokens, if it was scored, then the completion's. None if `logprobs` was not requested."""
@@ -101,6 +106,8 @@ class CompletionCall(Call):
                 if isinstance(item, PromptScored):
                     yield self.chunk(index, self.echoes[index // self.each], score=item)
                 elif isinstance(item, GenerationEnd):
+                    if ending := self.ending(item):
+                        yield self.chunk(index, delta=TextDelta("", ending))
                     yield self.chunk(index, reason=item.reason)
                 elif item.text or (item.entries and self.body.logprobs is not None):
                     yield self.chunk(index, item.text, item)

@@ -18,6 +18,7 @@ from tutelage.web.errors import ApiError
 MAX_CHOICES = 16
 MAX_MESSAGES = 2000
 MAX_PARTS = 10_000
+MAX_STOPS = 16  # OpenAI allows 4, but tasks of lm-eval have more
 MAX_DEPTH = 64  # levels of nested JSON
 WITHOUT_EFFECT = set(
     "user safety_identifier service_tier prompt_cache_key prompt_cache_retention prompt_cache_options "
@@ -36,7 +37,7 @@ def at_most(entries: int, value: Any) -> Any:
 # pydantic finds lone surrogates, which UTF-8 cannot encode, only in texts with a limit. Bodies have at most so much.
 AnyText = Annotated[str, Field(max_length=BODY_BYTES)]
 Text = Annotated[str, Field(min_length=1)]
-Stop = Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None
+Stop = Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     BeforeValidator(partial(at_most, 16)),

@@ -14,9 +14,11 @@ from starlette.responses import Response
 
 from tutelage.data.privacy import redact
 from tutelage.server.chat.answers import Settings, Text
+from tutelage.server.chat.consent import require_recording
 from tutelage.server.chat.conversations import forget, listed, own, shown
 from tutelage.server.chat.strings import general_suggestions, reasoning_label, reasons, strings
 from tutelage.server.chat.written import formatted_answer
+from tutelage.server.registry import find_model
 from tutelage.server.suggestions import for_page
 from tutelage.store import consent
 from tutelage.store.database import Database
@@ -36,6 +38,14 @@ class Name(BaseModel):
     """A chat's new title."""
 
     title: Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+
+
+class ChatSettings(BaseModel):
+    """The settings of a chat."""
+
+    model: str
+    system: Text = ""
+    settings: Settings
 
 
 class Markdown(BaseModel):
@@ -115,6 +125,20 @@ def rename(conversation_id: str, name: Name, caller: Page, database: Store) -> R
     title, _ = redact(name.title)
     with writing(database, caller.user_id) as session:
         own(session, caller.user_id, conversation_id).title = title
+    return Response(status_code=204)
+
+
+@router.put("/chat/conversations/{conversation_id}/settings")
+def change_settings(
+    request: Request, conversation_id: str, wanted: ChatSettings, caller: Page, database: Store
+) -> Response:
+    """Store the settings with the chat. Each answer stores them, too."""
+    model, (system, _) = find_model(request.app.state.registry, wanted.model), redact(wanted.system)
+    with writing(database, caller.user_id) as session:
+        require_recording(session, caller.user_id)
+        chat = own(session, caller.user_id, conversation_id)
+        chat.model_id, chat.system = model.name, system
+        chat.settings = wanted.settings.model_dump(exclude_none=True)
     return Response(status_code=204)
 
 

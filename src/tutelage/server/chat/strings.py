@@ -12,7 +12,7 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
         "answer": _("Answer"),
         "your_answer": _("Your answer"),
         "endings": {
-            "length": _("Cut off at the maximum length."),
+            "length": _("Cut off after {tokens} tokens. The limit is in the settings."),
             "cancelled": _("Stopped."),
             "unfinished": _("This answer is not finished."),
             "content_filter": _("Stopped by this server's moderation."),
@@ -23,7 +23,17 @@ def strings(_: Callable[[str], str]) -> dict[str, Any]:
         "dropped": _(
             "The chat is longer than the model's context. The model no longer sees the {count} messages above."
         ),
-        "context": _("The model's context holds {context} tokens, shared by the conversation and the answer."),
+        "context": _(
+            "At most {most}, which is half of the model's context of {context} tokens. If this is empty: {usual}."
+        ),
+        "in_force": {
+            "temperature": _("Temperature {value}"),
+            "min_p": _("Min p {value}"),
+            "top_p": _("Top p {value}"),
+            "seed": _("Seed {value}"),
+            "limit": _("Answers up to {value} tokens"),
+            "system": _("System prompt: {value}"),
+        },
         "writing": _("The answer is being written."),
         "done": _("The answer is complete."),
         "broken": _("The connection was lost here."),

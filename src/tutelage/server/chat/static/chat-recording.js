@@ -1,4 +1,5 @@
 // Whether chats are recorded: the server's policy, the person's consent, and the button and banner that show them.
+import { leave } from "./chat-leaving.js";
 import { mine } from "./chat-memory.js";
 import { ask, open, sheet, toast } from "./chat-sheets.js";
 import { send } from "./chat-server.js";
@@ -67,7 +68,7 @@ export class Recording {
   async forget() {
     if (!(await ask({ title: strings.delete_all, text: strings.delete_all_text, yes: strings.delete }))) return false;
     await send("DELETE", "/chat/conversations");
-    location.assign("/chat");
+    leave("/chat");
     return true;
   }
 }

@@ -1,22 +1,33 @@
-// System prompt and sampling settings: edited in a sheet, sent with every question, remembered for the next new chat.
+// System prompt and sampling settings of a chat: edited in a sheet, shown under the message box, sent with every question.
+// A recorded chat's are stored with it. Another chat's end with it. Only the choice of the model holds for the next chat.
 import { mine } from "./chat-memory.js";
+import { send } from "./chat-server.js";
 import { say, strings } from "./chat-thread.js";
 
 const SLIDERS = ["temperature", "min_p", "top_p"];
 const NUMBERS = [...SLIDERS, "max_tokens", "seed"];
+const SHOWN_SYSTEM = 60; // characters of the system prompt under the message box
 const field = (name) => document.getElementById(name);
 
 export class Settings {
-  constructor(page) {
+  // `remembered` are those of this chat, {} for a new one. `changed` is called when one was changed.
+  constructor(page, remembered, changed) {
     this.models = new Map(page.models.map((model) => [model.id, model]));
     this.defaults = page.defaults;
-    const remembered = page.conversation ?? JSON.parse(localStorage.getItem(mine("settings")) ?? "{}");
     this.system = remembered.system ?? "";
     this.values = { ...this.defaults, ...remembered.settings };
     const model = field("model");
-    if (this.models.has(remembered.model)) model.value = remembered.model;
-    model.addEventListener("change", () => this.remember());
-    for (const name of ["system", ...NUMBERS]) field(name).addEventListener("input", () => this.read());
+    const chosen = remembered.model ?? localStorage.getItem(mine("model"));
+    if (this.models.has(chosen)) model.value = chosen;
+    model.addEventListener("change", () => {
+      localStorage.setItem(mine("model"), this.model);
+      this.show();
+      changed();
+    });
+    for (const name of ["system", ...NUMBERS]) {
+      field(name).addEventListener("input", () => this.read());
+      field(name).addEventListener("change", changed);
+    }
     this.show();
   }
 
@@ -28,32 +39,58 @@ export class Settings {
     return this.models.get(this.model)?.context ?? Infinity;
   }
 
-  // The settings to send. An answer gets at most half of the model's context, and a quarter by default.
+  // What the server stores with the chat.
+  get stored() {
+    return { model: this.model, system: this.system, settings: this.values };
+  }
+
+  // The most tokens that an answer may have: half of the model's context.
+  get most() {
+    return Math.max(1, Math.floor(this.context / 2));
+  }
+
+  get usual() {
+    return Math.max(1, Math.floor(this.context / 4));
+  }
+
+  // The most tokens that the next answer may have.
+  get limit() {
+    return Math.min(this.values.max_tokens ?? this.usual, this.most);
+  }
+
+  // The settings to send. Without a maximum length the server chooses the usual one.
   get sent() {
-    const most = Math.max(1, Math.floor(this.context / 2));
-    return { ...this.values, max_tokens: Math.min(this.values.max_tokens ?? Math.floor(this.context / 4), most) };
+    return this.values.max_tokens ? { ...this.values, max_tokens: this.limit } : this.values;
+  }
+
+  // The settings in force, in words.
+  get words() {
+    const { temperature, min_p: minP, top_p: topP, seed } = this.values;
+    const shown = { temperature: temperature.toFixed(2) };
+    if (minP > 0) shown.min_p = minP.toFixed(2);
+    if (topP < 1) shown.top_p = topP.toFixed(2);
+    if (seed !== undefined) shown.seed = seed;
+    shown.limit = this.limit;
+    if (this.system) shown.system = cut(this.system);
+    return Object.entries(shown).map(([name, value]) => say(strings.in_force[name], { value }));
   }
 
   show() {
     field("system").value = this.system;
     for (const name of NUMBERS) field(name).value = this.values[name] ?? "";
-    this.changed();
+    this.refresh();
   }
 
-  changed() {
+  refresh() {
     for (const name of SLIDERS) {
       document.querySelector(`output[for=${name}]`).value = Number(field(name).value).toFixed(2);
     }
     for (const list of document.querySelectorAll(".starters")) list.hidden = list.dataset.model !== this.model;
-    field("max_tokens").max = Math.max(1, Math.floor(this.context / 2));
-    field("max_tokens").placeholder = Math.floor(this.context / 4);
-    field("max_tokens-hint").textContent = say(strings.context, { context: this.context });
-  }
-
-  remember() {
-    this.changed();
-    const { system, values: settings, model } = this;
-    localStorage.setItem(mine("settings"), JSON.stringify({ system, settings, model }));
+    const { context, most, usual } = this;
+    field("max_tokens").max = most;
+    field("max_tokens").placeholder = usual;
+    field("max_tokens-hint").textContent = say(strings.context, { context, most, usual });
+    field("in-force").textContent = this.models.size ? this.words.join(" · ") : "";
   }
 
   read() {
@@ -63,13 +100,22 @@ export class Settings {
       if (Number.isNaN(value)) delete this.values[name];
       else if (field(name).validity.valid) this.values[name] = value;
     }
-    this.remember();
+    this.refresh();
   }
 
   reset() {
     this.system = "";
     this.values = { ...this.defaults };
     this.show();
-    this.remember();
   }
+
+  // Stores the settings with a recorded chat.
+  store(conversation) {
+    return send("PUT", `/chat/conversations/${conversation.id}/settings`, this.stored);
+  }
+}
+
+function cut(text) {
+  const line = text.replace(/\s+/g, " ").trim();
+  return line.length > SHOWN_SYSTEM ? `${line.slice(0, SHOWN_SYSTEM)}…` : line;
 }

@@ -70,7 +70,8 @@ function fillAnswer(item, message, isWriting) {
 
 function endingOf({ finish_reason: reason, tokens, model }) {
   if (model && !reason) return strings.endings.unfinished; // the server was killed, or another tab still streams it
-  return strings.endings[reason === "content_filter" && tokens === 0 ? "refused" : reason];
+  const ending = strings.endings[reason === "content_filter" && tokens === 0 ? "refused" : reason];
+  return ending && say(ending, { tokens });
 }
 
 function meta(message) {

@@ -1,27 +1,29 @@
 // The chat page: its state, and what each button and key does.
 import { Answers, copy } from "./chat-answers.js";
 import { Feedback } from "./chat-feedback.js";
+import { leave, takeOver, watchLeaving } from "./chat-leaving.js";
 import { drawer, remove, rename, showList } from "./chat-list.js";
 import { mine } from "./chat-memory.js";
 import { Recording } from "./chat-recording.js";
 import { send } from "./chat-server.js";
 import { Settings } from "./chat-settings.js";
-import { ask, close, open, toast } from "./chat-sheets.js";
+import { close, open, toast } from "./chat-sheets.js";
 import { itemOf, part, render, strings, toEnd } from "./chat-thread.js";
 import { Tree } from "./chat-tree.js";
 
 const page = JSON.parse(document.body.dataset.page);
+const earlier = takeOver(); // this tab's state of the same chat, {} for a new one
 const byId = (id) => document.getElementById(id);
 const box = byId("message");
 const composer = byId("composer");
 
 const chat = {
-  tree: new Tree(page.messages),
-  settings: new Settings(page),
+  tree: new Tree(page.conversation ? page.messages : (earlier.messages ?? [])),
+  settings: new Settings(page, page.conversation ?? earlier.settings ?? {}, () => storeSettings()),
   recording: new Recording(page),
   conversation: page.conversation,
   conversations: page.conversations,
-  temporary: false,
+  temporary: earlier.temporary ?? false,
 
   willRecord: () => chat.recording.on && !chat.temporary,
 
@@ -56,6 +58,7 @@ const chat = {
 };
 chat.answers = new Answers(chat);
 chat.feedback = new Feedback(chat);
+watchLeaving(chat);
 
 function complain(error) {
   toast(error.message);
@@ -72,6 +75,10 @@ function showState() {
   byId("temporary").setAttribute("aria-pressed", String(chat.temporary));
   byId("temporary").disabled = chat.conversation !== null || begun;
   showList(chat.conversations, chat.conversation?.id);
+}
+
+function storeSettings() {
+  if (chat.conversation) chat.settings.store(chat.conversation).catch(complain);
 }
 
 async function submit() {
@@ -167,12 +174,15 @@ function theme() {
 const conversationAt = (button) => chat.conversations.find(({ id }) => id === button.closest("li").dataset.id);
 
 const ACTS = {
-  new: () => location.assign("/chat"),
+  new: () => leave("/chat"),
   stop: () => chat.answers.stop(),
   settings: () => open("settings"),
   help: () => open("help"),
   consent: () => chat.consent(),
-  defaults: () => chat.settings.reset(),
+  defaults: () => {
+    chat.settings.reset();
+    storeSettings();
+  },
   theme,
   download,
   latest: toEnd,
@@ -228,15 +238,6 @@ document.addEventListener("click", (event) => {
   Promise.resolve(act(button)).catch(complain);
 });
 
-// A chat that is not recorded is lost when its page is left, so links ask first.
-document.addEventListener("click", async (event) => {
-  const link = event.target.closest("a[href^='/']");
-  const elsewhere = event.ctrlKey || event.metaKey || event.shiftKey;
-  if (!link || elsewhere || chat.conversation || chat.tree.messages.size === 0) return;
-  event.preventDefault();
-  if (await ask({ title: strings.leave, text: strings.leave_text, yes: strings.leave_yes })) location.assign(link.href);
-});
-
 // Whether the key sends the message. Safari reports the Enter that ends an input method's composition as key code 229.
 function sends(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
@@ -274,3 +275,5 @@ showState();
 fit();
 toEnd();
 if (matchMedia("(hover: hover)").matches) box.focus();
+const edited = chat.tree.messages.get(earlier.editing?.id);
+if (edited && itemOf(edited)) edit(edited, earlier.editing.words);
