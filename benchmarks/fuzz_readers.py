@@ -372,7 +372,7 @@ def run_case(reader: Reader, folder: Path, title: str, tally: Tally) -> None:
     except InputError as error:
         tally.refused += 1
         if "\n" in str(error) or len(str(error)) > 1000:
-            tally.problems.append(f"{title}: not one line: {error}")
+            tally.problems.append(f"{title}: not one line: {len(str(error))} characters: {error}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
@@ -440,7 +440,7 @@ def main() -> None:
             record.say(f"| {' | '.join(map(str, cells))} |")
     record.leave({name: vars(tally) for name, tally in tallies.items()})
     problems = [problem for tally in tallies.values() for problem in tally.problems]
-    print("\n".join(problems[:50]), file=sys.stderr)
+    print("\n".join(problem[:300] for problem in problems[:50]), file=sys.stderr)
     sys.exit(bool(problems))
 
 

@@ -67,14 +67,14 @@ def not_utf8(path: Path, line: int, byte: int) -> str:
     return f"{path}, line {line}: not UTF-8 at byte {byte} of the line; convert the file to UTF-8"
 
 
-def parse(text: str, where: str, move: str) -> Any:
+def parse(text: str, where: str, move: str, problem: str = "not JSON") -> Any:
     """The JSON value in a text. Raises InputError if it is none, or nested too deeply; `move` is the next move."""
     try:
         value = json.loads(text)
     except RecursionError:
         raise InputError(too_deep(where)) from None
     except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error}); {move}") from None
+        raise InputError(f"{where}: {problem} ({error}); {move}") from None
     check_depth(value, text, where)
     return value
 
@@ -101,7 +101,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 def too_deep(where: str) -> str:
-    return f"{where}: nested more than {DEEPEST} levels deep; flatten it"
+    return f"{where}: not JSON that is read here: nested more than {DEEPEST} levels deep; flatten it"
 
 
 def read_object(path: Path, move: str = "copy the model or make it again") -> dict[str, Any]:
@@ -117,7 +117,7 @@ def read_object(path: Path, move: str = "copy the model or make it again") -> di
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); {move}") from None
-    value = parse(text, str(path), move)
+    value = parse(text, str(path), move, "not readable as JSON")
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object; {move}")
     return value
@@ -141,8 +141,8 @@ def check_fields(record: Mapping[str, Any], kinds: Mapping[str, Kind], where: st
 def shown(value: Any) -> str:
     """A value in an error message: its beginning, in one line."""
     try:
-        text = json.dumps(value, default=repr)
-    except (ValueError, RecursionError):
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of more than 4,300 digits, or nested too deeply
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 

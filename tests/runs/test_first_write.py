@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,9 +84,7 @@ ENDS = pytest.mark.parametrize("ends", [kill, full])
 
 @STRIDES
 @ENDS
-def test_the_same_command_takes_it_up_wherever_it_ended(
-    tmp_path: Path, ends: Callable[[], None], stride: int
-) -> None:
+def test_the_same_command_takes_it_up_wherever_it_ended(tmp_path: Path, ends: Callable[[], None], stride: int) -> None:
     statuses: list[int] = []
     while DONE not in statuses:
         place = tmp_path / str(len(statuses))

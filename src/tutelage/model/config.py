@@ -45,7 +45,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         check_types(self)
         if not (self.factor > 0 and self.original_context > 0 and self.high_frequency > self.low_frequency):
-            raise ValueError(f"rotary factors {self} are none of Llama 3's scaling")
+            raise ValueError(f"the rotary factors {self} are not those of Llama 3's scaling")
 
     def scale(self, frequency: Tensor) -> Tensor:
         """Frequencies before scaling -> after scaling, in radians per token; any shape."""

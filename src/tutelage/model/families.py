@@ -151,7 +151,7 @@ def build(
     channels = config.heads * config.head_width
     if (wide := max(config.vocab_size, config.width, config.hidden, channels)) > largest:
         raise InputError(
-            f"model: the configuration has an axis of {wide}, the largest of the weights has only {largest} numbers; "
+            f"model: the configuration asks for an axis of {wide}, the largest of the weights has {largest} numbers; "
             "they come from different models"
         )
     if config.context > LONGEST:

@@ -26,20 +26,18 @@ class NoClassError(InputError):
 
 def from_hf_config(hf: Config) -> GPTConfig:
     """The shape that a config.json describes. Raises InputError for an unsupported family or setting."""
-    check_config(hf, "model: config.json")
     kind = hf.get("model_type")
-    if kind == OURS:
-        return _read_own(hf)
-    if kind not in READERS:
-        raise InputError(f"model: family {kind!r} is not supported; supported are {', '.join(sorted(READERS))}")
+    if kind != OURS and not (isinstance(kind, str) and kind in READERS):
+        supported = ", ".join(sorted(READERS))
+        raise InputError(f"model: family {shown(kind)} is not supported; supported are {supported}")
+    problem = f"model: config.json does not describe a {kind} decoder"
+    check_config(hf, problem)
     try:
-        return READERS[kind](hf)
+        return _read_own(hf) if kind == OURS else READERS[kind](hf)
     except KeyError as error:
-        raise InputError(
-            f"model: config.json describes a {kind} decoder without {error}; copy the model again"
-        ) from None
+        raise InputError(f"{problem}: it has no {error}; copy the model again") from None
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"model: config.json does not describe a {kind} decoder ({error})") from None
+        raise InputError(f"{problem} ({error})") from None
 
 
 def to_hf_config(config: GPTConfig) -> dict[str, Any]:
@@ -66,12 +64,9 @@ def _read_own(hf: Config) -> GPTConfig:
     """The shape in a config.json written by `to_own_config`."""
     known = {field.name for field in fields(GPTConfig)}
     shape = {name: value for name, value in hf.items() if name in known}
-    try:
-        if shape.get("rope_scaling"):
-            shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
-        return GPTConfig(**shape)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"model: config.json does not describe a tutelage decoder ({error})") from None
+    if shape.get("rope_scaling"):
+        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
+    return GPTConfig(**shape)
 
 
 def classifier_of(architecture: str) -> str:

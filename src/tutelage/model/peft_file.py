@@ -52,7 +52,7 @@ def read_names(config: Mapping[str, Any], tensors: Mapping[str, Tensor], tables:
 
     Raises InputError for other kinds of adapters, for two adapters in one file and for incomplete pairs.
     """
-    check_fields(config, KINDS, "adapter: adapter_config.json")
+    check_fields(config, KINDS, "adapter: adapter_config.json does not describe a LoRA")
     refuse_other_kinds(config)
     matrices: dict[str, dict[str, Tensor]] = {}
     file, adapters = AdapterFile(), set()

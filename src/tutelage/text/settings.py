@@ -4,6 +4,7 @@ settings -> named special tokens, chat template, flags of added tokens, the end 
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ END_OF_TEXT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 ADDED = record_of({"content": TEXT, **dict.fromkeys(FLAGS, FLAG)}, required=("content",))
 NAMED = record_of({"name": TEXT, "template": TEXT}, required=("name", "template"))
+PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 KINDS = {
     **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), optional(either(TEXT, ADDED))),
     **dict.fromkeys(("legacy", "add_prefix_space"), optional(FLAG)),
@@ -42,7 +44,7 @@ KINDS = {
 def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json. Raises InputError for a field of another kind than we read there."""
     path = folder / "tokenizer_config.json"
-    settings = read_object(path, "create or copy it again")
+    settings = read_object(path, "without it the tokenizer cannot be read; create or copy it again")
     check_fields(settings, KINDS, str(path))
     return settings
 
@@ -68,6 +70,7 @@ def as_class_reads(folder: Path, settings: dict[str, Any]) -> BackendTokenizer:
     in front, otherwise only the first text does. For Mistral's models transformers keeps tokenizer.json as it is.
     """
     path, config = folder / "tokenizer.json", folder / "config.json"
+    check_prefix(path)
     if str(settings.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
         return BackendTokenizer.from_file(str(path))
     state = json.loads(path.read_text(encoding="utf-8"))
@@ -80,6 +83,18 @@ def as_class_reads(folder: Path, settings: dict[str, Any]) -> BackendTokenizer:
     state["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
     state["model"] |= {"fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "dropout": None}
     return BackendTokenizer.from_str(json.dumps(state))
+
+
+def check_prefix(path: Path) -> None:
+    """Raises InputError for a prefix of BPE that its merges do not have: the library would panic."""
+    text = path.read_text(encoding="utf-8")
+    if not PREFIX.search(text):
+        return
+    model = json.loads(text)["model"]
+    prefix, merges = model.get("continuing_subword_prefix") or "", model.get("merges") or ()
+    seconds = [(merge.split(" ") if isinstance(merge, str) else merge)[-1] for merge in merges]
+    if not all(second.startswith(prefix) for second in seconds):
+        raise InputError(f"{path}: its merges do not begin with continuing_subword_prefix; create or copy it again")
 
 
 def as_settings_declare(backend: BackendTokenizer, settings: dict[str, Any]) -> None:
