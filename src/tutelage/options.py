@@ -74,10 +74,10 @@ def out_of_range(config: Any) -> str | None:
 
 def shown(number: float) -> str:
     """A number in an error message, with at most 20 digits."""
-    if isinstance(number, float):
-        return f"{number:.12g}"
-    text = str(number)
-    return text if len(text) <= 20 else f"{text[:8]}... ({len(text)} digits)"
+    if isinstance(number, int):
+        text = str(number)
+        return text if len(text) <= 20 else f"{text[:8]}... ({len(text)} digits)"
+    return f"{number:.12g}"
 
 
 def ranges_of(cls: type[Any]) -> dict[str, Range]:
