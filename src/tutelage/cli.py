@@ -164,8 +164,7 @@ def exported_feedback(verb: str, words: Sequence[str], arguments: inspect.BoundA
     if not any("://" in text or os.path.isdir(text) for texts in given.values() for text in texts):
         yield
         return
-    from tutelage.runs.run import held_in
-    from tutelage.runs.run_folder import KEPT_INPUTS
+    from tutelage.runs.run_folder import KEPT_INPUTS, held_in
     from tutelage.store.kept_exports import KeptExports, kept_exports
 
     out = arguments.arguments["out"]

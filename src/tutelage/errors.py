@@ -7,9 +7,16 @@ Any other exception is a bug in tutelage: it keeps its traceback and exits with 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 600  # characters; what a file holds may be of any length
+
 
 class InputError(Exception):
     """Invalid user input. The message is one line: the thing, the facts that disagree, the next move."""
+
+    def __init__(self, message: str):
+        # A path, a field of a file and the message of a library can all have line breaks in them.
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} ... {line[-190:]}")
 
 
 class TrainingError(InputError):

@@ -99,13 +99,26 @@ def users_fault(error: Exception) -> str | None:
     if full:
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}: no partial file was kept; free some space and run the same command again"
+    if (wanted := out_of_memory(error)) is not None:
+        return f"not enough memory{wanted}; give smaller sizes, or use a machine with more"
+    if isinstance(error, OSError) and error.filename:  # too long a path, a read-only disk, no permission, ...
+        return f"{shortened(str(error.filename))}: {error.strerror}; check the path"
     kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
     if isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in UNUSABLE):
-        path: Any = error.filename
-        return f"{shortened(str(path))}: {error.strerror}; check the path" if path else str(error)
+        return str(error)
     return None
 
 
 def shortened(path: str) -> str:
     """A path of any length, in a line."""
     return path if len(path) <= 300 else f"{path[:100]}... ({len(path)} characters)"
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """How much memory could not be had, in words, empty if unknown; None for another error."""
+    if isinstance(error, RuntimeError) and (
+        found := re.search(r"tried to allocate ([\d.]+) (bytes|\w?iB)", str(error), re.I)
+    ):
+        amount, unit = float(found[1]), found[2]
+        return f" for {amount / 2**30:,.1f} GiB at once" if unit == "bytes" else f" for {found[1]} {unit} at once"
+    return "" if isinstance(error, MemoryError) else None

@@ -21,6 +21,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # whole numbers beyond this fit neither tensors nor databases
 ADVANCED = "advanced"
 Advanced = Annotated[T, ADVANCED]
 
@@ -37,8 +38,12 @@ class Range:
 
     def complaint(self, value: float) -> str:
         """What is wrong with the number; empty if it is inside."""
+        whole = isinstance(value, int)
         ends = [
-            (isinstance(value, int) or math.isfinite(value), "a finite number"),
+            (
+                abs(value) <= LARGEST if whole else math.isfinite(value),
+                "a whole number of 64 bits" if whole else "a finite number",
+            ),
             (value >= self.least, f"at least {self.least:g}"),
             (value > self.above, f"above {self.above:g}"),
             (value <= self.most, f"at most {self.most:g}"),
@@ -64,16 +69,16 @@ def out_of_range(config: Any) -> str | None:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and (wrong := allowed.complaint(number)):
-                return f"--{name.replace('_', '-')} {written(number)}: {wrong}"
+                return f"--{name.replace('_', '-')} {shown(number)}: {wrong}"
     return None
 
 
-def written(number: float) -> str:
-    """A number as in a message; only the beginning of one with very many digits."""
-    if isinstance(number, float):
-        return f"{number:.12g}"
-    digits = str(number)
-    return digits if len(digits) <= 30 else f"{digits[:10]}... ({len(digits)} digits)"
+def shown(number: float) -> str:
+    """A number in an error message, with at most 20 digits."""
+    if isinstance(number, int):
+        text = str(number)
+        return text if len(text) <= 20 else f"{text[:8]}... ({len(text)} digits)"
+    return f"{number:.12g}"
 
 
 def ranges_of(cls: type[Any]) -> dict[str, Range]:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tutelage import atomic
 from tutelage.errors import InputError
 from tutelage.learning.optim import Muon, adamw
 from tutelage.runs import checkpoint
@@ -20,6 +21,7 @@ from tutelage.runs.checkpoint import load_checkpoint, load_training_state, save_
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.just("a tensor")
 KEYS = st.text() | st.integers()
+STATE = ["state.json", "state.safetensors"]
 NESTED = st.recursive(
     LEAVES, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner), max_leaves=12
 )
@@ -117,9 +119,9 @@ def test_a_full_disk_costs_nothing_that_was_there(tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("save_file", "sync_file", "sync_folder"):
+    for place, name in ((checkpoint, "save_file"), (atomic, "sync_file"), (atomic, "sync_folder")):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-            patch.setattr(checkpoint, name, full)
+            patch.setattr(place, name, full)
             save_checkpoint(tmp_path, 2, {"step": 2, "weights": torch.ones(10)})
         assert os.listdir(tmp_path) == ["00000001"]
     assert load_checkpoint(tmp_path) == ({"step": 1}, [])
@@ -137,7 +139,7 @@ def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path: Path) -> None
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)})
-    assert sorted(p.name for p in (tmp_path / "00000001").iterdir()) == ["state.json", "state.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "00000001").iterdir()) == ["SHA256SUMS", *STATE]
     json.loads((tmp_path / "00000001" / "state.json").read_text())
     with pytest.raises(ValueError):
         list(pickletools.genops((tmp_path / "00000001" / "state.safetensors").read_bytes()))

@@ -109,6 +109,6 @@ def test_a_file_of_somebody_else_is_left_alone(world: World, tmp_path: Path) -> 
 
 
 def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path) -> None:
-    poisoned = scorer_with(world, tmp_path / "nan", math.nan)
+    poisoned = scorer_with(world, tmp_path / "nan", 3e38)
     with pytest.raises(InputError, match="scores are not finite"):
         run(world, tmp_path / "best.jsonl", reward=poisoned)

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[Callable[..., None], Any]] = {
 
 # Where a life ends: the module, the function, at which of its calls in this life.
 ROLLOUT = ("tutelage.rlhf.rollouts", "generate", 3)
-SAVING = ("tutelage.runs.checkpoint", "sync_file", 1)  # all is written, nothing has its name yet
+SAVING = ("tutelage.runs.checkpoint", "_sums", 2)  # the first is on loading; nothing has its name yet
 STEP, AVERAGE = ("torch.optim", "AdamW.step"), ("tutelage.learning.optim", "EMA.update")
 LIVES = {
     "ppo": [ROLLOUT, (*STEP, 2), (*AVERAGE, 3), SAVING],  # the policy has moved, not its values; the second epoch

@@ -201,7 +201,7 @@ def kl_by_transformers(world: World, out: Path) -> float:
 
 
 def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path) -> None:
-    poisoned = scorer_with(world, tmp_path / "nan", math.nan)
+    poisoned = scorer_with(world, tmp_path / "nan", 3e38)
     with pytest.raises(InputError, match="not finite: score.* nan or infinite"):
         run_ppo(world, tmp_path / "out", PLAIN, reward=poisoned)
     assert not (tmp_path / "out" / "run.json").exists()

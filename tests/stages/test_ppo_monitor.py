@@ -58,7 +58,7 @@ def test_the_end_names_the_kept_policy_and_where_it_began(
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the KL coefficient was called price."""
+    """There the KL coefficient was called price, and a checkpoint had no hashes."""
     out = tmp_path / "out"
     interrupted(lambda: run_ppo(world, out, replace(LONG, iterations=3)), monkeypatch, 1)
     (saved,) = (out / "checkpoints").glob("*/state.json")
@@ -66,6 +66,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
     old = [["price" if key == "kl_coef" else key, value] for key, value in state["items"]]
     assert old != state["items"]
     saved.write_text(json.dumps({"items": old}))
+    (saved.parent / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match=f"{out}: its checkpoint is from an earlier version .*; give another --out"):
         run_ppo(world, out, replace(LONG, iterations=3))
 

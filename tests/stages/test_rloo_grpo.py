@@ -178,7 +178,7 @@ def test_the_kl_budget_stops_the_run(
 
 @BOTH
 def test_a_poisoned_reward_model_ends_in_one_line(world: World, tmp_path: Path, config: Any) -> None:
-    poisoned = scorer_with(world, tmp_path / "nan", math.nan)
+    poisoned = scorer_with(world, tmp_path / "nan", 3e38)
     with pytest.raises(InputError, match="iteration 0: not finite: score"):
         run_groups(world, tmp_path / "out", config, reward=poisoned)
     assert not (tmp_path / "out" / "model.safetensors").exists()

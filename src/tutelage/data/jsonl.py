@@ -4,37 +4,52 @@
     objects                  -> a JSONL file, written atomically
 
 A file whose first character is `[` is read as one JSON array, whatever it is called. The line number of an element is
-the line on which it starts. A mistake in a file is an `InputError` that names the file, the line and the next move.
+the line on which it starts. A line of JSONL and an element of an array have at most 16 MiB, and no more of the file
+than that is in memory. A mistake in a file is an `InputError` that names the file, the line and the next move.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from tutelage.atomic import atomic_write
 from tutelage.data.fields import kind_of
 from tutelage.errors import InputError
+from tutelage.json_values import (
+    LONGEST_LINE,
+    check_depth,
+    lines_of,
+    not_utf8,
+    numbered_lines,
+    opened,
+    parse,
+    too_deep,
+    too_long,
+)
 
+CHUNK = 2**20  # bytes of an array that are read at once
+CUT = 16  # characters between the end of a text that is cut short and where JSON's error is, unless a string is cut
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON counts as white space
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) for each object of a JSONL file or a JSON array. Raises InputError without any."""
-    lines = _lines(path)
-    first = next(((number, line) for number, line in lines if line.strip()), None)
-    if first is None:
+    found = False
+    with opened(path) as file:
+        blank = _skip_blank(file)
+        if file.peek(1).startswith(b"["):
+            yield from ((n, _object(value, f"{path}, line {n}")) for n, value in _elements(file, path, blank + 1))
+            return
+        for number, line in numbered_lines(file, path, blank):
+            if line.strip():
+                found, where = True, f"{path}, line {number}"
+                yield number, _object(parse_json(line, where), where)
+    if not found:
         raise InputError(f"{path}: the file is empty; give a JSONL file with at least one record")
-    if first[1].lstrip().startswith("["):
-        text = "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines)
-        yield from ((number, _object(value, f"{path}, line {number}")) for number, value in _elements(text, path))
-        return
-    for number, line in chain([first], lines):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield number, _object(parse_json(line, where), where)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
@@ -48,65 +63,112 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> int:
 
 
 def parse_json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}); write one JSON object per line") from None
+    return parse(line, where, "write one JSON object per line")
 
 
 def read_text(path: Path) -> str:
     """The text of a file. The error names the line of the first byte that is not UTF-8."""
-    return "".join(line for _, line in _lines(path))
+    return "".join(line for _, line in lines_of(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Decode line by line, so that the error can name the line. Reading bytes splits at \n only, as JSONL requires.
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8"
-                    ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+def _skip_blank(file: BufferedReader) -> int:
+    """Read up to the first character that is not white space. Returns the number of line ends before it."""
+    lines = 0
+    while head := file.peek():
+        skipped = file.read(len(head) - len(head.lstrip()))
+        lines += skipped.count(b"\n")
+        if len(skipped) < len(head):
+            break
+    return lines
 
 
-def _elements(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, value) of each element of the JSON array that is the whole text."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0  # newlines are counted up to `counted`
-    at = _skip(text, text.index("[") + 1)
-    if text[at : at + 1] == "]":
+class _Window:
+    """The text of a JSON array, of which only a part is in memory: what has been read and not yet used."""
+
+    def __init__(self, file: BufferedReader, path: Path, line: int):
+        self.file, self.path = file, path
+        self.text, self.at, self.line = "", 0, line  # `line` is that of text[at]
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._json = json.JSONDecoder()
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+    def character(self) -> str:
+        """The next character that is not white space, "" at the end of the file."""
+        while True:
+            found = _SPACE.match(self.text, self.at)
+            self.advance(found.end() if found else self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._read():
+                return ""
+
+    def advance(self, to: int) -> None:
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def value(self) -> Any:
+        """The JSON value that begins here; the window moves behind it."""
+        while True:
+            try:
+                value, end = self._json.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if not (self._is_cut(error) and self._read()):
+                    line = self.line + self.text.count("\n", self.at, error.pos)
+                    problem = f"not JSON ({error.msg}); give an array of objects"
+                    raise InputError(f"{self.path}, line {line}: {problem}") from None
+            except RecursionError:
+                raise InputError(too_deep(self.where)) from None
+            except ValueError as error:  # a number of too many digits
+                raise InputError(f"{self.where}: not JSON ({error}); give an array of objects") from None
+            else:
+                if end < len(self.text) or not self._read():  # at the end of the window a number may go on
+                    break
+        check_depth(value, self.text, self.where, self.at, end)
+        self.advance(end)
+        return value
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the error may only mean that the value goes on behind the window."""
+        return error.msg.startswith("Unterminated string") or len(self.text) - error.pos <= CUT
+
+    def _read(self) -> bool:
+        """Drop what has been used, and read at least as much as is left. Returns False at the end of the file."""
+        rest = self.text[self.at :]
+        if len(rest) > LONGEST_LINE:
+            raise InputError(too_long(self.path, self.line))
+        data = self.file.read(max(CHUNK, len(rest)))
+        try:
+            self.text, self.at = rest + self._utf8.decode(data, final=not data), 0
+        except UnicodeDecodeError as error:
+            before = rest.encode() + error.object[: error.start]
+            begin = before.rfind(b"\n") + 1
+            line = self.line + before.count(b"\n")
+            raise InputError(not_utf8(self.path, line, len(before) - begin)) from None
+        return bool(data)
+
+
+def _elements(file: BufferedReader, path: Path, line: int) -> Iterator[tuple[int, Any]]:
+    """(line, value) of each element of the JSON array that is the rest of the file."""
+    window = _Window(file, path, line)
+    window.character()
+    window.advance(window.at + 1)
+    if window.character() == "]":
         raise InputError(f"{path}: the array is empty; give a file with at least one record")
     while True:
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); give an array of objects") from None
-        except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
-            raise InputError(f"{path}, line {line}: not JSON ({error}); give an array of objects") from None
-        yield line, value
-        at = _skip(text, at)
-        if text[at : at + 1] == "]":
+        begin = window.line
+        yield begin, window.value()
+        separator = window.character()
+        if separator not in ("]", ","):
+            raise InputError(f'{window.where}: not JSON (no "," or "]" after an element of the array)')
+        window.advance(window.at + 1)
+        after = window.character()
+        if separator == "]":
             break
-        if text[at : at + 1] != ",":
-            raise InputError(f'{path}, line {_line(text, at)}: not JSON (no "," or "]" after an element of the array)')
-        at = _skip(text, at + 1)
-    if (end := _skip(text, at + 1)) < len(text):
-        raise InputError(f"{path}, line {_line(text, end)}: there is more text after the array; give one array")
-
-
-def _skip(text: str, at: int) -> int:
-    """The position of the next character that is not white space."""
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
-
-
-def _line(text: str, at: int) -> int:
-    return text.count("\n", 0, at) + 1
+    if after:
+        raise InputError(f"{window.where}: there is more text after the array; give one array")
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

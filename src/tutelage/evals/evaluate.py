@@ -28,6 +28,7 @@ from tutelage.evals.judging import figures, scorers_of
 from tutelage.evals.preference import win_rate
 from tutelage.evals.rankings import policy_row, reward_row
 from tutelage.evals.table import lines_of
+from tutelage.json_values import read_object
 from tutelage.rewards.open import foreign_models, kind_of, load_frozen, open_reward, places_read, reward_inputs
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
@@ -139,7 +140,7 @@ def rates(name: str, row: dict[str, Any], kind: str, reference: str) -> list[Fig
 
 def show_again(run: Run) -> None:
     """The table of an evaluation that had already finished."""
-    report = json.loads((run.out / "evaluation.json").read_text(encoding="utf-8"))
+    report = read_object(run.out / "evaluation.json", "give --overwrite to make the evaluation again")
     run.progress.end(lines_of(report))
 
 

@@ -1,10 +1,29 @@
 """The configuration of one decoder: a GPT-1, a GPT-3, or a current model such as Llama or Qwen3."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 from torch import Tensor
+
+from tutelage.json_values import is_finite
+
+SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context", "band_every")
+WORDS: dict[Any, str] = {int: "a whole number", bool: "true or false"}
+
+
+def check_types(config: Any) -> None:
+    """Raises ValueError for a field of a config dataclass that has another type than declared, or is not finite."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), field.type
+        if get_origin(kind) is Literal:
+            fits, words = value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+        elif kind is float:
+            fits, words = is_finite(value), "a finite number"
+        else:
+            fits, words = type(value) is kind or kind not in WORDS, WORDS.get(kind, "")
+        if not fits:
+            raise ValueError(f"{field.name} is {value!r:.60}; it must be {words}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +41,11 @@ class RopeScaling:
     """Channels with more rotations than this are unchanged."""
     original_context: int
     """Context length, in tokens, before the extension."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not (self.factor > 0 and self.original_context > 0 and self.high_frequency > self.low_frequency):
+            raise ValueError(f"the rotary factors {self} are not those of Llama 3's scaling")
 
     def scale(self, frequency: Tensor) -> Tensor:
         """Frequencies before scaling -> after scaling, in radians per token; any shape."""
@@ -84,9 +108,14 @@ class GPTConfig:
         return tuple(0 if (i + 1) % self.band_every else self.band for i in range(self.layers))
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context"):
+        check_types(self)
+        for name in SIZES:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.band < 0 or self.norm_eps < 0 or self.rope_theta <= 0:
+            raise ValueError(
+                f"band {self.band}, epsilon {self.norm_eps} and theta {self.rope_theta} must not be negative"
+            )
         channels = self.heads * self.head_width
         if self.learned_positions and channels != self.width:
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tutelage.errors import InputError
 from tutelage.model.config import GPTConfig
+from tutelage.model.floats import check_dtype, check_finite
 from tutelage.model.gpt import GPT
 from tutelage.model.gpt_neo import from_gpt_neo, to_gpt_neo
 from tutelage.model.hf_config import family_of
@@ -129,17 +130,28 @@ LONGEST = 2**20
 
 
 def build(
-    config: GPTConfig, fill: Callable[[GPT], None], tensors: int, dtype: torch.dtype, frozen: bool = False
+    config: GPTConfig,
+    fill: Callable[[GPT], None],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    frozen: bool = False,
 ) -> GPT:
     """A decoder of this shape, with weights copied in by `fill`.
 
     The shape is first checked against the weights without allocating memory, by filling a model on the meta device.
     With `frozen`, matrices are in the compute precision from the start, so the model is never in memory in fp32.
-    Raises InputError for a configuration that does not match the weights or their number, `tensors`.
+    Raises InputError for a configuration that does not match `weights`, the content of the file.
     """
-    if config.layers > tensors:
+    if config.layers > len(weights):
         raise InputError(
-            f"model: the configuration has {config.layers} layers, the weights have only {tensors} tensors; "
+            f"model: the configuration has {config.layers} layers, the weights have only {len(weights)} tensors; "
+            "they come from different models"
+        )
+    largest = max(weight.numel() for weight in weights.values())
+    channels = config.heads * config.head_width
+    if (wide := max(config.vocab_size, config.width, config.hidden, channels)) > largest:
+        raise InputError(
+            f"model: the configuration asks for an axis of {wide}, the largest of the weights has {largest} numbers; "
             "they come from different models"
         )
     if config.context > LONGEST:
@@ -173,7 +185,10 @@ def copy_weights(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
                 f"model: {name} is {tuple(weights[name].shape)}, the configuration asks for {tuple(target.shape)}; "
                 "they come from different models"
             )
+        check_dtype(name, weights[name])
         target.copy_(weights[name])
+        if not target.is_meta:
+            check_finite(name, target)
 
 
 def _current_names(model: GPT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

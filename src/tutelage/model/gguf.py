@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
+from tutelage.json_values import COUNT, check_fields
 from tutelage.model.config import GPTConfig, RopeScaling
 from tutelage.model.families import Names, copy_weights, named_views
 from tutelage.model.gpt import GPT
 from tutelage.model.hf_config import family_of
+from tutelage.model.hf_fields import FP32
 
 GGUF_LLAMA: Names = {
     "embedding": ("token_embd",),
@@ -42,6 +44,12 @@ GGUF_GPT2: Names = GGUF_LLAMA | {
 }
 TENSORS = {"llama": GGUF_LLAMA, "qwen2": GGUF_LLAMA, "qwen3": GGUF_LLAMA, "gpt2": GGUF_GPT2}
 FREQUENCIES = "rope_freqs.weight"
+COUNTS = (
+    "block_count embedding_length feed_forward_length context_length rope.dimension_count attention.head_count "
+    "attention.head_count_kv attention.key_length"
+).split()
+REALS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "rope.freq_base")
+KINDS = {**dict.fromkeys(COUNTS, COUNT), **dict.fromkeys(REALS, FP32)}
 
 Metadata = Mapping[str, Any]
 
@@ -55,10 +63,12 @@ def from_metadata(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GPTConfi
         raise InputError("gguf: a mixture of experts is not supported")
     if (scaling := metadata.get(f"{kind}.rope.scaling.type", "none")) != "none":
         raise InputError(f"gguf: rotary positions of type {scaling!r} are not supported")
+    problem = f"gguf: the metadata does not describe a {kind} decoder"
+    check_fields(metadata, {f"{kind}.{name}": value for name, value in KINDS.items()}, problem)
     try:
         return _read_shape(kind, lambda name: metadata[f"{kind}.{name}"], metadata, tensors)
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"gguf: the metadata does not describe a {kind} decoder ({error})") from None
+        raise InputError(f"{problem} ({error})") from None
 
 
 def _read_shape(

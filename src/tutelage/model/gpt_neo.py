@@ -38,5 +38,5 @@ def from_gpt_neo(weights: Mapping[str, Tensor], model: GPT) -> dict[str, Tensor]
         if name.endswith("q_proj.weight"):
             read[name] = weights[name] * query_scale(model)
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
-            read[name.removesuffix("weight") + "bias"] = torch.zeros(len(weights[name]))
+            read[name.removesuffix("weight") + "bias"] = torch.zeros(weights[name].shape[:1])
     return read

@@ -11,7 +11,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from tutelage.errors import InputError
+from tutelage.json_values import shown
 from tutelage.model.config import GPTConfig, RopeScaling
+from tutelage.model.hf_fields import check_config
 
 Config = Mapping[str, Any]
 # The model_type of shapes that no class of transformers has; only this package reads such folders.
@@ -25,14 +27,17 @@ class NoClassError(InputError):
 def from_hf_config(hf: Config) -> GPTConfig:
     """The shape that a config.json describes. Raises InputError for an unsupported family or setting."""
     kind = hf.get("model_type")
-    if kind == OURS:
-        return _read_own(hf)
-    if kind not in READERS:
-        raise InputError(f"model: family {kind!r} is not supported; supported are {', '.join(sorted(READERS))}")
+    if kind != OURS and not (isinstance(kind, str) and kind in READERS):
+        supported = ", ".join(sorted(READERS))
+        raise InputError(f"model: family {shown(kind)} is not supported; supported are {supported}")
+    problem = f"model: config.json does not describe a {kind} decoder"
+    check_config(hf, problem)
     try:
-        return READERS[kind](hf)
-    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"model: config.json does not describe a {kind} decoder ({error})") from None
+        return _read_own(hf) if kind == OURS else READERS[kind](hf)
+    except KeyError as error:
+        raise InputError(f"{problem}: it has no {error}; copy the model again") from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{problem} ({error})") from None
 
 
 def to_hf_config(config: GPTConfig) -> dict[str, Any]:
@@ -59,12 +64,9 @@ def _read_own(hf: Config) -> GPTConfig:
     """The shape in a config.json written by `to_own_config`."""
     known = {field.name for field in fields(GPTConfig)}
     shape = {name: value for name, value in hf.items() if name in known}
-    try:
-        if shape.get("rope_scaling"):
-            shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
-        return GPTConfig(**shape)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"model: config.json does not describe a tutelage decoder ({error})") from None
+    if shape.get("rope_scaling"):
+        shape["rope_scaling"] = RopeScaling(**shape["rope_scaling"])
+    return GPTConfig(**shape)
 
 
 def classifier_of(architecture: str) -> str:
@@ -119,7 +121,7 @@ def _read_modern(hf: Config) -> GPTConfig:
         rope_scaling=_read_scaling(rope),
         qk_norm=kind == "qwen3",
         qkv_bias=kind == "qwen2",
-        tied=hf.get("tie_word_embeddings", False),
+        tied=bool(hf.get("tie_word_embeddings")),
         band=(hf.get("sliding_window") or 0) if kind == "mistral" else 0,
         band_every=1 if kind == "mistral" else 2,
     )
@@ -195,9 +197,13 @@ def _read_gpt1(hf: Config) -> GPTConfig:
 def _read_gpt_neo(hf: Config) -> GPTConfig:
     _must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
     layers = hf["num_layers"]
-    kinds = [kind for pattern, times in hf["attention_types"] for _ in range(times) for kind in pattern]
+    types = hf["attention_types"]
+    size = sum(len(pattern) * times for pattern, times in types)  # compared first, as it may be without measure
+    kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern] if size == layers else []
     if kinds != ["global", "local"] * (layers // 2) + ["global"] * (layers % 2):
-        raise InputError(f"model: attention_types {kinds} does not alternate dense and banded layers, as GPT-3 does")
+        raise InputError(
+            f"model: attention_types {shown(types)} does not alternate dense and banded layers, as GPT-3 does"
+        )
     hidden, context = hf.get("intermediate_size"), hf["max_position_embeddings"]
     return _classic(hf["hidden_size"], hf["num_heads"], hidden, context, layers, hf, band=hf["window_size"])
 
@@ -220,7 +226,7 @@ def _classic(
         learned_positions=True,
         mlp="gelu",
         biases=True,
-        tied=hf.get("tie_word_embeddings", True),
+        tied=hf.get("tie_word_embeddings") is not False,
         **more,
     )
 
@@ -269,7 +275,7 @@ def _write_gpt_neo(config: GPTConfig) -> dict[str, Any]:
 def _must(hf: Config, name: str, *allowed: Any) -> None:
     """Raise InputError if a setting is present and not among the values that our decoder supports."""
     if name in hf and hf[name] is not None and hf[name] not in allowed:
-        raise InputError(f"model: {name} is {hf[name]!r}; only {' or '.join(map(repr, allowed))} is supported")
+        raise InputError(f"model: {name} is {shown(hf[name])}; only {' or '.join(map(shown, allowed))} is supported")
 
 
 PRECISION = {"torch_dtype": "float32", "dtype": "float32"}  # older and newer name of the same field

@@ -15,8 +15,23 @@ from typing import Any
 from torch import Tensor
 
 from tutelage.errors import InputError
+from tutelage.json_values import COUNT, FLAG, PLACE, TEXT, check_fields, listed, mapped, number, optional, shown
+from tutelage.model.floats import check_dtype, check_finite
 
 PREFIX = "base_model.model."
+REPEATED = re.compile(r"(?<!\()[*+?{]")  # in a regular expression, not the ? of (?:
+MOST_REPEATED, LONGEST = 3, 200  # per pattern; characters. Beyond these a pattern can take for ever
+KINDS = {
+    "rank_pattern": optional(mapped(COUNT)),
+    "alpha_pattern": optional(mapped(number())),
+    **dict.fromkeys(("use_rslora", "use_dora"), optional(FLAG)),
+    "r": COUNT,
+    "lora_alpha": number(),
+    "modules_to_save": optional(listed(TEXT)),
+    "base_model_name_or_path": optional(PLACE),
+    "peft_type": optional(TEXT),
+    "bias": optional(TEXT),
+}
 Pair = tuple[Tensor, Tensor]  # A (r, k), B (d, r)
 LORA = re.compile(r"(.+?)\.lora_(embedding_)?([AB])(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
 WHOLE = re.compile(r"(.+?)(?:\.(original_module|base_layer|modules_to_save)(?:\.(?!weight$)([^.]+))?)?\.weight")
@@ -37,11 +52,14 @@ def read_names(config: Mapping[str, Any], tensors: Mapping[str, Tensor], tables:
 
     Raises InputError for other kinds of adapters, for two adapters in one file and for incomplete pairs.
     """
+    check_fields(config, KINDS, "adapter: adapter_config.json does not describe a LoRA")
     refuse_other_kinds(config)
     matrices: dict[str, dict[str, Tensor]] = {}
     file, adapters = AdapterFile(), set()
     for name, tensor in tensors.items():
         short = name.removeprefix(PREFIX)
+        check_dtype(name, tensor)
+        check_finite(name, tensor)
         if match := LORA.fullmatch(short):
             module, embedding, side, adapter = match.groups()
             # An embedding's A is (r, tokens) and its B (C, r): their product is the update transposed.
@@ -68,11 +86,13 @@ def read_names(config: Mapping[str, Any], tensors: Mapping[str, Tensor], tables:
 
 def refuse_other_kinds(config: Mapping[str, Any]) -> None:
     for name, plain in {"peft_type": "LORA", "bias": "none", "use_dora": False}.items():
-        if config.get(name, plain) != plain:
-            raise InputError(f"adapter: {name} is {config[name]!r}; only plain LoRA is supported ({name} {plain!r})")
+        if config.get(name, plain) not in (plain, None):
+            raise InputError(
+                f"adapter: {name} is {shown(config[name])}; only plain LoRA is supported ({name} {plain!r})"
+            )
     initial = config.get("init_lora_weights")
     if str(initial).startswith(("pissa", "olora", "corda", "loftq")):
-        raise InputError(f"adapter: {initial} changes the base model, too; only plain LoRA is supported")
+        raise InputError(f"adapter: {shown(initial)} changes the base model, too; only plain LoRA is supported")
 
 
 def _scaled(config: Mapping[str, Any], module: str, pair: Mapping[str, Tensor]) -> Pair:
@@ -81,11 +101,18 @@ def _scaled(config: Mapping[str, Any], module: str, pair: Mapping[str, Tensor]) 
     return pair["A"], pair["B"] * _scale(config, module)
 
 
+def _applies(pattern: str, module: str) -> bool:
+    """As in PEFT: whether the module's name ends with a match of the regular expression."""
+    if len(pattern) > LONGEST or len(REPEATED.findall(pattern)) > MOST_REPEATED or re.search(r"\)[*+?{]", pattern):
+        raise InputError(f"adapter: the pattern {shown(pattern)} is too intricate; name the modules instead")
+    return len(module) <= LONGEST and re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+
+
 def _scale(config: Mapping[str, Any], module: str) -> float:
     """alpha / r, or alpha / sqrt(r) if rank-stabilised, where patterns may set alpha and r of single modules."""
     alpha, rank = (
         next(
-            (value for key, value in (config.get(pattern) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", module)),
+            (value for key, value in (config.get(pattern) or {}).items() if _applies(key, module)),
             config[default],
         )
         for pattern, default in (("alpha_pattern", "lora_alpha"), ("rank_pattern", "r"))

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from tutelage.atomic import atomic_path
 from tutelage.errors import InputError
+from tutelage.json_values import TEXT, check_fields, listed, parse, whole
 from tutelage.moderation.terms import CATEGORIES, fold
 
 BUCKET_BITS = 16
@@ -27,6 +28,7 @@ SIZES = (1, 2, 3, 4)
 WINDOW, STRIDE = 400, 200  # characters
 FORMAT = "tutelage.flags.2"  # change it with the features or the hash: older weights do not fit new features
 FILE = "flags.safetensors"
+KINDS = {"format": TEXT, "categories": listed(TEXT), "flags": whole()}
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio; odd, so multiplying by it permutes 64-bit integers
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 
@@ -81,15 +83,18 @@ class FlagClassifier:
         path = folder / FILE
         try:
             with safe_open(path, framework="numpy") as file:
-                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                about = parse((file.metadata() or {}).get("about", "{}"), str(path), "train it again")
+                if not isinstance(about, dict):
+                    raise InputError(f"{path}: not a trained moderation classifier; train one with tutelage moderation")
                 if about.get("format") != FORMAT:
                     raise InputError(
                         f"{path}: has format {about.get('format')}, this version reads {FORMAT}; train it again with "
                         "tutelage moderation"
                     )
-                categories = tuple(about["categories"])
-                loaded = cls(categories, file.get_tensor("weights"), file.get_tensor("bias"), about["flags"])
-        except (OSError, SafetensorError) as error:
+                check_fields(about, KINDS, str(path))
+                categories = tuple(about.get("categories", ()))
+                loaded = cls(categories, file.get_tensor("weights"), file.get_tensor("bias"), about.get("flags", 0))
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
             problem = "not a trained moderation classifier"
             raise InputError(f"{path}: {problem} ({error}); train one with tutelage moderation") from None
         loaded._check(path)
@@ -97,6 +102,11 @@ class FlagClassifier:
 
     def _check(self, path: Path) -> None:
         shape = (len(self.categories), BUCKETS)
+        floats = all(array.dtype == np.float32 and np.isfinite(array).all() for array in (self.weights, self.bias))
+        if not floats:
+            raise InputError(
+                f"{path}: holds other than finite float32 numbers; train it again with tutelage moderation"
+            )
         if self.weights.shape != shape or self.bias.shape != shape[:1] or not set(self.categories) <= set(CATEGORIES):
             raise InputError(
                 f"{path}: weights have shape {self.weights.shape}, expected {shape} for {len(self.categories)} "

@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.evals.reward_probe import probe_table, probe_warnings
-from tutelage.runs.run import read_run
+from tutelage.runs.record import read_run
 
 RL = ("ppo", "rloo", "grpo")
 

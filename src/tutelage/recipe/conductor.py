@@ -16,12 +16,16 @@ from typing import Any, NoReturn
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
+from tutelage.json_values import check_fields, mapped, number, read_object, record_of
 from tutelage.recipe.step import NOT_RUN, Step
 from tutelage.runs.log import clock
-from tutelage.runs.run import read_run
+from tutelage.runs.record import read_run
 from tutelage.runs.stage_process import INTERRUPTED, read_messages, stop, wait
 
 GUESS = 30.0  # weight of the guessed pace, in seconds of the plan: from then on measured time outweighs it
+
+
+COST = record_of({"seconds": number(), "peak_memory_bytes": number()}, required=("seconds", "peak_memory_bytes"))
 
 
 class Conductor:
@@ -41,8 +45,8 @@ class Conductor:
         self.spent = self.planned = 0.0
 
     def run_all(self) -> None:
-        for number, step in enumerate(self.plan, start=1):
-            title = f"{number:2}/{len(self.plan)} {step.name:9}"
+        for place, step in enumerate(self.plan, start=1):
+            title = f"{place:2}/{len(self.plan)} {step.name:9}"
             reason = step.reason_to_run()
             if reason is None:
                 self.line(f"{title} already done", keep=True)
@@ -153,11 +157,13 @@ def outcome(step: Step) -> str:
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """demo.json: the seed, and each stage's time and peak memory. None if it is missing or not JSON."""
+    """demo.json: the seed, and each stage's time and peak memory. None if it is missing or holds something else."""
     try:
-        return json.loads((out / "demo.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        record = read_object(out / "demo.json")
+        check_fields(record, {"stages": mapped(COST)}, "demo.json")
+    except InputError:
         return None
+    return record if "stages" in record else None
 
 
 def write_record(out: Path, record: dict[str, Any]) -> None:

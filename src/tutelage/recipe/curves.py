@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tutelage.json_values import is_finite
 from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe
 
 # Placeholder colours, which occur nowhere else. Each stands for the CSS variable of its name.
@@ -133,9 +134,8 @@ def kl_budget(recipe: Recipe) -> float:
 
 def values(lines: Sequence[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of two metrics, from the lines in which both are logged and finite."""
-    pairs = [(line[x], line[y]) for line in lines if line.get(x) is not None and line.get(y) is not None]
+    pairs = [(line[x], line[y]) for line in lines if is_finite(line.get(x)) and is_finite(line.get(y))]
     table = np.array(pairs, dtype=float).reshape(-1, 2)
-    table = table[np.isfinite(table).all(axis=1)]
     return table[:, 0], table[:, 1]
 
 

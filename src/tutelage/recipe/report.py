@@ -17,6 +17,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from tutelage.atomic import atomic_write
+from tutelage.json_values import is_finite
 from tutelage.recipe.curves import draw_curves, inks_of, kl_budget
 from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe, read_recipe, summarise, write_summary
 from tutelage.runs.log import clock
@@ -156,16 +157,18 @@ def parent_label(recipe: Recipe, path: str) -> str:
 
 def number(value: Any, digits: int = 2) -> str:
     """A number with a true minus sign; a dash for anything else."""
-    return f"{value:z,.{digits}f}".replace("-", "−") if isinstance(value, int | float) else NONE
+    return f"{value:z,.{digits}f}".replace("-", "−") if is_finite(value) else NONE
 
 
 def percent(value: Any, digits: int = 0) -> str:
-    return f"{number(100 * value, digits)}{NO_BREAK}%" if isinstance(value, int | float) else NONE
+    return f"{number(100 * value, digits)}{NO_BREAK}%" if is_finite(value) else NONE
 
 
 def interval(pair: Any) -> str:
     """A confidence interval: [.62, .71] -> 62–71 %."""
-    return f"{100 * pair[0]:.0f}–{100 * pair[1]:.0f}{NO_BREAK}%" if isinstance(pair, list) and None not in pair else ""
+    if not (isinstance(pair, list) and len(pair) == 2 and all(map(is_finite, pair))):
+        return ""
+    return f"{100 * pair[0]:.0f}–{100 * pair[1]:.0f}{NO_BREAK}%"
 
 
 def count(value: Any) -> str:
@@ -173,11 +176,11 @@ def count(value: Any) -> str:
 
 
 def gib(size: Any) -> str:
-    return number(size / 2**30, 2) if isinstance(size, int | float) else NONE
+    return number(size / 2**30, 2) if is_finite(size) else NONE
 
 
 def duration(seconds: Any) -> str:
-    return clock(seconds) if isinstance(seconds, int | float) else NONE
+    return clock(seconds) if is_finite(seconds) else NONE
 
 
 def spelled_out(seconds: float, *units: str) -> str:
@@ -188,7 +191,7 @@ def spelled_out(seconds: float, *units: str) -> str:
 
 def rounded(parameters: Any) -> str:
     """4_200_192 -> 4.2M."""
-    if not isinstance(parameters, int | float):
+    if not is_finite(parameters):
         return ""
     return f"{parameters / 1e6:.1f}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs
-from tutelage.runs.run import RunConfig, read_run
+from tutelage.runs.record import missing_file, read_run
+from tutelage.runs.run import RunConfig
 
 NOT_RUN = "not run yet"
 
@@ -37,8 +38,9 @@ class Step:
         if finished is None or self.config is None:
             return NOT_RUN
         inputs = hash_inputs({**self.inputs, **self.found})
-        same = finished["fingerprint"] == fingerprint(self.verb, self.config, inputs) and self.out.exists()
-        return None if same else difference(finished, self.verb, self.config, inputs)
+        if finished["fingerprint"] != fingerprint(self.verb, self.config, inputs):
+            return difference(finished, self.verb, self.config, inputs)
+        return missing_file(self.record, finished) if self.out.exists() else f"{self.out} is missing"
 
 
 def flags(config: RunConfig | None) -> list[str]:

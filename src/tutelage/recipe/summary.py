@@ -8,6 +8,8 @@ neither torch nor matplotlib, so that a program can call `write_summary` at any 
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
+from tutelage.json_values import Kind, check_fields, read_object
+from tutelage.recipe.recorded import DATA, DEMO, EVALUATION, RUN
 from tutelage.runs.log import read_metrics
 
 FOLDERS = {  # stage -> its folder inside the recipe's, in the order in which the stages run
@@ -111,36 +115,41 @@ class Recipe:
 
 def read_recipe(folder: Path) -> Recipe:
     """Raises InputError for a folder without a finished run, and for a file in it that is not JSON."""
-    records = {stage: read_object(folder / name / "run.json") for stage, name in FOLDERS.items()}
+    records = {stage: read_figures(folder / name / "run.json", RUN) for stage, name in FOLDERS.items()}
     runs = {stage: run for stage, run in records.items() if run} | read_siblings(folder)
-    evaluation = read_object(folder / FOLDERS["evaluate"] / "evaluation.json")
+    evaluation = read_figures(folder / FOLDERS["evaluate"] / "evaluation.json", EVALUATION)
     if not runs and not evaluation:
         raise InputError(
             f"{folder}: holds no finished run; pass a folder that `tutelage demo` has made, with base, sft, ... in it"
         )
-    data = read_object(folder / FOLDERS["data"] / "report.json")
-    return Recipe(folder, runs, data, evaluation, read_object(folder / "demo.json"))
+    data = read_figures(folder / FOLDERS["data"] / "report.json", DATA)
+    return Recipe(folder, runs, data, evaluation, read_figures(folder / "demo.json", DEMO))
 
 
 def read_siblings(folder: Path) -> dict[str, dict[str, Any]]:
     """{folder name: run.json} of finished policies that are not a stage of the recipe."""
     known = {*FOLDERS, *FOLDERS.values()}
     places = [path.parent for path in sorted(folder.glob("*/run.json")) if path.parent.name not in known]
-    records = {place.name: read_object(place / "run.json") for place in places}
+    records = {place.name: read_figures(place / "run.json", RUN) for place in places}
     return {name: run for name, run in records.items() if run.get("stage") in (*SAMPLED, *PREFERRED)}
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one if the file is missing. NaN and infinities become None."""
+def read_figures(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """The JSON object in one of the recipe's files, or an empty one if it is missing. NaN and infinity become None."""
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); run its stage again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object; run its stage again")
+    content = finite(read_object(path, "run its stage again"))
+    check_fields(content, kinds, str(path))
     return content
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarise(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tutelage.atomic import atomic_write
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
+from tutelage.json_values import read_object
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
@@ -25,8 +26,8 @@ from tutelage.model.peft import from_peft, to_peft
 from tutelage.model.peft_file import PREFIX
 from tutelage.options import Advanced, Natural, PartialShare, Positive
 from tutelage.runs.device import Device
-from tutelage.runs.files import read_json, read_safetensors
-from tutelage.runs.folder import load_policy, load_trunk, save_policy, save_scorer
+from tutelage.runs.files import read_safetensors
+from tutelage.runs.folder import load_policy, load_trunk, read_config, save_policy, save_scorer, set_head
 from tutelage.runs.identity import hash_input
 from tutelage.runs.run import RunConfig, seed_for
 from tutelage.text.tokenizer import Tokenizer
@@ -161,16 +162,18 @@ def load_adapted_scorer(model: GPT, base: Path, folder: Path) -> ScalarGPT | Non
     None if the reward model was not trained as adapters on this base.
     """
     adapter = folder / "adapter"
-    if not (adapter / "base.json").is_file() or read_json(adapter / "base.json").get("sha256") != hash_input(base):
+    if not (adapter / "base.json").is_file() or read_object(adapter / "base.json").get("sha256") != hash_input(base):
         return None
     tensors = read_safetensors(adapter / "adapter_model.safetensors")
     head = tensors.pop(f"{PREFIX}score.weight", None)
     if head is None:
         return None
-    scorer = ScalarGPT(from_peft(model, read_json(adapter / "adapter_config.json"), tensors))
-    scorer.score.weight = torch.nn.Parameter(head.to(model.embedding.weight.device))
-    config = read_json(folder / "config.json")
-    scorer.mean, scorer.std = config["reward_mean"], config.get("reward_std")
+    config = read_config(folder)
+    with located(str(adapter)):
+        adapted = from_peft(model, read_object(adapter / "adapter_config.json"), tensors)
+    scorer = ScalarGPT(adapted, config.get("reward_mean", 0.0), config.get("reward_std"))
+    set_head(scorer, head, adapter)
+    scorer.score.to(model.embedding.weight.device)
     return scorer
 
 

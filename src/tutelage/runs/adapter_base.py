@@ -1,18 +1,17 @@
 """Where the base of an adapter is: by the path or name in its adapter_config.json, and unchanged since by base.json."""
 
 from pathlib import Path
-from typing import Any
 
 from tutelage.errors import InputError
+from tutelage.json_values import PLACE, check_fields, optional, read_object
 from tutelage.runs.base import find_base
-from tutelage.runs.files import read_json
 from tutelage.runs.identity import hash_input, refuse_ring
 
 
 def adapter_base(folder: Path) -> Path:
     """Where the adapter's base is. Raises InputError if the base has moved or changed."""
-    base = base_of(folder, read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    record = read_json(folder / "base.json") if (folder / "base.json").is_file() else {}
+    base = base_of(folder)
+    record = read_object(folder / "base.json") if (folder / "base.json").is_file() else {}
     if record and record.get("sha256") != hash_input(base):
         raise InputError(
             f"{folder}: its base {base} has changed since; restore the old base, or train the adapter again"
@@ -20,8 +19,11 @@ def adapter_base(folder: Path) -> Path:
     return base
 
 
-def base_of(folder: Path, name: Any) -> Path:
+def base_of(folder: Path) -> Path:
     """The base that an adapter names: by a path relative to its folder, or by any name that `find_base` knows."""
+    config = folder / "adapter_config.json"
+    name = read_object(config).get("base_model_name_or_path")
+    check_fields({"base_model_name_or_path": name}, {"base_model_name_or_path": optional(PLACE)}, str(config))
     if not isinstance(name, str) or not name:
         raise InputError(f"{folder}: adapter_config.json names no base; write its path there")
     place = folder / name

@@ -3,10 +3,13 @@
     nested dicts, lists, tuples, numbers, strings and tensors  <->  checkpoints/<step>/{state.json, state.safetensors}
 
 Tensors are stored in safetensors, everything else in JSON; nothing is pickled. A folder is written under a temporary
-name, synced to disk and renamed. Loading takes the newest readable checkpoint and reports each unreadable one it skips.
+name, synced to disk and renamed. SHA256SUMS has the hash of each file, as `sha256sum` writes and checks it. Loading
+takes the newest checkpoint whose files are as they were written, and reports each damaged one that it skips.
 """
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,57 +21,69 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tutelage.atomic import sync_file, sync_folder
+from tutelage.atomic import atomic_folder
 from tutelage.errors import InputError
 from tutelage.model.parameters import trainable
 
 KEPT = 2  # a full disk or a power cut may damage one; two are rarely damaged
+TENSORS, TREE, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write folder/<step> atomically, then delete all checkpoints but the last two."""
-    temporary, final = folder / f".{step:08d}.tmp", folder / f"{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Write folder/<step> atomically, then delete all checkpoints but the last two.
+
+    Checkpoints of later steps are deleted, too: the run has fallen back past them, because they are damaged.
+    """
     tensors: dict[str, Tensor] = {}
-    try:
+    with atomic_folder(folder / f"{step:08d}", replace=True) as temporary:
         tree = _flatten(state, "", tensors)
-        save_file(tensors, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps(tree), encoding="utf-8")
-        for name in ("state.safetensors", "state.json"):
-            sync_file(temporary / name)
-        sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(folder)
-    for old in steps_in(folder)[:-KEPT]:
+        save_file(tensors, temporary / TENSORS)
+        (temporary / TREE).write_text(json.dumps(tree), encoding="utf-8")
+        (temporary / SUMS).write_text(_sums(temporary), encoding="utf-8")
+    steps = steps_in(folder)
+    for old in [*(later for later in steps if later > step), *[one for one in steps if one <= step][:-KEPT]]:
         shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
+
+
+def _sums(folder: Path) -> str:
+    lines = []
+    for name in (TENSORS, TREE):
+        with open(folder / name, "rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
 
 
 def steps_in(folder: Path) -> list[int]:
     """Steps of the complete checkpoints, in ascending order."""
-    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]{8,}", path.name))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], list[str]] | None:
-    """The newest readable state, and a message for each damaged checkpoint skipped; None without any checkpoint.
+    """The newest undamaged state, and a message for each damaged checkpoint skipped; None without any checkpoint.
 
-    Raises InputError if checkpoints exist but none can be read.
+    Raises InputError if checkpoints exist but all are damaged.
     """
     damaged: list[str] = []
     for step in reversed(steps_in(folder)):
+        place = folder / f"{step:08d}"
         try:
-            tensors = load_file(folder / f"{step:08d}" / "state.safetensors")
-            tree = json.loads((folder / f"{step:08d}" / "state.json").read_text(encoding="utf-8"))
-            return _unflatten(tree, tensors), damaged
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            damaged.append(f"{folder / f'{step:08d}'}: unreadable ({error}); falling back to the previous checkpoint")
+            return _read(place), damaged
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            damaged.append(f"{place}: unreadable ({error}); falling back to the previous checkpoint")
     if damaged:
         raise InputError(f"{folder}: no checkpoint can be read; delete this folder to start the stage again")
     return None
+
+
+def _read(place: Path) -> dict[str, Any]:
+    """The state in one folder. Raises one of several errors if it is damaged; an earlier version wrote no hashes."""
+    sums = place / SUMS
+    if sums.is_file() and sums.read_text(encoding="utf-8") != _sums(place):
+        raise ValueError(f"its files do not have the hashes in {SUMS}")
+    state = _unflatten(json.loads((place / TREE).read_text(encoding="utf-8")), load_file(place / TENSORS))
+    if not isinstance(state, dict):
+        raise ValueError(f"{TREE} holds no state")
+    return state
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -86,7 +101,9 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return {"value": value}
 
 
-def _unflatten(tree: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{TREE} holds no state")
     ((kind, content),) = tree.items()
     if kind == "tensor":
         return tensors[content]

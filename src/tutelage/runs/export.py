@@ -7,13 +7,13 @@ a conversation to the same token ids. Otherwise it is deleted and the error give
 """
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 
+from tutelage.atomic import atomic_folder, atomic_path
 from tutelage.errors import InputError
 from tutelage.model.families import to_hf_weights
 from tutelage.model.gpt import GPT
@@ -56,28 +56,17 @@ def export(
     if out.exists() and (format == "gguf" or not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists; choose another --out")
     model, tokenizer = load_policy(find_base(run), EXACT)
-    partial = out.with_name(f".{out.name}.partial")
-    remove(partial)  # what an export that was killed has left must not get into this one
-    try:
+    with atomic_folder(out) if format == "hf" else atomic_path(out) as partial:
         if format == "hf":
             to_hf_config(model.config), to_hf_weights(model)  # both raise if transformers has no such model
             save_policy(partial, model, tokenizer)
         else:
             exact = write_gguf(partial, model, tokenizer, kind)
         verify(partial, model, tokenizer, ROUNDING["hf" if format == "hf" else kind])
-        partial.rename(out)
-    finally:
-        remove(partial)
     print(f"{out}: written and read back; logits and prompts are those of the run")
     if format == "gguf":
         for difference in differences(tokenizer, exact):
             print(difference)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 def differences(tokenizer: Tokenizer, exact: bool) -> list[str]:

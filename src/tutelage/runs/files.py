@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_path, atomic_write
 from tutelage.errors import InputError
+from tutelage.json_values import TEXT, check_fields, is_file_name, mapped, read_object
 from tutelage.runs.device import release_memory
 
 
@@ -27,8 +28,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
         return read_safetensors(single)
-    shards = read_json(index).get("weight_map", {})
-    if any(Path(name).name != name for name in shards.values()):
+    listing = read_object(index)
+    check_fields(listing, {"weight_map": mapped(TEXT)}, str(index))
+    shards = listing.get("weight_map", {})
+    if not all(is_file_name(name) for name in shards.values()):
         raise InputError(f"{index}: a shard lies outside the folder; copy the model again")
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(shards.values())):
@@ -51,17 +54,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); it may be cut short; copy it or make it again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError if it does not hold one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); copy the model or make it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; copy the model or make it again")
-    return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
+from tutelage.json_values import read_object
 from tutelage.model.families import build, copy_weights, load_hf_weights, own_views, to_hf_weights, with_own_head
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import LastToken, ScalarGPT
@@ -33,7 +34,7 @@ from tutelage.model.peft_tables import changes_tables
 from tutelage.model.vocabulary import resize_vocabulary
 from tutelage.runs.adapter_base import adapter_base, base_of
 from tutelage.runs.device import Device
-from tutelage.runs.files import read_json, read_safetensors, read_weights, write_json, write_weights
+from tutelage.runs.files import read_safetensors, read_weights, write_json, write_weights
 from tutelage.runs.gguf_file import read_gguf, read_gguf_tokenizer
 from tutelage.runs.identity import find_adapter, which_run
 from tutelage.text.tokenizer import Tokenizer
@@ -84,12 +85,13 @@ def _read(folder: Path, device: Device, make_chat: bool, frozen: bool) -> tuple[
         return model, tokenizer
     if adapter := find_adapter(folder):
         return _read_adapted(adapter, device, make_chat)
-    config, tokenizer = _read_config(folder), Tokenizer.load(folder, make_chat)
+    config, tokenizer = read_config(folder), Tokenizer.load(folder, make_chat)
     if _classifies(config):
         raise InputError(f"{folder}: holds a reward model, not a language model; give a language model")
     if not make_chat:
         _check_vocabulary(folder, config, tokenizer)
-    return _built(config, read_weights(folder), device, frozen), tokenizer
+    with located(str(folder)):
+        return _built(config, read_weights(folder), device, frozen), tokenizer
 
 
 def _described(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -109,7 +111,7 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor], device: Device, f
 
     shape = from_hf_config(config)
     shape = shape if config["model_type"] == OURS else with_own_head(shape, weights)
-    return build(shape, fill, len(weights), device.compute_dtype, frozen)
+    return build(shape, fill, weights, device.compute_dtype, frozen)
 
 
 def _read_adapted(folder: Path, device: Device, make_chat: bool) -> tuple[GPT, Tokenizer]:
@@ -126,7 +128,8 @@ def read_adapter(folder: Path, base: GPT, make_chat: bool = False) -> tuple[GPT,
     """
     tokenizer = Tokenizer.load(folder, make_chat) if (folder / "tokenizer.json").is_file() else None
     tensors = read_safetensors(folder / "adapter_model.safetensors")
-    adapted = from_peft(base, read_json(folder / CONFIG), tensors)
+    with located(str(folder)):
+        adapted = from_peft(base, read_object(folder / CONFIG), tensors)
     if tokenizer and not make_chat:
         _check_vocabulary(folder, {"vocab_size": adapted.config.vocab_size}, tokenizer)
     return adapted, tokenizer
@@ -163,8 +166,8 @@ def save_scorer(folder: Path, model: ScalarGPT, tokenizer: Tokenizer) -> None:
 def holds_scorer(place: Path) -> bool:
     """Whether the folder holds a reward or value model rather than a language model."""
     if adapter := find_adapter(place) if place.is_dir() else None:
-        return read_json(adapter / CONFIG).get("task_type") == "SEQ_CLS"
-    config = _read_config(place) if (place / "config.json").is_file() else {}
+        return read_object(adapter / CONFIG).get("task_type") == "SEQ_CLS"
+    config = read_config(place) if (place / "config.json").is_file() else {}
     return "reward_mean" in config or _classifies(config)
 
 
@@ -172,7 +175,7 @@ def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[Sca
     """Read a reward or value model, also one that is an adapter. Errors and `frozen` are as in `load_policy`."""
     if adapter := find_adapter(folder):
         return _read_adapted_scorer(adapter, device)
-    config, tokenizer = _read_config(folder), Tokenizer.load(folder)
+    config, tokenizer = read_config(folder), Tokenizer.load(folder)
     if "reward_mean" not in config and not _classifies(config):
         raise InputError(f"{folder}: holds a language model, not a reward model; make one with `tutelage reward`")
     weights = read_weights(folder)
@@ -183,10 +186,11 @@ def load_scorer(folder: Path, device: Device, frozen: bool = False) -> tuple[Sca
     # transformers' classifiers have no lm_head; with tied embeddings none is expected.
     if config["model_type"] != OURS and "lm_head.weight" not in weights:
         config = config | {"tie_word_embeddings": True}
-    trunk, ours = _built(config, weights, device, frozen), "reward_mean" in config
+    with located(str(folder)):
+        trunk, ours = _built(config, weights, device, frozen), "reward_mean" in config
     place = None if ours else LastToken(config.get("pad_token_id"))
     model = ScalarGPT(trunk, config.get("reward_mean", 0.0), config.get("reward_std"), place)
-    _set_head(model, head, folder)
+    set_head(model, head, folder)
     return model.to(device.torch_device), tokenizer
 
 
@@ -198,21 +202,25 @@ def _read_adapted_scorer(folder: Path, device: Device) -> tuple[ScalarGPT, Token
         raise InputError(f"{folder}: holds no head, score.weight, so it is not a reward model")
     head, scorer = tensors.pop(heads[0]), holds_scorer(base)
     trunk, tokenizer = load_scorer(base, device) if scorer else _read(base, device, make_chat=False, frozen=False)
-    adapted = from_peft(trunk.trunk if isinstance(trunk, ScalarGPT) else trunk, read_json(folder / CONFIG), tensors)
+    with located(str(folder)):
+        plain = trunk.trunk if isinstance(trunk, ScalarGPT) else trunk
+        adapted = from_peft(plain, read_object(folder / CONFIG), tensors)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else tokenizer
-    pad = None if base.is_file() else _read_config(base).get("pad_token_id")
+    pad = None if base.is_file() else read_config(base).get("pad_token_id")
     model = ScalarGPT(merge_adapters(adapted), last_token=LastToken(pad))
-    _set_head(model, head, folder)
+    set_head(model, head, folder)
     return model.to(device.torch_device), tokenizer
 
 
 @torch.no_grad()
-def _set_head(model: ScalarGPT, head: Tensor, folder: Path) -> None:
+def set_head(model: ScalarGPT, head: Tensor, folder: Path) -> None:
+    """Copy the weights of a score head, (1, C). Raises InputError if they are none."""
     if head.shape != model.score.weight.shape:
         raise InputError(
             f"{folder}: score.weight is {tuple(head.shape)}, a reward model's is {tuple(model.score.weight.shape)}"
         )
-    model.score.weight.copy_(head)
+    with located(str(folder)):
+        copy_weights({"score.weight": model.score.weight}, {"score.weight": head})
 
 
 def _classifies(config: dict[str, Any]) -> bool:
@@ -221,7 +229,7 @@ def _classifies(config: dict[str, Any]) -> bool:
 
 def load_trunk(folder: Path, device: Device) -> GPT:
     """The decoder of a language model, or of a reward model, without the score head."""
-    if (folder / "config.json").is_file() and "reward_mean" in _read_config(folder):
+    if (folder / "config.json").is_file() and "reward_mean" in read_config(folder):
         return load_scorer(folder, device)[0].trunk
     return load_policy(folder, device)[0]
 
@@ -232,8 +240,7 @@ def load_tokenizer(place: Path) -> Tokenizer:
         return read_gguf_tokenizer(place)
     adapter = None if (place / "tokenizer.json").is_file() else find_adapter(place)
     if adapter:
-        name = read_json(adapter / CONFIG).get("base_model_name_or_path")
-        return load_tokenizer(base_of(adapter, name))
+        return load_tokenizer(base_of(adapter))
     if several := which_run(place):
         raise InputError(several)
     return Tokenizer.load(place)
@@ -268,7 +275,11 @@ def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: Tokenizer
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises InputError if it is missing, or describes no model that we support."""
     if not (folder / "config.json").is_file():
         raise InputError(which_run(folder) or f"{folder}: no config.json here; give a finished run that holds a model")
-    return read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
+    with located(str(folder)):
+        from_hf_config(config)
+    return config

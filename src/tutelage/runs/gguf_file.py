@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage.atomic import atomic_path
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
 from tutelage.model.families import build
 from tutelage.model.gguf import architecture_of, from_metadata, load_gguf_weights, to_gguf_weights, to_metadata
 from tutelage.model.gpt import GPT
@@ -23,6 +23,7 @@ from tutelage.text.gguf_vocabulary import from_gguf, to_gguf
 from tutelage.text.tokenizer import Tokenizer
 
 Kind = Literal["f16", "bf16", "q8_0"]
+MOST_VALUES, MOST_ENTRIES = 2**22, 2**16  # Gemma 3 has 1.3 million values in lists: tokens, scores, types, merges
 LLAMA_FILE_TYPE = {"f16": 1, "q8_0": 7, "bf16": 32}
 
 
@@ -32,37 +33,46 @@ def read_gguf(path: Path, make_chat: bool = False) -> tuple[GPT, Tokenizer]:
     Raises InputError for a truncated file, a header that does not fit the content, and an unsupported model.
     """
     metadata, tensors = _read_file(path)
+    with located(str(path)):
+        return _model(path, metadata, tensors, make_chat)
+
+
+def _model(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor], make_chat: bool) -> tuple[GPT, Tokenizer]:
     config, tokenizer = from_metadata(metadata, tensors), from_gguf(metadata, make_chat)
     if (tokens := len(metadata["tokenizer.ggml.tokens"])) != config.vocab_size:
         raise InputError(
             f"{path}: lists {tokens} tokens, its embedding has {config.vocab_size} rows; download it again"
         )
-    model = build(config, lambda model: load_gguf_weights(model, tensors), len(tensors), torch.float32)
+    model = build(config, lambda model: load_gguf_weights(model, tensors), tensors, torch.float32)
     return model, tokenizer
-
-
-def read_gguf_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a GGUF file, without its weights."""
-    return from_gguf(_metadata(_open(path)))
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     reader = _open(path)
-    return _metadata(reader), _guarded(path, lambda: {t.name: _dequantized(t) for t in reader.tensors})
+    return _metadata(path, reader), _guarded(path, lambda: {t.name: _dequantized(t) for t in reader.tensors})
 
 
-def _metadata(reader: Any) -> dict[str, Any]:
-    return {name: field.contents() for name, field in reader.fields.items()}
+def read_gguf_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file, without its weights."""
+    with located(str(path)):
+        return from_gguf(_metadata(path, _open(path)))
+
+
+def _metadata(path: Path, reader: Any) -> dict[str, Any]:
+    return _guarded(path, lambda: {name: field.contents() for name, field in reader.fields.items()})
 
 
 def _open(path: Path) -> Any:
-    """The library's reader, changed to raise ValueError when the header asks for more bytes than the file has.
+    """The library's reader, changed to raise ValueError when the header asks for more than the file can have.
 
     It slices a plain array view of the file, because slicing the memory map 800,000 times takes four times as long.
     """
     library: Any = _library()
+    array = library.GGUFValueType.ARRAY
 
     class Reader(library.GGUFReader):
+        listed = 0
+
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             plain = self.__dict__.setdefault("plain", np.asarray(self.data))
             kind = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
@@ -71,7 +81,26 @@ def _open(path: Path) -> Any:
                 raise ValueError("the file is shorter than its header says")
             return plain[int(offset) : end].view(kind)
 
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == array:
+                self.listed += int(self._get(orig_offs + 4, np.uint64)[0])
+                most(self.listed, MOST_VALUES, "values in lists")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+        def _build_fields(self, offs: int, count: int) -> Any:
+            return super()._build_fields(offs, most(count, MOST_ENTRIES, "keys"))
+
+        def _build_tensor_info(self, offs: int, count: int) -> Any:
+            return super()._build_tensor_info(offs, most(count, MOST_ENTRIES, "tensors"))
+
     return _guarded(path, lambda: Reader(path))
+
+
+def most(count: int, limit: int, what: str) -> int:
+    """The count. Raises ValueError if it is beyond the limit, because the library takes 300 bytes for each."""
+    if count > limit:
+        raise ValueError(f"its header says that there are {count} {what}; at most {limit} are read")
+    return count
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:

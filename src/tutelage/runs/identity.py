@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
+from tutelage.json_values import read_object
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ def _base_named_by_path(path: Path) -> Path | None:
     if not folder or (folder / "base.json").is_file():
         return None
     config = folder / "adapter_config.json"
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # loading the adapter reports a bad file
-        named = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    with contextlib.suppress(InputError, TypeError, KeyError, OSError):  # loading the adapter reports a bad file
+        named = read_object(config)["base_model_name_or_path"]
         for place in (folder / named, Path(named)):
             if place.exists() and place.resolve() not in (path.resolve(), folder.resolve()):
                 return place

@@ -3,10 +3,11 @@
 runs/demo -> runs/demo/base, runs/demo/sft, ...   -> what to type instead
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tutelage.errors import InputError
+from tutelage.json_values import read_object
 from tutelage.runs.ending import command
 from tutelage.runs.identity import models_in
 
@@ -34,7 +35,6 @@ def about(made: dict[str, Any]) -> str:
 def record(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except InputError:
         return {}
-    return value if isinstance(value, dict) else {}

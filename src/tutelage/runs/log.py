@@ -5,6 +5,7 @@
 With TUTELAGE_PROGRESS=json, which a parent process sets, each update is one JSON object per line on standard output.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.atomic import atomic_write
+from tutelage.errors import InputError
+from tutelage.json_values import lines_of, parse
 
 INTERVAL = {"bar": 0.2, "json": 0.5, "lines": 10.0}  # seconds between two updates, by mode
 
@@ -117,13 +120,12 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last line that a crash has cut short; empty without the file."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The lines of a metrics.jsonl, up to one that a crash has cut short; empty without the file."""
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(InputError):
+        for _, text in lines_of(path):
+            line = parse(text, "", "")
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                break
+            lines.append(line)
     return lines

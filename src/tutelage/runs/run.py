@@ -34,7 +34,8 @@ from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.ending import Ending
 from tutelage.runs.identity import Inputs, difference, fingerprint, hash_inputs, plain_config
 from tutelage.runs.log import MetricsFile, Progress
-from tutelage.runs.run_folder import KEPT_INPUTS, OURS, RunFolder
+from tutelage.runs.record import RECORD, already_finished, files_of, finished_at, missing_file, read_run
+from tutelage.runs.run_folder import KEPT_INPUTS, RunFolder
 
 DIFFERS = "its settings or inputs differ"
 
@@ -85,23 +86,55 @@ class Run:
     def _prepare(self) -> bool:
         """Whether this run is already finished. Otherwise claim the folder, replacing another run if that is allowed.
 
-        Raises InputError if the folder holds something else.
+        Raises InputError if the folder holds something else. All is looked at again under the lock, because the process
+        that held it may have finished this run or another one meanwhile.
         """
-        record, folder = read_run(self.out), self.folder
-        if record and record["fingerprint"] == self.fingerprint and self.product.exists():
-            self.progress.say(f"{self.product}: {already_finished(record)}")
+        if self._is_finished():
+            self.folder.tidy()
             return True
-        same = (record["fingerprint"] if record else folder.marked) == self.fingerprint
-        if replacing := not same and (record is not None or folder.resumable):
+        self._replaces()
+        self.folder.wait()
+        try:
+            if self._is_finished():
+                self.folder.close(failed=True)
+                return True
+            if replaced := self._replaces():
+                self.progress.say(f"{self.out}: {replaced}")
+            self.folder.claim(self.fingerprint, replacing=bool(replaced))
+        except BaseException:
+            self.folder.close(failed=True)
+            raise
+        return False
+
+    def _is_finished(self) -> bool:
+        """Raises InputError if this run is finished but has lost files, unless it may be made again."""
+        record = read_run(self.out)
+        if not record or record["fingerprint"] != self.fingerprint or not self.product.exists():
+            return False
+        if lost := missing_file(self.out, record):
+            if self.config.overwrite:
+                return False
+            raise InputError(
+                f"{self.out}: finished on {finished_at(record)} UTC, but {lost}; restore the file, or give "
+                "--overwrite to make the run again"
+            )
+        self.progress.say(f"{self.product}: {already_finished(record)}")
+        return True
+
+    def _replaces(self) -> str:
+        """Which run this one replaces, in words; empty if none. Raises InputError if the folder may not be used."""
+        record, folder = read_run(self.out), self.folder
+        if record and record["fingerprint"] == self.fingerprint:
+            lost = missing_file(self.out, record)
+            return f"making the finished run again, because {lost}" if lost else ""
+        if record or (folder.marked != self.fingerprint and folder.resumable):
             reason = difference(record, self.stage, self.config, self.inputs) if record else DIFFERS
             self._refuse_replacing(reason)
-            self.progress.say(f"{self.out}: replacing another run ({reason})")
-        elif not record and folder.foreign:
-            problem = "the folder is not empty and holds no run" if self.out.is_dir() else "is a file, not a folder"
+            return f"replacing another run ({reason})"
+        if folder.marked is None and (problem := folder.foreign):
             move = "--overwrite replaces runs alone; " * self.config.overwrite + "choose another --out"
             raise InputError(f"{self.out}: {problem}; {move}")
-        folder.claim(self.fingerprint, replacing)
-        return False
+        return ""
 
     def _refuse_replacing(self, reason: str) -> None:
         """Raises InputError if another run may not be replaced: without --overwrite, or because this one reads it."""
@@ -186,41 +219,16 @@ class Run:
             "wall_seconds": round(self.seconds, 2),
             "peak_memory_bytes": peak_memory_bytes(),
             "results": results,
+            "files": files_of(self.out),
         }
         self.folder.begin()
-        with atomic_write(self.out / "run.json") as file:
+        with atomic_write(self.out / RECORD) as file:
             json.dump(record, file, indent=2)
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         if ending:
             self.progress.end(ending.lines(self.product))
 
 
-def held_in(out: Path) -> tuple[str | None, str | None]:
-    """The fingerprints of the finished run in a folder, and of the run that its checkpoints resume; None without."""
-    record, marker = read_run(out), out / "checkpoints" / "fingerprint"
-    resumable = marker.is_file() and any(path.is_dir() and path.name not in OURS for path in marker.parent.iterdir())
-    return (record["fingerprint"] if record else None), (marker.read_text("utf-8") if resumable else None)
-
-
 def seed_for(seed: int, purpose: str) -> int:
     """A 63-bit seed that differs for each purpose and is the same in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
-
-
-def already_finished(record: dict[str, Any]) -> str:
-    """What to say to somebody who starts a finished run again."""
-    when = str(record.get("finished", ""))[:16].replace("T", " ")
-    return (
-        f"already finished on {when} UTC with these settings and inputs; nothing to do; for another run, change a "
-        "setting such as --seed, or choose another --out"
-    )
-
-
-def read_run(out: Path) -> dict[str, Any] | None:
-    """run.json of a finished run; None if there is none or it is not a run's record."""
-    try:
-        record = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    known = isinstance(record, dict) and record.keys() >= {"stage", "config", "inputs", "fingerprint"}
-    return record if known else None

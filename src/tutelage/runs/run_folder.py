@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import IO
 
-from tutelage.atomic import atomic_write
+from tutelage.atomic import atomic_write, is_left_over, sweep
 from tutelage.errors import InputError
+from tutelage.runs.checkpoint import steps_in
+from tutelage.runs.record import RECORD, is_damaged_record, read_run
 
 LOCK_PATIENCE = 15.0  # seconds; a stage whose demo was killed ends when it next prints progress
-OURS = ("lock", "fingerprint", "replaced")  # names in checkpoints/
 KEPT_INPUTS = "inputs"  # inputs that were exported for this run, before it claims the folder
 
 
@@ -30,12 +31,13 @@ class RunFolder:
         self.out, self.checkpoints = out, out / "checkpoints"
         self.marker = self.checkpoints / "fingerprint"  # of the run that the checkpoints belong to
         self.aside = self.checkpoints / "replaced"
+        self.returned, self.discarded = self.checkpoints / "returned", self.checkpoints / "discarded"
         self.lock: IO[str] | None = None
-        self.begun = False
+        self.claimed = self.begun = False
         self.made: list[Path] = []  # folders that were not there before, the innermost first
         self.found: set[Path] = set()  # what was there before
         self.previous: str | None = None  # the mark that was there before, of a run without a checkpoint
-        if self.aside.is_dir():  # left by a process that was killed before its first step
+        if self.aside.is_dir() or self.returned.is_dir():  # left by a process that was killed before its first step
             self._lock()
             self._put_back()
             self._release()
@@ -43,32 +45,46 @@ class RunFolder:
     @property
     def marked(self) -> str | None:
         """The fingerprint of the run that the checkpoints belong to."""
-        return self.marker.read_text(encoding="utf-8") if self.marker.is_file() else None
+        return self.marker.read_text(encoding="utf-8", errors="replace") if self.marker.is_file() else None
 
     @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint."""
-        return self.marked is not None and any(p.is_dir() and p.name not in OURS for p in self.checkpoints.iterdir())
+        return self.marked is not None and bool(steps_in(self.checkpoints))
 
     @property
-    def foreign(self) -> bool:
-        """Whether the folder holds something, but nothing that a run left there."""
+    def foreign(self) -> str | None:
+        """Why no run can start here, in words; None if the folder holds nothing, or only what a run left there."""
         if self.marked is not None or not self.out.exists():
-            return False
+            return None
         if not self.out.is_dir():
-            return True
-        # Only a lock: a process was killed between taking it and writing its mark.
-        files = [path for path in self.out.rglob("*") if not path.is_dir() and path != self.checkpoints / "lock"]
-        return any(not path.is_relative_to(self.out / KEPT_INPUTS) for path in files)
+            return "is a file, not a folder; choose another --out"
+        if all(self._is_remnant(path) for path in self.out.rglob("*")):
+            return None
+        if is_damaged_record(self.out / RECORD):
+            move = "restore it, delete the folder, or choose another --out"
+            return f"its {RECORD} is damaged, so it is not known which run this is; {move}"
+        return "the folder is not empty and holds no run; choose another --out"
 
-    def claim(self, fingerprint: str, replacing: bool) -> None:
-        """Lock the folder for this run, setting another run that it replaces aside."""
-        if replacing and (nested := sorted(self.out.glob("*/run.json"))):
-            inside = nested[0].parent
-            raise InputError(f"{self.out}: other runs are in it ({inside}), which would be lost; choose another --out")
+    def _is_remnant(self, path: Path) -> bool:
+        """Whether a run that was killed before its first mark may have left this: a lock, or a half-written file."""
+        if path.is_dir() or path == self.checkpoints / "lock" or path.is_relative_to(self.out / KEPT_INPUTS):
+            return True
+        return is_left_over(path) or (path == self.out / RECORD and is_damaged_record(path))
+
+    def wait(self) -> None:
+        """Wait until no other process works in the folder. Raises InputError after LOCK_PATIENCE."""
         parents = [self.checkpoints, self.out, *self.out.parents]
         self.made = [folder for folder in parents if not folder.exists()]
         self._lock()
+
+    def claim(self, fingerprint: str, replacing: bool) -> None:
+        """Make the locked folder this run's, setting another run that it replaces aside."""
+        if replacing and (nested := sorted(self.out.glob("*/run.json"))):
+            inside = nested[0].parent
+            raise InputError(f"{self.out}: other runs are in it ({inside}), which would be lost; choose another --out")
+        self._sweep()
+        self.claimed = True
         if replacing:
             self._set_aside()
         self.begun = not replacing and self.resumable and self.marked == fingerprint
@@ -79,18 +95,32 @@ class RunFolder:
         """From here on the folder is this run's: what it replaces is deleted."""
         if not self.begun:
             self.begun = True
-            shutil.rmtree(self.aside, ignore_errors=True)
+            if self.aside.is_dir():
+                self.aside.rename(self.discarded)  # at once, so that a kill leaves no half of the replaced run
+                shutil.rmtree(self.discarded, ignore_errors=True)
 
     def close(self, failed: bool) -> None:
         """Release the folder; after a failure before the first step, leave it as it was found."""
         if self.lock is None:
             return
-        if failed and not self.begun:
+        if failed and self.claimed and not self.begun:
             self._put_back()
         self._release()
         for folder in self.made if failed and not self.begun else ():
             with contextlib.suppress(OSError):  # somebody else may have put a file there
                 folder.rmdir()
+
+    def tidy(self) -> None:
+        """Delete the checkpoints of a finished run whose process was killed before it could, unless it still runs."""
+        with contextlib.suppress(OSError), open(self.checkpoints / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Delete what killed processes have left: temporary files, and a replaced run."""
+        shutil.rmtree(self.discarded, ignore_errors=True)
+        for folder, _, _ in os.walk(self.out):
+            sweep(Path(folder))
 
     def _lock(self) -> None:
         """Take the lock, which the system releases when the process ends, however it ends."""
@@ -126,9 +156,13 @@ class RunFolder:
         self.lock = None
 
     def _set_aside(self) -> None:
-        """Move everything but the lock and the exported inputs into checkpoints/replaced."""
+        """Move everything but the lock and the exported inputs into checkpoints/replaced.
+
+        The mark goes first: with a mark, what lies outside belongs to the run that replaces.
+        """
         (self.aside / "checkpoints").mkdir(parents=True)
-        for path in [p for p in self.checkpoints.iterdir() if p.name not in ("lock", "replaced")]:
+        inside = [path for path in self.checkpoints.iterdir() if path.name not in ("lock", self.aside.name)]
+        for path in sorted(inside, key=lambda path: path != self.marker):
             path.rename(self.aside / "checkpoints" / path.name)
         for path in [p for p in self.out.iterdir() if p not in (self.checkpoints, self.out / KEPT_INPUTS)]:
             path.rename(self.aside / path.name)
@@ -136,24 +170,37 @@ class RunFolder:
     def _put_back(self) -> None:
         """Remove what this run has made, and undo `_set_aside`. Killed halfway, it can be done again.
 
-        Without a mark, `_set_aside` was killed halfway, so what lies outside belongs to the replaced run, too.
+        Without a mark, `_set_aside` or this was killed halfway, so what lies outside belongs to the replaced run, too.
+        Its mark comes back last, out of a folder that is no longer called `replaced`.
         """
-        if self.marker.is_file():
-            for path in set(self.out.iterdir()) - self.found - {self.checkpoints}:
+        if self.marker.is_file() and not self.returned.is_dir():
+            for path in set(self.out.iterdir()) - self.found - {self.checkpoints, self.out / KEPT_INPUTS}:
                 remove(path)
             self.marker.unlink()
         if self.previous is not None:
             self._mark(self.previous)
         if self.aside.is_dir():
-            for path in (self.aside / "checkpoints").iterdir():
+            mark, inner = self.aside / "checkpoints" / self.marker.name, self.aside / "checkpoints"
+            for path in [p for p in inner.iterdir() if p != mark] if inner.is_dir() else ():
                 path.rename(self.checkpoints / path.name)
-            for path in [p for p in self.aside.iterdir() if p.name != "checkpoints"]:
+            for path in [p for p in self.aside.iterdir() if p != inner]:
                 path.rename(self.out / path.name)
-            shutil.rmtree(self.aside)
+            self.aside.rename(self.returned)
+        if self.returned.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                (self.returned / "checkpoints" / self.marker.name).rename(self.marker)
+            shutil.rmtree(self.returned)
 
     def _mark(self, fingerprint: str) -> None:
         with atomic_write(self.marker) as file:
             file.write(fingerprint)
+
+
+def held_in(out: Path) -> tuple[str | None, str | None]:
+    """The fingerprints of the finished run in a folder, and of the run that its checkpoints resume; None without."""
+    record, marker = read_run(out), out / "checkpoints" / "fingerprint"
+    resumable = marker.is_file() and steps_in(marker.parent)
+    return (record["fingerprint"] if record else None), (marker.read_text("utf-8", "replace") if resumable else None)
 
 
 def remove(path: Path) -> None:

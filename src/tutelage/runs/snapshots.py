@@ -3,10 +3,10 @@
 every N steps -> out/snapshots/<step>: only the adapter if there is one, otherwise the full model
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tutelage.atomic import atomic_folder
 from tutelage.model.gpt import GPT
 from tutelage.options import Advanced, Natural
 from tutelage.runs.adapter import AdapterConfig, save_tuned
@@ -29,10 +29,7 @@ class SnapshotConfig(AdapterConfig):
 def save_snapshot(run: Run, config: SnapshotConfig, step: int, policy: GPT, tokenizer: Tokenizer) -> None:
     """Write the policy atomically. The snapshot can be used wherever a run is expected."""
     base = Path(run.inputs["policy"]["path"])
-    final = run.out / "snapshots" / f"{step:05d}"
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_tuned(partial, policy, tokenizer, base, replace(config, adapter_only=config.adapted))
-    shutil.rmtree(final, ignore_errors=True)  # a killed run saves it again after resuming
-    partial.rename(final)
+    with atomic_folder(
+        run.out / "snapshots" / f"{step:05d}", replace=True
+    ) as folder:  # one that a killed run has saved
+        save_tuned(folder, policy, tokenizer, base, replace(config, adapter_only=config.adapted))

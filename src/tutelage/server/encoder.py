@@ -69,10 +69,18 @@ class Encoder:
         ]
         return [encoded(found) for piece in await all_of(asked) for found in piece]
 
-    async def decoded(self, owner: str, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of ids, without special tokens."""
+    async def marked(self, owner: str, text: str, added: bool) -> list[int]:
+        """The ids of a text in which special tokens may be written, however many.
+
+        added: between the tokens that the tokenizer adds.
+        """
+        ids: list[int] = await self._ask(owner, len(text), "marked", text=text, added=added)
+        return ids
+
+    async def decoded(self, owner: str, prompts: Sequence[Sequence[int]], special: bool = False) -> list[str]:
+        """The texts of ids, with their special tokens if `special`."""
         pieces = in_pieces(list(prompts), len)
-        asked = [self._ask(owner, sum(map(len, piece)), "decoded", prompts=piece) for piece in pieces]
+        asked = [self._ask(owner, sum(map(len, piece)), "decoded", prompts=piece, special=special) for piece in pieces]
         return [text for piece in await all_of(asked) for text in piece]
 
     async def fit(

@@ -52,8 +52,12 @@ class Encoding:
         """Texts between the tokens that the tokenizer adds, such as BOS."""
         return [self._within(limit, text, self.tokenizer.encode_text) for text in texts]
 
-    def decoded(self, prompts: Sequence[Sequence[int]]) -> list[str]:
-        return [self.tokenizer.decode(ids) for ids in prompts]
+    def marked(self, text: str, added: bool) -> list[int]:
+        """The ids of a text in which special tokens may be written; `added`: between the tokenizer's own tokens."""
+        return self.tokenizer.encode_marked(text, added)
+
+    def decoded(self, prompts: Sequence[Sequence[int]], special: bool = False) -> list[str]:
+        return [self.tokenizer.decode(ids, not special) for ids in prompts]
 
     def fit(self, system: str, messages: Sequence[Message], hidden: Sequence[int], limit: int) -> dict[str, Any]:
         """The ids of the messages without those in `hidden` and without the oldest turns, so that they fit the limit.
@@ -85,5 +89,7 @@ class Encoding:
 def main() -> None:
     """What the process runs."""
     encoding = Encoding()
-    jobs = {name: getattr(encoding, name) for name in ("set_up", "chat", "answers", "texts", "decoded", "fit")}
+    jobs = {
+        name: getattr(encoding, name) for name in ("set_up", "chat", "answers", "texts", "marked", "decoded", "fit")
+    }
     bounded.answer_all(jobs, refusals=(InputError,))

@@ -164,7 +164,7 @@ def ranked(mask: bytes, preferred: bytes) -> bytes:
         *(digits[:1] + digits[-1:]),
         *(new if inside else marks),
     }
-    return bytes(sorted(few, key=lambda value: (inside or value not in CLOSING, value not in new, _rank(value))))
+    return bytes(sorted(few, key=lambda value: (inside or value not in CLOSING, value not in new, _rank(int(value)))))
 
 
 def _rank(value: int) -> tuple[int, int]:

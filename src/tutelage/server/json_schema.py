@@ -10,7 +10,7 @@ options that exclude each other is an `anyOf`, and formats of dates leave out da
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from math import lcm
-from typing import Any
+from typing import Any, TypeGuard
 
 from tutelage.errors import InputError
 from tutelage.server.disjoint import Disjoint, required_names
@@ -195,5 +195,5 @@ def _add(schema: dict[str, Any], keyword: str, value: Any) -> None:
         schema["allOf"] = [*parts, {keyword: value}]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

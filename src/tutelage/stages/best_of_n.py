@@ -31,7 +31,8 @@ from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
-from tutelage.runs.run import Run, RunConfig, read_run, seed_for
+from tutelage.runs.record import record_beside
+from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SampledTemperature, SamplingConfig
 from tutelage.sampling.sampler import Response, for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
@@ -96,9 +97,7 @@ def best_of_n(
 
     Example: tutelage best-of-n --policy runs/sft --reward runs/reward --prompts prompts.jsonl --out best.jsonl
     """
-    record = out.with_suffix(".run")
-    if out.exists() and not read_run(record) and not config.overwrite:
-        raise InputError(f"best-of-n: {out} already exists; choose another --out, or give --overwrite")
+    record = record_beside(out, "best-of-n", config.overwrite)
     policy = find_base(policy)
     inputs: Inputs = {"policy": policy, "reward": reward_inputs(reward), "prompts": prompts}
     with Run(record, stage="best-of-n", config=config, inputs=inputs, product=out) as run:

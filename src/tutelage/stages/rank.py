@@ -28,7 +28,8 @@ from tutelage.runs.ending import Ending, Figure, command
 from tutelage.runs.folder import load_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.log import Progress
-from tutelage.runs.run import Run, RunConfig, read_run, seed_for
+from tutelage.runs.record import record_beside
+from tutelage.runs.run import Run, RunConfig, seed_for
 from tutelage.sampling.distribution import SampledTemperature, SamplingConfig
 from tutelage.sampling.sampler import for_inference, generate, rows_that_fit
 from tutelage.text.chat import encode_chat
@@ -75,9 +76,7 @@ def rank(
 
     Example: tutelage rank --policy runs/sft --prompts prompts.jsonl --panel panel.json --out ranks.jsonl
     """
-    record = out.with_suffix(".run")
-    if out.exists() and not read_run(record) and not config.overwrite:
-        raise InputError(f"rank: {out} already exists; choose another --out, or give --overwrite")
+    record = record_beside(out, "rank", config.overwrite)
     if rankings:
         if policy or panel or prompts:
             raise InputError("rank: --from imports finished rankings; leave --policy, --prompts and --panel out")

@@ -15,9 +15,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tutelage.errors import InputError
 
 try:
-    import pysqlite3.dbapi2 as driver
+    import pysqlite3.dbapi2 as driver_module
 except ImportError:  # no wheel for this platform
-    driver = sqlite3
+    driver_module = sqlite3
+driver = driver_module  # of SQLite databases
 
 # Names that begin with two digits are PostgreSQL's.
 FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "53100", "58030")

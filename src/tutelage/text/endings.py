@@ -4,16 +4,18 @@ Template, added tokens -> Framing: the token after an answer, the tokens around 
 model folder           -> ids that generation_config.json or config.json name as ends
 """
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import InputError
+from tutelage.json_values import LARGEST, check_fields, either, listed, optional, read_object, whole
 from tutelage.text.control import THINK, any_of
 from tutelage.text.template import Message, Template, Tool
 from tutelage.text.trial import renderings
+
+ID = whole(-LARGEST)  # some folders have -1 for none
 
 # Words that no template contains, so that they can be found again.
 SYSTEM: Message = {"role": "system", "content": "zyxsystem"}
@@ -81,9 +83,8 @@ def declared_ends(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            try:
-                ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            except (ValueError, AttributeError) as error:
-                raise InputError(f"{path}: not readable as JSON ({error}); copy the model again") from None
-            return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
+            settings = read_object(path, "copy the model again")
+            check_fields(settings, {"eos_token_id": optional(either(ID, listed(ID)))}, str(path))
+            ids = settings.get("eos_token_id")
+            return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
     return ()

@@ -15,12 +15,21 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
+from tutelage.json_values import FLAG, TEXT, check_fields, listed, whole
+from tutelage.text.settings import tokenizer_errors
 from tutelage.text.tokenizer import Tokenizer
 
 HUGGING_FACE_JSON = "tokenizer.huggingface.json"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 ENDS = ("eos", "eot", "eom")  # llama.cpp ends an answer at any of them: of text, of turn, of message
+KINDS = {
+    **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges"), listed(TEXT)),
+    **dict.fromkeys(("tokenizer.chat_template", HUGGING_FACE_JSON), TEXT),
+    **{f"tokenizer.ggml.{name}_token_id": whole(0, 2**31 - 1) for name in (*ROLES.values(), *ENDS)},
+    "tokenizer.ggml.token_type": listed(whole()),
+    "tokenizer.ggml.add_bos_token": FLAG,
+}
 NEAREST = "qwen2"  # differs from our own rule in the space after a colon and in runs of empty lines
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -58,13 +67,14 @@ def from_gguf(metadata: Mapping[str, Any], make_chat: bool = False) -> Tokenizer
 
     Raises InputError if its type is not supported or the data is invalid.
     """
+    check_fields(metadata, KINDS, "gguf")
     model, rule = str(metadata.get("tokenizer.ggml.model")), str(metadata.get("tokenizer.ggml.pre", "default"))
     if model != "gpt2" or rule not in RULES:
         raise InputError(
             f"gguf: tokenizer {model!r} with pre-tokenizer {rule!r} is not supported; byte-level BPE ('gpt2') with "
             f"{', '.join(RULES)} is. Use the model's Hugging Face folder instead"
         )
-    try:
+    with tokenizer_errors("gguf: the tokenizer's tables cannot be read"):
         tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
         used = len(tokens) - next((i for i, kind in enumerate(reversed(types)) if kind != UNUSED), len(types))
         tokens, types = tokens[:used], types[:used]  # the unused tokens at the end fill up the rows of the embedding
@@ -84,10 +94,6 @@ def from_gguf(metadata: Mapping[str, Any], make_chat: bool = False) -> Tokenizer
             )
         ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS]
         return Tokenizer(backend, _settings(metadata, tokens), [i for i in ends if i is not None])
-    except InputError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"gguf: the tokenizer cannot be read ({error}); download the file again") from None
 
 
 def _backend(

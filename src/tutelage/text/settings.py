@@ -4,7 +4,9 @@ settings -> named special tokens, chat template, flags of added tokens, the end 
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,53 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
+from tutelage.json_values import (
+    FLAG,
+    TEXT,
+    check_fields,
+    either,
+    lines_of,
+    listed,
+    mapped,
+    optional,
+    read_object,
+    record_of,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+ADDED = record_of({"content": TEXT, **dict.fromkeys(FLAGS, FLAG)}, required=("content",))
+NAMED = record_of({"name": TEXT, "template": TEXT}, required=("name", "template"))
+PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
+KINDS = {
+    **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), optional(either(TEXT, ADDED))),
+    **dict.fromkeys(("legacy", "add_prefix_space"), optional(FLAG)),
+    "tokenizer_class": optional(TEXT),
+    "added_tokens_decoder": optional(mapped(ADDED)),
+    "chat_template": optional(either(TEXT, listed(NAMED))),
+}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json. Raises InputError for a field of another kind than we read there."""
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path, "without it the tokenizer cannot be read; create or copy it again")
+    check_fields(settings, KINDS, str(path))
+    return settings
+
+
+@contextmanager
+def tokenizer_errors(problem: str) -> Iterator[None]:
+    """Turn an error of the tokenizer's library into InputError. It raises plain Exception, or panics, which is none."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{problem} ({reason}); create or copy them again") from None
 
 
 def as_class_reads(folder: Path, settings: dict[str, Any]) -> BackendTokenizer:
@@ -24,10 +70,11 @@ def as_class_reads(folder: Path, settings: dict[str, Any]) -> BackendTokenizer:
     in front, otherwise only the first text does. For Mistral's models transformers keeps tokenizer.json as it is.
     """
     path, config = folder / "tokenizer.json", folder / "config.json"
+    check_prefix(path)
     if str(settings.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
         return BackendTokenizer.from_file(str(path))
     state = json.loads(path.read_text(encoding="utf-8"))
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    kind = read_object(config).get("model_type") if config.is_file() else None
     if kind == "mistral" or state["model"].get("type") != "BPE" or "ByteLevel" in json.dumps(state["decoder"]):
         return BackendTokenizer.from_file(str(path))
     space = settings.get("add_prefix_space") is not False
@@ -38,10 +85,21 @@ def as_class_reads(folder: Path, settings: dict[str, Any]) -> BackendTokenizer:
     return BackendTokenizer.from_str(json.dumps(state))
 
 
+def check_prefix(path: Path) -> None:
+    """Raises InputError for a prefix of BPE that its merges do not have: the library would panic."""
+    text = path.read_text(encoding="utf-8")
+    if not PREFIX.search(text):
+        return
+    model = json.loads(text)["model"]
+    prefix, merges = model.get("continuing_subword_prefix") or "", model.get("merges") or ()
+    seconds = [(merge.split(" ") if isinstance(merge, str) else merge)[-1] for merge in merges]
+    if not all(second.startswith(prefix) for second in seconds):
+        raise InputError(f"{path}: its merges do not begin with continuing_subword_prefix; create or copy it again")
+
+
 def as_settings_declare(backend: BackendTokenizer, settings: dict[str, Any]) -> None:
     """Give added tokens the flags that `added_tokens_decoder` declares for them."""
-    declared = settings.get("added_tokens_decoder")
-    for token in declared.values() if isinstance(declared, dict) else ():
+    for token in (settings.get("added_tokens_decoder") or {}).values():
         if backend.token_to_id(token["content"]) is not None:
             backend.add_tokens([AddedToken(token["content"], **{f: token[f] for f in FLAGS if f in token})])
 
@@ -105,7 +163,7 @@ def find_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The template in chat_template.jinja (newer folders) or in the settings: a string, or the "default" of a list."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return "".join(line for _, line in lines_of(file)).replace("\r\n", "\n").replace("\r", "\n")
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")

@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.atomic import atomic_write
-from tutelage.errors import InputError
+from tutelage.errors import InputError, located
 from tutelage.text.control import Guard
 from tutelage.text.endings import declared_ends, framing
 from tutelage.text.reader import Reader, unread
@@ -29,7 +29,9 @@ from tutelage.text.settings import (
     find_template,
     make_special,
     named_tokens,
+    read_settings,
     token_text,
+    tokenizer_errors,
     with_end_of_turn,
     with_padding,
 )
@@ -67,7 +69,7 @@ class Tokenizer:
         eos = self._id_of("eos_token", self.settings, frame.end_of_turn)
         self.end_of_turn_id = self.special[frame.end_of_turn] if frame.end_of_turn else eos
         # Every id that ends a response, without repetition; the first is the one that is trained on.
-        self.end_ids = tuple(dict.fromkeys((self.end_of_turn_id, eos, *(i for i in ends if i < self.vocab_size))))
+        self.end_ids = tuple(dict.fromkeys((self.end_of_turn_id, eos, *(i for i in ends if 0 <= i < self.vocab_size))))
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
         self.template = Template(self.chat_template, self.named_specials)
         control = {*self.special, *frame.tokens, *frame.tool_tokens}
@@ -243,23 +245,16 @@ class Tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder}: no {name} here; give a run directory that contains a tokenizer")
-        try:
-            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = read_settings(folder)
+        template = find_template(folder, settings)
+        with located(str(folder)), tokenizer_errors(f"{folder}: the tokenizer files cannot be read"):
             backend = as_class_reads(folder, settings)
             as_settings_declare(backend, settings)
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(
-                f"{folder}: the tokenizer files cannot be read ({error}); create or copy them again"
-            ) from None
-        template = find_template(folder, settings)
-        if make_chat:
-            return cls.with_chat(backend, settings)
-        if template is None:
-            raise InputError(
-                f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
-                "`tutelage import-model --make-chat`"
-            )
-        try:
+            if make_chat:
+                return cls.with_chat(backend, settings)
+            if template is None:
+                raise InputError(
+                    f"{folder}: tokenizer_config.json has no chat_template; add one to a base model with "
+                    "`tutelage import-model --make-chat`"
+                )
             return cls(backend, settings | {"chat_template": template}, declared_ends(folder))
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None

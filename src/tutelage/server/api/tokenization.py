@@ -15,24 +15,24 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.errors import InputError
-from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatTurn, FunctionTool
-from tutelage.server.api.schemas import DOCUMENTED, MAX_MESSAGES, RequestBody
+from tutelage.server.api.chat_schemas import MAX_TOOLS, FunctionTool, Turns
+from tutelage.server.api.schemas import DOCUMENTED, AnyText, RequestBody
 from tutelage.server.registry import Registry, Served, no_such_model
-from tutelage.text.chat import encode_chat
 from tutelage.text.settings import token_text
 from tutelage.web.auth import Inference
 from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["tokenization"])
 CHARACTERS_PER_TOKEN = 4  # for the key's limits
+UNLIMITED = 2**62  # tokens
 
 
 class TokenizeRequest(RequestBody):
     refused: ClassVar[list[str]] = ["chat_template", "chat_template_kwargs", "continue_final_message"]
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    model: AnyText | None = None
+    prompt: AnyText | None = None
+    messages: Turns | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     add_special_tokens: bool | None = None  # by default only to a prompt, because chat templates write their own
     add_generation_prompt: bool | None = None  # true by default
     return_token_strs: bool | None = None
@@ -50,8 +50,8 @@ class TokenizeRequest(RequestBody):
 
 
 class DetokenizeRequest(RequestBody):
-    model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0)]]
+    model: AnyText | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 @router.post("/tokenize", include_in_schema=False)
@@ -64,23 +64,24 @@ async def tokenize(request: Request, body: TokenizeRequest, caller: Inference) -
     cost = -(-body.characters // CHARACTERS_PER_TOKEN)
     with request.app.state.limits.generation(caller.key, cost) as spent:
         spent.tokens = cost
-        ids = await run_in_threadpool(ids_of, served, body)
+        ids = await ids_of(served, body, caller.user_id)
     names = served.tokenizer.names_of(ids) if body.return_token_strs else None
     return JSON({"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": names})
 
 
-def ids_of(served: Served, body: TokenizeRequest) -> list[int]:
+async def ids_of(served: Served, body: TokenizeRequest, owner: str) -> list[int]:
     """The ids. Raises ApiError if the template refuses the messages."""
     if body.messages is None:
-        return served.tokenizer.encode_marked(body.prompt or "", body.add_special_tokens is not False)
+        return await served.encoder.marked(owner, body.prompt or "", body.add_special_tokens is not False)
     messages = [turn.message() for turn in body.messages]
     try:
         tools = [tool.sent for tool in body.tools or []]
-        ids = encode_chat(served.tokenizer, messages, body.add_generation_prompt is not False, tools).ids
+        prompt = body.add_generation_prompt is not False
+        encoded = await served.encoder.chat(owner, messages, UNLIMITED, prompt, tools)
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     before, after = served.tokenizer.frame if body.add_special_tokens else ([], [])
-    return [*before, *ids, *after]
+    return [*before, *(encoded.ids or ()), *after]
 
 
 @router.post("/detokenize", include_in_schema=False)
@@ -95,7 +96,7 @@ async def detokenize(request: Request, body: DetokenizeRequest, caller: Inferenc
         raise ApiError(400, message, param="tokens", code="invalid_value")
     with request.app.state.limits.generation(caller.key, len(body.tokens)) as spent:
         spent.tokens = len(body.tokens)
-        text = await run_in_threadpool(served.tokenizer.decode, body.tokens, False)
+        (text,) = await served.encoder.decoded(caller.user_id, [body.tokens], special=True)
     return JSON({"prompt": text})
 
 
