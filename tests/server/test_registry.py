@@ -21,7 +21,7 @@ from tutelage.runs.folder import load_policy, load_scorer, save_policy, save_sco
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
 from tutelage.server.registry import Registry, Served
-from tutelage.text.chat import encode_chat
+from tutelage.text.chat import encode_answer, encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 DEVICE = Device(torch.device("cpu"), torch.float32, 1, "tests")
@@ -154,8 +154,9 @@ def test_a_reward_model_scores_whole_conversations(registry: Registry, runs: Pat
     conversations = [
         [{"role": "user", "content": "how are you?"}, {"role": "assistant", "content": text}] for text in said
     ]
-    found = registry.score("fair", conversations)
     model, tokenizer = load_scorer(runs / "judge", DEVICE)
+    texts = [encode_answer(tokenizer, messages).ids for messages in conversations]
+    found = registry.score("fair", texts)
     for messages, score in zip(conversations, found, strict=True):
         ids = encode_chat(tokenizer, messages).ids
         last = max(i for i, token in enumerate(ids) if token == tokenizer.end_of_turn_id)
@@ -163,9 +164,9 @@ def test_a_reward_model_scores_whole_conversations(registry: Registry, runs: Pat
             assert score == pytest.approx(float(model(torch.tensor([ids]))[0, last]), abs=1e-4)
     registry.load(f"{runs}/base")
     with pytest.raises(InputError, match="not a reward model"):
-        registry.score("base", conversations)
+        registry.score("base", texts)
     with pytest.raises(KeyError):
-        registry.score("nobody", conversations)
+        registry.score("nobody", texts)
 
 
 def test_a_run_that_cannot_be_read_leaves_nothing_behind(registry: Registry, runs: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def read_scored(path: Path, tokenizer: Tokenizer) -> Any:
 
 
 def centre_on(path: Path, tokenizer: Tokenizer) -> Any:
-    return demonstrations(SCORER, tokenizer, (path,), REWARD, torch.Generator())
+    return demonstrations(SCORER, tokenizer, (path,), 9, torch.Generator())
 
 
 @pytest.mark.parametrize(

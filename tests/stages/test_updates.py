@@ -161,7 +161,7 @@ def test_minibatches_do_not_change_the_step(world: World, tmp_path: Path) -> Non
         parts = torch.randperm(8, generator=torch.Generator().manual_seed(0)).sort().values.split(size)
         trust_region_step(bench.learner, bench.rollout, advantages, parts, limit=1e-3, temperature=1.0)
         ends.append(torch.cat([w.detach().flatten() for w in trainable(bench.learner.policy).values()]))
-    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=1e-3)
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-4, rtol=1e-3)
 
 
 # ---- the penalty

@@ -73,7 +73,7 @@ def test_there_are_words_for_every_error_of_a_page() -> None:
         raised |= set(re.findall(r'code="(\w+)"', (PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
     said_in_detail = {
         "invalid_value", "invalid_json", "missing_required_parameter", "method_not_supported", "invalid_api_key",
-        "unsupported_media_type",
+        "unsupported_media_type", "format_failed",
     }  # fmt: skip
     assert raised - said_in_detail == set(problems(str))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_worker import local_encoder
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer
@@ -37,7 +38,7 @@ def post(serving, read) -> Any:
     """post("/tokenize", prompt="x") -> the response of a server with the tokenizer."""
     s = serving()
     for served in s.app.state.registry.served.values():
-        served.tokenizer = read[0]
+        served.tokenizer, served.encoder = read[0], local_encoder(read[0])
 
     def send(path: str, **body: Any) -> Any:
         return s.client.post(path, json=body)

@@ -50,7 +50,7 @@ class TextFormat(RequestBody):
     strict: bool | None = None
 
 
-class TextConfig(RequestBody):
+class ResponseText(RequestBody):
     format: TextFormat | None = None
 
 
@@ -67,7 +67,7 @@ class ResponseRequest(SamplingRequest):
     include: list[AnyText] | None = None
     store: bool | None = None
     metadata: Metadata | None = None
-    text: TextConfig | None = None
+    text: ResponseText | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
