@@ -15,7 +15,8 @@ from typing import Any
 from tutelage.errors import InputError
 from tutelage.server.disjoint import Disjoint, required_names
 
-MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value has schemas by name
+DEFINITIONS = ("$defs", "definitions")
+MAPS = ("properties", "patternProperties", *DEFINITIONS)  # keywords whose value has schemas by name
 LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 SINGLE = ("items", "additionalItems", "additionalProperties")
 ANNOTATIONS = ("deprecated", "contentSchema")  # without effect; the library would refuse them
@@ -26,6 +27,7 @@ REFUSED = (
 WITHOUT_EFFECT = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
 APPLICATORS = ("$ref", "anyOf", "allOf", "oneOf")
 MOST_MULTIPLE = 1000  # the library's work grows with the divisor, without the zeros at its end
+DEEPEST = 256  # levels of JSON, through references
 MOST_OPTIONS = 100  # of a oneOf, because every two are compared
 INTEGERS = 10**18 - 1  # an integer without bounds has at most 18 digits: a small model could write them forever
 
@@ -42,9 +44,34 @@ FREE_FORMATS = "password path file-path directory-path binary int32 int64 float 
 
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema in the library's words. Raises InputError for what answers could not be held to."""
-    result = _prepared(schema, "#", Disjoint(schema))
+    definitions = Disjoint(schema)
+    _bound_depth(schema, definitions)
+    result = _prepared(schema, "#", definitions)
     _bound_multiples(result)
     return result
+
+
+def _bound_depth(schema: Mapping[str, Any], definitions: Disjoint) -> None:
+    """Refuse a schema that is nested deeply through its references; the library compiles it recursively."""
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    seen: set[str] = set()
+    while waiting:
+        part, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise InputError(f"the keyword '$ref' nests it more than {DEEPEST} levels deep; shorten the chain")
+        waiting += [(inner, depth + 1) for inner in reversed(list(_inner(part, definitions, seen)))]
+
+
+def _inner(part: Any, definitions: Disjoint, seen: set[str]) -> Iterator[Any]:
+    """The lists and objects in a part of a schema, in order, and what it refers to, which the library reads once."""
+    if isinstance(part, list):
+        yield from part
+    for name, inner in part.items() if isinstance(part, Mapping) else ():
+        if name == "$ref" and isinstance(inner, str) and inner not in seen:
+            seen.add(inner)
+            yield definitions.target(inner)
+        elif name not in DEFINITIONS and isinstance(inner, Mapping | list):
+            yield inner
 
 
 def _prepared(schema: Any, place: str, options: Disjoint) -> Any:
