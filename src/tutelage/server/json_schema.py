@@ -8,15 +8,13 @@ options that exclude each other is an `anyOf`, and formats of dates leave out da
 """
 
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-from math import lcm
 from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.server.disjoint import Disjoint, required_names
+from tutelage.server.schema_limits import bound_depth, bound_multiples, is_number
 
-DEFINITIONS = ("$defs", "definitions")
-MAPS = ("properties", "patternProperties", *DEFINITIONS)  # keywords whose value has schemas by name
+MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value has schemas by name
 LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 SINGLE = ("items", "additionalItems", "additionalProperties")
 ANNOTATIONS = ("deprecated", "contentSchema")  # without effect; the library would refuse them
@@ -26,8 +24,6 @@ REFUSED = (
 ).split()
 WITHOUT_EFFECT = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
 APPLICATORS = ("$ref", "anyOf", "allOf", "oneOf")
-MOST_MULTIPLE = 1000  # the library's work grows with the divisor, without the zeros at its end
-DEEPEST = 256  # levels of JSON, through references
 MOST_OPTIONS = 100  # of a oneOf, because every two are compared
 INTEGERS = 10**18 - 1  # an integer without bounds has at most 18 digits: a small model could write them forever
 
@@ -45,33 +41,10 @@ FREE_FORMATS = "password path file-path directory-path binary int32 int64 float 
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema in the library's words. Raises InputError for what answers could not be held to."""
     definitions = Disjoint(schema)
-    _bound_depth(schema, definitions)
+    bound_depth(schema, definitions)
     result = _prepared(schema, "#", definitions)
-    _bound_multiples(result)
+    bound_multiples(result)
     return result
-
-
-def _bound_depth(schema: Mapping[str, Any], definitions: Disjoint) -> None:
-    """Refuse a schema that is nested deeply through its references; the library compiles it recursively."""
-    waiting: list[tuple[Any, int]] = [(schema, 1)]
-    seen: set[str] = set()
-    while waiting:
-        part, depth = waiting.pop()
-        if depth > DEEPEST:
-            raise InputError(f"the keyword '$ref' nests it more than {DEEPEST} levels deep; shorten the chain")
-        waiting += [(inner, depth + 1) for inner in reversed(list(_inner(part, definitions, seen)))]
-
-
-def _inner(part: Any, definitions: Disjoint, seen: set[str]) -> Iterator[Any]:
-    """The lists and objects in a part of a schema, in order, and what it refers to, which the library reads once."""
-    if isinstance(part, list):
-        yield from part
-    for name, inner in part.items() if isinstance(part, Mapping) else ():
-        if name == "$ref" and isinstance(inner, str) and inner not in seen:
-            seen.add(inner)
-            yield definitions.target(inner)
-        elif name not in DEFINITIONS and isinstance(inner, Mapping | list):
-            yield inner
 
 
 def _prepared(schema: Any, place: str, options: Disjoint) -> Any:
@@ -122,42 +95,14 @@ def _close(schema: dict[str, Any]) -> None:
         schema.setdefault("additionalProperties", schema.pop("unevaluatedProperties"))
 
 
-def _bound_multiples(schema: Mapping[str, Any]) -> None:
-    """Refuse divisors with many digits, and several whose least common multiple, in their last digits, is large."""
-    divisors = sorted({Decimal(str(value)).normalize() for value in _divisors(schema)} - {Decimal(0)})
-    least = min((_exponent(divisor) for divisor in divisors), default=0)
-    common = 1
-    for divisor in divisors:
-        spread = _exponent(divisor) - least
-        common = lcm(common, int(divisor.scaleb(-_exponent(divisor))) * 10 ** min(spread, 9))
-        if common > MOST_MULTIPLE:
-            named = ", ".join(f"{value.normalize():g}" for value in divisors[:9])
-            raise InputError(f"the keyword 'multipleOf' has too many digits for this server: {named}")
-
-
-def _divisors(schema: Any) -> Iterator[float]:
-    """The values of all keywords multipleOf in a schema; also those of properties with that name, which is harmless."""
-    if isinstance(schema, Mapping):
-        if _is_number(divisor := schema.get("multipleOf")):
-            yield divisor
-        schema = schema.values()
-    if not isinstance(schema, str | int | float | None):
-        for part in schema:
-            yield from _divisors(part)
-
-
-def _exponent(value: Decimal) -> int:
-    return int(value.as_tuple().exponent)
-
-
 def _bound_integers(schema: dict[str, Any], place: str) -> None:
     """Give an integer the bounds that it lacks."""
     named = schema.get("type")
     integer = named == "integer" or (isinstance(named, list) and "integer" in named and "number" not in named)
     if not integer or "const" in schema or "enum" in schema:
         return
-    lowest = [schema[name] for name in ("minimum", "exclusiveMinimum") if _is_number(schema.get(name))]
-    highest = [schema[name] for name in ("maximum", "exclusiveMaximum") if _is_number(schema.get(name))]
+    lowest = [schema[name] for name in ("minimum", "exclusiveMinimum") if is_number(schema.get(name))]
+    highest = [schema[name] for name in ("maximum", "exclusiveMaximum") if is_number(schema.get(name))]
     if max(lowest, default=-INTEGERS - 1) < -INTEGERS:
         schema.pop("exclusiveMinimum", None)
         schema["minimum"] = -INTEGERS
@@ -169,7 +114,7 @@ def _bound_integers(schema: dict[str, Any], place: str) -> None:
 def _bound_properties(schema: dict[str, Any], place: str) -> None:
     """Refuse to count properties with free names, because the library lets a name occur twice."""
     least, required = schema.get("minProperties"), len(set(required_names(schema)))
-    if not _is_number(least):
+    if not is_number(least):
         return
     if least <= required:
         del schema["minProperties"]
@@ -220,7 +165,3 @@ def _add(schema: dict[str, Any], keyword: str, value: Any) -> None:
         schema[keyword] = value
     elif isinstance(parts := schema.get("allOf", []), list):
         schema["allOf"] = [*parts, {keyword: value}]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
