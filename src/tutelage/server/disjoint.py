@@ -44,13 +44,13 @@ class Disjoint:
             reference = schema.get("$ref") if isinstance(schema, Mapping) else None
             if reference is None:
                 return schema
-            target = self._target(reference)
+            target = self.target(reference)
             if not isinstance(target, Mapping):
                 return True
             schema = {**target, "required": [*required_names(target), *required_names(schema)]}
         return True
 
-    def _target(self, reference: Any) -> Any:
+    def target(self, reference: Any) -> Any:
         """What a reference within the root points to; None if it cannot be found."""
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return None

@@ -19,7 +19,7 @@ from tutelage.errors import InputError
 from tutelage.server.ending import ByteVocabulary, Endings
 from tutelage.server.matcher import compiled
 
-STACK = 2**20  # bytes
+STACK = 2**21  # bytes
 
 
 class Trial:

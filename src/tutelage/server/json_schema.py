@@ -8,12 +8,11 @@ options that exclude each other is an `anyOf`, and formats of dates leave out da
 """
 
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-from math import lcm
-from typing import Any, TypeGuard
+from typing import Any
 
 from tutelage.errors import InputError
 from tutelage.server.disjoint import Disjoint, required_names
+from tutelage.server.schema_limits import bound_depth, bound_multiples, is_number
 
 MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value has schemas by name
 LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
@@ -25,7 +24,6 @@ REFUSED = (
 ).split()
 WITHOUT_EFFECT = {"uniqueItems": False, "unevaluatedItems": True, "unevaluatedProperties": True}
 APPLICATORS = ("$ref", "anyOf", "allOf", "oneOf")
-MOST_MULTIPLE = 1000  # the library's work grows with the divisor, without the zeros at its end
 MOST_OPTIONS = 100  # of a oneOf, because every two are compared
 INTEGERS = 10**18 - 1  # an integer without bounds has at most 18 digits: a small model could write them forever
 
@@ -42,8 +40,10 @@ FREE_FORMATS = "password path file-path directory-path binary int32 int64 float 
 
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema in the library's words. Raises InputError for what answers could not be held to."""
-    result = _prepared(schema, "#", Disjoint(schema))
-    _bound_multiples(result)
+    definitions = Disjoint(schema)
+    bound_depth(schema, definitions)
+    result = _prepared(schema, "#", definitions)
+    bound_multiples(result)
     return result
 
 
@@ -95,42 +95,14 @@ def _close(schema: dict[str, Any]) -> None:
         schema.setdefault("additionalProperties", schema.pop("unevaluatedProperties"))
 
 
-def _bound_multiples(schema: Mapping[str, Any]) -> None:
-    """Refuse divisors with many digits, and several whose least common multiple, in their last digits, is large."""
-    divisors = sorted({Decimal(str(value)).normalize() for value in _divisors(schema)} - {Decimal(0)})
-    least = min((_exponent(divisor) for divisor in divisors), default=0)
-    common = 1
-    for divisor in divisors:
-        spread = _exponent(divisor) - least
-        common = lcm(common, int(divisor.scaleb(-_exponent(divisor))) * 10 ** min(spread, 9))
-        if common > MOST_MULTIPLE:
-            named = ", ".join(f"{value.normalize():g}" for value in divisors[:9])
-            raise InputError(f"the keyword 'multipleOf' has too many digits for this server: {named}")
-
-
-def _divisors(schema: Any) -> Iterator[float]:
-    """The values of all keywords multipleOf in a schema; also those of properties with that name, which is harmless."""
-    if isinstance(schema, Mapping):
-        if _is_number(divisor := schema.get("multipleOf")):
-            yield divisor
-        schema = schema.values()
-    if not isinstance(schema, str | int | float | None):
-        for part in schema:
-            yield from _divisors(part)
-
-
-def _exponent(value: Decimal) -> int:
-    return int(value.as_tuple().exponent)
-
-
 def _bound_integers(schema: dict[str, Any], place: str) -> None:
     """Give an integer the bounds that it lacks."""
     named = schema.get("type")
     integer = named == "integer" or (isinstance(named, list) and "integer" in named and "number" not in named)
     if not integer or "const" in schema or "enum" in schema:
         return
-    lowest = [schema[name] for name in ("minimum", "exclusiveMinimum") if _is_number(schema.get(name))]
-    highest = [schema[name] for name in ("maximum", "exclusiveMaximum") if _is_number(schema.get(name))]
+    lowest = [schema[name] for name in ("minimum", "exclusiveMinimum") if is_number(schema.get(name))]
+    highest = [schema[name] for name in ("maximum", "exclusiveMaximum") if is_number(schema.get(name))]
     if max(lowest, default=-INTEGERS - 1) < -INTEGERS:
         schema.pop("exclusiveMinimum", None)
         schema["minimum"] = -INTEGERS
@@ -142,7 +114,7 @@ def _bound_integers(schema: dict[str, Any], place: str) -> None:
 def _bound_properties(schema: dict[str, Any], place: str) -> None:
     """Refuse to count properties with free names, because the library lets a name occur twice."""
     least, required = schema.get("minProperties"), len(set(required_names(schema)))
-    if not _is_number(least):
+    if not is_number(least):
         return
     if least <= required:
         del schema["minProperties"]
@@ -193,7 +165,3 @@ def _add(schema: dict[str, Any], keyword: str, value: Any) -> None:
         schema[keyword] = value
     elif isinstance(parts := schema.get("allOf", []), list):
         schema["allOf"] = [*parts, {keyword: value}]
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
