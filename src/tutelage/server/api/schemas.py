@@ -33,7 +33,7 @@ def at_most(entries: int, value: Any) -> Any:
     return value
 
 
-# pydantic looks for lone surrogates, which UTF-8 cannot encode, only in texts with a limit. Bodies have at most so much.
+# pydantic looks for lone surrogates, which UTF-8 cannot encode, only in texts with a limit. This one is a body's.
 AnyText = Annotated[str, Field(max_length=BODY_BYTES)]
 Text = Annotated[str, Field(min_length=1)]
 Stop = Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None
