@@ -116,7 +116,6 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},  # its threads would count for the time
             )
             self._owner = os.getpid()
             arguments = self._set_up() if self._set_up else {}

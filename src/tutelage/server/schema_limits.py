@@ -6,7 +6,7 @@ bound_depth(schema, definitions), bound_multiples(schema)  ->  nothing, or Input
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from math import isfinite, lcm
-from typing import Any
+from typing import Any, TypeGuard
 
 from tutelage.errors import InputError
 from tutelage.server.disjoint import Disjoint
@@ -68,6 +68,6 @@ def _exponent(value: Decimal) -> int:
     return int(value.as_tuple().exponent)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a JSON value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -4,14 +4,14 @@ Callers redact a text (`data/privacy.py`) before they store it. They do it befor
 wait for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from tutelage.server.chat.written import answer_html
+from tutelage.server.chat.written import folded
 from tutelage.store.consent import chat_source, consent_to
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Conversation, Feedback, ModerationFlag
@@ -116,17 +116,26 @@ def forget(session: Session, chat: Conversation) -> None:
     session.delete(chat)
 
 
-def shown(session: Session, user_id: str, chat: Conversation, label: str) -> list[dict[str, Any]]:
-    """All messages of a chat for the page, oldest first. label: what the reasoning of an answer is called."""
+def shown(
+    session: Session, user_id: str, chat: Conversation, label: str, formatted: Callable[[list[str]], list[str]]
+) -> list[dict[str, Any]]:
+    """All messages of a chat for the page, oldest first.
+
+    label: what the reasoning of an answer is called. formatted: turns Markdown texts into HTML.
+    """
     query = select(ChatMessage).where(ChatMessage.conversation_id == chat.id)
     rows = session.scalars(query.order_by(ChatMessage.created_ms, ChatMessage.id)).all()
     mine = select(Feedback).where(Feedback.user_id == user_id, Feedback.kind == "thumb")
     found = session.scalars(mine.where(Feedback.message_id.in_([row.id for row in rows])))
     thumbs = {thumb.message_id: thumb for thumb in found}
-    return [message_shown(row, thumbs.get(row.id), label) for row in rows]
+    answers = [row for row in rows if row.role != "user"]
+    html = formatted([text for row in answers for text in (row.content, row.reasoning or "")])
+    parts = {row.id: html[2 * i : 2 * i + 2] for i, row in enumerate(answers)}
+    whole = {id: (folded(label, reasoning) if reasoning else "") + text for id, (text, reasoning) in parts.items()}
+    return [message_shown(row, whole.get(row.id, ""), thumbs.get(row.id)) for row in rows]
 
 
-def message_shown(row: ChatMessage, thumb: Feedback | None = None, label: str = "") -> dict[str, Any]:
+def message_shown(row: ChatMessage, html: str, thumb: Feedback | None = None) -> dict[str, Any]:
     """A message for the page; an answer also has its HTML, its model and the person's thumb."""
     message = {
         "id": row.id,
@@ -139,7 +148,7 @@ def message_shown(row: ChatMessage, thumb: Feedback | None = None, label: str = 
         return message
     feedback = {"thumb": thumb.value, "reasons": thumb.reasons, "comment": thumb.text or ""} if thumb else {}
     answer = {
-        "html": answer_html(row.content, row.reasoning, label),
+        "html": html,
         "model": row.model_id,
         "finish_reason": row.finish_reason,
         "tokens": row.completion_tokens,

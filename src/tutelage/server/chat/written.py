@@ -10,7 +10,6 @@ from markupsafe import Markup
 from tutelage.server.sse import event
 from tutelage.text.answer import AnswerReader
 from tutelage.text.pieces import Content, Reasoning
-from tutelage.web.markdown import markdown
 
 
 class WrittenAnswer:
@@ -55,11 +54,6 @@ async def formatted_answer(
 ) -> str:
     """An answer as HTML; the arguments are those of WrittenAnswer."""
     return (folded(label, await formatted(reasoning)) if reasoning else "") + await formatted(text)
-
-
-def answer_html(text: str, reasoning: str | None, label: str) -> str:
-    """Like `formatted_answer`, but at once."""
-    return (folded(label, markdown(reasoning)) if reasoning else "") + str(markdown(text))
 
 
 def folded(label: str, html: str) -> str:
