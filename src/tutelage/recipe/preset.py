@@ -38,16 +38,16 @@ class Preset:
 
 DEMO = Preset(
     collect=CollectConfig(),
-    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=2_500_000, batch=16, floor=0.0)),
+    base=(TokenizerConfig(vocab_size=4_096), PretrainConfig(tokens=2_100_000, batch=16, floor=0.0)),
     sft=SFTConfig(tokens=800_000, floor=0.0, min_answer=5, max_answer=32, max_pieces=2),
-    rank=RankConfig(count=3_300, answers=9, repeating=0.5),
-    reward=RewardConfig(batch=4, lr=1.25e-3),
+    rank=RankConfig(count=3_300, answers=9),
+    reward=RewardConfig(batch=4, lr=1.25e-3, floor=0.0),
     ppo=PPOConfig(iterations=38, batch=64, lr=2.25e-4, warmup=5, kl_coef=0.05, ema=0.8, ptx_breaks=False),
     evaluate=EvaluateConfig(),
     seconds={
         "data": 11,
         "tokenizer": 7,
-        "pretrain": 270,
+        "pretrain": 227,
         "sft": 74,
         "rank": 55,
         "reward": 79,
