@@ -24,18 +24,20 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from record import Record, add_out
-from serving import ours, question
+from serving import ours, pieces, question
 
 from tutelage.runs.base import find_base
 from tutelage.stages.import_model import import_model
 
 SIZE = 1_900_000
 TEXTS = ("the cat sat on the mat. ", "今天天气很好，你好吗？", "aaaaaaaaaaaaaaaa", "x7 (1+1)=2; ")
+ENDED = (OSError, http.client.HTTPException, KeyError)  # what a client sees when the server stops
 UNLIMITED = ("--requests-per-minute", str(10**9), "--tokens-per-minute", str(10**12))
 
 
@@ -76,14 +78,13 @@ class Reader(threading.Thread):
         self.firsts: list[float] = []
 
     def run(self) -> None:
-        from serving import pieces
-
-        for number in range(10**6):
-            last = began = time.perf_counter()
-            for _ in filter(None, pieces(self.address, self.key, "model", question(number), 400)):
-                now = time.perf_counter()
-                (self.firsts if last is began else self.gaps).append(now - last)
-                last = now
+        with suppress(*ENDED):
+            for number in range(10**6):
+                last = began = time.perf_counter()
+                for _ in filter(None, pieces(self.address, self.key, "model", question(number), 400)):
+                    now = time.perf_counter()
+                    (self.firsts if last is began else self.gaps).append(now - last)
+                    last = now
 
 
 class Prober(threading.Thread):
@@ -96,12 +97,13 @@ class Prober(threading.Thread):
 
     def run(self) -> None:
         connection = http.client.HTTPConnection(self.host, timeout=60)
-        while True:
-            began = time.perf_counter()
-            connection.request("GET", "/healthz")
-            connection.getresponse().read()
-            self.took.append(time.perf_counter() - began)
-            time.sleep(max(0.0, 0.02 - self.took[-1]))
+        with suppress(*ENDED):
+            while True:
+                began = time.perf_counter()
+                connection.request("GET", "/healthz")
+                connection.getresponse().read()
+                self.took.append(time.perf_counter() - began)
+                time.sleep(max(0.0, 0.02 - self.took[-1]))
 
 
 def make_key(data: Path, name: str, *limits: str) -> str:

@@ -68,7 +68,7 @@ def out_of_range(config: Any) -> str | None:
     return None
 
 
-def written(number: float) -> str:
+def written(number: Any) -> str:
     """A number as in a message; only the beginning of one with very many digits."""
     if isinstance(number, float):
         return f"{number:.12g}"

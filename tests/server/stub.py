@@ -79,7 +79,7 @@ class StubEngine:
 class StubModels:
     """A registry of one policy, `stub`, and one reward model, `judge`."""
 
-    def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64):
+    def __init__(self, tokenizer: Any, engine: StubEngine, context: int = 64, encoder: Any = None):
         table = tokenizer.token_bytes()
         common = dict(
             tokenizer=tokenizer,
@@ -90,7 +90,7 @@ class StubModels:
             context=context,
             suggestions=(),
         )
-        common["encoder"] = local_encoder(tokenizer)
+        common["encoder"] = encoder or local_encoder(tokenizer)
         self.tokenizer = tokenizer
         self.served = {
             "stub": SimpleNamespace(name="stub", kind="policy", fingerprint="fp_1", engine=engine, **common),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,6 +187,45 @@ def test_a_second_start_keeps_the_key_and_a_signal_ends_it_in_order(runs: list[s
     ended.join()
     assert second.process.returncode == 0
     assert (tmp_path / "serve.log").read_text() == ""  # the first start had no requests, the second logs none
+
+
+SLOW = "{% if 'tortoise' in messages[0].content %}{% for i in range(90000) %}{% for j in range(9000) %}{% endfor %}"
+
+
+@pytest.mark.slow
+def test_a_template_that_does_not_end_stops_nobody(runs: list[str], tmp_path: Path) -> None:
+    """Its conversation is refused, others are answered meanwhile, and a signal ends the server while it renders."""
+    folder = tmp_path / "slow"
+    shutil.copytree(runs[1].partition("=")[2], folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = SLOW + "{% endfor %}{% endif %}" + settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    server = Live(tmp_path, f"slow={folder}", *runs)
+    client = client_of(server, server.key)
+    ended: list[str] = []
+
+    def ask(text: str, model: str = "slow") -> None:
+        said = [{"role": "user", "content": text}]
+        try:
+            client.chat.completions.create(model=model, messages=said, max_tokens=2)
+            ended.append(f"{model}: answered")
+        except APIError as error:
+            ended.append(str(error))
+
+    slow = threading.Thread(target=ask, args=("tortoise",))
+    slow.start()
+    ask("hare", "chat")
+    assert ended == ["chat: answered"]
+    slow.join()
+    assert "takes too long to render" in ended[1]
+    ask("hare")
+    assert ended[2] == "slow: answered"
+    slow = threading.Thread(target=ask, args=("tortoise",))
+    slow.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert server.stop() == 0 and time.monotonic() - began < 15
+    slow.join()
 
 
 @pytest.mark.slow

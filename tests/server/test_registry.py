@@ -1,5 +1,6 @@
 """The registry: names, shared engines, adapters beside their base, reward models, loading and unloading."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, save_policy, save_scorer
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
+from tutelage.server.api.scores import encode
 from tutelage.server.registry import Registry, Served
 from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
@@ -150,11 +152,12 @@ def test_what_is_unloaded_is_gone(registry: Registry, runs: Path) -> None:
 def test_a_reward_model_scores_whole_conversations(registry: Registry, runs: Path) -> None:
     judge = registry.load(f"fair={runs}/judge")
     assert (judge.kind, judge.engine, judge.context) == ("reward", None, 64)
-    said = ["hello there", "the cat sat on the mat", "I am fine"] * 12  # more than are scored at once
+    said = ["hello there", "the cat sat on the mat", "I am fine"] * 12
     conversations = [
         [{"role": "user", "content": "how are you?"}, {"role": "assistant", "content": text}] for text in said
     ]
-    found = registry.score("fair", conversations)
+    texts = asyncio.run(encode(judge, conversations, "somebody"))
+    found = registry.score("fair", texts)
     model, tokenizer = load_scorer(runs / "judge", DEVICE)
     for messages, score in zip(conversations, found, strict=True):
         ids = encode_chat(tokenizer, messages).ids
@@ -163,9 +166,9 @@ def test_a_reward_model_scores_whole_conversations(registry: Registry, runs: Pat
             assert score == pytest.approx(float(model(torch.tensor([ids]))[0, last]), abs=1e-4)
     registry.load(f"{runs}/base")
     with pytest.raises(InputError, match="not a reward model"):
-        registry.score("base", conversations)
+        registry.score("base", texts)
     with pytest.raises(KeyError):
-        registry.score("nobody", conversations)
+        registry.score("nobody", texts)
 
 
 def test_a_run_that_cannot_be_read_leaves_nothing_behind(registry: Registry, runs: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A full database, over HTTP: 503 `storage_full`, reads still work, and acknowledged completions are there."""
 
+import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -87,3 +89,21 @@ def test_a_database_that_does_not_answer_may_be_tried_again(serving, ask, monkey
     response = s.client.post(CHAT, json=ask | {"store": True})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
     assert "x-should-retry" not in response.headers
+
+
+def test_a_lock_that_others_hold_stops_only_what_is_stored(serving, ask, monkeypatch, tmp_path) -> None:
+    s = serving()
+    assert s.client.post(CHAT, json=ask).status_code == 200
+    monkeypatch.setattr("tutelage.web.keys.REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr("tutelage.web.keys.USED_EVERY_MS", 0)
+    write = Database.write
+    monkeypatch.setattr(Database, "write", lambda database, patience=0.3: write(database, patience))
+    with open(tmp_path / "0.db.lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert s.client.post(CHAT, json=ask).status_code == 200
+        assert time.monotonic() - began < 0.25  # nor does writing down that the key was used wait
+        response = s.client.post(CHAT, json=ask | {"store": True})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
+        assert response.headers["retry-after"] == "1" and 0.3 < time.monotonic() - began < 2
+    assert s.client.post(CHAT, json=ask | {"store": True}).status_code == 200

@@ -11,6 +11,7 @@ from tutelage import cli
 from tutelage.store.database import Database
 from tutelage.store.migrate import current
 from tutelage.web.keys import open_store
+from tutelage.web.limits import Limits
 
 
 @pytest.fixture
@@ -89,6 +90,39 @@ def test_mistakes_are_one_line(keys) -> None:
         ("make", "--scopes", "king"),
         ("forge",),
         ("make", "--concurrent", "0"),
+        ("make", "--days", "100001"),
+        ("make", "--days", "1" + "0" * 400),
+        ("make", "--requests-per-minute", str(2**63)),
+        ("make", "--tokens-per-minute", str(2**63)),
+        ("make", "--concurrent", "9" * 30),
+        ("make", "--name", ""),
+        ("make", "--name", "two\nlines"),
+        ("make", "--name", "bytes \udcff"),
+        ("make", "--name", "a" * 101),
     ):
         code, said = keys(*words)
-        assert (code, said.count("\n")) == (2, 1), words
+        assert (code, said.count("\n")) == (2, 1) and len(said) < 300, (words, said)
+    assert keys("list")[1].count("\n") == 2
+
+
+def test_what_can_be_made_can_be_listed_and_used(keys, tmp_path) -> None:
+    most = str(2**63 - 1)
+    limits = ("--requests-per-minute", most, "--tokens-per-minute", most, "--concurrent", most, "--days", "100000")
+    secret = re.findall(r"sk-[\w-]+", keys("make", *limits, "--name", "a" * 100)[1])[-1]
+    assert "until 2" in keys("list")[1]
+    database, ring = open_store(tmp_path / "data", "")
+    found = ring.find(secret)
+    limits_of = Limits()
+    limits_of.request(found)
+    with limits_of.generation(found, 10):
+        assert limits_of.headers(found)["x-ratelimit-limit-requests"] == most
+    database.close()
+
+
+def test_a_key_is_revoked_without_the_pepper(keys, tmp_path) -> None:
+    keys("make", "--name", "laptop")
+    (tmp_path / "data" / "pepper").unlink()
+    code, said = keys("make")
+    assert code == 2 and said.count("\n") == 1 and "pepper: missing" in said
+    assert keys("revoke", "laptop")[0] == 0 and not (tmp_path / "data" / "pepper").exists()
+    assert keys("make")[0] == 0

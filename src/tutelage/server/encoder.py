@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +82,9 @@ class Encoder:
         found = await self._ask(owner, size, "fit", system=system, messages=messages, hidden=list(hidden), limit=limit)
         return found["ids"] and tuple(found["ids"]), found["dropped"]
 
-    def warm_up(self) -> None:
-        """Wait until the process is ready."""
-        self._worker.submit("", 0, "texts", texts=[""], limit=1).result()
+    def start(self) -> "Future[Any]":
+        """Start the process before the first question. The result comes when it is ready."""
+        return self._worker.submit("", 0, "texts", texts=[""], limit=1)
 
     def close(self) -> None:
         self._worker.close()

@@ -193,11 +193,6 @@ class Registry:
         with self.turns:
             return reward.score_ids(texts).tolist()
 
-    def warm_up(self) -> None:
-        """Wait until the processes that encode for the models are ready."""
-        for served in self.served.values():
-            served.encoder.warm_up()
-
     def close(self) -> None:
         """Unload all models."""
         for name in self.names():

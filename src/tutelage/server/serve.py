@@ -88,11 +88,10 @@ def serve(
     # The threads of a matrix product wait for each other, so the thread that talks to clients gets a core to itself.
     registry = Registry(choose_device(config.device, config.dtype, spare=1), engine)
     try:
-        for run in runs:
-            registry.load(run)
         app = create_app(database, keys, registry, moderator)
-        registry.warm_up()
-        app.state.text_work.warm_up()
+        starting = [app.state.text_work.start(), *(registry.load(run).encoder.start() for run in runs)]
+        for started in starting:
+            started.result()
         gc.freeze()  # a full collection then looks at what requests make, not at the modules and models
         Server(app, config, listener, welcome(database, keys)).run(sockets=[listener])
         app.state.text_work.close()

@@ -97,7 +97,7 @@ async def run_until_disconnect(scope: Scope, receive: Receive, work: Coroutine[A
 
 def _revoked(scope: Scope) -> "list[asyncio.Task[None]]":
     """A task that ends when the caller's key is revoked; none for a person in a browser."""
-    caller = scope["state"]["caller"]
+    caller = scope.get("state", {}).get("caller")
     return [asyncio.create_task(scope["app"].state.revocations.of(caller.key.id))] if caller and caller.key else []
 
 

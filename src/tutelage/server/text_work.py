@@ -7,6 +7,7 @@ These functions hold Python's lock for up to a second per megabyte, which would 
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
@@ -53,14 +54,27 @@ class TextWork:
 
     async def formatted(self, owner: str, text: str) -> str:
         """Markdown as sanitised HTML."""
-        return (
-            str(markdown(text)) if len(text) <= AT_ONCE else await self._ask(owner, len(text), "formatted", text=text)
-        )
+        if len(text) <= AT_ONCE:
+            return str(markdown(text))
+        (html,) = await self._ask(owner, len(text), "formatted", texts=[text])
+        return html
 
-    def warm_up(self) -> None:
-        """Wait until the process is ready, and build the tables that the first Chinese text needs."""
+    def formatted_all(self, owner: str, texts: list[str]) -> list[str]:
+        """Like `formatted`, for a thread that waits."""
+        if sum(map(len, texts)) <= AT_ONCE:
+            return [str(markdown(text)) for text in texts]
+        pieces = in_pieces(texts, len)
+        asked = [self._worker.submit(owner, sum(map(len, piece)), "formatted", texts=piece) for piece in pieces]
+        return [html for piece in asked for html in piece.result()]
+
+    def start(self) -> "Future[Any]":
+        """Start the process before the first question, and build the tables that the first Chinese text needs.
+
+        The result comes when the process is ready.
+        """
+        ready = self._worker.submit("", 0, "verdicts", texts=["你好"])
         self.moderator.check(["你好"])
-        self._worker.submit("", 0, "verdicts", texts=[]).result()
+        return ready
 
     def close(self) -> None:
         self._worker.close()

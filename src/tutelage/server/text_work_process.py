@@ -29,8 +29,9 @@ class TextFunctions:
         redacted, counts = redact(text)
         return redacted, dict(counts)
 
-    def formatted(self, text: str) -> str:
-        return str(markdown(text))
+    def formatted(self, texts: Sequence[str]) -> list[str]:
+        """Markdown as sanitised HTML."""
+        return [str(markdown(text)) for text in texts]
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ try:
 except ImportError:  # no wheel for this platform
     driver = sqlite3
 
+__all__ = ["StorageError", "driver", "failures_named"]
+
 # Names that begin with two digits are PostgreSQL's.
 FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "53100", "58030")
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "XX001", "XX002", "42P01", "42703")  # the last two: as MISSING

@@ -138,6 +138,8 @@ def validation_error(errors: Any) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_unicode":
+        message = "a lone surrogate is not a character"
     about = f"Invalid value for '{param}': {message}." if param else f"Invalid request: {message}."
     return ApiError(400, about, param=param, code="invalid_value")
 

@@ -68,7 +68,7 @@ class Limits:
 
     @contextmanager
     def attempt(self, key: ApiKey, characters: int) -> Iterator[None]:
-        """Count the block among the key's concurrent requests. If it is refused, charge for its text.
+        """Count the block among the key's concurrent requests. If it is refused, charge for its text, as `spend` does.
 
         Raises ApiError if the key has no tokens left, or too many requests running.
         """
@@ -78,8 +78,15 @@ class Limits:
                 yield
             except BaseException as error:  # a client that disconnects pays, too
                 if not (isinstance(error, ApiError) and error.status_code >= 500):
-                    self._bucket(key).left -= estimated_tokens(characters)
+                    self._bucket(key).left -= min(estimated_tokens(characters), key.tokens_per_minute)
                 raise
+
+    def spend(self, key: ApiKey, tokens: int) -> None:
+        """Charge for work of a known size, but for a minute's tokens at most. Raises ApiError if the key lacks them."""
+        bucket = self._bucket(key)
+        if bucket.left < (needed := min(tokens, bucket.rate)):
+            raise _refused("tokens", f"{bucket.rate} tokens a minute", bucket.seconds_until(needed))
+        bucket.left -= needed
 
     def require_tokens(self, key: ApiKey) -> None:
         """Raise ApiError if the key has used up its tokens."""
@@ -103,10 +110,8 @@ class Limits:
     def generation(self, key: ApiKey, most_tokens: int) -> Iterator[Spending]:
         """Reserve up to `most_tokens` for the block. Raises ApiError if the key lacks them, or has too many running."""
         with self._one_more(key):
-            bucket = self._bucket(key)
-            if bucket.left < (reserved := min(most_tokens, bucket.rate)):
-                raise _refused("tokens", f"{bucket.rate} tokens a minute", bucket.seconds_until(reserved))
-            bucket.left -= reserved
+            bucket, reserved = self._bucket(key), min(most_tokens, key.tokens_per_minute)
+            self.spend(key, reserved)
             spent = Spending()
             try:
                 yield spent

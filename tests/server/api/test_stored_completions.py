@@ -281,4 +281,4 @@ def test_health(serving, monkeypatch) -> None:
     s.database.engine.dispose()
     with s.database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE settings")
-    assert "the database does not accept writes (OperationalError)" in stranger.get("/readyz").json()["problems"]
+    assert "the database does not accept writes (StorageError)" in stranger.get("/readyz").json()["problems"]

@@ -277,7 +277,7 @@ def test_an_answer_that_could_not_be_kept_does_not_end_as_if_it_were(keeping_sit
     person = made.person()
     person.keep()
 
-    def full(writing: PageAnswer) -> None:
+    def full(writing: PageAnswer, *given) -> None:
         raise StorageError("no room", full=True)
 
     monkeypatch.setattr(PageAnswer, "record_answer", full)

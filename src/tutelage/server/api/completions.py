@@ -4,6 +4,7 @@ With `echo` the prompt is put before the completion. With `logprobs` as well, th
 `max_tokens: 0` then only scores the prompt. The first token has no prefix, so its log-probability is null.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from tutelage.server.detokenizer import Detokenizer, TextDelta, TokenEntry
 from tutelage.server.generation import GenerationEnd
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
-from tutelage.web.errors import JSON
+from tutelage.web.errors import dump
 
 router = APIRouter(responses=DOCUMENTED, tags=["completions"])
 
@@ -51,9 +52,13 @@ class CompletionCall(Call):
     async def whole(self) -> Response:
         async with await self.start():
             await self.finish()
-        choices = [self.as_choice(i, self.choices[best]) for i, best in enumerate(self.best())]
-        tokens = usage(self.plan.prompts, self.choices)
-        return JSON({**self.head, "choices": choices, "usage": tokens}, headers=self.headers)
+        choices = []
+        for index, best in enumerate(self.best()):
+            choices.append(dump(self.as_choice(index, self.choices[best])))
+            await asyncio.sleep(0)  # a hundred prompts with log-probabilities take seconds; others go between them
+        begin = dump(self.head | {"usage": usage(self.plan.prompts, self.choices)})
+        content = begin[:-1] + b',"choices":[' + b",".join(choices) + b"]}"
+        return Response(content, media_type="application/json", headers=self.headers)
 
     def best(self) -> list[int]:
         """Indices of the choices to return: per prompt the n with the highest mean_logprob, or all n in order."""
@@ -123,9 +128,9 @@ class CompletionCall(Call):
 
 
 def text_of(prompt: Sequence[int], table: Sequence[bytes], byte_level: bool) -> str:
-    """The text of the prompt's tokens."""
-    detokenizer = Detokenizer(table, strip_first=not byte_level)
-    return "".join(detokenizer.feed(Token(token, 0.0, [])).text for token in prompt) + detokenizer.finish().text
+    """The text of the prompt's tokens, as a detokenizer gives it."""
+    content = b"".join(table[token] for token in prompt)
+    return (content if byte_level else content.removeprefix(b" ")).decode("utf-8", "replace")
 
 
 def prompt_entries(prompt: Sequence[int], table: Sequence[bytes], score: PromptScored) -> list[TokenEntry]:

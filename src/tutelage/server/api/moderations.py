@@ -22,10 +22,8 @@ async def moderations(request: Request, body: ModerationRequest, caller: Inferen
     """
     assert caller.key
     state, texts = request.app.state, texts_of(body)
-    tokens = estimated_tokens(sum(map(len, texts)))
-    with state.limits.generation(caller.key, tokens) as spent:
-        spent.tokens = tokens
-        verdicts = await state.text_work.verdicts(caller.user_id, texts)
+    state.limits.spend(caller.key, estimated_tokens(sum(map(len, texts))))
+    verdicts = await state.text_work.verdicts(caller.user_id, texts)
     for verdict in verdicts:
         verdict["category_applied_input_types"] = {name: ["text"] for name in verdict["categories"]}
     return JSON({"id": new_id("modr-"), "model": body.model or MODEL, "results": verdicts})

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from tutelage.web.envelope import BODY_BYTES
 from tutelage.web.errors import ApiError
 
 MAX_CHOICES = 16
@@ -32,6 +33,8 @@ def at_most(entries: int, value: Any) -> Any:
     return value
 
 
+# pydantic looks for lone surrogates, which UTF-8 cannot encode, only in texts with a limit. This one is a body's.
+AnyText = Annotated[str, Field(max_length=BODY_BYTES)]
 Text = Annotated[str, Field(min_length=1)]
 Stop = Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None
 Metadata = Annotated[
@@ -41,7 +44,7 @@ Metadata = Annotated[
 # Lists stop at their first wrong item: a list of a million wrong ones has one error, not a million.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Many = Annotated[list[Ids], Field(min_length=1, max_length=128, fail_fast=True)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
+Texts = Annotated[list[AnyText], Field(min_length=1, max_length=128, fail_fast=True)]
 TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 LogitBias = Annotated[
     dict[TokenName, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(partial(at_most, 1024))
@@ -58,7 +61,7 @@ class RequestBody(BaseModel):
     def ignored_are_shallow_text(self) -> "RequestBody":
         """Refuse unknown fields that are nested too deeply, or contain a lone surrogate (which UTF-8 cannot encode).
 
-        The known fields have their shapes, and their texts are checked by pydantic.
+        The known fields have their shapes, and pydantic checks their texts.
         """
         if self.model_extra:
             shallow_text(self.model_extra)
@@ -94,7 +97,7 @@ class StreamOptions(RequestBody):
 class SamplingRequest(RequestBody):
     """The fields that chat and plain completions share."""
 
-    model: str
+    model: AnyText
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -131,7 +134,7 @@ class SamplingRequest(RequestBody):
 
 
 class CompletionRequest(SamplingRequest):
-    prompt: str | Texts | Ids | Many | None = None
+    prompt: AnyText | Texts | Ids | Many | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -153,13 +156,13 @@ class CompletionRequest(SamplingRequest):
 
 
 class Part(RequestBody):
-    type: str
-    text: str | None = None
+    type: AnyText
+    text: AnyText | None = None
 
 
 class ChatTurn(RequestBody):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None = None
+    content: AnyText | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None = None
 
     @field_validator("content")
     @classmethod
@@ -179,7 +182,7 @@ class ChatTurn(RequestBody):
 
 def shallow_text(value: Any) -> Any:
     """A part of a body that may have any shape. Refuses deep nesting and lone surrogates, which UTF-8 lacks."""
-    if deeper_than(MAX_DEPTH - 1, value):
+    if deeper_than(MAX_DEPTH, value):
         raise ApiError(400, f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -231,7 +234,7 @@ class ChatRequest(SamplingRequest):
     store: bool | None = None
     metadata: Metadata | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
+    modalities: list[AnyText] | None = None
 
     @model_validator(mode="after")
     def alternatives_need_logprobs(self) -> "ChatRequest":
@@ -250,13 +253,13 @@ class ChatRequest(SamplingRequest):
 
 
 class ScoreRequest(RequestBody):
-    model: str
+    model: AnyText
     input: Annotated[list[Turns], Field(min_length=1, max_length=256, fail_fast=True)]
 
 
 class ModerationRequest(RequestBody):
-    model: str | None = None
-    input: str | Annotated[list[str | Part], Field(min_length=1, max_length=256, fail_fast=True)]
+    model: AnyText | None = None
+    input: AnyText | Annotated[list[AnyText | Part], Field(min_length=1, max_length=256, fail_fast=True)]
 
 
 class MetadataUpdate(RequestBody):

@@ -4,7 +4,7 @@ Callers redact a text (`data/privacy.py`) before they store it. They do it befor
 wait for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Conversation, Feedback, ModerationFlag
 from tutelage.text.chat import Message
 from tutelage.web.errors import ApiError
-from tutelage.web.markdown import markdown
 
 MAX_TITLE = 60  # characters of the first question
 MAX_LISTED = 200  # chats
@@ -114,17 +113,20 @@ def forget(session: Session, chat: Conversation) -> None:
     session.delete(chat)
 
 
-def shown(session: Session, user_id: str, chat: Conversation) -> list[dict[str, Any]]:
-    """All messages of a chat for the page, oldest first."""
+def shown(
+    session: Session, user_id: str, chat: Conversation, formatted: Callable[[list[str]], list[str]]
+) -> list[dict[str, Any]]:
+    """All messages of a chat for the page, oldest first. `formatted` turns Markdown texts into HTML."""
     query = select(ChatMessage).where(ChatMessage.conversation_id == chat.id)
     rows = session.scalars(query.order_by(ChatMessage.created_ms, ChatMessage.id)).all()
     mine = select(Feedback).where(Feedback.user_id == user_id, Feedback.kind == "thumb")
     found = session.scalars(mine.where(Feedback.message_id.in_([row.id for row in rows])))
     thumbs = {thumb.message_id: thumb for thumb in found}
-    return [message_shown(row, thumbs.get(row.id)) for row in rows]
+    html = iter(formatted([row.content for row in rows if row.role != "user"]))
+    return [message_shown(row, "" if row.role == "user" else next(html), thumbs.get(row.id)) for row in rows]
 
 
-def message_shown(row: ChatMessage, thumb: Feedback | None = None) -> dict[str, Any]:
+def message_shown(row: ChatMessage, html: str, thumb: Feedback | None = None) -> dict[str, Any]:
     """A message for the page; an answer also has its HTML, its model and the person's thumb."""
     message = {
         "id": row.id,
@@ -137,7 +139,7 @@ def message_shown(row: ChatMessage, thumb: Feedback | None = None) -> dict[str, 
         return message
     feedback = {"thumb": thumb.value, "reasons": thumb.reasons, "comment": thumb.text or ""} if thumb else {}
     answer = {
-        "html": str(markdown(row.content)),
+        "html": html,
         "model": row.model_id,
         "finish_reason": row.finish_reason,
         "tokens": row.completion_tokens,

@@ -7,16 +7,18 @@ trains nothing. Reasons about harm, and thumbs up, also become flags for the mod
 import secrets
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutelage.data.privacy import redact
 from tutelage.server.chat.consent import require_recording
 from tutelage.server.chat.conversations import add, message_shown, own, own_message, select_one
 from tutelage.store.consent import chat_source, consent_to
+from tutelage.store.database import Database
 from tutelage.store.ids import new_id, now_ms
 from tutelage.store.tables import ChatMessage, Comparison, Feedback, ModerationFlag
 from tutelage.web.auth import Page, Store
@@ -119,25 +121,33 @@ def flag(session: Session, thumb: Feedback, answer: ChatMessage) -> None:
 
 
 @router.post("/chat/messages/{message_id}/better")
-def better(message_id: str, body: Better, caller: Page, database: Store) -> JSON:
+async def better(request: Request, message_id: str, body: Better, caller: Page, database: Store) -> JSON:
     """Store the person's own answer as a demonstration. The chat continues from it."""
     database.check_room()
-    text, redacted = redact(body.text)
-    with writing(database, caller.user_id) as session:
-        require_recording(session, caller.user_id)
-        answer = own_message(session, caller.user_id, message_id, "assistant")
+    work = request.app.state.text_work
+    text, redacted = await work.redacted(caller.user_id, body.text)
+    html = await work.formatted(caller.user_id, text)
+    row = await run_in_threadpool(store_better, database, caller.user_id, message_id, text, redacted)
+    return JSON(message_shown(row, html))
+
+
+def store_better(database: Database, user_id: str, message_id: str, text: str, redacted: dict[str, int]) -> ChatMessage:
+    """Store the redacted text in the place of an answer. Returns its message."""
+    with writing(database, user_id) as session:
+        require_recording(session, user_id)
+        answer = own_message(session, user_id, message_id, "assistant")
         if earlier := answer.params.get("instead_of"):  # the person improves their own better answer
-            answer = own_message(session, caller.user_id, earlier, "assistant")
-        feedback(session, caller.user_id, answer, "demonstration").text = text
-        chat = own(session, caller.user_id, answer.conversation_id)
+            answer = own_message(session, user_id, earlier, "assistant")
+        feedback(session, user_id, answer, "demonstration").text = text
+        chat = own(session, user_id, answer.conversation_id)
         siblings = session.scalars(select(ChatMessage).where(ChatMessage.parent_id == answer.parent_id))
         row = next((other for other in siblings if other.params.get("instead_of") == answer.id), None)
         if row is None:
             row = add(session, chat, answer.parent_id, "assistant", text, params={"instead_of": answer.id})
-        row.content, row.redacted = text, dict(redacted)
+        row.content, row.redacted = text, redacted
         select_one(session, row)
         session.flush()
-        return JSON(message_shown(row))
+        return row
 
 
 @router.post("/chat/messages/{message_id}/select")

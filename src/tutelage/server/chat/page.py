@@ -5,6 +5,7 @@ GET /chat, /chat/{id}  ->  one page with everything its scripts need: chats, mes
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -57,11 +58,12 @@ def recorded_chat(request: Request, conversation_id: str, caller: Page, database
 def page(request: Request, user_id: str, database: Database, conversation_id: str | None = None) -> Response:
     """Render the page. It contains all data for its scripts, so that they need no request to start."""
     translate: Callable[[str], str] = translations(language(request)).gettext
+    formatted = partial(request.app.state.text_work.formatted_all, user_id)
     with database.read() as session:
         chat = own(session, user_id, conversation_id) if conversation_id else None
         data: dict[str, Any] = {
             "conversation": chat and conversation_of(chat),
-            "messages": shown(session, user_id, chat) if chat else [],
+            "messages": shown(session, user_id, chat, formatted) if chat else [],
             "conversations": listed(session, user_id),
             "recording": asdict(consent.recording_of(session, user_id)),
             "person": user_id,
