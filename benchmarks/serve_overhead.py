@@ -7,7 +7,7 @@ rendering and encoding in a process of their own, moderation, SQLite, JSON and o
 the tests' stub, which has its eight tokens at once. Requests are sent at fixed times over 16 loopback connections,
 whether or not earlier ones have been answered. The first pass stores nothing, and the second one stores every answer.
 Prints one Markdown row per pass with requests, errors, p50, p99 and maximum in milliseconds, and writes them to OUT
-(record.py). The goal is p50 <= 4 and p99 <= 10.
+(record.py). The goal is p50 <= 4 and p99 <= 10 in the first pass.
 """
 
 import argparse

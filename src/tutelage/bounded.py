@@ -84,6 +84,8 @@ class Child:
         self._closed = True
         if process := self._process:
             process.kill()
+        with self._turn:
+            self._end()
 
     def _exchange(self, question: bytes) -> bytes | None:
         """The child's answer; None if it ended by itself. Raises Overrun if a signal ended it."""
@@ -96,13 +98,23 @@ class Child:
             line = process.stdout.readline()
         if line.endswith(b"\n"):
             return line
-        self._process = None
+        status = self._end()
+        if self._closed:
+            raise Overrun("closed")
+        if status == 0:
+            return None
+        raise Overrun("time" if status == -signal.SIGPROF else "memory")
+
+    def _end(self) -> int | None:
+        """Wait for the process, which ends, and forget it. Returns its status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        assert process.stdin and process.stdout
         process.stdout.close()
         with suppress(BrokenPipeError):
             process.stdin.close()
-        if process.wait() == 0 and not self._closed:
-            return None
-        raise Overrun("time" if process.returncode == -signal.SIGPROF else "memory")
+        return process.wait()
 
     def _running(self) -> "subprocess.Popen[bytes]":
         """The process, started if there is none."""
@@ -116,6 +128,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},  # a thread per core would need memory of its own
             )
             self._owner = os.getpid()
             arguments = self._set_up() if self._set_up else {}

@@ -12,7 +12,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from openai import AsyncOpenAI, OpenAI
@@ -304,6 +304,88 @@ def asynchronously(c: Clients, what: str) -> None:
         await a.close()
 
     asyncio.run(run())
+
+
+# --- structured output
+
+ANIMAL = {
+    "type": "object",
+    "properties": {
+        "is": {"enum": ["cat", "dog"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+        "a": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+    },
+    "required": ["is", "age", "a"],
+    "additionalProperties": False,
+}
+ANIMAL_FORMAT = {"type": "json_schema", "json_schema": {"name": "animal", "schema": ANIMAL, "strict": True}}
+
+
+def is_animal(text: str) -> None:
+    animal = json.loads(text)
+    assert list(animal) == ["is", "age", "a"] and animal["is"] in ("cat", "dog")
+    assert animal["age"] in range(100) and {*animal["a"]} <= {True, False} and len(animal["a"]) <= 2
+
+
+@table("a schema with", [{}, {"n": 3}, {"temperature": 0}, {"temperature": 2, "top_p": 0.9}, {"presence_penalty": 2}])
+def structured(c: Clients, settings: dict[str, Any]) -> None:
+    settings = {"max_tokens": 50, "response_format": ANIMAL_FORMAT, "seed": 3} | settings
+    whole = c.chat(**settings).choices
+    texts = [""] * len(whole)
+    for chunk in c.chat(stream=True, **settings):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert [choice.message.content for choice in whole] == texts and len(texts) == settings.get("n", 1)
+    for choice in whole:
+        assert choice.finish_reason == "stop"
+        is_animal(choice.message.content)
+
+
+@scenario
+def json_mode_gives_an_object(c: Clients) -> None:
+    for seed in range(4):
+        choice = c.chat(max_tokens=40, response_format={"type": "json_object"}, seed=seed).choices[0]
+        assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict)
+
+
+@scenario
+def a_schema_too_long_for_the_limit_is_cut(c: Clients) -> None:
+    assert c.chat(max_tokens=4, response_format=ANIMAL_FORMAT).choices[0].finish_reason == "length"
+
+
+@scenario
+def the_logprobs_of_a_schema_are_the_models_own(c: Clients) -> None:
+    """The first token is forced: its probability is that of the free choice, and a free token may be likelier."""
+    settings: dict[str, Any] = {"logprobs": True, "top_logprobs": 5, "max_tokens": 50, "seed": 1}
+    free = c.chat(**settings).choices[0].logprobs.content[0]
+    choice = c.chat(response_format=ANIMAL_FORMAT, **settings).choices[0]
+    held = choice.logprobs.content
+    assert [(top.token, round(top.logprob, 4)) for top in held[0].top_logprobs] == [
+        (top.token, round(top.logprob, 4)) for top in free.top_logprobs
+    ]
+    assert held[0].token.startswith("{") and all(0 < math.exp(token.logprob) <= 1 for token in held)
+    assert "".join(token.token for token in held) == choice.message.content
+
+
+@scenario
+def a_stop_string_cuts_a_schema(c: Clients) -> None:
+    choice = c.chat(max_tokens=50, response_format=ANIMAL_FORMAT, stop=['"age"']).choices[0]
+    assert choice.finish_reason == "stop" and choice.message.content.rstrip().endswith(",")
+
+
+@scenario
+def pydantic_models_are_parsed(c: Clients) -> None:
+    from pydantic import BaseModel, Field
+
+    class Animal(BaseModel):
+        s: Literal["cat", "dog"]
+        a: list["Animal"] = Field(max_length=1)
+
+    completions = c.strict.chat.completions
+    parse = completions.parse if hasattr(completions, "parse") else c.strict.beta.chat.completions.parse
+    answer = parse(model="chat", messages=ASK, max_tokens=50, response_format=Animal)
+    animal = answer.choices[0].message.parsed
+    assert isinstance(animal, Animal) and animal.s in ("cat", "dog")
 
 
 # --- models, stored completions, scores

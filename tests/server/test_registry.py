@@ -1,5 +1,6 @@
 """The registry: names, shared engines, adapters beside their base, reward models, loading and unloading."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,9 @@ from tutelage.runs.device import Device
 from tutelage.runs.folder import load_policy, load_scorer, save_policy, save_scorer
 from tutelage.sampling.distribution import DistributionConfig, SamplingConfig
 from tutelage.sampling.sampler import generate, inference_copy
+from tutelage.server.api.scores import encode
 from tutelage.server.registry import Registry, Served
-from tutelage.text.chat import encode_answer, encode_chat
+from tutelage.text.chat import encode_chat
 from tutelage.text.tokenizer import Tokenizer
 
 DEVICE = Device(torch.device("cpu"), torch.float32, 1, "tests")
@@ -150,13 +152,13 @@ def test_what_is_unloaded_is_gone(registry: Registry, runs: Path) -> None:
 def test_a_reward_model_scores_whole_conversations(registry: Registry, runs: Path) -> None:
     judge = registry.load(f"fair={runs}/judge")
     assert (judge.kind, judge.engine, judge.context) == ("reward", None, 64)
-    said = ["hello there", "the cat sat on the mat", "I am fine"] * 12  # more than are scored at once
+    said = ["hello there", "the cat sat on the mat", "I am fine"] * 12
     conversations = [
         [{"role": "user", "content": "how are you?"}, {"role": "assistant", "content": text}] for text in said
     ]
-    model, tokenizer = load_scorer(runs / "judge", DEVICE)
-    texts = [encode_answer(tokenizer, messages).ids for messages in conversations]
+    texts = asyncio.run(encode(judge, conversations, "somebody"))
     found = registry.score("fair", texts)
+    model, tokenizer = load_scorer(runs / "judge", DEVICE)
     for messages, score in zip(conversations, found, strict=True):
         ids = encode_chat(tokenizer, messages).ids
         last = max(i for i, token in enumerate(ids) if token == tokenizer.end_of_turn_id)

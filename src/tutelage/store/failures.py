@@ -20,6 +20,8 @@ except ImportError:  # no wheel for this platform
     driver_module = sqlite3
 driver = driver_module  # of SQLite databases
 
+__all__ = ["StorageError", "driver", "failures_named"]
+
 # Names that begin with two digits are PostgreSQL's.
 FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "53100", "58030")
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "XX001", "XX002", "42P01", "42703")  # the last two: as MISSING
