@@ -20,7 +20,7 @@ from tutelage.web.errors import ApiError
 
 SHORT = 20_000  # characters of a question that goes before longer ones
 SHORT_IN_A_ROW = 16  # while a longer one waits
-SECONDS = 5.0  # of computing for one question
+SECONDS = 2.0  # of computing for one question
 SECONDS_PER_CHARACTER = 10e-6  # in addition
 CAPACITY = 512  # questions that may wait
 
