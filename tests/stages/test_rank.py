@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from world import RANK, World, interrupted, results, user, write_lines
 
-from tutelage.data.rankings import repeating
 from tutelage.data.records import read_comparisons
 from tutelage.errors import InputError
 from tutelage.stages.rank import rank
@@ -145,34 +142,3 @@ def test_a_deleted_file_is_made_again(world: World, tmp_path: Path, monkeypatch:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--policy, --prompts and --panel .* or --from"):
         rank(tmp_path / "r.jsonl")
-
-
-@given(st.text("ab  cd", max_size=30))
-def test_a_repeating_response_says_some_of_its_words_again_and_nothing_else(response: str) -> None:
-    """Taking out the repeats of one span, two to four times in a row, gives the response back."""
-    said, words = repeating(response).split(), response.split()
-    if not words:
-        assert repeating(response) == response
-        return
-    undone = [
-        said[: start + size] + said[start + size * (1 + times) :]
-        for size in (1, 2, 3, 4)
-        for times in (1, 2, 3)
-        for start in range(len(words) - size + 1)
-        if said[start : start + size * (1 + times)] == said[start : start + size] * (1 + times)
-    ]
-    assert words in undone and len(said) > len(words)
-
-
-def test_some_rankings_have_a_repeating_response(world: World, tmp_path: Path) -> None:
-    """The last of them, made of the first; the other responses and the other rankings are those of a run without."""
-    found = []
-    for share in (0.0, 0.5):
-        out = tmp_path / f"{share}.jsonl"
-        rank(out, world.sft, (world.prompts,), world.panel, config=replace(RANK, shared=0.0, repeating=share))
-        found.append([record["responses"] for record in records(out)])
-    plain, mixed = found
-    looped = [b for a, b in zip(plain, mixed, strict=True) if a != b]
-    assert all(b[-1] == repeating(b[0]) for b in looped)
-    assert all(a[:-1] == b[:-1] for a, b in zip(plain, mixed, strict=True))
-    assert 3 < len(looped) < 13  # of 16, half of them chosen by hash

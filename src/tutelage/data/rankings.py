@@ -101,17 +101,3 @@ def length_matched(comparison: Comparison, tokenizer: Tokenizer) -> list[bool]:
     sizes = [len(tokenizer.encode(response)) for response in comparison.responses]
     pairs = strict_pairs(comparison.ranks)
     return [abs(sizes[winner] - sizes[loser]) <= MATCHED * max(sizes[winner], sizes[loser]) for winner, loser in pairs]
-
-
-def repeating(response: str) -> str:
-    """The response with one to four neighbouring words said two to four times in a row, as a looping model does.
-
-    A hash of the response decides which words and how often. An empty response stays empty.
-    """
-    words = response.split()
-    if not words:
-        return response
-    start = int(unit_hash("start", response) * len(words))
-    span = words[start : start + 1 + int(unit_hash("span", response) * 4)]
-    times = 1 + int(unit_hash("times", response) * 3)  # in addition to the first
-    return " ".join([*words[: start + len(span)], *span * times, *words[start + len(span) :]])

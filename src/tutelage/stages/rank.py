@@ -16,10 +16,9 @@ import tyro
 
 from tutelage.data.jsonl import write_jsonl
 from tutelage.data.panel import ANNOTATORS, Panel, constants_hash
-from tutelage.data.prompts import check_context, choose_fitting, key
-from tutelage.data.rankings import repeating, strict_pairs
+from tutelage.data.prompts import check_context, choose_fitting
+from tutelage.data.rankings import strict_pairs
 from tutelage.data.records import Comparison, Prompt, read_comparisons, read_prompts
-from tutelage.data.splits import unit_hash
 from tutelage.data.training_set import LeftOut
 from tutelage.errors import InputError
 from tutelage.options import Advanced, Count, Share
@@ -51,9 +50,6 @@ class RankConfig(RunConfig):
     """Maximum length of a prompt in tokens; the oldest turns are dropped until it fits."""
     temperature: SampledTemperature = 1.0
     """Sampling temperature."""
-    repeating: Advanced[Share] = 0.0
-    """Share of the prompts for which the last response is the first one with some of its words said several times.
-    Without them a reward model sees too few loops to learn that annotators dislike them."""
     shared: Advanced[Share] = 0.15
     """Share of the prompts that all three simulated annotators rank, which measures their agreement."""
 
@@ -146,14 +142,7 @@ def sample_responses(run: Run, config: RankConfig, policy: Path, pool: list[Prom
             texts.append([tokenizer.decode(response.ids) for response in responses])
         run.progress.update(len(texts) / len(chosen), responses=f"{len(texts) * config.answers}")
         run.checkpoint(len(texts), lambda: {"texts": texts})
-    return [(p, with_loop(p, responses, config.repeating)) for p, responses in zip(chosen, texts, strict=True)]
-
-
-def with_loop(prompt: Prompt, responses: list[str], share: float) -> list[str]:
-    """The responses; for this share of the prompts, chosen by hash, the last one is the first with words repeated."""
-    if unit_hash("repeating", key(prompt.prompt)) >= share:
-        return responses
-    return [*responses[:-1], repeating(responses[0])]
+    return list(zip(chosen, texts, strict=True))
 
 
 def ask_panel(sampled: Sequence[tuple[Prompt, list[str]]], panel: Panel, config: RankConfig) -> list[Comparison]:
