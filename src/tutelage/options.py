@@ -53,12 +53,14 @@ class Range:
         return wrong and f"must be {wrong}" + (f"; {self.why}" if self.why else "")
 
 
-Count = Annotated[int, Range(least=1)]
-Count64 = Annotated[int, Range(least=1, most=2**63 - 1)]  # that a database can store
-Natural = Annotated[int, Range(least=0)]  # options where 0 stands for none, for all or for a default
-Finite = Annotated[float, Range()]
-Positive = Annotated[float, Range(above=0)]
-NonNegative = Annotated[float, Range(least=0)]
+Count = Annotated[int, Range(least=1, most=10**12)]
+Count64 = Annotated[int, Range(least=1, most=LARGEST)]  # that a database can store
+Natural = Annotated[int, Range(least=0, most=10**12)]  # options where 0 stands for none, for all or for a default
+Size = Annotated[int, Range(least=1, most=2**20)]  # of a tensor's axis, such as a batch
+Seed = Annotated[int, Range(least=0, most=LARGEST)]
+Finite = Annotated[float, Range(least=-1e30, most=1e30)]  # within fp32
+Positive = Annotated[float, Range(above=0, most=1e30)]
+NonNegative = Annotated[float, Range(least=0, most=1e30)]
 Share = Annotated[float, Range(least=0, most=1)]
 PartialShare = Annotated[float, Range(least=0, below=1)]
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import torch
 
 from tutelage.data.packing import Example, pack_rows
+from tutelage.errors import InputError
 
 CHUNK = 512  # windows packed together: enough to fill the rows, few enough to keep their order random
 DEFAULT_TOKENS = 500_000
 MOST_EPOCHS = 16  # InstructGPT's number (Ouyang et al. 2022, appendix C.1); its held-out loss rises after the first
 MANY_EPOCHS = 100
+MOST_ROWS = 10_000_000  # their plan takes 2 GB
 
 
 def default_epochs(held: int) -> int:
@@ -51,6 +53,11 @@ def rows_of_tokens(
 ) -> list[list[Example]]:
     """The packed rows of as many epochs as `tokens` takes, cut to whole batches; at least one batch."""
     wanted = max(1, tokens // length // batch) * batch
+    if wanted > MOST_ROWS:
+        raise InputError(
+            f"--tokens {tokens}: fill {wanted:,} rows of {length} tokens in batches of {batch}, and at most "
+            f"{MOST_ROWS:,} are planned at once; give fewer"
+        )
     rows: list[list[Example]] = []
     while len(rows) < wanted:
         rows += packed_rows(examples, length, generator)

@@ -17,7 +17,7 @@ from tutelage.data.prompts import check_context, choose_fitting, row_length
 from tutelage.data.records import Prompt, read_documents, read_prompts
 from tutelage.evals.perplexity import bits_per_byte, check_windows
 from tutelage.model.gpt import GPT
-from tutelage.options import Advanced, Count, Natural, Share
+from tutelage.options import Advanced, Count, Natural, Share, Size
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import frozen_loader, open_reward
 from tutelage.rewards.reward import Reward
@@ -46,9 +46,9 @@ class EvaluateConfig(RunConfig, RewardsConfig):
     """Maximum prompt length, in tokens; the oldest turns are dropped until a prompt fits."""
     best_of: tuple[Count, ...] = (4, 16)
     """Best-of-n baselines, one per n: of n SFT responses, the one with the highest reward-model score."""
-    samples: Advanced[Count] = 12
+    samples: Advanced[Size] = 12
     """Number of prompts, from the first, whose responses are written to evaluation.json."""
-    heldout_windows: Advanced[Count] = 256
+    heldout_windows: Advanced[Size] = 256
     """Number of windows of held-out pretraining text to measure bits per byte on."""
     heldout_window: Advanced[Natural] = 0
     """Length of such a window, in tokens; 0: the model's context length, at most 512."""

@@ -9,13 +9,13 @@ from typing import Annotated
 from tutelage.errors import InputError
 from tutelage.learning.kl import MAX_RELATIVE_ERROR
 from tutelage.learning.optim import LearningRate
-from tutelage.options import Advanced, Count, Natural, NonNegative, Positive, Range
+from tutelage.options import Advanced, Count, Natural, NonNegative, Positive, Range, Size
 from tutelage.rewards.config import RewardsConfig
 from tutelage.runs.snapshots import SnapshotConfig
 from tutelage.sampling.distribution import SampledTemperature
 
 Decay = Annotated[float, Range(least=0, below=1, why="at 1 the saved policy would never change")]
-GroupSize = Annotated[int, Range(least=2, why="a response is compared with the others to its prompt")]
+GroupSize = Annotated[int, Range(least=2, most=2**20, why="a response is compared with the others to its prompt")]
 # At this gain one iteration may take the KL coefficient to 0.
 KL_GAIN_LIMIT = 1 / MAX_RELATIVE_ERROR
 
@@ -26,7 +26,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
 
     iterations: Count = 30
     """Rollouts (paper: 500)."""
-    batch: Count = 64
+    batch: Size = 64
     """Responses per rollout (paper: 512)."""
     max_tokens: Count = 40
     """Longest response in tokens."""
@@ -58,7 +58,7 @@ class RLConfig(SnapshotConfig, RewardsConfig):
     ema: Advanced[Decay] = 0.0
     """Decay per step of the moving average of the policy, which is what is saved; 0 saves the last policy (paper: .992,
     over 4,000 steps)."""
-    ptx_windows: Advanced[Count] = 16
+    ptx_windows: Advanced[Size] = 16
     """Windows of pretraining text per optimizer step (paper: 8 per response)."""
     ptx_window: Advanced[Natural] = 0
     """Tokens of a window; 0: the model's context, at most 512."""

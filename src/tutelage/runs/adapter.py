@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import save
@@ -24,7 +25,7 @@ from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters
 from tutelage.model.peft import from_peft, to_peft
 from tutelage.model.peft_file import PREFIX
-from tutelage.options import Advanced, Natural, PartialShare, Positive
+from tutelage.options import Advanced, Natural, PartialShare, Range
 from tutelage.runs.device import Device
 from tutelage.runs.files import read_safetensors
 from tutelage.runs.folder import load_policy, load_trunk, read_config, save_policy, save_scorer, set_head
@@ -42,7 +43,7 @@ class AdapterConfig(RunConfig):
 
     lora_rank: Natural = 0
     """Rank of low-rank adapters (Hu et al. 2021); 0 trains all weights."""
-    lora_alpha: Advanced[Positive] = 32.0
+    lora_alpha: Advanced[Annotated[float, Range(above=0, most=1e6)]] = 32.0
     """The adapters' update is multiplied by alpha / rank."""
     lora_targets: Advanced[tuple[str, ...]] = ALL
     """Linear maps that get an adapter, out of q k v out gate up down. The paper uses q v; later work uses all."""

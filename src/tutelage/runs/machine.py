@@ -85,6 +85,11 @@ def memory_bytes() -> int:
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory for models on a device."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_bytes()
+
+
 def version(package: str) -> str:
     """The installed version, or "(not installed)"."""
     try:

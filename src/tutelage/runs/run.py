@@ -28,7 +28,7 @@ import torch
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.options import Advanced, Natural, NonNegative, out_of_range
+from tutelage.options import Advanced, NonNegative, Seed, out_of_range
 from tutelage.runs.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.runs.device import Device, choose_device, peak_memory_bytes
 from tutelage.runs.ending import Ending
@@ -44,7 +44,7 @@ DIFFERS = "its settings or inputs differ"
 class RunConfig:
     """Settings of every stage. Raises InputError for a number outside its range."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     """Seeds the initial weights, the data order and sampling. Each of these has its own random generator."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""

@@ -23,7 +23,7 @@ from tutelage.errors import InputError
 from tutelage.evals.best_of_n import best_of_n as expected_best
 from tutelage.learning.invalid import penalised
 from tutelage.learning.kl import best_of_n_kl_bound
-from tutelage.options import Advanced, Count, NonNegative
+from tutelage.options import Advanced, Count, NonNegative, Size
 from tutelage.rewards.config import RewardsConfig
 from tutelage.rewards.open import foreign_models, frozen_loader, open_reward, places_read, reward_inputs
 from tutelage.rewards.reward import Reward, with_response
@@ -46,7 +46,7 @@ class BestOfNConfig(RunConfig, RewardsConfig):
 
     count: Count = 600
     """Number of prompts, chosen by hash."""
-    samples: Count = 16
+    samples: Size = 16
     """Responses per prompt: n."""
     max_tokens: Count = 40
     """Maximum length of a response in tokens."""

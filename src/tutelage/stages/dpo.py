@@ -33,7 +33,7 @@ from tutelage.learning.preferences import dpo_loss, ipo_loss, simpo_loss
 from tutelage.model.gpt import GPT
 from tutelage.model.lora import adapters_off
 from tutelage.model.parameters import trainable
-from tutelage.options import Advanced, Count, NonNegative, PartialShare, Range, Share
+from tutelage.options import Advanced, NonNegative, PartialShare, Range, Share, Size
 from tutelage.runs.adapter import adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -64,7 +64,7 @@ class DPOConfig(OptimizerConfig, SnapshotConfig):
     """Reward margin by which simpo wants the better response to win."""
     epochs: Epochs = 1
     """Passes over the rankings."""
-    batch: Count = 8
+    batch: Size = 8
     """Prompts per optimizer step, each with all its responses (DPO paper: 64 pairs)."""
     lr: LearningRate = 2e-4
     """Peak learning rate of AdamW, for a few million parameters (DPO paper: RMSprop with 1e-6)."""

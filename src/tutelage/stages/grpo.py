@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tutelage.learning.groups import group_relative, grpo_loss
 from tutelage.learning.kl import mean_k3
-from tutelage.options import Advanced, Count, NonNegative, Positive
+from tutelage.learning.optimizer import Epochs
+from tutelage.options import Advanced, NonNegative, Positive, Size
 from tutelage.rlhf.config import GroupConfig, GroupSize
 from tutelage.rlhf.groups import GroupAlgorithm, learn_in_groups
 from tutelage.rlhf.history import Metrics
@@ -31,9 +32,9 @@ class GRPOConfig(GroupConfig):
     """grpo, or dr-grpo without the divisions by standard deviation and by response length."""
     samples: GroupSize = 8
     """Responses per prompt (paper: 64, to 16 prompts)."""
-    minibatch: Advanced[Count] = 64
+    minibatch: Advanced[Size] = 64
     """Responses per optimizer step."""
-    epochs: Advanced[Count] = 1
+    epochs: Advanced[Epochs] = 1
     """Passes over each rollout (paper: 1)."""
     clip: Advanced[Positive] = 0.2
     """Clip range of the ratio; not printed in the paper."""

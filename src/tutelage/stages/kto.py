@@ -58,7 +58,7 @@ class KTOConfig(OptimizerConfig, AdapterConfig):
     """Weight of a thumb down, lambda_U."""
     epochs: Epochs = 1
     """Passes over the thumbs."""
-    batch: Annotated[int, Range(least=2, why="z0 takes a response to another prompt")] = 16
+    batch: Annotated[int, Range(least=2, most=2**20, why="z0 takes a response to another prompt")] = 16
     """Responses per optimizer step, at least 2 because z0 is estimated within the batch. A last partial batch is
     dropped."""
     lr: LearningRate = 2e-4

@@ -13,7 +13,7 @@ rollout, a separate optimizer for the value network; `learning/ptx.py` says how 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from tutelage.learning.advantages import explained_variance, gae, shaped_rewards
 from tutelage.learning.kl import mean_k3
 from tutelage.learning.losses import policy_loss, value_loss
 from tutelage.learning.optim import EMA, LearningRate, clipped_step
+from tutelage.learning.optimizer import Epochs
 from tutelage.learning.trust_region import adaptive_penalty_coef, penalised_loss
 from tutelage.model.heads import ScalarGPT
-from tutelage.options import Advanced, Count, Natural, NonNegative, Positive, Share
+from tutelage.options import Advanced, NonNegative, Positive, Range, Share, Size
 from tutelage.rlhf.actors import Actors
 from tutelage.rlhf.config import RLConfig
 from tutelage.rlhf.history import Metrics
@@ -42,11 +43,11 @@ from tutelage.sampling.rollout import Rollout, response_values
 class PPOConfig(RLConfig):
     """One PPO-ptx run. Defaults suit a laptop; the paper's values (appendix C.4) stand beside them."""
 
-    minibatch: Advanced[Count] = 64
+    minibatch: Advanced[Size] = 64
     """Responses per optimizer step."""
-    epochs: Advanced[Count] = 1
+    epochs: Advanced[Epochs] = 1
     """Passes over each rollout (paper: 1)."""
-    value_epochs: Advanced[Natural] = 0
+    value_epochs: Advanced[Annotated[int, Range(least=0, most=10_000)]] = 0
     """Passes of the value network over each rollout; 0: as many as the policy."""
     value_lr: Advanced[LearningRate] = 1e-3
     """Peak learning rate of the value network (paper: 9e-6)."""

@@ -10,7 +10,7 @@ about half the tokens; `--optimizer adamw` is the recipe of 2020.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,15 +28,18 @@ from tutelage.model.config import GPTConfig
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import parameter_count
 from tutelage.model.presets import ROWS, named_shape
-from tutelage.options import Advanced, Count, Range, Share
+from tutelage.options import Advanced, Count, Range, Share, Size
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
 from tutelage.runs.folder import save_policy
 from tutelage.runs.identity import Inputs
 from tutelage.runs.log import read_metrics
+from tutelage.runs.machine import memory_of
 from tutelage.runs.run import Run, RunConfig
 from tutelage.runs.steps import training_steps
 from tutelage.text.tokenizer import Tokenizer
 
+TRAINED_BYTES = 12  # of a parameter with Muon: weight, gradient and momentum in fp32
+MOST_WINDOWS = 200_000_000  # their order takes 1.6 GB; GPT-3 saw 146 million
 SHAPE = ("width", "layers", "heads", "kv_heads", "head_width", "hidden", "context")  # settings that shape the model
 
 
@@ -47,23 +50,23 @@ class PretrainConfig(OptimizerConfig, RunConfig):
     size: str = ""
     """A published shape, gpt1 to gpt3-175b (`model/presets.py`). It replaces all of the shape's numbers below except
     the context length."""
-    width: Count = 256
+    width: Size = 256
     """Channels of the residual stream."""
-    layers: Count = 4
+    layers: Annotated[int, Range(least=1, most=10_000)] = 4
     """Transformer blocks."""
-    heads: Count = 4
+    heads: Size = 4
     """Query heads."""
-    kv_heads: Advanced[Count] = 2
+    kv_heads: Advanced[Size] = 2
     """Key/value heads, shared by the query heads."""
-    head_width: Advanced[Count] = 64
+    head_width: Advanced[Size] = 64
     """Channels of a head."""
-    hidden: Count = 768
+    hidden: Size = 768
     """Channels inside the gated MLP, usually 3 times the width."""
-    context: Count = 256
+    context: Size = 256
     """Context length in tokens, and the length of a training window."""
     tokens: Count = 1_000_000
     """Tokens to train on. More than the corpus holds means further epochs, each in a new order."""
-    batch: Count = 8
+    batch: Size = 8
     """Windows per optimizer step."""
     optimizer: Advanced[Literal["muon", "adamw"]] = "muon"
     """muon: Muon for the hidden matrices and AdamW for the rest. adamw: AdamW for all weights."""
@@ -126,7 +129,9 @@ def pretrain(
         if heldout:
             check_windows(heldout_ids, config.context)
         order = window_order(ids, config, run.generator("order"))
-        model = GPT(config.shape(bpe.vocab_size), run.device.compute_dtype).initialise(run.generator("weights"))
+        shape = config.shape(bpe.vocab_size)
+        check_memory(shape, run.device.torch_device)
+        model = GPT(shape, run.device.compute_dtype).initialise(run.generator("weights"))
         model.to(run.device.torch_device)
         steps = len(order) // config.batch
         results, start = train(run, config, model, ids, order, heldout_ids, bpe, steps)
@@ -203,6 +208,29 @@ def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
     return stream(encode_documents(tokenizer, texts), tokenizer.end_of_text_id)
 
 
+def check_memory(shape: GPTConfig, device: torch.device) -> None:
+    """Raises InputError for a model whose weights, gradients and moments alone take more memory than there is."""
+    parameters, there = size_of(shape), memory_of(device)
+    if TRAINED_BYTES * parameters > there:
+        raise InputError(
+            f"pretrain: to train {parameters:,} parameters takes {TRAINED_BYTES * parameters / 2**30:,.0f} GiB or more, "
+            f"and there are {there / 2**30:,.0f} GiB; give a smaller --width, --hidden or --layers"
+        )
+
+
+def size_of(shape: GPTConfig) -> int:
+    """Number of parameters, counted on models of one and of two layers without memory."""
+    short = shape.context if shape.learned_positions else 1
+    try:
+        with torch.device("meta"):
+            one, two = (parameter_count(GPT(replace(shape, layers=layers, context=short))) for layers in (1, 2))
+    except RuntimeError as error:  # one matrix has more bytes than 64 bits can count
+        raise InputError(
+            f"pretrain: this shape is not possible ({error}); give a smaller --width or --hidden"
+        ) from None
+    return one + (shape.layers - 1) * (two - one)
+
+
 def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Generator) -> np.ndarray:
     """The order of the training windows, a new permutation each epoch. Raises InputError if they fill no batch."""
     available, wanted = window_count(ids, config.context), config.tokens // config.context
@@ -211,6 +239,11 @@ def window_order(ids: np.ndarray, config: PretrainConfig, generator: torch.Gener
         raise InputError(
             f"pretrain: the corpus holds {available} windows of {config.context} tokens and the budget {wanted}, one "
             f"batch needs {config.batch}; give more text, more --tokens or a smaller --batch"
+        )
+    if wanted > MOST_WINDOWS:
+        raise InputError(
+            f"--tokens {config.tokens}: fill {wanted:,} windows of {config.context} tokens, and at most "
+            f"{MOST_WINDOWS:,} are planned; give fewer"
         )
     epochs = math.ceil(wanted / available)
     return torch.cat([torch.randperm(available, generator=generator) for _ in range(epochs)])[:wanted].numpy()

@@ -37,7 +37,7 @@ from tutelage.learning.optimizer import Epochs, OptimizerConfig, scheduled_adamw
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.parameters import trainable
 from tutelage.model.shared_prefix import score_texts
-from tutelage.options import Advanced, Count, PartialShare, Share
+from tutelage.options import Advanced, Count, PartialShare, Share, Size
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned_scorer
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training, training_loss
@@ -58,7 +58,7 @@ class RewardConfig(OptimizerConfig, AdapterConfig):
 
     epochs: Epochs = 1
     """Passes over the rankings. InstructGPT found that more than one overfits (appendix C.2)."""
-    batch: Count = 8
+    batch: Size = 8
     """Prompts per optimizer step, each with all its responses (InstructGPT: 64)."""
     lr: LearningRate = 1e-3
     """Peak learning rate of AdamW (InstructGPT 6B: 9e-6)."""

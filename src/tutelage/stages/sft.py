@@ -29,7 +29,7 @@ from tutelage.learning.optimizer import OptimizerConfig, scheduled_adamw
 from tutelage.model.gpt import GPT
 from tutelage.model.parameters import trainable
 from tutelage.model.vocabulary import redraw_untrained_rows
-from tutelage.options import Advanced, Count, Natural, Range, Share
+from tutelage.options import Advanced, Count, Natural, Range, Share, Size
 from tutelage.runs.adapter import AdapterConfig, adapt, save_tuned
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command, counted, short_training
@@ -47,9 +47,9 @@ class SFTConfig(OptimizerConfig, AdapterConfig):
     epochs: Annotated[float | None, Range(above=0, most=10_000)] = None
     """Passes over the demonstrations, such as 3 or 0.5. By default as many as come nearest to 500,000 tokens, from 1
     to 16 (InstructGPT: 16)."""
-    tokens: Advanced[Annotated[int | None, Range(least=1)]] = None
+    tokens: Advanced[Annotated[int | None, Range(least=1, most=10**12)]] = None
     """Tokens of packed rows to train on, instead of --epochs."""
-    batch: Count = 8
+    batch: Size = 8
     """Packed rows per optimizer step."""
     lr: LearningRate = 2e-3
     """Peak learning rate of AdamW, for a few million parameters. InstructGPT 1.3B: 9.65e-6 (appendix C.1)."""

@@ -19,7 +19,8 @@ from tutelage.text.bpe import train_bpe
 from tutelage.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 VocabularySize = Annotated[
-    int, Range(least=256 + len(SPECIAL_TOKENS), why="the vocabulary holds all 256 bytes and the special tokens")
+    int,
+    Range(least=256 + len(SPECIAL_TOKENS), most=2**20, why="the vocabulary holds all 256 bytes and the special tokens"),
 ]
 
 
