@@ -127,7 +127,7 @@ def lacks_v1(scope: Scope) -> bool:
     routes = scope["app"].routes
 
     def matched(path: str) -> list[Match]:
-        return [match for route in routes if (match := route.matches(scope | {"path": path})[0]) is not Match.NONE]
+        return [match for route in routes if (match := route.matches({**scope, "path": path})[0]) is not Match.NONE]
 
     if wants_page(scope) or is_api(scope["path"]):
         return False
