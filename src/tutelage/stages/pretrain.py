@@ -213,7 +213,7 @@ def check_memory(shape: GPTConfig, device: torch.device) -> None:
     parameters, there = size_of(shape), memory_of(device)
     if TRAINED_BYTES * parameters > there:
         raise InputError(
-            f"pretrain: to train {parameters:,} parameters takes {TRAINED_BYTES * parameters / 2**30:,.0f} GiB or more, "
+            f"pretrain: training {parameters:,} parameters takes {TRAINED_BYTES * parameters / 2**30:,.0f} GiB or more, "
             f"and there are {there / 2**30:,.0f} GiB; give a smaller --width, --hidden or --layers"
         )
 
