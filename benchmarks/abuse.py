@@ -16,6 +16,7 @@ import argparse
 import http.client
 import json
 import multiprocessing
+import random
 import re
 import statistics
 import subprocess
@@ -36,15 +37,17 @@ from tutelage.runs.base import find_base
 from tutelage.stages.import_model import import_model
 
 SIZE = 1_900_000
-TEXTS = ("the cat sat on the mat. ", "今天天气很好，你好吗？", "aaaaaaaaaaaaaaaa", "x7 (1+1)=2; ")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Characters of a random text, which the tokenizer's cache of words does not help with.
+ALPHABETS = (LETTERS + 6 * " ", "".join(map(chr, range(0x4E00, 0x5E00))), LETTERS, "0123456789+-*/()=; abcxyz\n")
 ENDED = (OSError, http.client.HTTPException, KeyError)  # what a client sees when the server stops
 UNLIMITED = ("--requests-per-minute", str(10**9), "--tokens-per-minute", str(10**12))
 
 
 def bodies(number: int) -> list[tuple[str, bytes]]:
     """The requests that a caller repeats: (path, body)."""
-    text = TEXTS[number % len(TEXTS)]
-    text = text * (SIZE // len(text.encode()))
+    alphabet = ALPHABETS[number % len(ALPHABETS)]
+    text = "".join(random.Random(number).choices(alphabet, k=SIZE // len(alphabet[0].encode())))
     third = text[: len(text) // 3]
     sent: list[tuple[str, dict[str, Any]]] = [
         ("/v1/chat/completions", {"model": "model", "messages": [{"role": "user", "content": text}]}),

@@ -47,6 +47,11 @@ class Caller:
     key: ApiKey | None = None
     csrf: str = ""
 
+    @property
+    def queue(self) -> str:
+        """Whose turn it is where requests wait: each key has its own, and so has each person in a browser."""
+        return self.key.id if self.key else self.user_id
+
 
 class Gate:
     """ASGI middleware: finds the caller of every request and refuses requests without one, except on public routes."""
@@ -89,7 +94,7 @@ class Gate:
             if size > LARGE and not message.get("more_body", False) and caller:
                 if caller.key:
                     self.limits.require_tokens(caller.key)
-                await self.large_bodies.turn(caller.user_id)
+                await self.large_bodies.turn(caller.queue)
                 size = 0
             return message
 

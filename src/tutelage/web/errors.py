@@ -19,6 +19,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from tutelage.store.database import StorageError
+from tutelage.web.json_pieces import joined
 from tutelage.web.logs import note
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
@@ -64,12 +65,12 @@ def refusal(error: ApiError | StorageError) -> ApiError:
 
 
 class JSON(Response):
-    """Compact JSON in UTF-8, without NaN."""
+    """Compact JSON in UTF-8, without NaN. The content may be bytes that are JSON already."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return dump(content)
+        return content if isinstance(content, bytes) else joined(content)
 
 
 def dump(content: Any) -> bytes:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from live import wait_for
 
+from tutelage.server.api import chat_completions, choices
 from tutelage.store.database import StorageError
 from tutelage.web import errors
 from tutelage.web.errors import ApiError
@@ -158,3 +159,32 @@ def test_a_key_goes_on_working_while_the_database_does_not_answer(serving, ask, 
     assert s.client.post(CHAT, json=ask).status_code == 200
     unknown = s.client.get("/v1/models", headers={"authorization": "Bearer sk-unknown"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "storage_unavailable")
+
+
+def test_many_log_probabilities_are_made_a_few_at_a_time_and_not_stored(serving, ask, monkeypatch) -> None:
+    made = []
+    one = choices.chat_logprobs
+    monkeypatch.setattr(choices, "chat_logprobs", lambda some, table: (made.append(len(some)), one(some, table))[1])
+    s = serving("the cat sat on the mat and the dog sat on the cat")
+    body = ask | {"logprobs": True, "top_logprobs": 2, "n": 16, "max_tokens": 40}
+    told = s.client.post(CHAT, json=body).json()["choices"]
+    assert len(made) >= 16 and max(made) <= choices.AT_A_TIME
+    assert all(len(choice["logprobs"]["content"]) == len(told[0]["logprobs"]["content"]) > 9 for choice in told)
+    monkeypatch.setattr(chat_completions, "MOST_STORED", 16 * 40 * 3)
+    assert s.client.post(CHAT, json=body | {"store": True}).status_code == 200
+    refused = s.client.post(CHAT, json=body | {"store": True, "top_logprobs": 3})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "store")
+    assert s.client.post(CHAT, json=body | {"store": True, "logprobs": False, "top_logprobs": None}).status_code == 200
+
+
+def test_a_stop_string_has_an_end(serving, ask) -> None:
+    for stop, status in (("x" * 1000, 200), ("x" * 1001, 400), (["x", "y" * 1001], 400)):
+        assert serving().client.post(CHAT, json=ask | {"stop": stop}).status_code == status
+
+
+def test_keys_of_one_person_take_turns(serving, ask) -> None:
+    s = serving()
+    for _ in range(2):
+        secret = s.keys.make(s.owner.id, "another")[1]
+        s.client.post(CHAT, json=ask, headers={"authorization": f"Bearer {secret}"})
+    assert len({request.owner for request in s.engine.requests}) == 2

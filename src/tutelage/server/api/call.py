@@ -34,7 +34,7 @@ async def make_plan(
     state = request.app.state
     served = find_model(state.registry, body.model)
     with state.limits.attempt(caller.key, body.characters):
-        return await plan(served, body, caller.user_id, state.text_work)
+        return await plan(served, body, caller.queue, state.text_work)
 
 
 class Call(ABC):

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from tutelage.server.api.call import Call, make_plan
 from tutelage.server.api.chat_schemas import ChatRequest
-from tutelage.server.api.choices import REFUSAL, Choice, chat_logprobs, usage
+from tutelage.server.api.choices import REFUSAL, Choice, all_logprobs, chat_logprobs, usage
 from tutelage.server.api.requests import Plan, plan_chat
 from tutelage.server.api.schemas import DOCUMENTED
 from tutelage.server.api.stored_completions import store_completion
@@ -24,7 +24,10 @@ from tutelage.server.sse import event
 from tutelage.text.pieces import CallBegin, Content, Piece, Reasoning
 from tutelage.text.tool_syntax import MISTRAL
 from tutelage.web.auth import Caller, Inference
-from tutelage.web.errors import JSON
+from tutelage.web.errors import JSON, ApiError
+from tutelage.web.json_pieces import in_turns
+
+MOST_STORED = 50_000  # log-probabilities, about 3 MB of JSON
 
 router = APIRouter(responses=DOCUMENTED, tags=["chat"])
 
@@ -38,6 +41,16 @@ async def chat_completions(request: Request, body: ChatRequest, caller: Inferenc
     return await call.respond()
 
 
+def refuse_large(plan: Plan) -> None:
+    """Raise ApiError for a completion that takes long to store, and to read again and again."""
+    if sum(request.max_new_tokens * (request.top_logprobs + 1) for request in plan.requests) > MOST_STORED:
+        message = (
+            f"Completions that may have more than {MOST_STORED} log-probabilities are not stored. Ask for fewer (n, "
+            "max_completion_tokens, top_logprobs), or send store: false."
+        )
+        raise ApiError(400, message, param="store", code="invalid_value")
+
+
 class ChatCall(Call):
     """One chat call: n choices for one conversation."""
 
@@ -47,21 +60,24 @@ class ChatCall(Call):
     def __init__(self, request: Request, body: ChatRequest, caller: Caller, plan: Plan):
         super().__init__(request, body, caller, plan, "chatcmpl-", body.n or 1)
         self.stored = self.key.store_default if body.store is None else body.store
+        if self.stored and body.logprobs:
+            refuse_large(plan)
 
     async def whole(self) -> Response:
         async with await self.start():
             await self.finish()
-        completion = self.completion()
-        await self.store(completion)
-        return JSON(completion, headers=self.headers)
+        completion = await self.completion()
+        if self.stored:
+            await self.store(completion)
+        return JSON(await in_turns(completion), headers=self.headers)
 
-    def completion(self) -> dict[str, Any]:
+    async def completion(self) -> dict[str, Any]:
         """The finished completion as OpenAI's object."""
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
                 "message": self.message(choice),
-                "logprobs": chat_logprobs(choice.entries, self.table) if self.body.logprobs else None,
+                "logprobs": await all_logprobs(choice.entries, self.table) if self.body.logprobs else None,
                 "finish_reason": choice.reason,
             }
             for index, choice in enumerate(self.choices)
@@ -105,7 +121,8 @@ class ChatCall(Call):
                     yield self.chunk(index, {}, text)
                 if isinstance(item, GenerationEnd):
                     yield self.chunk(index, {}, reason=self.choices[index].reason)
-            await self.store(self.completion())
+            if self.stored:
+                await self.store(await self.completion())
             if self.body.wants_usage:
                 yield event(self.chunk_head() | {"choices": [], "usage": usage(self.plan.prompts, self.choices)})
             yield b"data: [DONE]\n\n"
@@ -122,10 +139,8 @@ class ChatCall(Call):
         return event(self.chunk_head() | {"choices": [choice]} | ({"usage": None} if self.body.wants_usage else {}))
 
     async def store(self, completion: dict[str, Any]) -> None:
-        """Store the completion if the request says so, or the key does by default."""
-        if self.stored:
-            body = self.body.model_dump(mode="json", exclude_unset=True)
-            await run_in_threadpool(store_completion, self.request.app.state.database, self.key.id, body, completion)
+        body = self.body.model_dump(mode="json", exclude_unset=True)
+        await run_in_threadpool(store_completion, self.request.app.state.database, self.key.id, body, completion)
 
 
 def delta_of(piece: Piece, choice: Choice) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """OpenAI's choices, assembled from the events of a generation: text, log-probabilities, finish reason and usage."""
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from tutelage.text.answer import AnswerReader
 from tutelage.text.pieces import CallBegin, Content, Piece, Reasoning
 
 REFUSAL = "This request was stopped by the server's moderation policy."
+AT_A_TIME = 50  # tokens
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; OpenAI's value
 
 
@@ -117,6 +119,15 @@ def chat_logprobs(entries: Sequence[TokenEntry], table: Sequence[bytes]) -> dict
         return {"token": name_of(table[token]), "logprob": finite(logprob), "bytes": list(table[token])}
 
     content = [one(e.id, e.logprob) | {"top_logprobs": [one(*top) for top in e.top]} for e in entries]
+    return {"content": content, "refusal": None}
+
+
+async def all_logprobs(entries: Sequence[TokenEntry], table: Sequence[bytes]) -> dict[str, Any]:
+    """Like `chat_logprobs`. Other requests go on between a few tokens and the next: this takes 0.2 ms for each."""
+    content: list[Any] = []
+    for first in range(0, len(entries), AT_A_TIME):
+        content += chat_logprobs(entries[first : first + AT_A_TIME], table)["content"]
+        await asyncio.sleep(0)
     return {"content": content, "refusal": None}
 
 

@@ -23,7 +23,8 @@ from tutelage.server.detokenizer import Detokenizer, TextDelta, TokenEntry
 from tutelage.server.generation import GenerationEnd
 from tutelage.server.sse import event
 from tutelage.web.auth import Caller, Inference
-from tutelage.web.errors import dump
+from tutelage.web.errors import JSON, dump
+from tutelage.web.json_pieces import in_turns
 
 router = APIRouter(responses=DOCUMENTED, tags=["completions"])
 
@@ -55,11 +56,11 @@ class CompletionCall(Call):
             await self.finish()
         choices = []
         for index, best in enumerate(self.best()):
-            choices.append(dump(self.as_choice(index, self.choices[best])))
+            choices.append(await in_turns(self.as_choice(index, self.choices[best])))
             await asyncio.sleep(0)  # a hundred prompts with log-probabilities take seconds; others go between them
         begin = dump(self.head | {"usage": usage(self.plan.prompts, self.choices)})
         content = begin[:-1] + b',"choices":[' + b",".join(choices) + b"]}"
-        return Response(content, media_type="application/json", headers=self.headers)
+        return JSON(content, headers=self.headers)
 
     def best(self) -> list[int]:
         """Indices of the choices to return: per prompt the n with the highest mean_logprob, or all n in order."""

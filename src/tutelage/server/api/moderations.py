@@ -23,7 +23,7 @@ async def moderations(request: Request, body: ModerationRequest, caller: Inferen
     assert caller.key
     state, texts = request.app.state, texts_of(body)
     state.limits.spend(caller.key, estimated_tokens(sum(map(len, texts))))
-    verdicts = await state.text_work.verdicts(caller.user_id, texts)
+    verdicts = await state.text_work.verdicts(caller.queue, texts)
     for verdict in verdicts:
         verdict["category_applied_input_types"] = {name: ["text"] for name in verdict["categories"]}
     return JSON({"id": new_id("modr-"), "model": body.model or MODEL, "results": verdicts})

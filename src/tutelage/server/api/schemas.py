@@ -37,7 +37,8 @@ def at_most(entries: int, value: Any) -> Any:
 # pydantic finds lone surrogates, which UTF-8 cannot encode, only in texts with a limit. Bodies have at most so much.
 AnyText = Annotated[str, Field(max_length=BODY_BYTES)]
 Text = Annotated[str, Field(min_length=1)]
-Stop = Text | Annotated[list[Text], Field(max_length=MAX_STOPS, fail_fast=True)] | None
+StopText = Annotated[str, Field(min_length=1, max_length=1000)]  # compared with the end of the answer at each token
+Stop = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS, fail_fast=True)] | None
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     BeforeValidator(partial(at_most, 16)),

@@ -42,7 +42,7 @@ async def score(request: Request, model: str, conversations: list[Messages], cal
     state = request.app.state
     try:
         with state.limits.attempt(caller.key, sum(map(size_of, conversations))):
-            texts = await encode(state.registry.get(model), conversations, caller.user_id)
+            texts = await encode(state.registry.get(model), conversations, caller.queue)
         tokens = sum(map(len, texts))
         with state.limits.generation(caller.key, tokens) as spent:
             spent.tokens = tokens
