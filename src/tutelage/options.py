@@ -44,10 +44,10 @@ class Range:
                 abs(value) <= LARGEST if whole else math.isfinite(value),
                 "a whole number of 64 bits" if whole else "a finite number",
             ),
-            (value >= self.least, f"at least {self.least:g}"),
-            (value > self.above, f"above {self.above:g}"),
-            (value <= self.most, f"at most {self.most:g}"),
-            (value < self.below, f"below {self.below:g}"),
+            (value >= self.least, f"at least {self.least:.12g}"),
+            (value > self.above, f"above {self.above:.12g}"),
+            (value <= self.most, f"at most {self.most:.12g}"),
+            (value < self.below, f"below {self.below:.12g}"),
         ]
         wrong = next((end for inside, end in ends if not inside), "")
         return wrong and f"must be {wrong}" + (f"; {self.why}" if self.why else "")

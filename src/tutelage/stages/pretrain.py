@@ -211,10 +211,10 @@ def token_stream(tokenizer: Tokenizer, paths: Sequence[Path]) -> np.ndarray:
 def check_memory(shape: GPTConfig, device: torch.device) -> None:
     """Raises InputError for a model whose weights, gradients and moments alone take more memory than there is."""
     parameters, there = size_of(shape), memory_of(device)
-    if TRAINED_BYTES * parameters > there:
+    if (needed := TRAINED_BYTES * parameters) > there:
         raise InputError(
-            f"pretrain: training {parameters:,} parameters takes {TRAINED_BYTES * parameters / 2**30:,.0f} GiB or more, "
-            f"and there are {there / 2**30:,.0f} GiB; give a smaller --width, --hidden or --layers"
+            f"pretrain: to train {parameters:,} parameters takes {needed / 2**30:,.0f} GiB or more, and there are "
+            f"{there / 2**30:,.0f} GiB; give a smaller --width, --hidden or --layers"
         )
 
 

@@ -20,7 +20,11 @@ from tutelage.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 VocabularySize = Annotated[
     int,
-    Range(least=256 + len(SPECIAL_TOKENS), most=2**20, why="the vocabulary holds all 256 bytes and the special tokens"),
+    Range(
+        least=256 + len(SPECIAL_TOKENS),
+        most=2**20,
+        why="it holds all 256 bytes and the special tokens, and no model has more than 300,000 tokens",
+    ),
 ]
 
 
