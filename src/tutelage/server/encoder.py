@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.bounded import Child, Failed, Overrun, Refused
-from tutelage.data.messages import Messages
 from tutelage.errors import InputError
 from tutelage.server.worker import SECONDS, Worker, all_of, in_pieces
-from tutelage.text.template import Tool
+from tutelage.text.template import Message, Tool
 from tutelage.text.tokenizer import Tokenizer
 
 MEMORY = 1024  # MiB that one conversation may need
@@ -29,6 +28,7 @@ OVERRUN = {
     "template",
     "closed": "the model is no longer served",
 }
+Turns = Sequence[Message]
 log = logging.getLogger(__name__)
 
 
@@ -48,10 +48,10 @@ class Encoder:
         self._worker = worker
 
     async def chat(
-        self, owner: str, messages: Messages, limit: int, prompt: bool = True, tools: Sequence[Tool] = ()
+        self, owner: str, messages: Turns, limit: int, prompt: bool = True, tools: Sequence[Tool] = ()
     ) -> Encoded:
-        """A conversation in which the tools may be called, with the generation prompt after it if `prompt`."""
-        size, tools = size_of(messages) + len(json.dumps(tools)), list(tools)
+        """A conversation, with the generation prompt after it if `prompt`. tools: the functions that may be called."""
+        size, tools = size_of(messages, tools), list(tools)
         found = await self._ask(owner, size, "chat", messages=messages, limit=limit, prompt=prompt, tools=tools)
         return encoded(found)
 
@@ -61,7 +61,7 @@ class Encoder:
         asked = [self._ask(owner, sum(map(len, piece)), "texts", texts=piece, limit=limit) for piece in pieces]
         return [encoded(found) for piece in await all_of(asked) for found in piece]
 
-    async def answers(self, owner: str, conversations: Sequence[Messages], limit: int, whole: bool) -> list[Encoded]:
+    async def answers(self, owner: str, conversations: Sequence[Turns], limit: int, whole: bool) -> list[Encoded]:
         """Conversations that end with an answer, up to its end of turn, or as a `whole`."""
         pieces = in_pieces(list(conversations), size_of)
         asked = [
@@ -70,22 +70,18 @@ class Encoder:
         ]
         return [encoded(found) for piece in await all_of(asked) for found in piece]
 
-    async def marked(self, owner: str, text: str, added: bool) -> list[int]:
-        """The ids of a text in which special tokens may be written, however many.
-
-        added: between the tokens that the tokenizer adds.
-        """
-        ids: list[int] = await self._ask(owner, len(text), "marked", text=text, added=added)
-        return ids
+    async def marked(self, owner: str, text: str, limit: int, framed: bool) -> Encoded:
+        """A text in which the text of a special token is that token; `framed`: between the tokens that are added."""
+        return encoded(await self._ask(owner, len(text), "marked", text=text, limit=limit, framed=framed))
 
     async def decoded(self, owner: str, prompts: Sequence[Sequence[int]], special: bool = False) -> list[str]:
-        """The texts of ids, with their special tokens if `special`."""
+        """The texts of ids, with special tokens if `special`."""
         pieces = in_pieces(list(prompts), len)
-        asked = [self._ask(owner, sum(map(len, piece)), "decoded", prompts=piece, special=special) for piece in pieces]
+        asked = [self._ask(owner, sum(map(len, p)), "decoded", prompts=p, special=special) for p in pieces]
         return [text for piece in await all_of(asked) for text in piece]
 
     async def fit(
-        self, owner: str, system: str, messages: Messages, hidden: Sequence[int], limit: int
+        self, owner: str, system: str, messages: Turns, hidden: Sequence[int], limit: int
     ) -> tuple[tuple[int, ...] | None, int]:
         """The ids of the messages without those in `hidden` and without the oldest turns, so that they fit the limit.
 
@@ -141,9 +137,15 @@ def encoded(found: dict[str, Any]) -> Encoded:
     return Encoded(None if found["ids"] is None else tuple(found["ids"]), found["count"], found["exact"])
 
 
-def size_of(messages: Messages) -> int:
-    """Characters of a conversation, with some for each turn's frame."""
-    return sum(20 + sum(map(len, map(str, message.values()))) for message in messages)
+def size_of(messages: Turns, tools: Sequence[Tool] = ()) -> int:
+    """Characters of a conversation, with some for each turn's frame, and of the descriptions of functions."""
+    return sum(map(_size_of_turn, messages)) + (len(json.dumps(tools)) if tools else 0)
+
+
+def _size_of_turn(message: Message) -> int:
+    calls = (call["function"] for call in message.get("tool_calls", ()))
+    called = sum(len(function["name"]) + len(function["arguments"]) for function in calls)
+    return len(message["content"]) + len(message.get("reasoning_content", "")) + called + 20
 
 
 def parts_of(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -33,10 +33,8 @@ class Encoding:
         self.tokenizer = Tokenizer(BackendTokenizer.from_str(backend), settings, ends)
         self._within(0, "", self.tokenizer.reader.encode)
 
-    def chat(
-        self, messages: Sequence[Message], limit: int, prompt: bool = True, tools: Sequence[Tool] | None = None
-    ) -> Encoded:
-        """A conversation in which the tools may be called, with the generation prompt after it if `prompt`."""
+    def chat(self, messages: Sequence[Message], limit: int, prompt: bool = True, tools: Sequence[Tool] = ()) -> Encoded:
+        """A conversation, with the generation prompt after it if `prompt`. tools: the functions that may be called."""
         text = sealed_text(self.tokenizer, messages, prompt, tools)
         return self._within(limit, text, self.tokenizer.reader.encode)
 
@@ -52,12 +50,13 @@ class Encoding:
         """Texts between the tokens that the tokenizer adds, such as BOS."""
         return [self._within(limit, text, self.tokenizer.encode_text) for text in texts]
 
-    def marked(self, text: str, added: bool) -> list[int]:
-        """The ids of a text in which special tokens may be written; `added`: between the tokenizer's own tokens."""
-        return self.tokenizer.encode_marked(text, added)
+    def marked(self, text: str, limit: int, framed: bool) -> Encoded:
+        """A text in which the text of a special token is that token; `framed`: between the tokens that are added."""
+        return self._within(limit, text, lambda text: self.tokenizer.encode_marked(text, framed))
 
     def decoded(self, prompts: Sequence[Sequence[int]], special: bool = False) -> list[str]:
-        return [self.tokenizer.decode(ids, not special) for ids in prompts]
+        """The texts of ids, with special tokens if `special`."""
+        return [self.tokenizer.decode(ids, skip_special=not special) for ids in prompts]
 
     def fit(self, system: str, messages: Sequence[Message], hidden: Sequence[int], limit: int) -> dict[str, Any]:
         """The ids of the messages without those in `hidden` and without the oldest turns, so that they fit the limit.

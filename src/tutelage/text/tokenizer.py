@@ -125,11 +125,6 @@ class Tokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of tokenizer and chat template. Two tokenizers with the same give the same ids."""
-        return hashlib.sha256(json.dumps([self.to_json(), self.chat_template]).encode()).hexdigest()
-
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text, never of a special token."""
         return self._ordinary.encode(text, add_special_tokens=False).ids

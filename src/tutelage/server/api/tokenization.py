@@ -17,14 +17,15 @@ from starlette.responses import Response
 from tutelage.errors import InputError
 from tutelage.server.api.chat_schemas import MAX_TOOLS, FunctionTool, Turns
 from tutelage.server.api.schemas import DOCUMENTED, AnyText, RequestBody
+from tutelage.server.encoder import Encoded, size_of
 from tutelage.server.registry import Registry, Served, no_such_model
 from tutelage.text.settings import token_text
 from tutelage.web.auth import Inference
 from tutelage.web.errors import JSON, ApiError
+from tutelage.web.limits import estimated_tokens
 
 router = APIRouter(responses=DOCUMENTED, tags=["tokenization"])
-CHARACTERS_PER_TOKEN = 4  # for the key's limits
-UNLIMITED = 2**62  # tokens
+MOST = 2**17  # tokens of a text; its response has a megabyte
 
 
 class TokenizeRequest(RequestBody):
@@ -46,12 +47,13 @@ class TokenizeRequest(RequestBody):
     @property
     def characters(self) -> int:
         """The length of the text."""
-        return len(self.prompt or "") + sum(len(turn.message()["content"]) for turn in self.messages or ())
+        turns = [turn.message() for turn in self.messages or ()]
+        return len(self.prompt or "") + size_of(turns, [tool.sent for tool in self.tools or ()])
 
 
 class DetokenizeRequest(RequestBody):
     model: AnyText | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST, fail_fast=True)]
 
 
 @router.post("/tokenize", include_in_schema=False)
@@ -60,28 +62,37 @@ async def tokenize(request: Request, body: TokenizeRequest, caller: Inference) -
     """The token ids of a text or a conversation. They may be more than the model's context."""
     assert caller.key
     body.refuse_unsupported()
-    served = await run_in_threadpool(served_as, request.app.state.registry, body.model)
-    cost = -(-body.characters // CHARACTERS_PER_TOKEN)
+    served = served_as(request.app.state.registry, body.model)
+    cost = estimated_tokens(body.characters)
     with request.app.state.limits.generation(caller.key, cost) as spent:
         spent.tokens = cost
         ids = await ids_of(served, body, caller.user_id)
-    names = served.tokenizer.names_of(ids) if body.return_token_strs else None
+    names = await run_in_threadpool(served.tokenizer.names_of, ids) if body.return_token_strs else None
     return JSON({"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": names})
 
 
 async def ids_of(served: Served, body: TokenizeRequest, owner: str) -> list[int]:
-    """The ids. Raises ApiError if the template refuses the messages."""
+    """The ids. Raises ApiError if they are more than MOST, or if the template refuses the messages."""
     if body.messages is None:
-        return await served.encoder.marked(owner, body.prompt or "", body.add_special_tokens is not False)
-    messages = [turn.message() for turn in body.messages]
+        framed = body.add_special_tokens is not False
+        return few(await served.encoder.marked(owner, body.prompt or "", MOST, framed), "prompt")
+    messages, tools = [turn.message() for turn in body.messages], [tool.sent for tool in body.tools or []]
+    generation = body.add_generation_prompt is not False
     try:
-        tools = [tool.sent for tool in body.tools or []]
-        prompt = body.add_generation_prompt is not False
-        encoded = await served.encoder.chat(owner, messages, UNLIMITED, prompt, tools)
+        ids = few(await served.encoder.chat(owner, messages, MOST, generation, tools), "messages")
     except InputError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     before, after = served.tokenizer.frame if body.add_special_tokens else ([], [])
-    return [*before, *(encoded.ids or ()), *after]
+    return [*before, *ids, *after]
+
+
+def few(encoded: Encoded, param: str) -> list[int]:
+    """The ids. Raises ApiError if there are too many."""
+    if encoded.ids is None:
+        about = "" if encoded.exact else "at least "
+        message = f"The text has {about}{encoded.count} tokens; at most {MOST} can be asked for at once."
+        raise ApiError(400, message, param=param, code="invalid_value")
+    return list(encoded.ids)
 
 
 @router.post("/detokenize", include_in_schema=False)
@@ -89,7 +100,7 @@ async def ids_of(served: Served, body: TokenizeRequest, owner: str) -> list[int]
 async def detokenize(request: Request, body: DetokenizeRequest, caller: Inference) -> Response:
     """The text of token ids, special tokens included."""
     assert caller.key
-    served = await run_in_threadpool(served_as, request.app.state.registry, body.model)
+    served = served_as(request.app.state.registry, body.model)
     tokens = served.tokenizer.vocab_size
     if body.tokens and (largest := max(body.tokens)) >= tokens:
         message = f"tokens contains {largest}; the model's tokens are 0 to {tokens - 1}."
@@ -125,7 +136,7 @@ def served_as(models: Registry, name: str | None) -> Served:
     served = [model for model in served if model.kind == "policy"] or served
     if not served:
         raise ApiError(404, "No model is served.", param="model", code="model_not_found")
-    if len({model.tokenizer.sha256 for model in served}) > 1:
+    if len({model.encoder for model in served}) > 1:  # equal tokenizers share one
         message = f"The served models have different tokenizers. Name one: {', '.join(m.name for m in served)}."
         raise ApiError(400, message, param="model", code="missing_required_parameter")
     return min(served, key=lambda model: model.context)
