@@ -19,7 +19,7 @@ class Disjoint:
 
     def disjoint(self, first: Any, second: Any, depth: int = DEPTH) -> bool:
         """Whether it is certain that no value fits both schemas."""
-        a, b = self._resolved(first), self._resolved(second)
+        a, b = self.resolved(first), self.resolved(second)
         if not isinstance(a, Mapping) or not isinstance(b, Mapping):
             return a is False or b is False
         (types, values), (other_types, others) = self._kinds(a), self._kinds(b)
@@ -35,7 +35,7 @@ class Disjoint:
             self._found[id(schema)] = schema, _types(schema), _values(schema)
         return self._found[id(schema)][1:]
 
-    def _resolved(self, schema: Any) -> Any:
+    def resolved(self, schema: Any) -> Any:
         """The schema that a reference leads to, with what is required beside it. True (any value) if unknown.
 
         Whatever else stands beside the reference is left out, so more values fit than in truth.

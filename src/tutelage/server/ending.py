@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice, product
 from typing import Any
 
 from llguidance import LLMatcher
@@ -22,10 +23,15 @@ LAST = b"[{\\ \t\r\n"
 CONTEXT = 8  # bytes before a choice that tell it from other choices
 OPEN_TEXT = 40  # more different bytes than this: the inside of a string
 FEW = 12  # letters that are all tried
+COMMON = b".-_/: @,"  # marks that are tried within a text
 ROUNDS = 128  # a choice that is met more often on one way leads nowhere
+REPEATED = 2  # steps in a row after which the same bytes may come: then a way out is looked for,
+TRIES, PIECE, ALPHABET = 2000, 12, 8  # among so many texts, of at most 12 bytes, of 8 different ones
 LONGEST = 4096  # bytes of a way
+LATE = 300  # bytes at the end of the shortest response that are tried as a way
 STEPS = 5000  # choices tried per grammar
 
+NONE = bytes(32)
 INVERTED = bytes(255 - value for value in range(256))
 Choice = tuple[bytes, bytes]  # the bytes before it, and the candidates
 
@@ -75,45 +81,58 @@ NOTHING = Learned(None, {})
 class Endings:
     """Finds ways to the end of one grammar."""
 
-    def __init__(self, vocabulary: ByteVocabulary, matcher: LLMatcher, learned: Learned = NOTHING):
-        """matcher: at the beginning of a response, with this vocabulary."""
-        self.vocabulary, self.matcher = vocabulary, matcher
-        self.shortest, self._taken = learned.shortest, dict(learned.choices)
-        self._useful = mask_of(i - vocabulary.first for i in self.shortest or ())
+    def __init__(self, vocabulary: ByteVocabulary, matcher: LLMatcher, learned: Learned = NOTHING, hints: bytes = b""):
+        """matcher: at the beginning of a response, with this vocabulary; hints: bytes that its patterns may ask for."""
+        self.vocabulary, self.matcher, self._hints = vocabulary, matcher, hints
+        self.shortest, self._taken, self._tries = learned.shortest, dict(learned.choices), 3 * TRIES
+        # The bytes of the shortest way in the order of their first appearance: the next of them leads on.
+        self._order = bytes(dict.fromkeys(i - vocabulary.first for i in self.shortest or () if i >= vocabulary.first))
 
     def find(self, matcher: LLMatcher, text: bytes, longest: int) -> list[int] | None:
         """Up to `longest` ids of this vocabulary that end a response after `text`; None if no such way is found."""
+        whole, end = self.shortest or [], self.vocabulary.eos_token_id
+        for start in range(len(whole) - 1, max(-1, len(whole) - LATE), -1):  # often the end of the shortest response
+            if matcher.validate_tokens([*whole[start:], end]) == len(whole) - start + 1:
+                return whole[start:]
         return self._way(matcher, text, min(longest, LONGEST))[0]
 
     def learn(self) -> Learned:
         """Look for the shortest way from the beginning, and try other candidates at each of its choices."""
         best, met = self._way(self.matcher, b"", LONGEST)
-        # A way that leads nowhere repeats the choice that is wrong.
-        choices, spent = list(met) if best else sorted(met, key=lambda choice: -met[choice]), 0
-        for choice in choices:  # grows while it is read
-            kept = 0
-            for candidate in range(1, len(choice[1]) if spent < STEPS and not _obvious(choice) else 1):
-                self._taken[choice] = candidate
-                way, met = self._way(self.matcher, b"", LONGEST if best is None else len(best) - 1)
-                spent += sum(met.values()) + 1
-                if way is not None:
-                    best, kept = way, candidate
-                    choices += [new for new in met if new not in choices]
-            self._taken[choice] = kept
+        attempts, spent = _attempts(met), 0
+        if best is None:  # a way that leads nowhere repeats the choice that is wrong
+            attempts.sort(key=lambda attempt: (attempt[1], -met[attempt[0]]))
+        for choice, candidate in attempts:  # grows while it is read
+            kept = self._taken.get(choice, 0)
+            self._taken[choice] = candidate
+            way, met = self._way(self.matcher, b"", LONGEST if best is None else len(best) - 1)
+            spent += sum(met.values()) + 1
+            if way is None:
+                self._taken[choice] = kept
+            else:
+                known, best = {choice for choice, _ in attempts}, way
+                attempts += [attempt for attempt in _attempts(met) if attempt[0] not in known]
+            if spent > STEPS:
+                break
         return Learned(best, {choice: at for choice, at in self._taken.items() if at})
 
     def _way(self, matcher: LLMatcher, text: bytes, longest: int) -> tuple[list[int] | None, Counter[Choice]]:
         """The way that the present choices lead, if it has at most `longest` ids, and how often each was met."""
         matcher, way, tail, met = matcher.deep_copy(), [], text[-CONTEXT:], Counter[Choice]()
-        before = self._useful  # at first it stands for what could not come next a byte ago, which is not known
+        before, same = b"", 0
+        order, fresh = self._order, NONE  # `fresh`: what could not come at the last byte that was not forced
         while not (matcher.is_accepting() or matcher.is_stopped()):
             ids = matcher.compute_ff_tokens()
             if not ids:
                 ids, allowed = self._allowed(matcher)
-                choice = tail, ranked(allowed, before)
-                before = allowed.translate(INVERTED)
+                choice = tail, ranked(allowed, fresh, order)
+                order, fresh = b"", allowed.translate(INVERTED)
                 ids = ids or self.vocabulary.ids(choice[1][(at := self._taken.get(choice, 0)) : at + 1])
                 met[choice] += 1
+                same = same + 1 if allowed == before else 0
+                if same == REPEATED and self._hints:
+                    ids = self._way_out(matcher, allowed) or ids
+                before = allowed
                 if met[choice] > ROUNDS:
                     return None, met
             way += ids
@@ -121,6 +140,27 @@ class Endings:
                 return None, met
             tail = (tail + bytes(max(0, i - self.vocabulary.first) for i in ids))[-CONTEXT:]
         return (None if matcher.is_error() else way), met
+
+    def _way_out(self, matcher: LLMatcher, allowed: bytes) -> list[int]:
+        """A few bytes after which something may come that may not come now; none if they are not found.
+
+        Pieces of the hints are tried, then other short texts.
+        """
+        sizes, hints = range(1, PIECE + 1), self.vocabulary.ids(self._hints)
+        alphabet = list(dict.fromkeys([*hints, *self.vocabulary.ids(ranked(allowed, NONE, b""))]))[:ALPHABET]
+        pieces = (hints[at : at + size] for size in sizes for at in range(len(hints) - size + 1))
+        others = (list(text) for size in sizes for text in product(alphabet, repeat=size))
+        for text in islice(chain(pieces, others), TRIES):
+            self._tries -= 1
+            if self._tries < 0:
+                break
+            if matcher.validate_tokens(text) == len(text):
+                matcher.consume_tokens(text)
+                following = self._allowed(matcher)[1]
+                matcher.rollback(len(text))
+                if any(after & ~now for after, now in zip(following, allowed, strict=True)):
+                    return text
+        return []
 
     def _allowed(self, matcher: LLMatcher) -> tuple[list[int], bytes]:
         """What may come next: a control token if one may, for it leads out of free text, and a mask of bytes."""
@@ -134,9 +174,9 @@ def bits_of(mask: bytes) -> list[int]:
     return [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
 
 
-def mask_of(values: Iterable[int]) -> bytes:
-    """A mask of bytes."""
-    return sum(1 << value for value in {*values} if value >= 0).to_bytes(32, "little")
+def _attempts(met: Iterable[Choice]) -> list[tuple[Choice, int]]:
+    """The other candidates of choices."""
+    return [(choice, at) for choice in met if not _obvious(choice) for at in range(1, len(choice[1]))]
 
 
 def _obvious(choice: Choice) -> bool:
@@ -148,26 +188,33 @@ def _obvious(choice: Choice) -> bool:
 
 
 @lru_cache(4096)
-def ranked(mask: bytes, preferred: bytes) -> bytes:
-    """Those of the bytes in a mask that are worth trying, the best first. Of many letters or digits only some are."""
-    allowed, preferred_bytes = bits_of(mask), bits_of(preferred)
+def ranked(mask: bytes, fresh: bytes, order: bytes) -> bytes:
+    """Those of the bytes in a mask that are worth trying, the best first. Of many letters or digits only some are.
+
+    Preferred are those in `order`, and those in the mask `fresh`, which could not come before.
+    """
+    allowed = bits_of(mask)
     inside = len(allowed) > OPEN_TEXT
     if inside and b'"'[0] in allowed:
         return b'"'
     letters = [value for value in allowed if chr(value).isalpha() or value >= 0x80]
     digits = [value for value in allowed if chr(value).isdigit()]
     marks = [value for value in allowed if value not in letters and value not in digits]
-    new = set(preferred_bytes).intersection(marks if inside else allowed)
+    new = set(bits_of(fresh)).union(order).intersection(marks if inside else allowed)
     new = set() if inside and len(new) > FEW else new
-    few = {
-        *(letters[:1] if len(letters) > FEW else letters),
-        *(digits[:1] + digits[-1:]),
-        *(new if inside else marks),
-    }
-    return bytes(sorted(few, key=lambda value: (inside or value not in CLOSING, value not in new, _rank(int(value)))))
+    some = new or set(COMMON).intersection(marks) if inside else marks
+    few = [*(letters[:1] if len(letters) > FEW else letters), *digits[:1], *digits[-1:], *some]
+
+    def rank(value: int) -> tuple[bool, bool, int, bool, tuple[int, int]]:
+        place = order.find(value) if value in order else len(order)
+        common = inside and value in COMMON
+        return inside or value not in CLOSING, value not in new, place, common, _length_rank(value)
+
+    best: list[int] = sorted(set(few), key=rank)
+    return bytes(best)
 
 
-def _rank(value: int) -> tuple[int, int]:
+def _length_rank(value: int) -> tuple[int, int]:
     """Sorts bytes by the length of what they begin."""
     for rank, group in enumerate((CLOSING, SHORT)):
         if value in group:

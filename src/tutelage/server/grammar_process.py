@@ -7,6 +7,7 @@ meets a fault of the library, this process ends and not the server. Threads have
 what is nested too deeply for the server is refused.
 """
 
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from tutelage.server.ending import ByteVocabulary, Endings
 from tutelage.server.matcher import compiled
 
 STACK = 2**21  # bytes
+HINTS = 200  # characters of patterns that are read for hints
 
 
 class Trial:
@@ -37,7 +39,13 @@ class Trial:
         return self._thread.submit(self._learn, text).result()
 
     def _learn(self, text: str) -> dict[str, Any]:
-        return Endings(self.vocabulary, compiled(self.tokenizer, text)).learn().as_json()
+        return Endings(self.vocabulary, compiled(self.tokenizer, text), hints=hints_of(text)).learn().as_json()
+
+
+def hints_of(text: str) -> bytes:
+    """The letters, digits and common marks of the patterns in a grammar, in order."""
+    patterns = re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', text)
+    return "".join(re.findall(r"[A-Za-z0-9.\-_/: @,#+]", "".join(patterns)[:HINTS])).encode()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ where they are, and so are a few that it would not hold to. Some schemas that cl
 options that exclude each other is an `anyOf`, and formats of dates leave out days that do not exist.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,6 +53,7 @@ def _prepared(schema: Any, place: str, options: Disjoint) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     result = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
+    _reword_property_names(result, options)
     _refuse(result, place)
     _close(result)
     _bound_integers(result, place)
@@ -78,6 +80,8 @@ def _refuse(schema: dict[str, Any], place: str) -> None:
     for keyword, value in WITHOUT_EFFECT.items():
         if schema.get(keyword) is value:
             del schema[keyword]
+    if isinstance(pattern := schema.get("pattern"), str) and re.search(r"\(\?<?[=!]", pattern):
+        raise InputError(f"the keyword 'pattern' ({place}) has look-around, which is not supported: {pattern}")
     closed = schema.get("unevaluatedProperties") is False and not any(name in schema for name in APPLICATORS)
     for keyword in REFUSED:
         if keyword in schema and not (keyword == "unevaluatedProperties" and closed):
@@ -93,6 +97,25 @@ def _close(schema: dict[str, Any]) -> None:
     """Without other schemas beside it, unevaluatedProperties says the same as additionalProperties."""
     if "unevaluatedProperties" in schema:
         schema.setdefault("additionalProperties", schema.pop("unevaluatedProperties"))
+
+
+def _reword_property_names(schema: dict[str, Any], options: Disjoint) -> None:
+    """Say `propertyNames` by other keywords, if it lists the names or has a pattern for them."""
+    names = options.resolved(schema.get("propertyNames"))
+    if not isinstance(names, Mapping) or "properties" in schema or "patternProperties" in schema:
+        return
+    says = {name for name, said in names.items() if name not in ("type", "title", "description") and said != []}
+    value = schema.get("additionalProperties", True)
+    if says == {"enum"} and isinstance(names["enum"], list):
+        allowed = {"properties": {name: value for name in names["enum"] if isinstance(name, str)}}
+    elif says == {"pattern"}:
+        allowed = {"patternProperties": {names["pattern"]: value}}
+    elif not says and names.get("type") == "string":
+        allowed = {"additionalProperties": value}
+    else:
+        return
+    del schema["propertyNames"]
+    schema |= {"additionalProperties": False} | allowed
 
 
 def _bound_integers(schema: dict[str, Any], place: str) -> None:

@@ -68,6 +68,6 @@ def _exponent(value: Decimal) -> int:
     return int(value.as_tuple().exponent)
 
 
-def is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a JSON value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

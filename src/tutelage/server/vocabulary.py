@@ -41,6 +41,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, table: Sequence[bytes], ends: Sequence[int]):
         """table: the bytes of each token; ends: the ids that end a response."""
         self.tokens = Tokens(tokenizer, table, ends[0])
+        self.tokens("{")  # the tokenizer makes what it needs, which may take a second
         names = {i: self.tokens.tokens[i] for i in self.tokens.special_token_ids}
         self.bytes = ByteVocabulary(names, ends, len(table))
         self._tokenizer = LLTokenizer(self.tokens, eos_token=list(ends))  # type: ignore[arg-type]  # has the fields
@@ -115,7 +116,9 @@ class Vocabulary:
         except Refused as error:
             raise InputError(str(error)) from None
         except Overrun as error:
-            raise InputError(f"it needs too much {error}; make the schema smaller or less deep") from None
+            closed = str(error) == "closed"
+            reason = "the model is no longer served" if closed else f"it needs too much {error}; make it smaller"
+            raise InputError(reason) from None
 
 
 def _ready(schema: Mapping[str, Any]) -> dict[str, Any]:
