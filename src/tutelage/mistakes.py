@@ -102,6 +102,8 @@ def users_fault(error: Exception) -> str | None:
         return f"not enough memory{wanted}; give smaller sizes, or use a machine with more"
     if isinstance(error, OSError) and error.filename:  # too long a path, a read-only disk, no permission, ...
         return f"{error.filename}: {error.strerror}; check the path"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # Python 3.11's and 3.12's
+        return f"{error}; check the path"
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)):
         return str(error)
     return None

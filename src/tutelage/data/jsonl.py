@@ -143,10 +143,8 @@ class _Window:
         try:
             self.text, self.at = rest + self._utf8.decode(data, final=not data), 0
         except UnicodeDecodeError as error:
-            before = rest.encode() + error.object[: error.start]
-            begin = before.rfind(b"\n") + 1
-            line = self.line + before.count(b"\n")
-            raise InputError(not_utf8(self.path, line, len(before) - begin)) from None
+            line = self.line + rest.count("\n") + error.object[: error.start].count(b"\n")
+            raise InputError(not_utf8(self.path, line)) from None
         return bool(data)
 
 
