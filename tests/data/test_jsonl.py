@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tutelage import json_values
+from tutelage import json_file
 from tutelage.data import jsonl
 from tutelage.data.jsonl import read_jsonl
 from tutelage.errors import InputError
@@ -33,7 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 7 bytes, which cut every kind of token, and an element of at most 300."""
     monkeypatch.setattr(jsonl, "CHUNK", 7)
     monkeypatch.setattr(jsonl, "LONGEST_LINE", 300)
-    monkeypatch.setattr(json_values, "LONGEST_LINE", 300)
+    monkeypatch.setattr(json_file, "LONGEST_LINE", 300)
 
 
 @pytest.mark.parametrize("seed", range(40))

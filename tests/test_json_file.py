@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tutelage import json_values
+from tutelage import json_file
 from tutelage.errors import InputError
-from tutelage.json_values import (
+from tutelage.json_file import (
     COUNT,
     DEEPEST,
     FLAG,
@@ -76,8 +76,8 @@ def test_a_file_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.Mo
     large = tmp_path / "large.json"
     with large.open("wb") as file:
         file.truncate(2**40)  # sparse, so that only its size is large
-    assert json_values.LARGEST_OBJECT == 64 * 2**20
-    monkeypatch.setattr(json_values, "LARGEST_OBJECT", 2**20)
+    assert json_file.LARGEST_OBJECT == 64 * 2**20
+    monkeypatch.setattr(json_file, "LARGEST_OBJECT", 2**20)
     with pytest.raises(InputError, match="larger than 1 MiB"):
         read_object(large)
 
@@ -87,7 +87,7 @@ def test_lines_are_counted_and_cut_off(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_bytes(b"\xef\xbb\xbfone\r\n\n" + "二".encode() + b"\x0bthree")
     assert list(lines_of(path)) == [(1, "one\r\n"), (2, "\n"), (3, "二\x0bthree")]
     assert LONGEST_LINE == 16 * 2**20
-    monkeypatch.setattr(json_values, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(json_file, "LONGEST_LINE", 2**20)
     path.write_bytes(b"x" * (2**20 - 1) + b"\n" + b"y" * 2**20 + b"\n")
     lines = lines_of(path)
     assert len(next(lines)[1]) == 2**20
