@@ -8,6 +8,7 @@ processes left that are gone. Any package may import this module.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -32,12 +33,19 @@ def atomic_write(path: Path, mode: str = "w", *, private: bool = False) -> Itera
         yield file
 
 
+def _temporary(path: Path) -> Path:
+    """The name under which this process writes; what processes that are gone have left of it is deleted."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.name)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Like `atomic_write`, but yield only the temporary path, for libraries that open the file themselves."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         temporary.touch()
         with _locked(temporary):
@@ -56,9 +64,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     replace: delete a folder that is there. Without this, only an empty one is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()

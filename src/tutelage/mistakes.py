@@ -103,6 +103,8 @@ def users_fault(error: Exception) -> str | None:
         return f"not enough memory{wanted}; give smaller sizes, or use a machine with more"
     if isinstance(error, OSError) and error.filename:  # too long a path, a read-only disk, no permission, ...
         return f"{shortened(str(error.filename))}: {error.strerror}; check the path"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # Python 3.11's and 3.12's
+        return f"{error}; check the path"
     kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
     if isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in UNUSABLE):
         return str(error)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickletools
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,66 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, name: str, dama
     damage(tmp_path / "00000010" / name)
     with pytest.raises(InputError, match="no checkpoint can be read"):
         load_checkpoint(tmp_path)
+
+
+def flip(path: Path) -> None:
+    """Another value in the last byte of a number: still JSON, still safetensors."""
+    content = bytearray(path.read_bytes())
+    at = max(content.rfind(b"0"), content.rfind(b"1"), len(content) - 2 if path.suffix == ".safetensors" else 0)
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *[(name, flip) for name in STATE],
+        *[
+            ("state.json", lambda path, text=text: path.write_text(text))
+            for text in ("[]", "null", "3", '{"items": []}')
+        ],
+        ("SHA256SUMS", truncate),
+        ("SHA256SUMS", lambda path: path.write_bytes(b"\xff")),
+    ],
+)
+def test_damage_that_can_be_read_is_damage(tmp_path: Path, name: str, damage: Any) -> None:
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, {"step": step, "weights": torch.full((50,), float(step))})
+    damage(tmp_path / "00000020" / name)
+    state, lines = load_checkpoint(tmp_path) or ({}, [])
+    assert state["step"] == 10 and torch.equal(state["weights"], torch.full((50,), 10.0))
+    assert len(lines) == 1 and "00000020: unreadable" in lines[0] and "falling back" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "3", '"x"', '{"items": 3}', '{"items": [1]}', '{"value": 1}', "{}", "[" * 10**5]
+)
+def test_an_earlier_version_wrote_no_hashes(tmp_path: Path, text: str) -> None:
+    """Its checkpoints are read; JSON of another shape is damage there, too."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"step": step})
+        (tmp_path / f"{step:08d}" / "SHA256SUMS").unlink()
+    assert load_checkpoint(tmp_path) == ({"step": 2}, [])
+    (tmp_path / "00000002" / "state.json").write_text(text)
+    state, lines = load_checkpoint(tmp_path) or ({}, [])
+    assert state == {"step": 1} and len(lines) == 1
+
+
+def test_sha256sum_agrees(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"weights": torch.ones(3)})
+    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / "00000001")
+    assert done.returncode == 0
+
+
+def test_what_lies_behind_the_newest_is_deleted(tmp_path: Path) -> None:
+    """After falling back past a damaged checkpoint, the two that are kept are sound."""
+    for step in (1, 2, 30):
+        save_checkpoint(tmp_path, step, {"step": step})
+    truncate(tmp_path / "00000030" / "state.json")
+    for step in (3, 4):
+        save_checkpoint(tmp_path, step, {"step": step})
+    (tmp_path / "0000004²").mkdir()  # a digit for Python's isdigit, and no step
+    assert steps_in(tmp_path) == [3, 4]
 
 
 def test_a_full_disk_costs_nothing_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Model folders: transformers loads them and computes the same numbers; files that do not fit give one-line errors."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,80 @@ def test_damage_is_one_line(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path,
     with pytest.raises(InputError) as caught:
         load_policy(tmp_path, CPU)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_no_numbers_are_refused(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    """One in one tensor is enough; the error names the tensor. The largest finite numbers are weights."""
+    save_scorer(tmp_path, ScalarGPT(make_gpt()).initialise(torch.Generator()), tokenizer)
+    path = tmp_path / "model.safetensors"
+    sound = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    for name in ("model.layers.1.mlp.down_proj.weight", "score.weight"):
+        weights = {n: t.clone() for n, t in sound.items()}
+        weights[name].view(-1)[-1] = value
+        save_file(weights, path)
+        with pytest.raises(InputError, match=f"{tmp_path}: model: {name} holds NaN or infinity"):
+            load_scorer(tmp_path, CPU)
+        weights[name].fill_(torch.finfo(dtype).max)
+        save_file(weights, path)
+        load_scorer(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tensors_of_other_types_are_refused(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype, tied: bool
+) -> None:
+    save_policy(tmp_path, make_gpt(tied=tied), tokenizer)
+    path = tmp_path / "model.safetensors"
+    sound = load_file(path)
+    for name in ("model.layers.0.self_attn.q_proj.weight", *(() if tied else ("lm_head.weight",))):
+        save_file(sound | {name: sound[name].to(dtype)}, path)
+        kind = str(dtype).removeprefix("torch.")
+        with pytest.raises(InputError, match=f"{name} holds numbers of type {kind}, not floating-point numbers"):
+            load_policy(tmp_path, CPU)
+
+
+CLAIMS = [
+    {"vocab_size": 2**31 - 1}, {"hidden_size": 2**31 - 2}, {"intermediate_size": 2**31 - 1}, {"head_dim": 2**30},
+    {"num_attention_heads": 2**31 - 2, "num_key_value_heads": 1}, {"num_hidden_layers": 10_000},
+    {"max_position_embeddings": 2**31 - 1}, {"hidden_size": 2**62}, {"vocab_size": 10**30}, {"head_dim": 2**64},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("claims", CLAIMS, ids=str)
+def test_sizes_that_the_file_cannot_have_cost_nothing(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, claims: dict[str, int]
+) -> None:
+    """They are compared with the file's content before memory is taken for them."""
+    save_policy(tmp_path, make_gpt("llama"), tokenizer)
+    edit_json(tmp_path / "config.json", vocabulary_sha256=None, **claims)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="come from different|asks for|from 1 to|positions; at most"):
+        load_policy(tmp_path, CPU)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
+def test_fields_of_another_kind_are_refused_by_name(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Where transformers refuses them, too."""
+    save_policy(tmp_path, make_gpt("llama"), tokenizer)
+    sound = (tmp_path / "config.json").read_text()
+    wrong: dict[str, Any] = {"hidden_size": "32", "num_attention_heads": [4], "rms_norm_eps": "small"}
+    wrong |= {"vocab_size": 300.5, "num_hidden_layers": {"a": 2}, "tie_word_embeddings": "false"}
+    for name, value in wrong.items():
+        edit_json(tmp_path / "config.json", **{name: value})
+        with pytest.raises(InputError, match=f"^{tmp_path}: model: config.json does not describe a llama .*{name} is"):
+            load_policy(tmp_path, CPU)
+        with pytest.raises(Exception, match=name):
+            LlamaConfig(**{name: value})
+        (tmp_path / "config.json").write_text(sound)
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in json.loads(sound).items() if k != name}))
+        with pytest.raises(InputError, match=f"without|it has no '{name}'"):
+            load_policy(tmp_path, CPU)
 
 
 def test_what_comes_from_different_runs_is_refused(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:

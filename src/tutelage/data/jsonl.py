@@ -19,7 +19,7 @@ from typing import Any
 from tutelage.atomic import atomic_write
 from tutelage.data.fields import kind_of
 from tutelage.errors import InputError
-from tutelage.json_values import (
+from tutelage.json_file import (
     LONGEST_LINE,
     check_depth,
     lines_of,
@@ -135,18 +135,16 @@ class _Window:
         return error.msg.startswith("Unterminated string") or len(self.text) - error.pos <= CUT
 
     def _read(self) -> bool:
-        """Drop what has been used, and read at least as much as is left. Returns False at the end of the file."""
+        """Drop what has been used, and read as much again as is left. Returns False at the end of the file."""
         rest = self.text[self.at :]
-        if len(rest) > LONGEST_LINE:
+        if len(rest) >= LONGEST_LINE:
             raise InputError(too_long(self.path, self.line))
-        data = self.file.read(max(CHUNK, len(rest)))
+        data = self.file.read(min(max(CHUNK, len(rest)), LONGEST_LINE - len(rest)))
         try:
             self.text, self.at = rest + self._utf8.decode(data, final=not data), 0
         except UnicodeDecodeError as error:
-            before = rest.encode() + error.object[: error.start]
-            begin = before.rfind(b"\n") + 1
-            line = self.line + before.count(b"\n")
-            raise InputError(not_utf8(self.path, line, len(before) - begin)) from None
+            line = self.line + rest.count("\n") + error.object[: error.start].count(b"\n")
+            raise InputError(not_utf8(self.path, line)) from None
         return bool(data)
 
 

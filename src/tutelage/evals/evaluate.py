@@ -28,7 +28,7 @@ from tutelage.evals.judging import figures, scorers_of
 from tutelage.evals.preference import win_rate
 from tutelage.evals.rankings import policy_row, reward_row
 from tutelage.evals.table import lines_of
-from tutelage.json_values import read_object
+from tutelage.json_file import read_object
 from tutelage.rewards.open import foreign_models, kind_of, load_frozen, open_reward, places_read, reward_inputs
 from tutelage.runs.base import find_base
 from tutelage.runs.ending import Ending, Figure, command

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError, located
-from tutelage.json_values import read_object
+from tutelage.json_file import read_object
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import ScalarGPT
 from tutelage.model.lora import ALL, LoRAConfig, adapted_linears, add_adapters, merge_adapters

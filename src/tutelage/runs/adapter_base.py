@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tutelage.errors import InputError
-from tutelage.json_values import PLACE, check_fields, optional, read_object
+from tutelage.json_file import PLACE, check_fields, optional, read_object
 from tutelage.runs.base import find_base
 from tutelage.runs.identity import hash_input, refuse_ring
 

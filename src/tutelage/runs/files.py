@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_path, atomic_write
 from tutelage.errors import InputError
-from tutelage.json_values import TEXT, check_fields, is_file_name, mapped, read_object
+from tutelage.json_file import TEXT, check_fields, is_file_name, mapped, read_object
 from tutelage.runs.device import release_memory
 
 

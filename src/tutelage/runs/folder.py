@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InputError, located
-from tutelage.json_values import read_object
+from tutelage.json_file import read_object
 from tutelage.model.families import build, copy_weights, load_hf_weights, own_views, to_hf_weights, with_own_head
 from tutelage.model.gpt import GPT
 from tutelage.model.heads import LastToken, ScalarGPT

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.json_values import read_object
+from tutelage.json_file import read_object
 
 
 @dataclass(frozen=True)

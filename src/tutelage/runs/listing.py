@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.json_values import read_object
+from tutelage.json_file import read_object
 from tutelage.runs.ending import command
 from tutelage.runs.identity import models_in
 

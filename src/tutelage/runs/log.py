@@ -16,7 +16,7 @@ from typing import Any
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.json_values import lines_of, parse
+from tutelage.json_file import lines_of, parse
 
 INTERVAL = {"bar": 0.2, "json": 0.5, "lines": 10.0}  # seconds between two updates, by mode
 

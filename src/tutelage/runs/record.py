@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.json_values import OBJECT, STRING, check_fields, mapped, read_object, whole
+from tutelage.json_file import OBJECT, STRING, check_fields, mapped, read_object, whole
 
 RECORD, BEGIN = "run.json", b'{\n  "stage": "'
 LOGS = (RECORD, "metrics.jsonl")

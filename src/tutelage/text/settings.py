@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
-from tutelage.json_values import (
+from tutelage.json_file import (
     FLAG,
     TEXT,
     check_fields,

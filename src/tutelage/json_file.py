@@ -63,8 +63,9 @@ def too_long(path: Path, line: int) -> str:
     return f"{path}, line {line}: longer than {LONGEST_LINE >> 20} MiB; write one record per line, and split long texts"
 
 
-def not_utf8(path: Path, line: int, byte: int) -> str:
-    return f"{path}, line {line}: not UTF-8 at byte {byte} of the line; convert the file to UTF-8"
+def not_utf8(path: Path, line: int, byte: int | None = None) -> str:
+    at = "" if byte is None else f" at byte {byte} of the line"
+    return f"{path}, line {line}: not UTF-8{at}; convert the file to UTF-8"
 
 
 def parse(text: str, where: str, move: str, problem: str = "not JSON") -> Any:
