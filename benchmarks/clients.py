@@ -16,7 +16,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,30 @@ def script(name: str, *packages: str) -> Callable[..., Found]:
     return run
 
 
-def printed(command: list[str]) -> Found:
-    """Run a script and read its last line."""
+@contextmanager
+def serving(folder: Path, *words: str) -> Iterator[Live]:
+    server = Live(folder, *words)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def last_line(command: list[str]) -> dict[str, Any]:
+    """Run a script whose last line is a JSON object. A script that fails is a scenario that failed."""
     here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=here)
-    if done.returncode or not done.stdout:
-        return Found("?", {"the script": " ".join(done.stderr.split())[-600:] or f"exit {done.returncode}"}, {})
-    return Found(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=here)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        trouble = f"not done after {SECONDS} seconds"
+    except (IndexError, ValueError):
+        trouble = f"exit {done.returncode}: {' '.join(done.stderr.split())[-600:]}"
+    return {"version": "?", "scenarios": {Path(command[1]).name: trouble}, "figures": {}}
+
+
+def printed(command: list[str]) -> Found:
+    return Found(**last_line(command))
 
 
 def openai_client(name: str, wanted: str) -> Callable[[Live, str], Found]:
@@ -79,12 +97,9 @@ def openai_client(name: str, wanted: str) -> Callable[[Live, str], Found]:
         python = environment(name, [wanted])
         given = [f"{server.url}/v1", server.key]
         more = printed([python, str(HERE / "client_scenarios" / "openai_client.py"), *given, model])
-        done = subprocess.run(
-            [python, str(TESTS / "server" / "scenarios.py"), *given], capture_output=True, text=True, timeout=SECONDS
-        )
-        plain = json.loads(done.stdout) if done.stdout else {"the script": done.stderr[-600:]}
-        plain.pop("version", None)
-        return Found(more.version, plain | more.scenarios, {})
+        plain = last_line([python, str(TESTS / "server" / "scenarios.py"), *given])
+        plain.pop("version")
+        return Found(more.version, plain.get("scenarios", plain) | more.scenarios, {})
 
     return run
 
@@ -102,10 +117,7 @@ def node_client(server: Live, model: str) -> Found:
     given, scenarios, version = [f"{server.url}/v1", server.key, model], {}, "?"
     for each in scripts:
         (folder / each.name).write_bytes(each.read_bytes())  # modules are found beside the script
-        done = subprocess.run(
-            ["node", str(folder / each.name), *given], capture_output=True, text=True, timeout=SECONDS
-        )
-        told = json.loads(done.stdout) if done.stdout else {"version": "?", each.name: done.stderr[-600:]}
+        told = last_line(["node", str(folder / each.name), *given])
         version = told.pop("version")
         scenarios |= told.get("scenarios", told)
     return Found(version, scenarios, {})
@@ -119,10 +131,9 @@ def lm_eval_client(folder: Path, run: Path) -> Found:
     """
     policy, tokenizer = load_policy(run, choose_device("cpu"), frozen=True)
     context = str(policy.config.context)
-    (folder / "lm-eval").mkdir()
-    server = Live(folder / "lm-eval", f"model={run}", "--context", "0")
-    found = script("lm_eval_client", "lm_eval[api]==0.4.13", "transformers")(server, "model", context)
-    server.stop()
+    folder.mkdir()
+    with serving(folder, f"model={run}", "--context", "0") as server:
+        found = script("lm_eval_client", "lm_eval[api]==0.4.13", "transformers")(server, "model", context)
     scored = found.figures.get("scored", [])
     if not scored:
         return found
@@ -167,26 +178,23 @@ def main() -> None:
     given = parser.parse_args()
     record = Record(given.out / "clients", given)
     record.say("| client | version | scenarios | passed |\n|---|---|---|---|")
-    figures: dict[str, Any] = {}
+    figures: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         run = given.run or random_model(folder / "random")
         world = World(folder / "world").make()
         models = [f"model={run}", f"base={world.base}", f"chat={world.sft}", f"judge={world.reward}"]
-        server = Live(folder, *models, "--context", "0", "--slots", "4", "--recording", "on", "--no-access-log")
-        for name in given.clients:
-            found = (
-                CLIENTS[name](server, "model") if name in CLIENTS else lm_eval_client(folder, given.run or world.sft)
-            )
-            passed = len(found.scenarios) - len(found.failures)
-            record.say(f"| {name} | {found.version} | {len(found.scenarios)} | {passed} |")
-            figures[name] = vars(found)
-        server.stop()
+        words = ["--context", "0", "--slots", "4", "--recording", "on", "--no-access-log"]
+        with serving(folder, *models, *words) as server:
+            runs = CLIENTS | {"lm-eval": lambda *_: lm_eval_client(folder / "lm-eval", given.run or world.sft)}
+            for name in given.clients:
+                found = figures[name] = runs[name](server, "model")
+                passed = len(found.scenarios) - len(found.failures)
+                record.say(f"| {name} | {found.version} | {len(found.scenarios)} | {passed} |")
     for name, found in figures.items():
-        for scenario, error in found["scenarios"].items():
-            if error:
-                record.say(f"\n{name}, {scenario}: {error}")
-    record.leave(figures)
+        for scenario, error in found.failures.items():
+            record.say(f"\n{name}, {scenario}: {error}")
+    record.leave({name: vars(found) for name, found in figures.items()})
 
 
 if __name__ == "__main__":
