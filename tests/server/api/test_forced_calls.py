@@ -72,7 +72,10 @@ def is_valid(name: str, arguments: dict[str, Any]) -> bool:
     return set(arguments) == {"city", "days"} and arguments["city"] in ("Köln", "Rome") and 1 <= arguments["days"] <= 9
 
 
-@pytest.mark.parametrize("name", [*KNOWING, "our own"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in (*list(KNOWING)[1:], "our own")]
+
+
+@pytest.mark.parametrize("name", ["Qwen", *SLOW])
 def test_a_required_call_is_valid(serve: Serve, tokenizer: Tokenizer, name: str) -> None:
     client = serve(tokenizer if name == "our own" else knowing(tokenizer, name))
     answers = calls_of(client, tools=TOOLS, tool_choice="required", seed=1)
@@ -95,6 +98,7 @@ def test_a_call_after_reasoning_is_valid(serve: Serve, tokenizer: Tokenizer) -> 
     assert isinstance(json.loads(answer["message"]["content"]), dict)
 
 
+@pytest.mark.slow
 def test_strict_tools_are_held_to_their_schema_where_a_mark_begins_a_call(serve: Serve, tokenizer: Tokenizer) -> None:
     words = knowing(tokenizer, "Qwen")
     tools = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]

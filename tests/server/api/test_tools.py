@@ -156,6 +156,17 @@ def test_the_earlier_turns_reach_the_template(serving, tokenizer: Tokenizer) -> 
     assert f"<|assistant|>{CALL}<|end|>" in tokenizer.decode(s.engine.requests[1].prompt, skip_special=False)
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_is_given_back_to_a_template_that_reads_it(serving, tokenizer: Tokenizer, name: str) -> None:
+    template = tokenizer.chat_template.replace(
+        "message['content']", "(message.reasoning_content or '') + message['content']"
+    )
+    words = Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": template})
+    s = serving("fine", words=words, context=500)
+    whole(client_of(s), messages=[*ASK, {"role": "assistant", "content": "Here.", name: "hm: "}, *ASK])
+    assert "<|assistant|>hm: Here.<|end|>" in words.decode(s.engine.requests[0].prompt, skip_special=False)
+
+
 @pytest.mark.parametrize("ask", [whole, streamed])
 def test_reasoning_is_not_content(serving, tokenizer: Tokenizer, ask) -> None:
     client = client_of(serving("<think>\nhow odd\n</think>\n\nHere.", context=2000))

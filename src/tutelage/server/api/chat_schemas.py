@@ -48,6 +48,7 @@ class ChatTurn(RequestBody):
     tool_call_id: AnyText | None = None
     name: AnyText | None = None
     reasoning_content: AnyText | None = None
+    reasoning: AnyText | None = None  # what other servers call it
 
     @field_validator("content")
     @classmethod
@@ -66,7 +67,7 @@ class ChatTurn(RequestBody):
         more: dict[str, Any] = {}
         if self.role == "assistant":
             calls = [call.message() for call in self.tool_calls or []]
-            more = {"reasoning_content": self.reasoning_content, "tool_calls": calls or None}
+            more = {"reasoning_content": self.reasoning_content or self.reasoning, "tool_calls": calls or None}
         elif self.role == "tool":
             more = {"tool_call_id": self.tool_call_id, "name": self.name}
         return message | {name: value for name, value in more.items() if value is not None}
