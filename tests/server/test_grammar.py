@@ -148,8 +148,8 @@ def test_free_text_may_end_anywhere_and_control_tokens_only_stand_where_a_rule_h
 
 def test_the_same_seed_gives_the_same_answer(kind: Kind) -> None:
     grammar = json_schema_grammar(kind.served, UNICODE)
-    first = kind.answers([grammar] * 2, [40] * 2)
-    assert kind.answers([grammar] * 2, [40] * 2) == first and len({text for text, _ in first}) == 2
+    first = kind.answers([grammar] * 2, [90] * 2)
+    assert kind.answers([grammar] * 2, [90] * 2) == first and len({text for text, _ in first}) == 2
 
 
 def test_a_string_may_be_long_where_there_is_room(kind: Kind) -> None:
