@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 Bits = np.ndarray  # (W,) int32; bit i % 32 of word i // 32 says whether token i may come next
-GRACE = 0.02  # seconds that a pass waits for masks
-STUCK = 0.5  # seconds after which a mask is given up
+GRACE = 0.01  # seconds that a pass waits for masks
+STUCK = 3.0  # seconds after which a mask is given up; a busy machine may take one
 
 
 class Constraint(Protocol):

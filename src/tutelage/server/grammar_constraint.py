@@ -10,6 +10,7 @@ early instead of never. Ways are looked for only as often as the room that is le
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher
@@ -38,7 +39,7 @@ class Grammar:
         """The constraint of one response."""
         return GrammarConstraint(self)
 
-    @property
+    @cached_property
     def shortest(self) -> list[int] | None:
         """Tokens of a short response, close to the shortest that the grammar allows; None if none was found."""
         return self.tokenised(self.endings.shortest)
