@@ -1,8 +1,12 @@
 """What a schema says is held to, or its keyword is refused by name: never ignored. The judge is `jsonschema`."""
 
+import asyncio
 import datetime
 import json
+import re
+import time
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,7 +195,7 @@ def test_a_trial_that_exceeds_its_time_ends_itself_alone(served: Any, monkeypatc
         brief.setattr("tutelage.server.vocabulary.SECONDS", 0.001)
         with pytest.raises(InputError, match="needs too much time"):
             json_schema_grammar(served, many)
-    assert json_schema_grammar(served, many).shortest
+    assert json_schema_grammar(served, many | {"title": "again"}).shortest
 
 
 def test_grammars_are_kept_and_their_number_is_bounded(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +207,43 @@ def test_grammars_are_kept_and_their_number_is_bounded(served: Any, monkeypatch:
     assert json_schema_grammar(served, INTEGER | {"minimum": 2}) is not second
     first.failed = True
     assert json_schema_grammar(served, INTEGER | {"minimum": 1}) is not first
+
+
+def test_a_burst_of_requests_compiles_a_new_schema_once_and_none_is_refused(served: Any) -> None:
+    """24 callers at once with three new schemas; callers whose schema is known go first."""
+    made: list[str] = []
+    new = served.vocabulary._new
+
+    def slow(rules: str, schemas: Any) -> Any:
+        made.append(rules)
+        time.sleep(0.05)
+        return new(rules, schemas)
+
+    schemas = [INTEGER | {"title": f"burst {i}"} for i in range(3)]
+    known = json_schema_grammar(served, STRING)
+
+    async def burst() -> list[Any]:
+        calls = [partial(json_schema_grammar, served, schemas[i % 3]) for i in range(24)]
+        waiting = [asyncio.create_task(served.vocabulary.when_free(call)) for call in calls]
+        await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        assert await served.vocabulary.when_free(partial(json_schema_grammar, served, STRING)) is known
+        assert time.monotonic() - begun < 0.05 and len(made) == 1
+        return await asyncio.gather(*waiting)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(served.vocabulary, "_new", slow)
+        grammars = asyncio.run(burst())
+    assert len(made) == 3 and len({id(grammar) for grammar in grammars}) == 3
+
+
+def test_a_refusal_is_worked_out_once(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = STRING | {"pattern": "(", "title": "once"}
+    with pytest.raises(InputError) as first:
+        json_schema_grammar(served, schema)
+    monkeypatch.setattr(served.vocabulary, "_new", None)
+    with pytest.raises(InputError, match=re.escape(str(first.value))):
+        json_schema_grammar(served, schema)
 
 
 def test_other_grammars_use_schemas_and_control_tokens(served: Any) -> None:

@@ -6,14 +6,19 @@ A grammar is written in llguidance's variant of Lark. It is first tried in a pro
 (`grammar_process.py`). Compiling it here releases the interpreter's lock.
 """
 
+import asyncio
+import hashlib
 import json
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from llguidance import LLTokenizer
+from starlette.concurrency import run_in_threadpool
 
 from tutelage.bounded import Child, Overrun, Refused
 from tutelage.errors import InputError
@@ -28,11 +33,22 @@ from tutelage.web.errors import ApiError
 CACHED, CACHED_BYTES = 64, 2**20  # compiled grammars per tokenizer, and the bytes of their texts
 LONGEST = 128 * 1024  # bytes of a grammar's text
 SECONDS, MEMORY = 2.0, 512  # of computing and MiB for a trial
-WAITING = 8  # grammars that may wait to be compiled
+WAITING = 20.0  # seconds that a request waits for its turn
 # One space may follow a comma or a colon, and no other white space is allowed: a small model could write it forever.
 JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 Schemas = Mapping[str, Mapping[str, Any]]
+
+
+T = TypeVar("T")
+
+
+class Busy(Exception):
+    """Another thread compiles a grammar; `until` is done when it has."""
+
+    def __init__(self, until: "Future[None]"):
+        super().__init__("a grammar is being compiled")
+        self.until = until
 
 
 class Vocabulary:
@@ -50,14 +66,15 @@ class Vocabulary:
         set_up = {"control": control, "ends": list(ends), "size": len(table)}
         self._trial = Child("tutelage.server.grammar_process", memory=MEMORY, idle=60.0, set_up=lambda: set_up)
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
-        self._lock, self._turn = threading.Lock(), threading.Lock()
-        self._places = threading.BoundedSemaphore(WAITING)
+        self._refusals: OrderedDict[bytes, str] = OrderedDict()  # reasons, by the hash of a grammar's text
+        self._lock = threading.Lock()
+        self._running: Future[None] | None = None  # done when the grammar that is being compiled is
 
     def compile(self, rules: str, schemas: Schemas) -> Grammar:
         """The grammar of these rules, in which @name is JSON that fits a schema. It is kept for the next time.
 
-        Raises InputError, naming the keyword of a schema that answers could not be held to, and ApiError if too many
-        grammars wait.
+        Raises InputError, naming the keyword of a schema that answers could not be held to, and Busy while another
+        thread compiles a grammar.
         """
         text = json.dumps([rules, schemas])
         if len(text) > LONGEST:
@@ -65,7 +82,21 @@ class Vocabulary:
         if known := self._known(text):
             return known
         with self._in_turn():
-            return self._known(text) or self._keep(text, self._new(rules, schemas))
+            return self._known(text) or self._keep(text, self._new_or_refused(text, rules, schemas))
+
+    async def when_free(self, made: Callable[[], T]) -> T:
+        """The result of a function that compiles grammars, called in a thread. While it waits it occupies none.
+
+        Raises ApiError after WAITING seconds.
+        """
+        end = time.monotonic() + WAITING
+        while time.monotonic() < end:
+            try:
+                return await run_in_threadpool(made)
+            except Busy as busy:
+                await asyncio.wait({asyncio.wrap_future(busy.until)}, timeout=WAITING)
+        message = "Too many new schemas are waiting. Try again soon."
+        raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"})
 
     def close(self) -> None:
         """End the process that tries grammars."""
@@ -88,15 +119,30 @@ class Vocabulary:
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
-        """One grammar at a time is compiled, and few wait: each occupies a thread."""
-        if not self._places.acquire(blocking=False):
-            message = "Too many new schemas are waiting. Try again soon."
-            raise ApiError(503, message, code="engine_overloaded", headers={"retry-after": "1"})
+        """One grammar at a time is compiled."""
+        with self._lock:
+            if self._running:
+                raise Busy(self._running)
+            self._running = running = Future[None]()
         try:
-            with self._turn:
-                yield
+            yield
         finally:
-            self._places.release()
+            with self._lock:
+                self._running = None
+            running.set_result(None)
+
+    def _new_or_refused(self, text: str, rules: str, schemas: Schemas) -> Grammar:
+        """A new grammar. Refusals are kept, too, so that nobody has one worked out again and again."""
+        key = hashlib.sha256(text.encode()).digest()
+        if reason := self._refusals.get(key):
+            raise InputError(reason)
+        try:
+            return self._new(rules, schemas)
+        except InputError as error:
+            self._refusals[key] = str(error)
+            if len(self._refusals) > CACHED:
+                self._refusals.popitem(last=False)
+            raise
 
     def _new(self, rules: str, schemas: Schemas) -> Grammar:
         ready = [{"name": name, "json_schema": _ready(schema)} for name, schema in schemas.items()]

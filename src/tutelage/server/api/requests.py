@@ -5,9 +5,8 @@ body, model  ->  Plan: the engine's requests, stop strings, the most tokens it c
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-
-from starlette.concurrency import run_in_threadpool
 
 from tutelage.engine.constraint import Constraint
 from tutelage.engine.requests import Request
@@ -59,7 +58,8 @@ async def plan_chat(served: Served, body: ChatRequest, owner: str, work: TextWor
     if await refused(work, owner, [message["content"] for message in messages if message["role"] != "assistant"]):
         return Plan(served, [prompt], [], refused=True)
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    answer = await run_in_threadpool(format_of, served, body, prompt)
+    assert served.vocabulary, "only policies generate text"
+    answer = await served.vocabulary.when_free(partial(format_of, served, body, prompt))
     requests = [
         engine_request(
             served,
