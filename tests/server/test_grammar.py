@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -128,6 +129,14 @@ def test_the_shortest_answer_is_close_to_the_shortest_value(kind: Kind) -> None:
     for name, schema, value in json_schemas.schemas(kind.many, seed=6):
         shortest = json_schema_grammar(kind.served, schema).shortest
         assert shortest and len(shortest) <= 1.2 * size(kind, value) + 2, name
+
+
+def test_an_answer_may_begin_with_the_space_that_is_not_shown(kind: Kind) -> None:
+    """SentencePiece writes a first word with a space before it, as models of such tokenizers have learned."""
+    bits = np.zeros(-(-len(kind.table) // 32), dtype=np.int32)
+    json_schema_grammar(kind.served, {"type": "object"}).begin().fill(bits)
+    allowed = np.unpackbits(bits.view(np.uint8), bitorder="little").nonzero()[0]
+    assert (b" " in {kind.table[i] for i in allowed}) == (not kind.tokenizer.byte_level)
 
 
 def test_without_room_an_answer_is_cut(kind: Kind) -> None:

@@ -160,6 +160,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [  # a schema, and what the message 
     ({"allOf": [INTEGER | {"multipleOf": 97}, {"multipleOf": 89}]}, "'multipleOf'"),
     (closed(a={"$id": "x", "type": "integer"}), "'$id'"),
     (STRING | {"format": "regex"}, "format: regex"),
+    (STRING | {"format": "regex", "x-guidance": {"lenient": True}}, "format: regex"),
     (closed(a=STRING | {"pattern": "^(?!a)b$"}), "'pattern' (#/properties/a)"),
     ({"$ref": "https://example.org/schema"}, "https://example.org/schema"),
     ({"$ref": "#/$defs/none"}, "/$defs/none"),
