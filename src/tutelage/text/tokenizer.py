@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError, located
-from tutelage.text.control import Guard
+from tutelage.text.control import THINK, Guard
 from tutelage.text.endings import declared_ends, framing
 from tutelage.text.reader import Reader, unread
 from tutelage.text.settings import (
@@ -73,8 +73,10 @@ class Tokenizer:
         self.end_of_text_id = self.special.get(END_OF_TEXT, self.end_of_turn_id)
         self.template = Template(self.chat_template, self.named_specials)
         control = {*self.special, *frame.tokens, *frame.tool_tokens}
-        # Never part of a text: special tokens, and others with which the template separates turns or marks calls.
-        self.control_tokens = {token: i for token in control if (i := backend.token_to_id(token)) is not None}
+        # Never part of a text: special tokens, and others with which the template separates turns, or models mark calls
+        # and reasoning.
+        marks = {*control, *(added & {*THINK})}
+        self.control_tokens = {token: i for token in marks if (i := backend.token_to_id(token)) is not None}
         self.guard = Guard(
             control,
             added,

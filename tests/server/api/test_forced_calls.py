@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tokenizers import AddedToken
 from tool_templates import KNOWING, knowing
 
 from tutelage.engine.engine import Engine, EngineConfig
@@ -85,17 +86,22 @@ def test_a_required_call_is_valid(serve: Serve, tokenizer: Tokenizer, name: str)
     assert all([name for name, _ in calls] == ["weather"] and is_valid(*calls[0]) for calls in answers)
 
 
-def test_a_call_after_reasoning_is_valid(serve: Serve, tokenizer: Tokenizer) -> None:
-    """The template opens the reasoning, and the model must close it first."""
-    words = knowing(tokenizer, "Qwen", "<think>", "</think>")
+@pytest.mark.parametrize("special", [True, False])
+def test_a_call_after_reasoning_is_valid(serve: Serve, tokenizer: Tokenizer, special: bool) -> None:
+    """The template opens the reasoning, and the model must close it first. In Qwen3 the marks are not special."""
+    words = knowing(tokenizer, "Qwen", *(["<think>", "</think>"] if special else []))
+    words._backend.add_tokens([AddedToken(mark, special=special) for mark in ("<think>", "</think>")])
     words = Tokenizer(words._backend, words.settings | {"chat_template": words.chat_template + "{{- '<think>\\n' }}"})
     client = serve(words)
-    bias = {str(words.special["</think>"]): 5}
+    bias = {str(words.control_tokens["</think>"]): 5}
     answers = calls_of(client, tools=TOOLS, tool_choice="required", seed=1, logit_bias=bias, max_tokens=200)
     assert all(answers) and all(is_valid(*call) for calls in answers for call in calls)
     body = {"model": "stub", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200, "logit_bias": bias}
     answer = client.post(CHAT, json=body | {"response_format": {"type": "json_object"}}).json()["choices"][0]
     assert isinstance(json.loads(answer["message"]["content"]), dict)
+    body |= {"tools": TOOLS, "tool_choice": "required", "max_tokens": 60, "logit_bias": {}}
+    hurried = client.post(CHAT, json=body).json()["choices"][0]  # the reasoning is ended in time for a call
+    assert [call["function"]["name"] for call in hurried["message"]["tool_calls"]]
 
 
 @pytest.mark.slow

@@ -273,3 +273,26 @@ def test_the_responses_api_has_the_limits_of_chat(serving) -> None:
     assert statuses == [200, 200, 429]
     assert serving(full=True).client.post(URL, json={"model": "stub", "input": "x"}).status_code == 503
     assert serving(key={"scopes": ("admin",)}).client.post(URL, json={"model": "stub", "input": "x"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"role": "user", "content": "\\ud800"}',
+        '{"role": "user", "content": [{"type": "input_text", "text": "\\ud800"}]}',
+        '{"type": "function_call_output", "call_id": "x", "output": "\\ud800"}',
+        '{"type": "\\ud800"}',
+        '{"role": "user", "content": "x", "other": "\\ud800"}',
+    ],
+)
+def test_a_lone_surrogate_in_an_item_is_a_400(serving, item: str) -> None:
+    s = serving()
+    body = f'{{"model": "stub", "store": true, "input": [{item}]}}'
+    response = s.client.post(URL, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["param"].startswith("input"), response.text
+
+
+def test_a_conversation_of_too_many_parts_is_refused(serving) -> None:
+    parts = [{"type": "input_text", "text": "x"}] * 10_001
+    response = serving().client.post(URL, json={"model": "stub", "input": [{"role": "user", "content": parts}]})
+    assert response.status_code == 400 and "10000 parts" in response.json()["error"]["message"]

@@ -232,3 +232,14 @@ def test_a_strict_schema_that_cannot_be_held_to_is_refused_by_name(serving) -> N
     assert refused.value.param == "tools" and "'f'" in refused.value.message
     tool["function"]["strict"] = False
     assert whole(client, tools=[tool], tool_choice="required").choices
+
+
+def test_schemas_that_are_too_large_together_are_refused_or_let_go(serving) -> None:
+    client = client_of(serving(CALL, context=300_000))
+    large = {"type": "object", "properties": {"a": {"enum": [f"{i:040}" for i in range(200)]}}}
+    functions = [{"name": f"f{i}", "parameters": large} for i in range(17)]
+    tools: list[Any] = [{"type": "function", "function": function} for function in functions]
+    assert whole(client, tools=tools, tool_choice="required").choices
+    strict: list[Any] = [{"type": "function", "function": function | {"strict": True}} for function in functions]
+    with pytest.raises(openai.BadRequestError, match="so many functions"):
+        whole(client, tools=strict)

@@ -5,6 +5,7 @@ format_of(served, body, prompt) -> AnswerFormat: .reader() for reasoning, conten
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tutelage.errors import InputError
 from tutelage.server.api.chat_schemas import ChatRequest, Function
@@ -62,14 +63,14 @@ def _grammar(served: Served, body: ChatRequest, thinking: Thinking, syntax: Tool
         if content is None or thinking == "none":
             return content
         return answer_grammar(served, thinking, schema, None)
-    functions = [(function.name, parameters_of(function)) for function in body.callable]
-    try:
-        calls = CallRules(syntax, functions, body.must_call, body.several)
-        return answer_grammar(served, thinking, schema, calls)
-    except InputError:
-        functions = [(function.name, _held(served, function)) for function in body.callable]
-        calls = CallRules(syntax, functions, body.must_call, body.several)
-        return answer_grammar(served, thinking, schema, calls)
+    for schema_for in (parameters_of, partial(_held, served), _loose):
+        functions = [(function.name, schema_for(function)) for function in body.callable]
+        try:
+            return answer_grammar(served, thinking, schema, CallRules(syntax, functions, body.must_call, body.several))
+        except InputError as error:
+            reason = str(error)
+    message = f"This server cannot hold an answer to so many functions: {reason}"
+    raise ApiError(400, message, param="tools", code="unsupported_schema")
 
 
 def parameters_of(function: Function) -> Schema:
@@ -92,3 +93,8 @@ def _held(served: Served, function: Function) -> Schema:
             return {"type": "object"}
         message = f"This server cannot hold calls to the strict parameters of function '{function.name}': {error}"
         raise ApiError(400, message, param="tools", code="unsupported_schema") from None
+
+
+def _loose(function: Function) -> Schema:
+    """Any object for a function that is not strict, if all schemas together are too large."""
+    return parameters_of(function) if function.strict else {"type": "object"}

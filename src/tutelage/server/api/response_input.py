@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tutelage.server.api.schemas import RequestBody
+from tutelage.server.api.schemas import AnyText, RequestBody
 from tutelage.web.errors import ApiError
 
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
@@ -19,23 +19,23 @@ Turn = dict[str, Any]
 
 
 class InputPart(RequestBody):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
+    type: AnyText
+    text: AnyText | None = None
+    refusal: AnyText | None = None
 
 
-Parts = str | Annotated[list[InputPart], Field(max_length=256)] | None
+Parts = AnyText | Annotated[list[InputPart], Field(fail_fast=True)] | None
 
 
 class InputItem(RequestBody):
     """One item. Which fields it needs depends on its type; without a type it is a message."""
 
-    type: str | None = None
+    type: AnyText | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Parts = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
+    call_id: AnyText | None = None
+    name: AnyText | None = None
+    arguments: AnyText | None = None
     output: Parts = None
     summary: Parts = None
 

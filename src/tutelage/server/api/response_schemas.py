@@ -7,14 +7,15 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatRequest, need, only_functions
+from tutelage.server.api.chat_schemas import MAX_TOOLS, ChatRequest, few_parts, need, only_functions
 from tutelage.server.api.response_input import InputItem, turns_of
 from tutelage.server.api.schemas import MAX_MESSAGES, WITHOUT_EFFECT, AnyText, Metadata, RequestBody, SamplingRequest
 from tutelage.web.errors import ApiError, validation_error
 
 LOGPROBS = "message.output_text.logprobs"  # in `include`
+Items = Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(few_parts)]
 SHARED = set(SamplingRequest.model_fields) - {"stream", "stream_options"} | {"parallel_tool_calls", "top_logprobs"}
 
 
@@ -58,13 +59,13 @@ class ResponseRequest(SamplingRequest):
     without_effect: ClassVar[set[str]] = WITHOUT_EFFECT | {"reasoning", "max_tool_calls"}
     refused: ClassVar[list[str]] = "background conversation prompt context_management functions".split()
 
-    input: AnyText | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    input: AnyText | Items | None = None
     instructions: AnyText | None = None
     previous_response_id: AnyText | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Literal[1] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[AnyText] | None = None
+    include: Annotated[list[AnyText], Field(max_length=64, fail_fast=True)] | None = None
     store: bool | None = None
     metadata: Metadata | None = None
     text: ResponseText | None = None
