@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from tutelage.store.database import StorageError
 from tutelage.web.errors import ApiError, dump, refusal
+from tutelage.web.json_pieces import PIECE
 from tutelage.web.logs import note
 
 PING_SECONDS = 10.0
@@ -61,6 +62,8 @@ class EventStream(Response):
             try:
                 async for chunk in events:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if len(chunk) > PIECE:  # such events may follow one another
+                        await asyncio.sleep(0)
             except (ApiError, StorageError) as error:
                 await self._fail(send, refusal(error))
             except Exception:

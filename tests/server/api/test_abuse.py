@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from live import wait_for
 
-from tutelage.server.api import chat_completions, choices
+from tutelage.server.api import call, choices, stored_responses
 from tutelage.store.database import StorageError
 from tutelage.web import errors
 from tutelage.web.errors import ApiError
@@ -170,11 +170,25 @@ def test_many_log_probabilities_are_made_a_few_at_a_time_and_not_stored(serving,
     told = s.client.post(CHAT, json=body).json()["choices"]
     assert len(made) >= 16 and max(made) <= choices.AT_A_TIME
     assert all(len(choice["logprobs"]["content"]) == len(told[0]["logprobs"]["content"]) > 9 for choice in told)
-    monkeypatch.setattr(chat_completions, "MOST_STORED", 16 * 40 * 3)
+    monkeypatch.setattr(call, "MOST_STORED", 16 * 40 * 3)
     assert s.client.post(CHAT, json=body | {"store": True}).status_code == 200
     refused = s.client.post(CHAT, json=body | {"store": True, "top_logprobs": 3})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "store")
     assert s.client.post(CHAT, json=body | {"store": True, "logprobs": False, "top_logprobs": None}).status_code == 200
+    asked = {"model": "stub", "input": "hello", "store": True, "max_output_tokens": 40}
+    assert s.client.post("/v1/responses", json=asked | {"top_logprobs": 20}).status_code == 200
+    monkeypatch.setattr(call, "MOST_STORED", 40 * 20)
+    refused = s.client.post("/v1/responses", json=asked | {"top_logprobs": 20})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "store")
+
+
+def test_a_stored_conversation_has_an_end(serving, monkeypatch) -> None:
+    s, asked = serving(), {"model": "stub", "input": "hello", "store": True}
+    first = s.client.post("/v1/responses", json=asked).json()["id"]
+    assert s.client.post("/v1/responses", json=asked | {"previous_response_id": first}).status_code == 200
+    monkeypatch.setattr(stored_responses, "MOST_CHARACTERS", 100)
+    refused = s.client.post("/v1/responses", json=asked | {"previous_response_id": first})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "previous_response_id")
 
 
 def test_a_stop_string_has_an_end(serving, ask) -> None:

@@ -22,7 +22,10 @@ from tutelage.server.sse import EventStream, respond_until_disconnect
 from tutelage.store.ids import new_id
 from tutelage.text.pieces import Piece
 from tutelage.web.auth import Caller
+from tutelage.web.errors import ApiError
 from tutelage.web.logs import note
+
+MOST_STORED = 50_000  # log-probabilities, about 3 MB of JSON
 
 
 async def make_plan(
@@ -35,6 +38,16 @@ async def make_plan(
     served = find_model(state.registry, body.model)
     with state.limits.attempt(caller.key, body.characters):
         return await plan(served, body, caller.queue, state.text_work)
+
+
+def refuse_large(plan: Plan) -> None:
+    """Raise ApiError for a completion that takes long to store, and to read again and again."""
+    if sum(request.max_new_tokens * (request.top_logprobs + 1) for request in plan.requests) > MOST_STORED:
+        message = (
+            f"Completions that may have more than {MOST_STORED} log-probabilities are not stored. Ask for fewer (n, "
+            "max_completion_tokens, top_logprobs), or send store: false."
+        )
+        raise ApiError(400, message, param="store", code="invalid_value")
 
 
 class Call(ABC):

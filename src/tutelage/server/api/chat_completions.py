@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.api.call import Call, make_plan
+from tutelage.server.api.call import Call, make_plan, refuse_large
 from tutelage.server.api.chat_schemas import ChatRequest
 from tutelage.server.api.choices import REFUSAL, Choice, all_logprobs, chat_logprobs, usage
 from tutelage.server.api.requests import Plan, plan_chat
@@ -24,10 +24,8 @@ from tutelage.server.sse import event
 from tutelage.text.pieces import CallBegin, Content, Piece, Reasoning
 from tutelage.text.tool_syntax import MISTRAL
 from tutelage.web.auth import Caller, Inference
-from tutelage.web.errors import JSON, ApiError
+from tutelage.web.errors import JSON
 from tutelage.web.json_pieces import in_turns
-
-MOST_STORED = 50_000  # log-probabilities, about 3 MB of JSON
 
 router = APIRouter(responses=DOCUMENTED, tags=["chat"])
 
@@ -39,16 +37,6 @@ async def chat_completions(request: Request, body: ChatRequest, caller: Inferenc
     if call.stored:
         request.app.state.database.check_room()
     return await call.respond()
-
-
-def refuse_large(plan: Plan) -> None:
-    """Raise ApiError for a completion that takes long to store, and to read again and again."""
-    if sum(request.max_new_tokens * (request.top_logprobs + 1) for request in plan.requests) > MOST_STORED:
-        message = (
-            f"Completions that may have more than {MOST_STORED} log-probabilities are not stored. Ask for fewer (n, "
-            "max_completion_tokens, top_logprobs), or send store: false."
-        )
-        raise ApiError(400, message, param="store", code="invalid_value")
 
 
 class ChatCall(Call):

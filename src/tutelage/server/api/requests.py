@@ -58,8 +58,11 @@ async def plan_chat(served: Served, body: ChatRequest, owner: str, work: TextWor
     if await refused(work, owner, [message["content"] for message in messages if message["role"] != "assistant"]):
         return Plan(served, [prompt], [], refused=True)
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    assert served.vocabulary, "only policies generate text"
-    answer = await served.vocabulary.when_free(partial(format_of, served, body, prompt))
+    if body.response_format or body.callable:  # its grammar may take long to compile
+        assert served.vocabulary, "only policies generate text"
+        answer = await served.vocabulary.when_free(partial(format_of, served, body, prompt))
+    else:
+        answer = format_of(served, body, prompt)
     requests = [
         engine_request(
             served,

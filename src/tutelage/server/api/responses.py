@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutelage.server.api.call import Call, make_plan
+from tutelage.server.api.call import Call, make_plan, refuse_large
 from tutelage.server.api.choices import Choice, chat_logprobs, usage
 from tutelage.server.api.requests import Plan, plan_chat
 from tutelage.server.api.response_output import Event, ResponseOutput
@@ -26,6 +26,7 @@ from tutelage.store.database import StorageError
 from tutelage.text.pieces import Content, Piece
 from tutelage.web.auth import Caller, Inference
 from tutelage.web.errors import JSON, ApiError, refusal
+from tutelage.web.json_pieces import in_turns
 from tutelage.web.logs import note
 
 router = APIRouter(responses=DOCUMENTED, tags=["responses"])
@@ -57,6 +58,8 @@ class ResponseCall(Call):
     def __init__(self, request: Request, body: ResponseRequest, caller: Caller, plan: Plan):
         super().__init__(request, body, caller, plan, "resp_", 1)
         self.stored = self.key.store_default if body.store is None else body.store
+        if self.stored and body.wants_logprobs:
+            refuse_large(plan)
         self.output = ResponseOutput()
         self.pending: list[TokenEntry] = []  # tokens whose text has not been passed on
         self.sent = 0
@@ -70,7 +73,7 @@ class ResponseCall(Call):
             pass
         response = self.response(self.status)
         await self.store(response)
-        return JSON(response, headers=self.headers)
+        return JSON(await in_turns(response), headers=self.headers)
 
     async def events(self, stack: AsyncExitStack) -> AsyncIterator[bytes]:
         """Created, in progress, the events of the items, and at last completed, incomplete or failed."""

@@ -20,6 +20,7 @@ from tutelage.web.auth import Inference, Store
 from tutelage.web.errors import JSON, ApiError
 
 router = APIRouter(responses=DOCUMENTED, tags=["responses"])
+MOST_CHARACTERS = 4_000_000  # of a conversation and what was sent with it
 PATH = "/v1/responses/{response_id}"
 
 
@@ -44,6 +45,7 @@ def items_before(database: Database, user_id: str, response_id: str | None) -> l
     Raises ApiError if one of its responses is not stored, or if the conversation is too long.
     """
     turns: list[list[Any]] = []
+    size = 0
     with database.read() as session:
         while response_id is not None:
             row = find(session, user_id, response_id)
@@ -51,8 +53,10 @@ def items_before(database: Database, user_id: str, response_id: str | None) -> l
                 message = f"The previous response '{response_id}' is not stored. Send the whole conversation as input."
                 raise ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
             turns.append([*row.request["input"], *row.response["output"]])
-            if sum(map(len, turns)) > MAX_MESSAGES:
-                message = f"The conversation has more than {MAX_MESSAGES} items. Begin a new one."
+            size += len(str(turns[-1]))
+            if sum(map(len, turns)) > MAX_MESSAGES or size > MOST_CHARACTERS:
+                most = f"{MAX_MESSAGES} items or {MOST_CHARACTERS} characters"
+                message = f"The conversation has more than {most}. Begin a new one."
                 raise ApiError(400, message, param="previous_response_id", code="invalid_value")
             response_id = row.previous_id
     return [InputItem.model_validate(item) for items in reversed(turns) for item in items]

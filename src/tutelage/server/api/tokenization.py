@@ -66,7 +66,7 @@ async def tokenize(request: Request, body: TokenizeRequest, caller: Inference) -
     cost = estimated_tokens(body.characters)
     with request.app.state.limits.generation(caller.key, cost) as spent:
         spent.tokens = cost
-        ids = await ids_of(served, body, caller.user_id)
+        ids = await ids_of(served, body, caller.queue)
     names = await run_in_threadpool(served.tokenizer.names_of, ids) if body.return_token_strs else None
     return JSON({"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": names})
 
@@ -107,7 +107,7 @@ async def detokenize(request: Request, body: DetokenizeRequest, caller: Inferenc
         raise ApiError(400, message, param="tokens", code="invalid_value")
     with request.app.state.limits.generation(caller.key, len(body.tokens)) as spent:
         spent.tokens = len(body.tokens)
-        (text,) = await served.encoder.decoded(caller.user_id, [body.tokens], special=True)
+        (text,) = await served.encoder.decoded(caller.queue, [body.tokens], special=True)
     return JSON({"prompt": text})
 
 
