@@ -9,26 +9,21 @@ import pytest
 
 from tutelage import json_file
 from tutelage.errors import InputError
-from tutelage.json_file import (
+from tutelage.json_file import DEEPEST, LONGEST_LINE, check_depth, lines_of, parse, read_object
+from tutelage.kinds import (
     COUNT,
-    DEEPEST,
     FLAG,
     LARGEST,
-    LONGEST_LINE,
     OBJECT,
     PLACE,
     TEXT,
     Kind,
-    check_depth,
     check_fields,
     either,
-    lines_of,
     listed,
     mapped,
     number,
     optional,
-    parse,
-    read_object,
     record_of,
     whole,
 )

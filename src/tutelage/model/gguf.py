@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
-from tutelage.json_file import COUNT, check_fields
+from tutelage.kinds import COUNT, check_fields
 from tutelage.model.config import GPTConfig, RopeScaling
 from tutelage.model.families import Names, copy_weights, named_views
 from tutelage.model.gpt import GPT

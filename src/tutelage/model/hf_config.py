@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.json_file import shown
+from tutelage.kinds import shown
 from tutelage.model.config import GPTConfig, RopeScaling
 from tutelage.model.hf_fields import check_config
 

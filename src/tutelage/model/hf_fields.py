@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tutelage.json_file import (
+from tutelage.kinds import (
     FLAG,
     LARGEST,
     TEXT,

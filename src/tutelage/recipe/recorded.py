@@ -1,6 +1,6 @@
 """Which kinds of values the report reads from a recipe's files, which people may have edited or copied in part."""
 
-from tutelage.json_file import OBJECT, STRING, listed, mapped, number, optional, record_of
+from tutelage.kinds import OBJECT, STRING, listed, mapped, number, optional, record_of
 
 NUMBER = optional(number())
 RESULTS = record_of(
