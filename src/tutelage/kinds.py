@@ -8,6 +8,7 @@ import this module.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,15 @@ def _is_place(value: Any) -> bool:
     )
 
 
+def _is_path(value: Any) -> bool:
+    """Whether the system can be asked for this path. It may hold bytes that are no UTF-8, as Python writes them."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+PATH = Kind("a path", _is_path)
 PLACE = Kind("a path or a name", _is_place)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 COUNT = whole(1)

@@ -370,6 +370,20 @@ def test_a_header_may_not_list_without_end(
             read_gguf(path)
 
 
+def test_a_tensor_without_numbers_is_refused_in_one_line(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The query matrix has no columns, and its offset lies behind the end of all files."""
+    path = a_file(tmp_path, make_gpt, tokenizer)
+    whole = path.read_bytes()
+    at = whole.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight")
+    for begin, number in ((at + 4, 0), (at + 24, 2**64 - 32)):
+        path.write_bytes(whole[:begin] + struct.pack("<Q", number) + whole[begin + 8 :])
+        with pytest.raises(InputError, match="^[^\n]*$"):
+            read_gguf(path)
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
 def test_text_that_is_no_text_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = a_file(tmp_path, make_gpt, tokenizer)
     path.write_bytes(path.read_bytes().replace(b"<|assistant|>", b"\xff\xfe<ssistant|>"))

@@ -197,9 +197,14 @@ def test_weights_cut_short(world: World, tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 @pytest.mark.parametrize(
     "words",
-    ["chat RUN", "serve chat=RUN --data DATA", "evaluate RUN --prompts PROMPTS --panel PANEL --sft SFT --out OUT",
-     "export RUN --out OUT", "dpo --policy RUN --comparisons COMPARISONS --out OUT"],
-)  # fmt: skip
+    [
+        "chat RUN",
+        "serve chat=RUN --port 0 --data DATA",
+        "evaluate RUN --prompts PROMPTS --panel PANEL --sft SFT --max-prompt 32 --max-tokens 8 --out OUT",
+        "export RUN --out OUT",
+        "dpo --policy RUN --comparisons COMPARISONS --out OUT",
+    ],
+)
 def test_a_finished_run_whose_weights_are_gone_or_cut(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, damage: str
 ) -> None:

@@ -170,7 +170,7 @@ def _reordered(name: str, tensor: Tensor, config: GPTConfig, ours: bool) -> Tens
             "head; the file is damaged"
         )
     halves = (2, config.head_width // 2)
-    shape = (-1, *(reversed(halves) if ours else halves), tensor.shape[1])
+    shape = (len(tensor) // config.head_width, *(reversed(halves) if ours else halves), tensor.shape[1])
     return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
 
 
