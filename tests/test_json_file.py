@@ -9,26 +9,22 @@ import pytest
 
 from tutelage import json_file
 from tutelage.errors import InputError
-from tutelage.json_file import (
+from tutelage.json_file import DEEPEST, LONGEST_LINE, check_depth, lines_of, parse, read_object
+from tutelage.kinds import (
     COUNT,
-    DEEPEST,
     FLAG,
     LARGEST,
-    LONGEST_LINE,
     OBJECT,
+    PATH,
     PLACE,
     TEXT,
     Kind,
-    check_depth,
     check_fields,
     either,
-    lines_of,
     listed,
     mapped,
     number,
     optional,
-    parse,
-    read_object,
     record_of,
     whole,
 )
@@ -103,6 +99,7 @@ FITS: list[tuple[Kind, list[Any], list[Any]]] = [
     (TEXT, ["", "x", "你"], ["\ud800", 1, None, b"x"]),
     (FLAG, [True, False], [0, 1, "true", None]),
     (PLACE, ["../base", "org/name"], ["a\0b", "x" * 300, "x/" * 600, 1]),
+    (PATH, ["a/b", "caf\udce9"], ["a\0b", "\ud800", 1, None]),
     (OBJECT, [{}], [[], None, "{}"]),
     (optional(COUNT), [None, 3], [0, "x"]),
     (either(COUNT, TEXT), [1, "x"], [0, None]),

@@ -27,7 +27,9 @@ def atomic_write(path: Path, mode: str = "w", *, private: bool = False) -> Itera
 
     private: only the owner may read the file, whatever the umask.
     """
-    with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+    # A path that is no UTF-8 has surrogates; they are written as JSON escapes them.
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding, errors=errors) as file:
         if private:
             os.fchmod(file.fileno(), 0o600)
         yield file

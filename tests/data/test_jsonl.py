@@ -60,6 +60,7 @@ BROKEN = [
     (b'[{"a": "x', "not JSON .Unterminated string"),
     (b'[{"a": tru', "line 1: not JSON"),
     (b'[\n{},\n{"a" 1},\n{}]', "line 3: not JSON .Expecting ':'"),
+    (b'[{"a": 1, "b": [2, 3]},\n\n{"a": 1,\n"b": tru', "line 4: not JSON"),
     (b"[\n{}\n{}]", 'line 3: not JSON .no "," or "]"'),
     (b"[{}]\n\nx", "line 3: there is more text after the array"),
     (b"[{}] " + b" " * 400 + b"\xff", "line 1: not UTF-8; convert"),

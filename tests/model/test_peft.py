@@ -119,6 +119,27 @@ def test_numbers_that_make_no_adapter_are_refused_in_one_line(tmp_path: Path) ->
             from_peft(base, config | change, tensors)
 
 
+def test_patterns_that_could_take_for_ever_are_refused(tmp_path: Path) -> None:
+    """rank_pattern and alpha_pattern hold regular expressions. The usual ones are those of PEFT."""
+    config, tensors, base = adapter_of_llama(tmp_path)
+    for pattern in ("q_proj", r".*\.layers\.0\.self_attn\.q_proj", "^layers.[01].*(q|v)_proj", "(?:q|k)_proj"):
+        from_peft(read(tmp_path / "base"), config | {"alpha_pattern": {pattern: 3}}, tensors)
+    for pattern in ("a*b*c*d*", "x" * 201, "(ab)+", "(a|b){3}"):
+        with pytest.raises(InputError, match=r"adapter: the pattern .* is too intricate; name the modules instead"):
+            from_peft(base, config | {"alpha_pattern": {pattern: 3}}, tensors)
+
+
+def test_matrices_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    config, tensors, base = adapter_of_llama(tmp_path)
+    name = sorted(tensors)[0]
+    for matrix, words in (
+        (tensors[name].int(), "numbers of type int32"),
+        (tensors[name] * torch.inf, "NaN or infinity"),
+    ):
+        with pytest.raises(InputError, match=f"{name} holds {words}"):
+            from_peft(base, config, tensors | {name: matrix})
+
+
 def test_an_adapter_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     config, tensors, base = adapter_of_llama(tmp_path)
     first = sorted(tensors)[0]

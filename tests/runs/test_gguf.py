@@ -19,6 +19,7 @@ from tutelage.errors import InputError
 from tutelage.model.config import RopeScaling
 from tutelage.model.gguf import infer_scaling, rope_factors
 from tutelage.model.gpt import GPT
+from tutelage.runs import gguf_file
 from tutelage.runs.adapter import EXACT
 from tutelage.runs.device import Device
 from tutelage.runs.export import export
@@ -355,9 +356,54 @@ def test_a_broken_file_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenize
         assert "\n" not in str(refused.value)
 
 
+def test_a_header_may_not_list_without_end(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library takes 300 bytes for each value, so their number is limited, not only by the size of the file."""
+    path = a_file(tmp_path, make_gpt, tokenizer)
+    for name, limit, words in (
+        ("MOST_VALUES", 500, "values in lists; at most 500"),
+        ("MOST_ENTRIES", 20, "at most 20"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=words):
+            patch.setattr(gguf_file, name, limit)
+            read_gguf(path)
+
+
+def test_a_tensor_without_numbers_is_refused_in_one_line(
+    make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The query matrix has no columns, and its offset lies behind the end of all files."""
+    path = a_file(tmp_path, make_gpt, tokenizer)
+    whole = path.read_bytes()
+    at = whole.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight")
+    for begin, number in ((at + 4, 0), (at + 24, 2**64 - 32)):
+        path.write_bytes(whole[:begin] + struct.pack("<Q", number) + whole[begin + 8 :])
+        with pytest.raises(InputError, match="^[^\n]*$"):
+            read_gguf(path)
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
+def test_text_that_is_no_text_is_refused_in_one_line(make_gpt: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = a_file(tmp_path, make_gpt, tokenizer)
+    path.write_bytes(path.read_bytes().replace(b"<|assistant|>", b"\xff\xfe<ssistant|>"))
+    for read in (read_gguf, read_gguf_tokenizer):
+        with pytest.raises(InputError, match=f"{path}: cannot be read as GGUF .UnicodeDecodeError"):
+            read(path)
+
+
 @pytest.mark.parametrize(
     "key, value, words",
     [
+        ("llama.context_length", "64", "context_length is '64'; it must be a whole number"),
+        ("llama.attention.head_count", 4.0, "head_count is 4.0"),
+        ("llama.attention.layer_norm_rms_epsilon", "x", "epsilon is 'x'; it must be a number above 0"),
+        ("llama.rope.freq_base", 0.0, "freq_base is 0.0"),
+        ("tokenizer.ggml.eos_token_id", 2**31, "eos_token_id is 2147483648"),
+        ("tokenizer.ggml.eos_token_id", 10**6, "cannot be read .* index out of range"),
+        ("tokenizer.ggml.tokens", "all", "tokens is 'all'; it must be a list"),
+        ("tokenizer.ggml.merges", ["a"], "cannot be read"),
+        ("tokenizer.chat_template", 5, "chat_template is 5; it must be a string"),
         ("general.architecture", "mamba", "'mamba' is not supported"),
         ("llama.embedding_length", 48, "asks for"),
         ("llama.attention.head_count", 3, "does not describe|asks for"),

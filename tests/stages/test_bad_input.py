@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -191,6 +192,54 @@ def test_weights_cut_short(world: World, tmp_path: Path, capsys: pytest.CaptureF
     line = refused(command(world, "sft", tmp_path / "out", base=tmp_path / "base"), capsys)
     assert "model.safetensors: cannot be read" in line and "cut short" in line
     nothing_made(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "chat RUN",
+        "serve chat=RUN --port 0 --data DATA",
+        "evaluate RUN --prompts PROMPTS --panel PANEL --sft SFT --max-prompt 32 --max-tokens 8 --out OUT",
+        "export RUN --out OUT",
+        "dpo --policy RUN --comparisons COMPARISONS --out OUT",
+    ],
+)
+def test_a_finished_run_whose_weights_are_gone_or_cut(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, damage: str
+) -> None:
+    run = shutil.copytree(world.sft, tmp_path / "run")
+    weights = run / "model.safetensors"
+    content = weights.read_bytes()[:-100]
+    weights.unlink()
+    if damage == "cut":
+        weights.write_bytes(content)
+    files = vars(world) | {"run": run, "out": tmp_path / "out", "data": tmp_path / "data"}
+    given = [re.sub("[A-Z]{3,}", lambda found: str(files[found[0].lower()]), word) for word in words.split()]
+    line = refused(given, capsys)
+    assert f"{weights}: {'missing; give a finished run' if damage == 'missing' else 'cannot be read'}" in line
+    nothing_made(tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "file/inside", "loop/inside", "/proc/inside"])
+def test_a_place_where_no_run_can_be(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert refused(command(world, "sft", Path(place)), capsys).endswith("; check the path")
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
+
+
+def test_a_name_with_line_breaks(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is a name like any other; a message about it is still one line."""
+    out = tmp_path / "my\nrun"
+    cli.main(command(world, "sft", out))
+    capsys.readouterr()
+    cli.main(command(world, "sft", out))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert "seed was 0, is 7" in refused([*command(world, "sft", out), "--seed", "7"], capsys)
 
 
 def test_a_language_model_is_no_reward_model(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

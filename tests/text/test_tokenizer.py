@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import models
 from transformers import AutoTokenizer
 
 from tutelage.errors import InputError
 from tutelage.text.bpe import train_bpe
+from tutelage.text.settings import check_prefix
 from tutelage.text.tokenizer import Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -134,6 +138,47 @@ def test_a_configuration_that_does_not_fit_is_refused(tokenizer: Tokenizer, tmp_
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="chat_template"):
         Tokenizer.load(tmp_path)
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("tokenizer_config.json", {"eos_token": ["<|end|>"]}, "eos_token is .*; it must be a string or an object"),
+    ("tokenizer_config.json", {"eos_token": {"content": 5}}, "eos_token is"),
+    ("tokenizer_config.json", {"chat_template": 7}, "chat_template is 7; it must be a string or a list"),
+    ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "chat_template is"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": "x", "special": "yes"}}}, "added_tokens_dec"),
+    ("tokenizer_config.json", {"chat_template": "\ud800"}, "chat_template is"),
+    ("generation_config.json", {"eos_token_id": "5"}, "eos_token_id is '5'; it must be a whole number"),
+    ("generation_config.json", {"eos_token_id": [True]}, "eos_token_id is"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "said"), WRONG, ids=[said for _, _, said in WRONG])
+def test_fields_of_another_kind_are_refused_by_name(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, change: dict[str, Any], said: str
+) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | change))
+    with pytest.raises(InputError, match=f"{path}: {said}"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_template_file_that_is_no_text_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ 'caf\xe9' }}")
+    with pytest.raises(InputError, match=r"chat_template.jinja, line 1: not UTF-8"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_prefix_that_the_merges_do_not_have_is_refused(tmp_path: Path) -> None:
+    """The library takes as many bytes off each merge's second part, whatever they are."""
+    backend = BackendTokenizer(models.BPE({"a": 0, "cb": 1, "ab": 2}, [("a", "cb")], continuing_subword_prefix="c"))
+    path = tmp_path / "tokenizer.json"
+    path.write_text(backend.to_str())
+    check_prefix(path)
+    path.write_text(backend.to_str().replace('"continuing_subword_prefix":"c"', '"continuing_subword_prefix":"d"'))
+    with pytest.raises(InputError, match="its merges do not begin with continuing_subword_prefix"):
+        check_prefix(path)
 
 
 @pytest.mark.parametrize("padding", [None, "<|end|>"])

@@ -115,10 +115,7 @@ class _Window:
             try:
                 value, end = self._json.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                if not (self._is_cut(error) and self._read()):
-                    line = self.line + self.text.count("\n", self.at, error.pos)
-                    problem = f"not JSON ({error.msg}); give an array of objects"
-                    raise InputError(f"{self.path}, line {line}: {problem}") from None
+                message, before, cut = error.msg, error.pos - self.at, self._is_cut(error)
             except RecursionError:
                 raise InputError(too_deep(self.where)) from None
             except ValueError as error:  # a number of too many digits
@@ -126,6 +123,10 @@ class _Window:
             else:
                 if end < len(self.text) or not self._read():  # at the end of the window a number may go on
                     break
+                continue
+            if not (cut and self._read()):  # here, because the error holds the whole text
+                line = self.line + self.text.count("\n", self.at, self.at + before)
+                raise InputError(f"{self.path}, line {line}: not JSON ({message}); give an array of objects")
         check_depth(value, self.text, self.where, self.at, end)
         self.advance(end)
         return value
@@ -135,17 +136,25 @@ class _Window:
         return error.msg.startswith("Unterminated string") or len(self.text) - error.pos <= CUT
 
     def _read(self) -> bool:
-        """Drop what has been used, and read as much again as is left. Returns False at the end of the file."""
-        rest = self.text[self.at :]
-        if len(rest) >= LONGEST_LINE:
+        """Drop what has been used, and read one more chunk. Returns False at the end of the file."""
+        text = self.text[self.at :]
+        if len(text) >= LONGEST_LINE:
             raise InputError(too_long(self.path, self.line))
-        data = self.file.read(min(max(CHUNK, len(rest)), LONGEST_LINE - len(rest)))
+        self.text, self.at = text, 0
+        more = self._decoded(self.file.read(min(CHUNK, LONGEST_LINE - len(text))))
+        self.text = ""
+        text += more or ""  # nobody else holds it, so it grows in place
+        self.text = text
+        return more is not None
+
+    def _decoded(self, data: bytes) -> str | None:
+        """The text of the next bytes; None at the end of the file."""
         try:
-            self.text, self.at = rest + self._utf8.decode(data, final=not data), 0
+            text = self._utf8.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            line = self.line + rest.count("\n") + error.object[: error.start].count(b"\n")
+            line = self.line + self.text.count("\n") + error.object[: error.start].count(b"\n")
             raise InputError(not_utf8(self.path, line)) from None
-        return bool(data)
+        return text if data else None
 
 
 def _elements(file: BufferedReader, path: Path, line: int) -> Iterator[tuple[int, Any]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from torch import Tensor
 
-from tutelage.json_file import is_finite
+from tutelage.kinds import is_finite
 
 SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "hidden", "context", "band_every")
 WORDS: dict[Any, str] = {int: "a whole number", bool: "true or false"}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InputError
-from tutelage.json_file import COUNT, check_fields
+from tutelage.kinds import COUNT, check_fields
 from tutelage.model.config import GPTConfig, RopeScaling
 from tutelage.model.families import Names, copy_weights, named_views
 from tutelage.model.gpt import GPT
@@ -170,7 +170,7 @@ def _reordered(name: str, tensor: Tensor, config: GPTConfig, ours: bool) -> Tens
             "head; the file is damaged"
         )
     halves = (2, config.head_width // 2)
-    shape = (-1, *(reversed(halves) if ours else halves), tensor.shape[1])
+    shape = (len(tensor) // config.head_width, *(reversed(halves) if ours else halves), tensor.shape[1])
     return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
 
 

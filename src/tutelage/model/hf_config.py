@@ -11,9 +11,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.json_file import shown
+from tutelage.kinds import shown
 from tutelage.model.config import GPTConfig, RopeScaling
-from tutelage.model.hf_fields import check_config
+from tutelage.model.hf_fields import check_config, must
 
 Config = Mapping[str, Any]
 # The model_type of shapes that no class of transformers has; only this package reads such folders.
@@ -101,10 +101,10 @@ def _no_class(what: str) -> str:
 
 def _read_modern(hf: Config) -> GPTConfig:
     """The shape of a Llama, Mistral or Qwen."""
-    _must(hf, "hidden_act", "silu")
-    _must(hf, "mlp_bias", False)
-    _must(hf, "attention_bias", False)
-    _must(hf, "use_sliding_window", False)
+    must(hf, "hidden_act", "silu")
+    must(hf, "mlp_bias", False)
+    must(hf, "attention_bias", False)
+    must(hf, "use_sliding_window", False)
     kind, rope = hf["model_type"], _rope(hf)
     heads = hf["num_attention_heads"]
     return GPTConfig(
@@ -182,20 +182,20 @@ def _write_modern(config: GPTConfig) -> dict[str, Any]:
 
 
 def _read_gpt2(hf: Config) -> GPTConfig:
-    _must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
-    _must(hf, "scale_attn_weights", True)
-    _must(hf, "scale_attn_by_inverse_layer_idx", False)
-    _must(hf, "add_cross_attention", False)
+    must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
+    must(hf, "scale_attn_weights", True)
+    must(hf, "scale_attn_by_inverse_layer_idx", False)
+    must(hf, "add_cross_attention", False)
     return _classic(hf["n_embd"], hf["n_head"], hf.get("n_inner"), hf["n_positions"], hf["n_layer"], hf)
 
 
 def _read_gpt1(hf: Config) -> GPTConfig:
-    _must(hf, "afn", "gelu")  # in this class "gelu" is the tanh approximation
+    must(hf, "afn", "gelu")  # in this class "gelu" is the tanh approximation
     return _classic(hf["n_embd"], hf["n_head"], None, hf["n_positions"], hf["n_layer"], hf, post_norm=True)
 
 
 def _read_gpt_neo(hf: Config) -> GPTConfig:
-    _must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
+    must(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
     layers = hf["num_layers"]
     types = hf["attention_types"]
     size = sum(len(pattern) * times for pattern, times in types)  # compared first, as it may be without measure
@@ -270,12 +270,6 @@ def _write_gpt_neo(config: GPTConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "derived": {"band_every": 2},
     }
-
-
-def _must(hf: Config, name: str, *allowed: Any) -> None:
-    """Raise InputError if a setting is present and not among the values that our decoder supports."""
-    if name in hf and hf[name] is not None and hf[name] not in allowed:
-        raise InputError(f"model: {name} is {shown(hf[name])}; only {' or '.join(map(shown, allowed))} is supported")
 
 
 PRECISION = {"torch_dtype": "float32", "dtype": "float32"}  # older and newer name of the same field

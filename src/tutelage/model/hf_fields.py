@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tutelage.json_file import (
+from tutelage.errors import InputError
+from tutelage.kinds import (
     FLAG,
     LARGEST,
     TEXT,
@@ -15,6 +16,7 @@ from tutelage.json_file import (
     number,
     optional,
     record_of,
+    shown,
     whole,
 )
 
@@ -59,3 +61,11 @@ KINDS = {
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raises InputError for a field of a config.json that has another kind of value than we read there."""
     check_fields(config, KINDS, where)
+
+
+def must(config: Mapping[str, Any], name: str, *allowed: Any) -> None:
+    """Raise InputError if a setting is present and not among the values that our decoder supports."""
+    if name in config and config[name] is not None and config[name] not in allowed:
+        raise InputError(
+            f"model: {name} is {shown(config[name])}; only {' or '.join(map(shown, allowed))} is supported"
+        )

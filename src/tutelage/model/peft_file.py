@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from tutelage.errors import InputError
-from tutelage.json_file import COUNT, FLAG, PLACE, TEXT, check_fields, listed, mapped, number, optional, shown
+from tutelage.kinds import COUNT, FLAG, PLACE, TEXT, check_fields, listed, mapped, number, optional, shown
 from tutelage.model.floats import check_dtype, check_finite
 
 PREFIX = "base_model.model."

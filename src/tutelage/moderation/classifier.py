@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from tutelage.atomic import atomic_path
 from tutelage.errors import InputError
-from tutelage.json_file import TEXT, check_fields, listed, parse, whole
+from tutelage.json_file import parse
+from tutelage.kinds import TEXT, check_fields, listed, whole
 from tutelage.moderation.terms import CATEGORIES, fold
 
 BUCKET_BITS = 16

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.json_file import check_fields, mapped, number, read_object, record_of
+from tutelage.json_file import read_object
+from tutelage.kinds import check_fields, mapped, number, record_of
 from tutelage.recipe.step import NOT_RUN, Step
 from tutelage.runs.log import clock
 from tutelage.runs.record import read_run

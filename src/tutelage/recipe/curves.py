@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tutelage.json_file import is_finite
+from tutelage.kinds import is_finite
 from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe
 
 # Placeholder colours, which occur nowhere else. Each stands for the CSS variable of its name.

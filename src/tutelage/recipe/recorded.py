@@ -1,6 +1,6 @@
 """Which kinds of values the report reads from a recipe's files, which people may have edited or copied in part."""
 
-from tutelage.json_file import OBJECT, STRING, listed, mapped, number, optional, record_of
+from tutelage.kinds import OBJECT, PATH, STRING, listed, mapped, number, optional, record_of
 
 NUMBER = optional(number())
 RESULTS = record_of(
@@ -14,7 +14,7 @@ RUN = {
     **dict.fromkeys(("stage", "fingerprint", "finished", "package_version"), STRING),
     **dict.fromkeys(("wall_seconds", "peak_memory_bytes"), NUMBER),
     "config": record_of({"kl_budget": NUMBER}),
-    "inputs": mapped(record_of({"path": STRING, "sha256": STRING}, required=("path", "sha256"))),
+    "inputs": mapped(record_of({"path": PATH, "sha256": STRING}, required=("path", "sha256"))),
     "device": optional(record_of({"machine": optional(STRING), "kind": STRING, "threads": number(), "dtype": STRING})),
     "results": RESULTS,
 }

@@ -17,7 +17,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from tutelage.atomic import atomic_write
-from tutelage.json_file import is_finite
+from tutelage.kinds import is_finite
 from tutelage.recipe.curves import draw_curves, inks_of, kl_budget
 from tutelage.recipe.summary import PREFERRED, SAMPLED, Recipe, read_recipe, summarise, write_summary
 from tutelage.runs.log import clock

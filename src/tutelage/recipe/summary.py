@@ -17,7 +17,8 @@ from typing import Any
 
 from tutelage.atomic import atomic_write
 from tutelage.errors import InputError
-from tutelage.json_file import Kind, check_fields, read_object
+from tutelage.json_file import read_object
+from tutelage.kinds import Kind, check_fields
 from tutelage.recipe.recorded import DATA, DEMO, EVALUATION, RUN
 from tutelage.runs.log import read_metrics
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tutelage.errors import InputError
-from tutelage.json_file import PLACE, check_fields, optional, read_object
+from tutelage.json_file import read_object
+from tutelage.kinds import PLACE, check_fields, optional
 from tutelage.runs.base import find_base
 from tutelage.runs.identity import hash_input, refuse_ring
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tutelage.atomic import atomic_path, atomic_write
 from tutelage.errors import InputError
-from tutelage.json_file import TEXT, check_fields, is_file_name, mapped, read_object
+from tutelage.json_file import read_object
+from tutelage.kinds import TEXT, check_fields, is_file_name, mapped
 from tutelage.runs.device import release_memory
 
 

@@ -93,6 +93,12 @@ def _open(path: Path) -> Any:
         def _build_tensor_info(self, offs: int, count: int) -> Any:
             return super()._build_tensor_info(offs, most(count, MOST_ENTRIES, "tensors"))
 
+        def _build_tensors(self, start_offs: int, fields: Any) -> None:
+            # The library adds offsets in 64 bits: one near 2^64 would wrap round to the header's bytes.
+            if any(int(field.parts[-1][0]) > len(self.data) for field in fields):
+                raise ValueError("a tensor lies outside the file")
+            super()._build_tensors(start_offs, fields)
+
     return _guarded(path, lambda: Reader(path))
 
 

@@ -65,7 +65,8 @@ class Progress:
         return (now - self.begun) * (1 - fraction) / done if done > 0 else None
 
     def say(self, text: str) -> None:
-        """Print a line that later updates do not overwrite."""
+        """Print a line that later updates do not overwrite. A line break, which a path may have, becomes a space."""
+        text = " ".join(text.splitlines())
         if self.mode == "json":
             print(json.dumps({"stage": self.title, "say": text}), flush=True)
         else:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InputError
-from tutelage.json_file import OBJECT, STRING, check_fields, mapped, read_object, whole
+from tutelage.json_file import read_object
+from tutelage.kinds import OBJECT, STRING, check_fields, mapped, whole
 
 RECORD, BEGIN = "run.json", b'{\n  "stage": "'
 LOGS = (RECORD, "metrics.jsonl")

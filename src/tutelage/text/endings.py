@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import InputError
-from tutelage.json_file import LARGEST, check_fields, either, listed, optional, read_object, whole
+from tutelage.json_file import read_object
+from tutelage.kinds import LARGEST, check_fields, either, listed, optional, whole
 from tutelage.text.control import THINK, any_of
 from tutelage.text.template import Message, Template, Tool
 from tutelage.text.trial import renderings

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
-from tutelage.json_file import FLAG, TEXT, check_fields, listed, whole
+from tutelage.kinds import FLAG, TEXT, check_fields, listed, whole
 from tutelage.text.settings import tokenizer_errors
 from tutelage.text.tokenizer import Tokenizer
 

@@ -14,18 +14,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 
 from tutelage.errors import InputError
-from tutelage.json_file import (
-    FLAG,
-    TEXT,
-    check_fields,
-    either,
-    lines_of,
-    listed,
-    mapped,
-    optional,
-    read_object,
-    record_of,
-)
+from tutelage.json_file import lines_of, read_object
+from tutelage.kinds import FLAG, TEXT, check_fields, either, listed, mapped, optional, record_of
 
 END_OF_TEXT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
