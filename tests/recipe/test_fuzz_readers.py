@@ -42,7 +42,7 @@ def wait(folder: Path) -> None:
 
 
 def take(folder: Path) -> None:
-    bytes(random.Random(0).randbytes(1)) * 2**29
+    bytes(random.Random(0).randbytes(1)) * (2**29 + 2**19)  # half a MiB for what the process gives back meanwhile
 
 
 def panic(folder: Path) -> None:
@@ -64,7 +64,7 @@ def say(*lines: str) -> Callable[[Path], None]:
         (lambda folder: {}["x"], "KeyError"),
         (panic, "PanicException"),
         (wait, "TooSlow"),
-        (take, "51"),  # MiB
+        (take, "512 MiB"),
         (say("one", "two"), "not one line"),
         (say("x" * 2000), "2000 characters"),
     ],
