@@ -18,38 +18,29 @@ ITEMS = 100
 CONTEXT = sys.argv[4] if len(sys.argv) > 4 else "0"
 FOLDER = Path(tempfile.mkdtemp())
 SCORED: list[dict[str, Any]] = []
-CHOOSE = """
-task: choose
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
+# Each task without its name and its file.
+TASKS = {
+    "choose": """
 output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc}}]
-"""
-WRITE = """
-task: write
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]
+""",
+    "write": """
 output_type: generate_until
-doc_to_text: "{{{{question}}}}"
+doc_to_text: "{{question}}"
 doc_to_target: "cat"
-generation_kwargs: {{until: ["\\n\\n", "Q:", "###", "</s>", "END"], max_gen_toks: 8}}
-metric_list: [{{metric: exact_match}}]
-"""
-PERPLEXITY = """
-task: perplexity
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
+generation_kwargs: {until: ["\\n\\n", "Q:", "###", "</s>", "END"], max_gen_toks: 8}
+metric_list: [{metric: exact_match}]
+""",
+    "perplexity": """
 output_type: loglikelihood_rolling
 doc_to_text: ""
-doc_to_target: "{{{{question}}}}"
-metric_list: [{{metric: bits_per_byte}}]
-"""
+doc_to_target: "{{question}}"
+metric_list: [{metric: bits_per_byte}]
+""",
+}
 
 
 def lm_eval(task: str, model: str, address: str, *more: str, limit: int = ITEMS) -> list[dict[str, Any]]:
@@ -109,6 +100,9 @@ def items(path: Path) -> None:
 
 if __name__ == "__main__":
     items(FOLDER / "items.jsonl")
-    for name, text in (("choose", CHOOSE), ("write", WRITE), ("perplexity", PERPLEXITY)):
-        (FOLDER / f"{name}.yaml").write_text(text.format(file=FOLDER / "items.jsonl"), encoding="utf-8")
+    for name, task in TASKS.items():
+        data = (
+            f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {FOLDER / 'items.jsonl'}}}}}\ntest_split: test"
+        )
+        (FOLDER / f"{name}.yaml").write_text(f"task: {name}\n{data}{task}", encoding="utf-8")
     run("lm_eval", scored=SCORED)

@@ -100,15 +100,20 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def line_about_damage(folder: Path, name: str, damage: Any) -> str:
+    """What is said of a damaged newest checkpoint, after the one before has been loaded."""
+    for step in (10, 20):
+        save_checkpoint(folder, step, {"step": step, "weights": torch.full((50,), float(step))})
+    damage(folder / "00000020" / name)
+    state, (line,) = load_checkpoint(folder) or ({}, [])
+    assert state["step"] == 10 and torch.equal(state["weights"], torch.full((50,), 10.0))
+    return line
+
+
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
 @pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink(), lambda path: path.write_bytes(bytes(100))])
 def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, name: str, damage: Any) -> None:
-    for step in (10, 20):
-        save_checkpoint(tmp_path, step, {"step": step, "weights": torch.full((50,), float(step))})
-    damage(tmp_path / "00000020" / name)
-    state, lines = load_checkpoint(tmp_path) or ({}, [])
-    assert state["step"] == 10 and torch.equal(state["weights"], torch.full((50,), 10.0))
-    assert len(lines) == 1 and "00000020" in lines[0]
+    assert "00000020" in line_about_damage(tmp_path, name, damage)
     damage(tmp_path / "00000010" / name)
     with pytest.raises(InputError, match="no checkpoint can be read"):
         load_checkpoint(tmp_path)
@@ -135,12 +140,8 @@ def flip(path: Path) -> None:
     ],
 )
 def test_damage_that_can_be_read_is_damage(tmp_path: Path, name: str, damage: Any) -> None:
-    for step in (10, 20):
-        save_checkpoint(tmp_path, step, {"step": step, "weights": torch.full((50,), float(step))})
-    damage(tmp_path / "00000020" / name)
-    state, lines = load_checkpoint(tmp_path) or ({}, [])
-    assert state["step"] == 10 and torch.equal(state["weights"], torch.full((50,), 10.0))
-    assert len(lines) == 1 and "00000020: unreadable" in lines[0] and "falling back" in lines[0]
+    line = line_about_damage(tmp_path, name, damage)
+    assert "00000020: unreadable" in line and "falling back" in line
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from starlette.testclient import TestClient
 from stub import StubEngine, StubModels
 
@@ -20,7 +21,7 @@ from tutelage.web.pepper import read_pepper
 
 @pytest.fixture
 def serving(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., SimpleNamespace]]:
-    """serving(text, pause=..., key=dict(...)): a client with a key, the app, and an engine that generates `text`.
+    """serving(text, pause=..., key=dict(...)): clients with a key, the app, and an engine that generates `text`.
 
     `text` may be token ids, and `words` another tokenizer than the tests' own.
     """
@@ -42,8 +43,23 @@ def serving(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., Simp
         stub = StubEngine(words.encode(text) if isinstance(text, str) else text, **engine)
         app = create_app(database, keys, StubModels(words, stub, context))
         client = TestClient(app, headers={"authorization": f"Bearer {secret}"}, raise_server_exceptions=False)
+        openai = OpenAI(
+            base_url="http://testserver/v1",
+            api_key=secret,
+            http_client=client,
+            max_retries=0,
+            _strict_response_validation=True,
+        )
         return SimpleNamespace(
-            client=client, app=app, engine=stub, keys=keys, key=row, database=database, owner=owner, secret=secret
+            client=client,
+            openai=openai,
+            app=app,
+            engine=stub,
+            keys=keys,
+            key=row,
+            database=database,
+            owner=owner,
+            secret=secret,
         )
 
     yield start

@@ -164,7 +164,9 @@ def test_minibatches_do_not_change_the_step(world: World, tmp_path: Path, monkey
         bench = Bench(world, tmp_path / f"bench{size}", world.reward, TRPO)
         advantages, _ = estimate(bench.rollout, bench.config)
         parts = torch.randperm(8, generator=torch.Generator().manual_seed(0)).sort().values.split(size)
-        gradients.append(trust_region.surrogate_gradient(bench.learner.policy, bench.rollout, advantages, parts, 1.0)[0])
+        gradients.append(
+            trust_region.surrogate_gradient(bench.learner.policy, bench.rollout, advantages, parts, 1.0)[0]
+        )
         with monkeypatch.context() as patched:
             patched.setattr(rollout, "STEP", 1)
             patched.setattr(rollout, "rounded", lambda length: length)

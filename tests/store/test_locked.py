@@ -49,7 +49,9 @@ def test_a_server_ends_although_its_lock_is_held(tmp_path: Path) -> None:
     migrate.upgrade(database)
     with open(tmp_path / "u.db.lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
         database.close(patience=0.1)
+        assert time.monotonic() - began < 2
 
 
 FOREIGN = """

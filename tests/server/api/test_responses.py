@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai import OpenAI, pydantic_function_tool
+from openai import pydantic_function_tool
 from pydantic import BaseModel
 from sqlalchemy import select
 
@@ -21,18 +21,8 @@ CALL = '<tool_call>\n{"name": "now", "arguments": {"zone": "CET"}}\n</tool_call>
 ALL = f"<think>\nhm\n</think>\n\nI look. {CALL}"
 
 
-def client_of(served: SimpleNamespace) -> OpenAI:
-    return OpenAI(
-        base_url="http://testserver/v1",
-        api_key=served.secret,
-        http_client=served.client,
-        max_retries=0,
-        _strict_response_validation=True,
-    )
-
-
 def ask(served: SimpleNamespace, **body: Any) -> Any:
-    return client_of(served).responses.create(**({"model": "stub", "input": "where is the cat?"} | body))
+    return served.openai.responses.create(**({"model": "stub", "input": "where is the cat?"} | body))
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -112,7 +102,7 @@ def test_events_come_in_order_and_lead_to_the_same_response(serving) -> None:
 
 
 def test_the_clients_stream_helper_gathers_it(serving) -> None:
-    client = client_of(serving(ALL, context=2000))
+    client = serving(ALL, context=2000).openai
     with client.responses.stream(model="stub", input="x", tools=[NOW]) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
@@ -126,7 +116,7 @@ class Cat(BaseModel):
 
 def test_structured_output_is_parsed_by_the_client(serving) -> None:
     s = serving('{"name": "Mia"}', context=2000)
-    assert client_of(s).responses.parse(model="stub", input="x", text_format=Cat).output_parsed == Cat(name="Mia")
+    assert s.openai.responses.parse(model="stub", input="x", text_format=Cat).output_parsed == Cat(name="Mia")
     assert s.engine.requests[0].constraint is not None
     tool = pydantic_function_tool(Cat)["function"]
     flat: Any = {"type": "function", "name": "Cat", "parameters": tool["parameters"], "strict": True}
@@ -151,7 +141,7 @@ def test_items_of_an_answer_and_results_are_given_back(serving, tokenizer: Token
 
 def test_a_stored_response_is_read_continued_and_deleted(serving, tokenizer: Tokenizer) -> None:
     s = serving("the cat", context=1000)
-    client = client_of(s)
+    client = s.openai
     first = ask(s, store=True, instructions="Be brief.")
     assert client.responses.retrieve(first.id).output_text == "the cat"
     for stream in (False, True):

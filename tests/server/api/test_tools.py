@@ -1,7 +1,6 @@
 """Function calls and reasoning in chat completions, as the official client reads them in its strict mode."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -28,16 +27,6 @@ TOOLS: list[Any] = [
 CALL = '<tool_call>\n{"name": "Weather", "arguments": {"city": "Köln", "days": 2}}\n</tool_call>'
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 PARIS = {"city": "Köln", "days": 2}
-
-
-def client_of(served: SimpleNamespace) -> OpenAI:
-    return OpenAI(
-        base_url="http://testserver/v1",
-        api_key=served.secret,
-        http_client=served.client,
-        max_retries=0,
-        _strict_response_validation=True,
-    )
 
 
 def whole(client: OpenAI, **settings: Any) -> Any:
@@ -71,7 +60,7 @@ def said(completion: Any) -> tuple[Any, str, list[tuple[str, Any]]]:
     ],
 )
 def test_calls_in_an_answer(serving, ask, text: str, content: str | None, reason: str, calls: list[Any]) -> None:
-    client = client_of(serving(text, context=2000))
+    client = serving(text, context=2000).openai
     completion = ask(client, tools=TOOLS)
     assert said(completion) == (content, reason, calls)
     ids = [call.id for call in completion.choices[0].message.tool_calls or []]
@@ -79,7 +68,7 @@ def test_calls_in_an_answer(serving, ask, text: str, content: str | None, reason
 
 
 def test_a_call_streams_its_id_and_name_once_and_then_its_arguments(serving) -> None:
-    client = client_of(serving(f"I look. {CALL}{NOW}", context=2000))
+    client = serving(f"I look. {CALL}{NOW}", context=2000).openai
     chunks = list(client.chat.completions.create(model="stub", messages=ASK, tools=TOOLS, stream=True, n=2))
     for index in range(2):
         deltas = [c.choices[0].delta for c in chunks if c.choices[0].index == index]
@@ -99,7 +88,7 @@ def test_a_call_streams_its_id_and_name_once_and_then_its_arguments(serving) -> 
 
 
 def test_the_clients_helpers_parse_a_strict_call(serving) -> None:
-    client = client_of(serving(CALL, context=2000))
+    client = serving(CALL, context=2000).openai
     parsed = client.chat.completions.parse(model="stub", messages=ASK, tools=TOOLS[:1])
     assert parsed.choices[0].message.tool_calls[0].function.parsed_arguments == Weather(**PARIS)
     final = streamed(client, tools=TOOLS[:1])
@@ -108,8 +97,8 @@ def test_the_clients_helpers_parse_a_strict_call(serving) -> None:
 
 def test_tool_choice_none_is_plain_chat(serving, tokenizer: Tokenizer) -> None:
     s = serving(CALL, context=2000)
-    assert said(whole(client_of(s), tools=TOOLS, tool_choice="none")) == (CALL, "stop", [])
-    assert said(whole(client_of(s))) == (CALL, "stop", [])
+    assert said(whole(s.openai, tools=TOOLS, tool_choice="none")) == (CALL, "stop", [])
+    assert said(whole(s.openai)) == (CALL, "stop", [])
     assert s.engine.requests[0].prompt == s.engine.requests[1].prompt
     assert all(request.constraint is None for request in s.engine.requests)
 
@@ -117,7 +106,7 @@ def test_tool_choice_none_is_plain_chat(serving, tokenizer: Tokenizer) -> None:
 def test_without_parallel_calls_the_answer_ends_with_the_first(serving) -> None:
     for ask in (whole, streamed):
         s = serving(f"{CALL}\n{NOW}" + " more" * 200, context=4000, pause=0.001)
-        completion = ask(client_of(s), tools=TOOLS, parallel_tool_calls=False)
+        completion = ask(s.openai, tools=TOOLS, parallel_tool_calls=False)
         assert said(completion) == (None, "tool_calls", [("Weather", PARIS)])
         assert s.engine.handles[0].cancelled
 
@@ -139,20 +128,20 @@ def test_a_call_that_must_come_or_fit_a_schema_is_held_to_it(
     tools = (
         TOOLS if strict else [{"type": "function", "function": tool["function"] | {"strict": False}} for tool in TOOLS]
     )
-    whole(client_of(s), tools=tools, tool_choice=choice)
+    whole(s.openai, tools=tools, tool_choice=choice)
     assert (s.engine.requests[0].constraint is not None) == constrained
 
 
 def test_the_earlier_turns_reach_the_template(serving, tokenizer: Tokenizer) -> None:
     s = serving("fine", context=4000)
-    first = whole(client_of(serving(f"I look. {CALL}", context=2000)), tools=TOOLS).choices[0].message
+    first = whole(serving(f"I look. {CALL}", context=2000).openai, tools=TOOLS).choices[0].message
     turns = [{"role": "developer", "content": "Be brief."}, *ASK, first.model_dump(exclude_none=True)]
     turns.append({"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": [{"type": "text", "text": "dry"}]})
-    whole(client_of(s), messages=turns, tools=TOOLS)
+    whole(s.openai, messages=turns, tools=TOOLS)
     prompt = tokenizer.decode(s.engine.requests[0].prompt, skip_special=False)
     for part in ("<|system|>Be brief.\n\nYou can call functions.", f"I look.\n{CALL}<|end|>", '"content": "dry"'):
         assert part in prompt
-    whole(client_of(s), messages=[*ASK, {"role": "assistant", "content": None, "tool_calls": turns[2]["tool_calls"]}])
+    whole(s.openai, messages=[*ASK, {"role": "assistant", "content": None, "tool_calls": turns[2]["tool_calls"]}])
     assert f"<|assistant|>{CALL}<|end|>" in tokenizer.decode(s.engine.requests[1].prompt, skip_special=False)
 
 
@@ -163,13 +152,13 @@ def test_reasoning_is_given_back_to_a_template_that_reads_it(serving, tokenizer:
     )
     words = Tokenizer(tokenizer._backend, tokenizer.settings | {"chat_template": template})
     s = serving("fine", words=words, context=500)
-    whole(client_of(s), messages=[*ASK, {"role": "assistant", "content": "Here.", name: "hm: "}, *ASK])
+    whole(s.openai, messages=[*ASK, {"role": "assistant", "content": "Here.", name: "hm: "}, *ASK])
     assert "<|assistant|>hm: Here.<|end|>" in words.decode(s.engine.requests[0].prompt, skip_special=False)
 
 
 @pytest.mark.parametrize("ask", [whole, streamed])
 def test_reasoning_is_not_content(serving, tokenizer: Tokenizer, ask) -> None:
-    client = client_of(serving("<think>\nhow odd\n</think>\n\nHere.", context=2000))
+    client = serving("<think>\nhow odd\n</think>\n\nHere.", context=2000).openai
     completion = ask(client, **({"stream_options": {"include_usage": True}} if ask is streamed else {}))
     message = completion.choices[0].message
     assert (message.reasoning_content, message.content) == ("how odd", "Here.")
@@ -177,7 +166,7 @@ def test_reasoning_is_not_content(serving, tokenizer: Tokenizer, ask) -> None:
     cut = whole(client, max_tokens=len(tokenizer.encode("<think>\nhow"))).choices[0]
     assert (cut.message.content, cut.finish_reason) == ("", "length")
     assert cut.message.reasoning_content == "how"
-    called = ask(client_of(serving(f"<think>{NOW}</think>{CALL}", context=2000)), tools=TOOLS)
+    called = ask(serving(f"<think>{NOW}</think>{CALL}", context=2000).openai, tools=TOOLS)
     assert said(called) == (None, "tool_calls", [("Weather", PARIS)])
     assert called.choices[0].message.reasoning_content == NOW
 
@@ -188,7 +177,7 @@ def test_the_marks_may_be_special_tokens_of_the_vocabulary(serving, tokenizer: T
     ids: list[int] = []
     for part in ("<think>", "hm", "</think>", "So: ", "<tool_call>", *CALL.splitlines()[1:2], "</tool_call>"):
         ids += [words.special[part]] if part in marks else words.encode(part)
-    client = client_of(serving(ids, words=words, context=2000))
+    client = serving(ids, words=words, context=2000).openai
     completion = whole(client, tools=TOOLS)
     assert said(completion) == ("So:", "tool_calls", [("Weather", PARIS)])
     assert completion.choices[0].message.reasoning_content == "hm"
@@ -196,7 +185,7 @@ def test_the_marks_may_be_special_tokens_of_the_vocabulary(serving, tokenizer: T
 
 def test_calls_are_stored_as_they_were(serving) -> None:
     s = serving(f"<think>hm</think>{CALL}", context=4000)
-    client = client_of(s)
+    client = s.openai
     nullable = {"type": "object", "properties": {"a": {"type": ["string", "null"], "default": None}}}
     tools = [*TOOLS, {"type": "function", "function": {"name": "other", "parameters": nullable}}]
     first = whole(client, tools=tools, store=True, tool_choice="auto")
@@ -212,7 +201,7 @@ def test_calls_are_stored_as_they_were(serving) -> None:
 
 
 def test_logprobs_list_every_token_of_an_answer_with_a_call(serving) -> None:
-    client = client_of(serving(f"I look. {CALL}", context=2000))
+    client = serving(f"I look. {CALL}", context=2000).openai
     tokens = [t.token for t in whole(client, tools=TOOLS, logprobs=True).choices[0].logprobs.content]
     assert "".join(tokens).startswith("I look. <tool_call>")
     chunks = client.chat.completions.create(model="stub", messages=ASK, tools=TOOLS, logprobs=True, stream=True)
@@ -221,7 +210,7 @@ def test_logprobs_list_every_token_of_an_answer_with_a_call(serving) -> None:
 
 
 def test_a_strict_schema_that_cannot_be_held_to_is_refused_by_name(serving) -> None:
-    client = client_of(serving(CALL, context=2000))
+    client = serving(CALL, context=2000).openai
     schema = {"type": "object", "properties": {"a": {"type": "object", "propertyNames": {"pattern": "^a"}}}}
     tool = {
         "type": "function",
@@ -235,7 +224,7 @@ def test_a_strict_schema_that_cannot_be_held_to_is_refused_by_name(serving) -> N
 
 
 def test_schemas_that_are_too_large_together_are_refused_or_let_go(serving) -> None:
-    client = client_of(serving(CALL, context=300_000))
+    client = serving(CALL, context=300_000).openai
     large = {"type": "object", "properties": {"a": {"enum": [f"{i:040}" for i in range(200)]}}}
     functions = [{"name": f"f{i}", "parameters": large} for i in range(17)]
     tools: list[Any] = [{"type": "function", "function": function} for function in functions]
