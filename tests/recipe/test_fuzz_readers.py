@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,10 @@ def wait(folder: Path) -> None:
         pass
 
 
+def sleep(folder: Path) -> None:
+    time.sleep(1.2)
+
+
 def take(folder: Path) -> None:
     bytes(random.Random(0).randbytes(1)) * (2**29 + 2**19)  # half a MiB for what the process gives back meanwhile
 
@@ -64,6 +69,7 @@ def say(*lines: str) -> Callable[[Path], None]:
         (lambda folder: {}["x"], "KeyError"),
         (panic, "PanicException"),
         (wait, "TooSlow"),
+        (sleep, "1 s by the clock"),
         (take, "512 MiB"),
         (say("one", "two"), "not one line"),
         (say("x" * 2000), "2000 characters"),
@@ -71,7 +77,7 @@ def say(*lines: str) -> Callable[[Path], None]:
 )
 def test_what_ends_otherwise_is_counted(read: Any, said: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(READERS, "bad", replace(READERS["JSONL"], read=read))
-    monkeypatch.setattr(fuzz_readers, "TIME", 0.2 if read is wait else 20.0)
+    monkeypatch.setattr(fuzz_readers, "TIME", 0.2 if read in (wait, sleep) else 20.0)
     (problem,) = try_reader(files, "bad", range(1)).problems
     assert problem.startswith("bad, case 0: ") and said in problem
 
